@@ -1,0 +1,52 @@
+# The one way in which launchers start a program; sourced, not run.
+#
+#   launch PROGRAM START_FLAG GPUS FLAGS...
+#
+# PROGRAM is a file below src/. GPUS: ids such as 0 or 0,1,2,3, or `cpu`. START_FLAG (may be empty) says which weights to
+# start from; it is added only where FLAGS say nothing of it. With --multiGPU and several GPUs torchrun starts one process
+# a GPU; `NPROC=2 ... cpu ... --multiGPU` starts two processes on the CPU.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+PYTHON=python3
+[ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}
+
+usage() {  # usage TEXT: how to call the launcher, then the end
+    echo "Usage: bash run/$(basename "$0") $1" >&2
+    echo "Every flag is explained in run/README.md." >&2
+    exit 2
+}
+
+launch() {
+    local program=$1 start=$2 gpus=$3 flag several=1
+    shift 3
+    local -a flags=("$@") by=()
+    export LAUNCHER="$PWD/run/$(basename "$0")"
+
+    for flag in "${flags[@]}"; do
+        case $flag in
+            --load | --load=* | --loadLXMERT | --loadLXMERT=* | --loadLXMERTQA | --loadLXMERTQA=* | --fromScratch) start= ;;
+            --multiGPU) several=0 ;;
+        esac
+    done
+    # shellcheck disable=SC2206  # a flag and its value are two words
+    flags=($start "${flags[@]}")
+
+    local count=${NPROC:-1}
+    if [ "$gpus" = cpu ]; then
+        flags+=(--device cpu)
+    elif [[ $gpus =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+        export CUDA_VISIBLE_DEVICES=$gpus
+        count=$(awk -F, '{print NF}' <<<"$gpus")
+    else
+        echo "$(basename "$0"): first argument: expected GPU ids such as 0 or 0,1, or cpu; found '$gpus'" >&2
+        exit 2
+    fi
+    if [ $several = 0 ] && [ "$count" -gt 1 ]; then
+        by=(-m torch.distributed.run --standalone --nproc-per-node "$count")
+        # torchrun's own default is one thread a process
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
+    fi
+    exec "$PYTHON" "${by[@]}" "$program" "${flags[@]}"
+}

@@ -1,0 +1,38 @@
+"""The encoder as a task uses it: sentences and regions in, hidden states or a pooled vector out."""
+
+import torch
+from torch import nn
+
+from lxrt.modeling import LXRTFeatureExtraction
+
+
+class LXRTEncoder(nn.Module):
+    """LXMERT behind one call, under the names of the original code (`model.bert...`).
+
+    tokenizer: needed only where sentences come as text. mode: see LXRTFeatureExtraction.
+    """
+
+    def __init__(self, config, tokenizer=None, max_seq_length=20, mode='x'):
+        super().__init__()
+        self.config, self.tokenizer, self.max_seq_length = config, tokenizer, max_seq_length
+        if max_seq_length > config.max_position_embeddings:
+            raise ValueError(f'sentences of {max_seq_length} tokens do not fit the model: '
+                             f'max_position_embeddings is {config.max_position_embeddings}')
+        self.model = LXRTFeatureExtraction(config, mode)
+
+    @property
+    def dim(self):
+        """Size of the pooled vector."""
+        return self.config.hidden_size
+
+    def forward(self, sents, feats, visual_attention_mask=None):
+        """
+        sents: a list of b sentences, or token ids (b, t) padded with 0 ([PAD] is id 0 in every vocabulary);
+        feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding.
+        Returns what the mode says: for 'x' the pooled vectors (b, d).
+        """
+        if not isinstance(sents, torch.Tensor):
+            if self.tokenizer is None:
+                raise ValueError('this encoder was made without a tokenizer: give token ids (b, t), not sentences')
+            sents = torch.from_numpy(self.tokenizer.encode(list(sents), self.max_seq_length)).to(feats[0].device)
+        return self.model(sents, None, sents != 0, feats, visual_attention_mask)

@@ -1,0 +1,82 @@
+"""BertAdam: Adam without bias correction, with decoupled weight decay and a warm-up schedule (Devlin et al., 2019)."""
+
+import math
+from collections import defaultdict
+
+import torch
+
+
+def warmup_linear(x, warmup):
+    """Rises to 1 at the share `warmup` of the steps, then falls to 0 at the last one. x: share of steps done."""
+    return x / warmup if x < warmup else max((x - 1.0) / (warmup - 1.0), 0.0)
+
+
+def warmup_constant(x, warmup):
+    return x / warmup if x < warmup else 1.0
+
+
+def warmup_cosine(x, warmup):
+    return x / warmup if x < warmup else 0.5 * (1.0 + math.cos(math.pi * x))
+
+
+SCHEDULES = {'warmup_linear': warmup_linear, 'warmup_constant': warmup_constant, 'warmup_cosine': warmup_cosine}
+
+
+class BertAdam(torch.optim.Optimizer):
+    """As in the original code: m and v without bias correction, update = m / (sqrt(v) + e) + weight_decay * p for
+    every parameter, biases and layer norms included.
+
+    The rate is lr * schedule(step / t_total), with a step counter of each parameter's own that starts at 0: the first
+    step has rate 0. A parameter without gradient is skipped altogether, its decay included. t_total -1: a constant
+    rate. warmup: share of t_total, -1 for none. Gradients are clipped outside.
+    """
+
+    def __init__(self, params, lr, warmup=-1, t_total=-1, schedule='warmup_linear', b1=0.9, b2=0.999, e=1e-6,
+                 weight_decay=0.01):
+        if schedule not in SCHEDULES:
+            raise ValueError(f'schedule {schedule!r}: expected one of {", ".join(SCHEDULES)}')
+        if lr < 0 or e < 0 or not (0 <= warmup < 1 or warmup == -1) or not (0 <= b1 < 1 and 0 <= b2 < 1):
+            raise ValueError(f'expected lr, e >= 0, warmup in [0, 1) or -1, b1, b2 in [0, 1); '
+                             f'found lr {lr}, e {e}, warmup {warmup}, b1 {b1}, b2 {b2}')
+        super().__init__(params, {'lr': lr, 'warmup': warmup, 't_total': t_total, 'schedule': schedule, 'b1': b1,
+                                  'b2': b2, 'e': e, 'weight_decay': weight_decay})
+
+    def rate(self, group, step):
+        """The learning rate of a group's parameters at their step (counted from 0)."""
+        if group['t_total'] == -1:
+            return group['lr']
+        return group['lr'] * SCHEDULES[group['schedule']](step / group['t_total'], group['warmup'])
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_step = defaultdict(list)  # nearly always one step count, so one multi-tensor pass
+            for p in group['params']:
+                if p.grad is not None:
+                    state = self.state[p]
+                    if not state:
+                        state.update(step=0, next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
+                    by_step[state['step']].append(p)
+            for step, params in by_step.items():
+                self._update(group, step, params)
+        return loss
+
+    def _update(self, group, step, params):
+        grads = [p.grad for p in params]
+        m = [self.state[p]['next_m'] for p in params]
+        v = [self.state[p]['next_v'] for p in params]
+        torch._foreach_lerp_(m, grads, 1 - group['b1'])
+        torch._foreach_mul_(v, group['b2'])
+        torch._foreach_addcmul_(v, grads, grads, 1 - group['b2'])
+        update = torch._foreach_sqrt(v)
+        torch._foreach_add_(update, group['e'])
+        update = torch._foreach_div(m, update)
+        if group['weight_decay']:
+            torch._foreach_add_(update, params, alpha=group['weight_decay'])
+        torch._foreach_add_(params, update, alpha=-self.rate(group, step))
+        for p in params:
+            self.state[p]['step'] = step + 1

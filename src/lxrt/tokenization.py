@@ -1,0 +1,67 @@
+"""BERT's lower-casing WordPiece tokenizer, on the Rust `tokenizers` library."""
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+from tqdm import tqdm
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+CHUNK = 10_000  # sentences tokenised between two ticks of the progress bar
+
+
+class BertTokenizer:
+    """Words to pieces to ids, over a vocabulary file with one word piece a line.
+
+    Raises FileNotFoundError, or ValueError if a special token is missing or [PAD] is not the first line.
+    """
+
+    def __init__(self, vocab_file):
+        self.vocab_file = Path(vocab_file)
+        if not self.vocab_file.is_file():
+            raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a line')
+        try:
+            pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{vocab_file}: expected a text file in UTF-8, found {error}') from None
+        if pieces[-1] == '':
+            pieces.pop()  # the end of the last line
+        self.vocab = {piece: index for index, piece in enumerate(pieces)}
+        for token in SPECIAL_TOKENS:
+            if token not in self.vocab:
+                raise ValueError(f'{vocab_file}: expected a line {token}, found none; is this a BERT vocabulary?')
+        if self.vocab[PAD] != 0:
+            raise ValueError(f'{vocab_file}: expected [PAD] on line 1, found it on line {self.vocab[PAD] + 1}')
+        self.ids_to_tokens = pieces
+        self._tokenizer = BertWordPieceTokenizer(vocab=self.vocab, lowercase=True)
+
+    @classmethod
+    def from_pretrained(cls, path):
+        """From a vocabulary file, or a folder that holds vocab.txt."""
+        path = Path(path)
+        return cls(path / 'vocab.txt' if path.is_dir() else path)
+
+    def __len__(self):
+        return len(self.ids_to_tokens)
+
+    def tokenize(self, text):
+        """The word pieces of a text, without [CLS] and [SEP]."""
+        return self._tokenizer.encode(text, add_special_tokens=False).tokens
+
+    def convert_tokens_to_ids(self, tokens):
+        return [self.vocab.get(token, self.vocab[UNK]) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.ids_to_tokens[i] for i in ids]
+
+    def encode(self, sentences, max_length=20):
+        """Token ids (n, max_length) int32 of n sentences: [CLS], at most max_length - 2 pieces, [SEP], padded with 0."""
+        ids = np.zeros((len(sentences), max_length), dtype=np.int32)
+        cls, sep = self.vocab[CLS], self.vocab[SEP]
+        starts = range(0, len(sentences), CHUNK)
+        for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} sentences', delay=3):
+            chunk = [sentence.strip() for sentence in sentences[start:start + CHUNK]]
+            for row, encoding in enumerate(self._tokenizer.encode_batch(chunk, add_special_tokens=False), start):
+                pieces = [cls, *encoding.ids[:max_length - 2], sep]
+                ids[row, :len(pieces)] = pieces
+        return ids

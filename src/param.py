@@ -1,0 +1,111 @@
+"""Every flag of the programs, grouped, one sentence each. Nothing runs on import."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+
+
+def flag(default, group, text, choices=None):
+    """A field of Options that is a flag of the command line."""
+    return dataclasses.field(default=default, metadata={'group': group, 'help': text, 'choices': choices})
+
+
+@dataclass
+class Options:
+    """The resolved options of a run. Flags of the original code keep its names, defaults and meaning."""
+
+    train: str = flag('train', 'Data', 'Splits to train on, separated by commas.')
+    valid: str = flag('valid', 'Data', 'Splits to validate on after each epoch, separated by commas; "" for none.')
+    test: str | None = flag(None, 'Data', 'Predict this split instead of training; scored where labels are known.')
+    dataRoot: str = flag('data', 'Data', 'Folder that holds annotations and features, laid out as data/ is.')
+    dataset: str | None = flag(None, 'Data', 'A json file that describes a dataset of your own (see data/README.md).')
+    storeRoot: str | None = flag(None, 'Data', 'Folder for region stores where the folder of the TSV cannot be written.')
+    tiny: bool = flag(False, 'Data', 'For each split only the first 512 images that its questions name.')
+    fast: bool = flag(False, 'Data', 'For each split only the first 5,000 images that its questions name.')
+    allowMissing: bool = flag(False, 'Data', 'With --test: answer questions on images without regions from the words alone.')
+    numWorkers: int = flag(0, 'Data', 'Processes that prepare batches beside the one that trains.')
+
+    bert: str = flag('bert-base-uncased', 'Model', 'Folder with vocab.txt, config.json and, optionally, BERT\'s weights.')
+    llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
+    xlayers: int | None = flag(None, 'Model', 'Number of cross-modality layers; default: the config\'s x_layers, else 5.')
+    rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
+    dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
+    load: str | None = flag(None, 'Model', 'Start from a fine-tuned snapshot; a path without .pth.')
+    loadLXMERT: str | None = flag(None, 'Model', 'Start from pre-trained LXMERT; a path without _LXRT.pth.')
+    loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the pre-trained one.')
+    fromScratch: bool = flag(False, 'Model', 'Start from random weights, without BERT\'s.')
+
+    batchSize: int = flag(32, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
+    optim: str = flag('bert', 'Training', 'The optimizer; all but bert run at a constant rate.',
+                      choices=('bert', 'rms', 'adam', 'adamax', 'sgd'))
+    lr: float = flag(5e-5, 'Training', 'Learning rate; for bert the highest, after the warm-up.')
+    epochs: int = flag(4, 'Training', 'Passes over the training data.')
+    accumulate: int = flag(1, 'Training', 'Split each step into this many parts, one after the other, to save memory.')
+    seed: int = flag(9595, 'Training', 'Seed of initial weights, order of examples and dropout.')
+    resume: bool = flag(False, 'Training', 'Go on from the run state in --output if there is one, else start.')
+    saveSteps: int = flag(0, 'Training', 'Save the run state every so many steps as well as every epoch; 0: only every epoch.')
+
+    output: str = flag('snap/test', 'Output', 'Folder for snapshots, logs and predictions.')
+    tqdm: bool = flag(False, 'Output', 'Show progress bars even where the output is not a terminal.')
+
+    evalBatchSize: int | None = flag(None, 'Machine', 'Examples in one batch of validation and --test; default: --batchSize.')
+    device: str | None = flag(None, 'Machine', 'Where to compute; default: cuda where there is a GPU, else cpu.', ('cpu', 'cuda'))
+    multiGPU: bool = flag(False, 'Machine', 'One process a GPU (with NPROC=2 and cpu: two processes), started by the launchers.')
+    bf16: bool = flag(False, 'Machine', 'Compute in bfloat16 where it is safe (autocast); weights stay in float32.')
+    deterministic: bool = flag(False, 'Machine', 'Only operations that give the same bits each time on a GPU, slower.')
+
+    def __post_init__(self):
+        """Checks what can be checked without data, so that a wrong combination fails in the first second."""
+        starts = [name for name in ('load', 'loadLXMERT', 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
+        if len(starts) > 1:
+            raise ValueError(f'--{starts[0]} and --{starts[1]}: a model can start from only one of them')
+        if self.tiny and self.fast:
+            raise ValueError('--tiny and --fast: give only one of them')
+        for name, least in (('batchSize', 1), ('epochs', 1), ('accumulate', 1), ('saveSteps', 0), ('numWorkers', 0),
+                            ('evalBatchSize', 1), ('llayers', 0), ('xlayers', 0), ('rlayers', 0), ('seed', 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f'--{name}: expected at least {least}, found {value}')
+        if self.accumulate > self.batchSize:
+            raise ValueError(f'--accumulate {self.accumulate}: more parts than examples in a step (--batchSize {self.batchSize})')
+        if not 0 < self.lr < float('inf'):
+            raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f'--dropout: expected a share from 0 to below 1, found {self.dropout}')
+        if self.test is not None and not self.load:
+            raise ValueError('--test: give the snapshot to test with --load, a path without .pth')
+        if self.test is not None and self.resume:
+            raise ValueError('--test and --resume: testing does not train, there is nothing to resume')
+        if self.test is None and not self.train:
+            raise ValueError('--train: name at least one split')
+
+    @property
+    def image_limit(self):
+        """How many images of a split are used, or None for all."""
+        return 512 if self.tiny else 5000 if self.fast else None
+
+
+def parser(prog=None):
+    """The command line of the programs, made from the fields of Options."""
+    made = argparse.ArgumentParser(prog=prog, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    groups = {}
+    for field in dataclasses.fields(Options):
+        about = field.metadata
+        group = groups.get(about['group']) or groups.setdefault(about['group'], made.add_argument_group(about['group']))
+        if field.type is bool:
+            group.add_argument(f'--{field.name}', action='store_true', help=about['help'])
+        else:
+            kind = next(kind for kind in (int, float, str) if field.type in (kind, kind | None))
+            group.add_argument(f'--{field.name}', type=kind, default=field.default, choices=about['choices'],
+                               metavar=None if about['choices'] else kind.__name__.upper(), help=about['help'])
+    return made
+
+
+def parse_args(argv=None):
+    """Options from the command line; a wrong one ends the program with a message and status 2."""
+    made = parser()
+    values = made.parse_args(argv)
+    try:
+        return Options(**vars(values))
+    except ValueError as error:
+        made.error(str(error))

@@ -1,0 +1,1 @@
+"""Pre-training: its answer table."""

@@ -1,0 +1,69 @@
+"""The table of pre-training answers, and the transfer of its rows to another answer vocabulary."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+NUMBERS = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
+SAME = {
+    'a man': 'man', 'the man': 'man', 'a woman': 'woman', 'the woman': 'woman', 'grey': 'gray',
+    **{word: str(number) for number, word in enumerate(NUMBERS, 1)},
+}
+
+
+def normalise(answer):
+    """An answer as the table has it, as in the original code: lower case, without a final '.' and a leading article;
+    numbers up to ten as figures."""
+    answer = answer.lower()
+    answer = answer[:-1] if answer.endswith('.') else answer
+    answer = re.sub(r'^(a|an|the) ', '', answer)
+    return SAME.get(answer, answer)
+
+
+def read_table(path):
+    """The answers of an all_ans.json, [{"ans", "dsets"}, ...], in the order of the pre-trained answer head.
+
+    Raises FileNotFoundError, or ValueError that names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such answer table; it names the rows of the pre-trained answer head')
+    try:
+        return [entry['ans'] for entry in json.loads(path.read_text(encoding='utf-8'))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: expected a list of {{"ans", "dsets"}}, found a fault at {error!r}') from None
+
+
+@torch.no_grad()
+def transfer_answers(layers, state, table, answers):
+    """Starts answer layers from the pre-trained ones, as in the original code.
+
+    layers: lxrt.modeling.answer_layers for `answers` (list of str); state: tensors of a pre-trained file; table: its
+    answers. The first layers are copied; the last layer's rows are copied where the normalised answer is in the
+    table, else set to 0. Returns (rows copied, rows set to 0). Raises ValueError if the file has no answer head or
+    one that does not fit.
+    """
+    own = layers.state_dict()
+    given = {name: state.get(f'answer_head.logit_fc.{name}') for name in own}
+    for name, tensor in given.items():
+        if tensor is None:
+            raise ValueError(f'the pre-trained file has no answer_head.logit_fc.{name}; use --loadLXMERT')
+        if tensor.shape[1:] != own[name].shape[1:]:
+            raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(own[name].shape[1:])}, '
+                             f'found {tuple(tensor.shape[1:])}')
+    place = {answer: row for row, answer in enumerate(table)}
+    rows = torch.tensor([place.get(normalise(answer), -1) for answer in answers])
+    last = f'{len(layers) - 1}.'
+    if len(given[f'{last}bias']) != len(table):
+        raise ValueError(f'the pre-trained answer head has {len(given[f"{last}bias"])} rows, the answer table '
+                         f'{len(table)} answers: they must belong together')
+    for name, tensor in own.items():
+        if name.startswith(last):
+            tensor.zero_()
+            tensor[rows >= 0] = given[name][rows[rows >= 0]].to(tensor)
+        else:
+            tensor.copy_(given[name])
+    copied = int((rows >= 0).sum())
+    return copied, len(answers) - copied

@@ -1,0 +1,172 @@
+"""The sample world on disk, laid out as LXMERT's real data is below `data/`.
+
+    <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
+    <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
+    <out>/images/{train2014,val2014,test2015}/<img_id>.png
+    <out>/bert/{vocab.txt,config.json}
+    <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
+    <out>/world.json                                 the settings it was made with
+"""
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import BertWordPieceTokenizer
+from tqdm import tqdm
+
+from regions import tsv
+from shapes import detect, draw, features, questions, scene
+
+FORMAT = 1  # raise it whenever the same settings begin to give other bytes
+SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+# A small LXMERT that learns this world from scratch on two CPU cores; names as in BERT's and Hugging Face's configs.
+CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 512, 'hidden_act': 'gelu',
+          'l_layers': 2, 'r_layers': 1, 'x_layers': 2, 'num_hidden_layers': 2,
+          'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.02,
+          'max_position_embeddings': 40, 'type_vocab_size': 2,
+          'visual_feat_dim': features.FEATURE_DIM, 'visual_pos_dim': 4,
+          'num_object_labels': len(detect.CLASSES), 'num_attr_labels': len(detect.ATTRIBUTES)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the bytes of a world depend on."""
+    images: int = 2000
+    seed: int = 9595
+    questions: int = 10  # per image
+
+    def __post_init__(self):
+        if self.images < 12:
+            raise ValueError(f'--images {self.images}: at least 12 are needed, so that every split gets some')
+        if not 1 <= self.questions <= 20:
+            raise ValueError(f'--questions {self.questions}: expected 1 to 20 questions an image')
+
+    def splits(self) -> dict[str, tuple[str, list[int]]]:
+        """{split of the questions: (split of the images, image indices)}; test's share is 8 %, val2014's 12 %."""
+        test, nominival, minival = (max(2, round(self.images * share)) for share in (0.08, 0.04, 0.08))
+        train = self.images - test - nominival - minival
+        ends = np.cumsum([0, train, nominival, minival, test]).tolist()
+        names = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'test': 'test2015'}
+        return {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
+
+
+def is_made(out: Path, settings: Settings) -> bool:
+    """Whether `out` holds a complete world of these settings.
+
+    Raises:
+        FileExistsError: `out` holds something else.
+    """
+    if not out.exists():
+        return False
+    wanted = {'format': FORMAT, **asdict(settings)}
+    record = out / 'world.json'
+    found = json.loads(record.read_text()) if record.exists() else None
+    if found != wanted:
+        raise FileExistsError(f'{out}: holds {found or "no world.json"}, expected {wanted}; '
+                              'remove the folder or choose another --out')
+    return True
+
+
+def make(out: Path, settings: Settings, processes: int | None = None) -> dict[str, list[dict]]:
+    """Make a world; `out` appears only when it is complete.
+
+    The bytes do not depend on `processes` (default: one a core).
+
+    Returns:
+        The questions of each split, test's with their labels, which are not written anywhere.
+    """
+    building = out.with_name(f'{out.name}.tmp-{os.getpid()}')
+    building.mkdir(parents=True)
+    try:
+        asked = _fill(building, settings, processes or len(os.sched_getaffinity(0)))
+        os.rename(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)  # there only if something went wrong
+    return asked
+
+
+def _fill(out: Path, settings: Settings, processes: int) -> dict[str, list[dict]]:
+    splits = settings.splits()
+    folders = {}  # images of nominival and minival share a folder and a TSV
+    for folder, indices in splits.values():
+        folders.setdefault(folder, []).extend(indices)
+    for folder in ('vqa', 'mscoco_imgfeat', 'bert', *(f'images/{name}' for name in folders)):
+        (out / folder).mkdir(parents=True)
+
+    with Pool(processes) as pool, tqdm(total=settings.images, desc='pictures', unit='', disable=None) as bar:
+        waiting = {split: pool.apply_async(_ask, (settings, split)) for split in splits}
+        for folder, indices in folders.items():
+            found = pool.imap(partial(_picture, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
+            tsv.write(out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv', _counted(found, bar))
+        asked = {split: result.get() for split, result in waiting.items()}
+
+    for split, items in asked.items():
+        kept = ('img_id', 'question_id', 'sent')  # a test split gives nothing away
+        _dump(out / 'vqa' / f'{split}.json', [{k: q[k] for k in kept} for q in items] if split == 'test' else items)
+    _dump(out / 'vqa/trainval_label2ans.json', list(questions.ANSWERS))
+    _dump(out / 'vqa/trainval_ans2label.json', {answer: i for i, answer in enumerate(questions.ANSWERS)})
+    pieces = vocabulary([q['sent'] for q in asked['train']])
+    _lines(out / 'bert/vocab.txt', pieces)
+    _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
+    _lines(out / 'objects_vocab.txt', detect.CLASSES)
+    _lines(out / 'attributes_vocab.txt', detect.ATTRIBUTES)
+    _dump(out / 'world.json', {'format': FORMAT, **asdict(settings)}, indent=2)
+    return asked
+
+
+def _img_id(folder: str, index: int) -> str:
+    return f'COCO_{folder}_{index + 1:012d}'
+
+
+def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
+    """Draw picture `index`, save it, and find its regions. Its own generator makes it independent of all others."""
+    rng = np.random.default_rng((seed, index))
+    made = scene.sample(seed, index)
+    pixels = draw.picture(made, rng)
+    img_id = _img_id(folder, index)
+    Image.fromarray(pixels).save(images / f'{img_id}.png')
+    return detect.regions(img_id, made, pixels, rng)
+
+
+def _ask(settings: Settings, split: str) -> list[dict]:
+    folder, indices = settings.splits()[split]
+    scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
+    rng = random.Random(f'questions {settings.seed} {split}')
+    return questions.ask(scenes, settings.questions, indices[0] * settings.questions, rng)
+
+
+def _counted(items, bar: tqdm):
+    for item in items:
+        bar.update()
+        yield item
+
+
+def vocabulary(sentences: list[str]) -> list[str]:
+    """The lower-cased WordPiece vocabulary of `sentences`, [PAD] first."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    letters = list('abcdefghijklmnopqrstuvwxyz0123456789')
+    trainer.train_from_iterator(sentences, vocab_size=4000, min_frequency=1, special_tokens=list(SPECIAL),
+                                initial_alphabet=letters, show_progress=False)
+    # The trainer goes through a hash table, so the order of its pieces, and which pieces between a letter and a
+    # whole word it adds, may differ from run to run. Letters and whole words cover all sentences; sorted, they are
+    # the same each time.
+    words = {word for sentence in sentences for word, _ in
+             trainer.pre_tokenizer.pre_tokenize_str(trainer.normalizer.normalize_str(sentence))}
+    letters = {*letters, *(f'##{letter}' for letter in letters)}
+    return [*SPECIAL, *sorted(letters | words & trainer.get_vocab().keys())]
+
+
+def _dump(path: Path, content, indent: int | None = None) -> None:
+    path.write_text(json.dumps(content, indent=indent) + '\n')
+
+
+def _lines(path: Path, lines) -> None:
+    path.write_text('\n'.join(lines) + '\n')

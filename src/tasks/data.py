@@ -1,0 +1,237 @@
+"""Datasets: from annotations and regions on disk to batches. Text is tokenised once; a batch is an indexing of columns."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dist import say
+from regions import store
+
+
+class DataError(ValueError):
+    """Annotations or a description of a dataset that cannot be used."""
+
+
+def read_json(path, what):
+    """The content of a json file. Raises FileNotFoundError or DataError, which name the file and what it should be."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file; expected {what}')
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f'{path}: not whole, valid json ({error}); expected {what}') from None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset: a file of annotations and the TSV files that hold its images' regions."""
+
+    annotations: Path
+    features: tuple
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which files make a dataset. `answers` lists the answer vocabulary in the order of the answer head."""
+
+    kind: str
+    name: str
+    max_length: int
+    answers: Path
+    splits: dict
+
+    @classmethod
+    def from_dict(cls, values, root, where):
+        """From the object of a `--dataset` file (DESIGN: data/README.md shows one); paths are relative to root.
+
+        Raises DataError that names `where` (the file) and the key.
+        """
+        def get(holder, key, kind, path):
+            found = holder.get(key) if isinstance(holder, dict) else None
+            if not isinstance(found, kind) or isinstance(found, bool) or not found:
+                raise DataError(f'{where}: key "{path}{key}": expected {expected[kind]}, found {found!r}')
+            return found
+
+        expected = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
+        if not isinstance(values, dict):
+            raise DataError(f'{where}: expected an object with kind, name, max_length, answers and splits')
+        splits = {}
+        for name, split in get(values, 'splits', dict, '').items():
+            features = get(split, 'features', list, f'splits.{name}.')
+            if not all(isinstance(path, str) for path in features):
+                raise DataError(f'{where}: key "splits.{name}.features": expected a list of paths, found {features!r}')
+            annotations = root / get(split, 'annotations', str, f'splits.{name}.')
+            splits[name] = Split(annotations, tuple(root / path for path in features))
+        length = get(values, 'max_length', int, '')
+        if length < 3:
+            raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
+        return cls(get(values, 'kind', str, ''), get(values, 'name', str, ''), length,
+                   root / get(values, 'answers', str, ''), splits)
+
+    @classmethod
+    def from_json(cls, path):
+        values = read_json(path, 'the description of a dataset')
+        return cls.from_dict(values, Path(path).parent, path)
+
+    def named(self, text):
+        """The splits of a comma-separated list. Raises DataError naming an unknown one and those there are."""
+        names = [name.strip() for name in text.split(',')]
+        for name in names:
+            if name not in self.splits:
+                raise DataError(f'unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')
+        return [self.splits[name] for name in dict.fromkeys(names)]
+
+    def read_answers(self):
+        """The answer vocabulary, a list of distinct str."""
+        answers = read_json(self.answers, 'a list of answers, in the order of the answer head')
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+            raise DataError(f'{self.answers}: expected a list of answers')
+        if len(set(answers)) < len(answers):
+            twice = next(answer for i, answer in enumerate(answers) if answer in answers[:i])
+            raise DataError(f'{self.answers}: the answer "{twice}" stands there twice')
+        return answers
+
+
+def read_examples(path, id_type):
+    """The examples of an annotations file, checked. id_type: the type of question ids, int or str.
+
+    Raises DataError that names the file, the example's number (from 0) and the key.
+    """
+    examples = read_json(path, 'a list of questions with img_id, question_id, sent and, but for test, label')
+    if not isinstance(examples, list) or not examples:
+        raise DataError(f'{path}: expected a list of questions, found {"none" if examples == [] else "something else"}')
+    seen = {}
+    for i, example in enumerate(examples):
+        def fault(key, expected, i=i, example=example):
+            found = example.get(key, 'nothing') if isinstance(example, dict) else example
+            return DataError(f'{path}: example {i}: key "{key}": expected {expected}, found {found!r}')
+
+        if not isinstance(example, dict) or not isinstance(example.get('img_id'), str):
+            raise fault('img_id', 'an image id (text)')
+        if not isinstance(example.get('sent'), str):
+            raise fault('sent', 'a sentence')
+        if not isinstance(example.get('question_id'), id_type):
+            raise fault('question_id', 'a whole number' if id_type is int else 'a text')
+        if seen.setdefault(example['question_id'], i) != i:
+            raise fault('question_id', f'a new id (example {seen[example["question_id"]]} has the same)')
+        label = example.get('label')
+        if 'label' in example and not (isinstance(label, dict) and all(
+                isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values())):
+            raise fault('label', 'an object {answer: score from 0 to 1}')
+        if ('label' in example) != ('label' in examples[0]):
+            raise fault('label', 'labels on all questions of a file or on none')
+    return examples
+
+
+def some(names, most=3):
+    """The first names of a list, for a message."""
+    names = list(dict.fromkeys(names))
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+class QuestionDataset(torch.utils.data.Dataset):
+    """Questions about images as columns over n questions; dataset[array of indices] is a batch.
+
+    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b, o, f) float32; boxes (b, o, 4) float32
+    scaled to 0..1; visual_attention_mask (b, o) bool, only where numbers of regions differ; target (b, answers)
+    float32, the soft scores, only where the questions have labels.
+    """
+
+    def __init__(self, examples, regions, rows, tokenizer, answers, max_length):
+        """examples: list of dicts as in the annotations; regions: a store; rows (n,): each one's row there, or -1 for an
+        image without regions. Labels that are no answer of the vocabulary are left out and counted in `unknown`."""
+        self.regions, self.rows, self.answers = regions, np.asarray(rows), answers
+        self.input_ids = tokenizer.encode([example['sent'] for example in examples], max_length)
+        self.lengths = (self.input_ids != 0).sum(1)
+        self.question_ids = [example['question_id'] for example in examples]
+        self.types = {key: [example.get(key) for example in examples] for key in ('answer_type', 'question_type')}
+        self.labelled = 'label' in examples[0]
+        place = {answer: index for index, answer in enumerate(answers)}
+        labels = [(i, place[answer], score) for i, example in enumerate(examples)
+                  for answer, score in example.get('label', {}).items() if answer in place]
+        self.unknown = [answer for example in examples for answer in example.get('label', {}) if answer not in place]
+        # Column form of the labels: which question, which answer, which score; ordered by question.
+        self.label_question = np.array([i for i, _, _ in labels], dtype=np.int64)
+        self.label_answer = np.array([answer for _, answer, _ in labels], dtype=np.int64)
+        self.label_score = np.array([score for _, _, score in labels], dtype=np.float32)
+        self.label_start = np.searchsorted(self.label_question, np.arange(len(examples) + 1))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, indices):
+        seen = self.regions.gather(np.maximum(self.rows[indices], 0))
+        blind = self.rows[indices] < 0
+        if blind.any():  # nothing to see: every region masked and empty
+            seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
+        batch = {
+            'input_ids': self.input_ids[indices, :self.lengths[indices].max()].astype(np.int64),
+            'features': seen['features'],
+            'boxes': seen['boxes'],
+        }
+        if not seen['mask'].all():
+            batch['visual_attention_mask'] = seen['mask'].astype(bool)
+        if self.labelled:
+            batch['target'] = self.target(indices)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+    def target(self, indices):
+        """Soft scores (b, answers) of some questions."""
+        counts = self.label_start[indices + 1] - self.label_start[indices]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        labels = np.repeat(self.label_start[indices], counts) + within
+        target = np.zeros((len(indices), len(self.answers)), dtype=np.float32)
+        target[np.repeat(np.arange(len(indices)), counts), self.label_answer[labels]] = self.label_score[labels]
+        return target
+
+    def scores(self, predictions):
+        """Each question's soft score of a predicted answer: (n,) answer indices -> (n,) float64 from 0 to 1."""
+        hit = self.label_answer == np.asarray(predictions)[self.label_question]
+        return np.bincount(self.label_question, weights=self.label_score * hit, minlength=len(self))
+
+    def oracle(self):
+        """The score, per cent, of the best prediction within the vocabulary for every question."""
+        best = np.zeros(len(self))
+        np.maximum.at(best, self.label_question, self.label_score)
+        return 100 * best.mean()
+
+
+def load_questions(spec, names, tokenizer, answers, options, id_type=int, submit=False):
+    """The QuestionDataset of a comma-separated list of splits, with what was left out said on the screen.
+
+    submit: the split's predictions are to be handed in, so that no question may be left out and --tiny and --fast do
+    not apply; an image without regions is then an error unless --allowMissing.
+    """
+    splits = spec.named(names)
+    examples = [example for split in splits for example in read_examples(split.annotations, id_type)]
+    labelled = ['label' in example for example in examples]
+    if any(labelled) != all(labelled):
+        raise DataError(f'splits {names}: some have labels and others have none')
+    regions = store.open_all(list(dict.fromkeys(path for split in splits for path in split.features)), options.storeRoot)
+    image_ids = [example['img_id'] for example in examples]
+    rows = regions.rows(image_ids)
+    missing = [image for image, row in zip(image_ids, rows, strict=True) if row < 0]
+    if missing:
+        what = f'{len(missing)} of {len(rows)} questions of {names} are about images without regions ({some(missing)})'
+        if submit and not options.allowMissing:
+            raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
+                            'from the words alone')
+        say(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
+    keep = np.ones(len(rows), dtype=bool)
+    if not submit:
+        keep = rows >= 0
+        if options.image_limit is not None:
+            keep &= np.isin(rows, np.unique(rows[keep])[:options.image_limit])  # rows are in file order
+        if not keep.any():
+            raise DataError(f'no question of {names} is left: none of its images has regions; do the image ids of '
+                            f'{splits[0].annotations} and {splits[0].features[0]} belong together?')
+    examples = [example for example, kept in zip(examples, keep, strict=True) if kept]
+    dataset = QuestionDataset(examples, regions, rows[keep], tokenizer, answers, spec.max_length)
+    if dataset.unknown:
+        say(f'{len(dataset.unknown)} labels of {names} are no answers of {spec.answers} ({some(dataset.unknown)}): left out.')
+    say(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows)):,} images.')
+    return dataset

@@ -1,0 +1,189 @@
+"""data/nlvr/process_nlvr.py on a corpus of three pictures written by hand, and on the real one where it is there."""
+import base64
+import importlib.util
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
+spec = importlib.util.spec_from_file_location('process_nlvr', ROOT / 'data' / 'nlvr' / 'process_nlvr.py')
+nlvr = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(nlvr)
+
+
+def shape(kind, colour, size, x, y):
+    return {'type': kind, 'color': colour, 'size': size, 'x_loc': x, 'y_loc': y}
+
+
+def row(identifier, sentence, label, *boxes):
+    return {'identifier': identifier, 'sentence': sentence, 'label': label, 'structured_rep': list(boxes)}
+
+
+SCATTER = [[shape('circle', 'Yellow', 10, 0, 33), shape('triangle', '#0099ff', 30, 70, 0)],
+           [shape('square', 'Black', 20, 5, 80)], []]
+TOWER = [[shape('square', 'Black', 20, 40, 80)],
+         [shape('square', 'Yellow', 20, 40, 80), shape('square', '#0099ff', 20, 40, 59)],
+         [shape('square', 'Black', 20, 40, 80)]]
+
+
+def save(folder, train, dev=None):
+    """A corpus in the layout of the repository; a row may be a dict or the text of a line."""
+    for split, rows in (('train', train), ('dev', dev or [row('9-0', 'there is a box', 'true', *SCATTER)])):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
+        (folder / split / f'{split}.json').write_text('\n'.join(lines))
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return save(tmp_path / 'corpus', [row('1304-0', 'There is a black box ', 'true', *SCATTER),
+                                      row('1304-1', 'there is a blue tower', 'false', *TOWER)])
+
+
+def make(corpus, out, *flags):
+    nlvr.main(['--nlvr', str(corpus), '--out', str(out), *flags])
+    return out
+
+
+def read_tsv(path):
+    """{img_id: (height, width, boxes, features, classes, attributes)}, decoded without the code under test."""
+    images = {}
+    for line in path.read_text().splitlines():
+        img_id, height, width, classes, _, attributes, _, count, boxes, features = line.split('\t')
+        array = [np.frombuffer(base64.b64decode(text), dtype) for text, dtype in
+                 ((boxes, '<f4'), (features, '<f4'), (classes, '<i8'), (attributes, '<i8'))]
+        images[img_id] = (int(height), int(width), *(a.reshape(int(count), -1).squeeze() for a in array))
+    return images
+
+
+def restated(scene):
+    """Boxes and features of a picture, said again one number at a time."""
+    boxes, features = [], []
+    objects = [(b, item) for b, box in enumerate(scene) for item in box]
+    for b, item in objects + [(b, shape('box', 'none', 100, 0, 0)) for b in range(3)]:
+        x, y, size = item['x_loc'], item['y_loc'], item['size']
+        boxes.append([150 * b + x, y, 150 * b + x + size, y + size])
+        cx, cy = (x + size / 2 - 50) / 50, (y + size / 2 - 50) / 50
+        angles = [2 * math.pi * cx, 2 * math.pi * cy, 4 * math.pi * cx, 4 * math.pi * cy]
+        features.append([item['type'] == t for t in ('square', 'triangle', 'circle', 'box')]
+                        + [item['color'] == c for c in ('Black', 'Yellow', '#0099ff', 'none')]
+                        + [size == s for s in (10, 20, 30, 100)] + [b == i for i in range(3)] + [cx, cy]
+                        + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+                        + [x == 0, y == 0, x + size == 100, y + size == 100])
+    return np.array(boxes, np.float32), np.array(features, np.float32)
+
+
+def test_regions_of_every_order(corpus, tmp_path):
+    images = read_tsv(make(corpus, tmp_path / 'made') / 'train_obj.tsv')
+    assert len(images) == 12
+    for (name, scene), (p, order) in itertools.product((('1304-0', SCATTER), ('1304-1', TOWER)),
+                                                       enumerate(itertools.permutations(range(3)))):
+        height, width, boxes, features, _, _ = images[f'nlvr-train-{name}-p{p}']
+        expected_boxes, expected_features = restated([scene[i] for i in order])
+        assert (height, width) == (100, 400)
+        assert np.array_equal(boxes, expected_boxes)
+        np.testing.assert_allclose(features, expected_features, atol=1e-6)
+    _, _, boxes, _, classes, attributes = images['nlvr-train-1304-0-p0']
+    assert classes.tolist() == [2, 1, 0, 3, 3, 3] and attributes.tolist() == [1, 2, 0, 3, 3, 3]
+    assert boxes[:3].tolist() == [[0, 33, 10, 43], [70, 0, 100, 30], [155, 80, 175, 100]]
+
+
+def test_order_of_a_corpus_permuted_by_hand(corpus, tmp_path):
+    images = read_tsv(make(corpus, tmp_path / 'made') / 'train_obj.tsv')
+    for p, order in enumerate(nlvr.ORDERS['train']):
+        by_hand = save(tmp_path / f'hand{p}', [row('1304-0', 's', 'true', *(SCATTER[i] for i in order))])
+        again = read_tsv(make(by_hand, tmp_path / f'made{p}') / 'train_obj.tsv')
+        assert np.array_equal(images[f'nlvr-train-1304-0-p{p}'][3], again['nlvr-train-1304-0-p0'][3])
+        back = nlvr.ORDERS['train'].index(tuple(int(i) for i in np.argsort(order)))
+        assert np.array_equal(images['nlvr-train-1304-0-p0'][3], again[f'nlvr-train-1304-0-p{back}'][3])
+
+
+def test_annotations_and_dataset(corpus, tmp_path):
+    out = make(corpus, tmp_path / 'made')
+    train, dev = (json.loads((out / f'{split}.json').read_text()) for split in ('train', 'dev'))
+    assert train[0] == {'img_id': 'nlvr-train-1304-0-p0', 'question_id': 0, 'sent': 'There is a black box',
+                        'label': {'true': 1.0}, 'answer_type': 'yes/no', 'question_type': 'scatter'}
+    assert [(a['label'], a['question_type']) for a in train[6:]] == [({'false': 1.0}, 'tower')] * 6
+    assert [a['img_id'] for a in train] == list(read_tsv(out / 'train_obj.tsv'))
+    assert [a['img_id'] for a in dev] == ['nlvr-dev-9-0'] == list(read_tsv(out / 'dev_obj.tsv'))
+    assert [a['question_id'] for a in train + dev] == list(range(13))
+    described, config = (json.loads((out / name).read_text()) for name in ('dataset.json', 'bert/config.json'))
+    # [CLS] there is a b ##l ##u ##e t ##o ##w ##e ##r [SEP]: a word seen once falls into characters
+    assert described['max_length'] == 14
+    assert described['splits']['dev'] == {'annotations': 'dev.json', 'features': ['dev_obj.tsv']}
+    assert json.loads((out / described['answers']).read_text()) == ['false', 'true']
+    vocab = (out / 'bert' / 'vocab.txt').read_text().splitlines()
+    assert vocab[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and 'there' in vocab and 'tower' not in vocab
+    assert len(set(vocab)) == len(vocab) == config['vocab_size'] and config['visual_feat_dim'] == nlvr.FEATURES
+
+
+def test_without_pictures(corpus, tmp_path):
+    out, with_pictures = make(corpus, tmp_path / 'blind', '--withoutPictures'), make(corpus, tmp_path / 'made')
+    assert (out / 'train.json').read_text() == (with_pictures / 'train.json').read_text()
+    images = list(read_tsv(out / 'train_obj.tsv').values())
+    assert all(np.array_equal(a, b) for image in images for a, b in zip(image, images[0], strict=True))
+    assert images[0][3].shape == (nlvr.FEATURES,)                                   # one region
+
+
+def test_made_once_and_again_when_the_corpus_changes(corpus, tmp_path, capsys):
+    out = make(corpus, tmp_path / 'made')
+    before = {path: path.read_bytes() for path in out.rglob('*.*')}
+    capsys.readouterr()
+    make(corpus, out)
+    assert 'already made' in capsys.readouterr().out
+    assert {path.read_bytes() == data for path, data in before.items()} == {True}
+    make(save(corpus, [row('7-0', 'there is a box', 'false', *TOWER)]), out)
+    assert len(read_tsv(out / 'train_obj.tsv')) == 6 and 'always "false" scores 100.0' in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['corpus', 'made']   # nothing unfinished is left
+
+
+GOOD = row('1-0', 'there is a box', 'true', *SCATTER)
+
+
+@pytest.mark.parametrize(('bad', 'message'), [
+    (json.dumps(GOOD)[:40], 'expected JSON'),
+    ('[]', 'identifier: expected text like 1304-0'),
+    (GOOD, 'identifier: expected a new one, found 1-0, which line 1 has'),
+    (GOOD | {'identifier': '2-0', 'label': 'maybe'}, 'label: expected "true" or "false", found \'maybe\''),
+    (GOOD | {'identifier': '2-0', 'sentence': ' '}, 'sentence: expected a statement'),
+    (row('2-0', 's', 'true', [], []), 'structured_rep: expected a list of 3 boxes'),
+    (row('2-0', 's', 'true', [], [], [shape('star', 'Black', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: type: .*star'),
+    (row('2-0', 's', 'true', [], [], [shape('circle', 'Red', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: color: .*Red'),
+    (row('2-0', 's', 'true', [], [shape('circle', 'Black', 15, 0, 0)], []), r'\[1\]\[0\]: size: .*found 15'),
+    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 81, 0)], [], []), 'x_loc: .*from 0 to 80.*found 81'),
+    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 0, -1)], [], []), 'y_loc: .*found -1'),
+    (row('2-0', 's', 'true', [{'type': 'circle', 'color': 'Black'}], [], []), 'size: .*found nothing'),
+])
+def test_bad_line_is_named(tmp_path, bad, message):
+    corpus = save(tmp_path / 'corpus', [GOOD, bad])
+    with pytest.raises(nlvr.CorpusError, match=rf'train\.json:2: .*{message}'):
+        make(corpus, tmp_path / 'made')
+    assert not (tmp_path / 'made').exists()
+
+
+def test_bad_folders_are_named(corpus, tmp_path):
+    with pytest.raises(nlvr.CorpusError, match=r'train\.json or .*found neither'):
+        make(tmp_path, tmp_path / 'made')
+    with pytest.raises(nlvr.CorpusError, match='corpus: expected a new folder'):
+        make(corpus, corpus)
+    (corpus / 'dev' / 'dev.json').write_text('')
+    with pytest.raises(nlvr.CorpusError, match=r'dev\.json: .*found an empty file'):
+        make(corpus, tmp_path / 'made')
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not REAL.is_dir(), reason=f'the real corpus is not at {REAL}')
+def test_real_corpus():
+    train, dev = (nlvr.read(REAL / f'{split}.json') for split in ('train', 'dev'))
+    assert (len(train), len(dev)) == (12410, 989)
+    assert round(100 * sum(example.label == 'true' for example in dev) / len(dev), 1) == 55.3
+    pictures = [img_id for img_id, _, _ in nlvr.pictures('train', train)]
+    assert len(set(pictures)) == 74460
+    image = nlvr.regions('x', train[0].boxes)
+    assert image.features.shape == (14, nlvr.FEATURES) and image.boxes.max() == 400

@@ -1,0 +1,476 @@
+"""The TSV reader finds every fault and names its line; the store holds exactly what the TSV held, or is not there."""
+
+import base64
+import contextlib
+import csv
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from regions import store, tsv
+from regions.tsv import ImageRegions, RegionError
+
+ROOT = Path(__file__).parents[1]
+COCO = ROOT.parent / 'shared/data/coco_regions/train2014_obj36.tsv'
+F = 5
+COUNTS = [3, 1, 4, 3, 2]
+needs_shared = [pytest.mark.shared, pytest.mark.skipif(not COCO.is_file(), reason=f'{COCO} is not here')]
+
+
+def image(number: int, o: int = 3, f: int = F) -> ImageRegions:
+    rng = np.random.default_rng(number)
+    height, width = 60 + number, 80 + number
+    corners = np.sort(rng.random((o, 2, 2)), axis=1).reshape(o, 4) * [width, height, width, height]
+    return ImageRegions(f'COCO_{(number * 7) % 10}x', height, width, rng.integers(0, 1600, o),
+                        rng.random(o, np.float32), rng.integers(0, 400, o), rng.random(o, np.float32),
+                        corners.astype(np.float32), rng.standard_normal((o, f)).astype(np.float32))
+
+
+IMAGES = [image(number, o) for number, o in enumerate(COUNTS)]
+IDS = [one.img_id for one in IMAGES]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / 'train_obj36.tsv'
+    assert tsv.write(path, IMAGES) == len(IMAGES)
+    return path
+
+
+def same(one: ImageRegions, other: ImageRegions) -> None:
+    assert (one.img_id, one.height, one.width) == (other.img_id, other.height, other.width)
+    for name in tsv.ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
+
+
+def edit(path: Path, line: int, field: str | None, value) -> None:
+    """Put `value`, bytes or a function of the old bytes, in a field (None: the whole line) of a line (from 1)."""
+    lines = path.read_bytes().split(b'\r\n')
+    parts = lines[line - 1].split(b'\t')
+    where = tsv.FIELDS.index(field) if field else slice(None)
+    old = parts[where] if field else lines[line - 1]
+    new = value(old) if callable(value) else value
+    if field:
+        parts[where] = new
+        new = b'\t'.join(parts)
+    lines[line - 1] = new
+    path.write_bytes(b'\r\n'.join(lines))
+
+
+def numbers(dtype: str, *place_values):
+    """An edit that sets entries, by their flat place, of an array field."""
+    def value(old: bytes) -> bytes:
+        array = np.frombuffer(base64.b64decode(old), dtype).copy()
+        for place, number in place_values:
+            array[place] = number
+        return base64.b64encode(array.tobytes())
+    return value
+
+
+def expect_batch(batch: dict, images: list[ImageRegions]) -> None:
+    """`gather` restated with loops."""
+    o = max(len(one.boxes) for one in images)
+    assert batch['features'].shape == (len(images), o, F) and batch['features'].dtype == np.float32
+    assert batch['boxes'].shape == (len(images), o, 4) and batch['boxes'].dtype == np.float32
+    assert batch['mask'].shape == (len(images), o) and batch['mask'].dtype == bool
+    for i, one in enumerate(images):
+        n = len(one.boxes)
+        assert batch['mask'][i].tolist() == [True] * n + [False] * (o - n)
+        np.testing.assert_array_equal(batch['features'][i, :n], one.features)
+        scale = np.array([one.width, one.height, one.width, one.height], np.float32)
+        np.testing.assert_array_equal(batch['boxes'][i, :n], one.boxes / scale)
+        assert not batch['features'][i, n:].any() and not batch['boxes'][i, n:].any()
+
+
+# The TSV
+
+def test_tsv_round_trip(path):
+    lines = list(tsv.read(path))
+    assert [number for number, _ in lines] == [1, 2, 3, 4, 5]
+    for (_, read), written in zip(lines, IMAGES, strict=True):
+        same(read, written)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'\r\n', b'\n').rstrip(b'\n'))  # bare LF, and a last line without any
+    assert len(list(tsv.read(path))) == len(IMAGES)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def whole(array: str, o: int, width: int, size: int) -> str:
+    return f'field "{array}": expected {o} x {width} x {size} = {o * width * size} bytes, found'
+
+
+FAULTS = {
+    'too few fields': (None, lambda old: old.rsplit(b'\t', 2)[0], 'expected 10 fields separated by tabs, found 8'),
+    'too many fields': (None, lambda old: old + b'\tmore', 'expected 10 fields separated by tabs, found 11'),
+    'empty line': (None, b'', "image '': expected 10 fields separated by tabs, found 1"),
+    'empty id': ('img_id', b'', 'field "img_id": expected a name'),
+    'id with white space': ('img_id', b' a', 'field "img_id": expected a name'),
+    'id with a control character': ('img_id', b'a\x00b', 'field "img_id": expected a name'),
+    'id of line 1': ('img_id', IDS[0].encode(), 'field "img_id": expected a new id, found that of line 1'),
+    'broken UTF-8': ('img_id', b'a\xffb', r'image a\xffb: field "img_id": expected UTF-8, found byte 0xff'),
+    'height no number': ('img_h', b'6_0', 'field "img_h": expected a whole number, found b\'6_0\''),
+    'height 0': ('img_h', b'0', 'field "img_h": expected a positive number of pixels, found 0'),
+    'width negative': ('img_w', b'-80', 'field "img_w": expected a whole number, found b\'-80\''),
+    'num_boxes no number': ('num_boxes', b'3.0', 'field "num_boxes": expected a whole number'),
+    'num_boxes 0': ('num_boxes', b'0', 'field "num_boxes": expected at least 1, found 0'),
+    'num_boxes too large': ('num_boxes', b'5', 'field "objects_id": expected 5 x 8 = 40 bytes, found 32'),
+    'base64 cut': ('features', lambda old: old[:-3], 'field "features": expected base64, found'),
+    'base64 damaged': ('boxes', lambda old: b'!' + old[1:], 'field "boxes": expected base64, found'),
+    'base64 with blanks': ('boxes', lambda old: old[:4] + b'    ' + old[4:], 'field "boxes": expected base64, found'),
+    'features cut': ('features', lambda old: old[:32], whole('features', 4, F, 4) + ' 24; line 1 set 5 a region'),
+    'features of another size': ('features', lambda old: base64.b64encode(b'\0' * 4 * 7 * 4),
+                                 whole('features', 4, F, 4) + ' 112'),
+    'boxes short': ('boxes', lambda old: old[:16], whole('boxes', 4, 4, 4) + ' 12'),
+    'confidences short': ('attrs_conf', lambda old: old[:16], 'field "attrs_conf": expected 4 x 4 = 16 bytes, found'),
+    'class negative': ('objects_id', numbers('<i8', (2, -1)), 'field "objects_id": expected ids of 0 and more, found '
+                                                              '-1 in region 2'),
+    'attribute negative': ('attrs_id', numbers('<i8', (0, -7)), 'field "attrs_id": expected ids of 0 and more'),
+    'confidence NaN': ('objects_conf', numbers('<f4', (1, np.nan)), 'field "objects_conf": expected finite numbers'),
+    'box infinite': ('boxes', numbers('<f4', (15, np.inf)), 'field "boxes": expected finite numbers'),
+    'feature NaN': ('features', numbers('<f4', (6, np.nan)), 'field "features": expected finite numbers, found NaN or '
+                                                             'infinity in region 1'),
+    'box turned round': ('boxes', numbers('<f4', (4, 50), (6, 40)), 'field "boxes": expected 0 <= x1 <= x2 <= 82'),
+    'box upside down': ('boxes', numbers('<f4', (1, 50), (3, 40)), 'field "boxes": expected 0 <= x1'),
+    'box left of the picture': ('boxes', numbers('<f4', (0, -1.5)), 'field "boxes": expected 0 <= x1'),
+    'box below the picture': ('boxes', numbers('<f4', (7, 63.5)), 'and 0 <= y1 <= y2 <= 62, found'),
+}
+
+
+@pytest.mark.parametrize(('field', 'value', 'message'), FAULTS.values(), ids=FAULTS)
+def test_fault_names_file_and_line(path, field, value, message):
+    edit(path, 3, field, value)
+    with pytest.raises(RegionError) as error:
+        list(tsv.read(path))
+    assert str(error.value).startswith(f'{path}:3: image ')
+    assert message in str(error.value)
+    faults = []
+    assert [number for number, _ in tsv.read(path, faults.append)] == [1, 2, 4, 5]
+    assert [str(fault) for fault in faults] == [str(error.value)]
+
+
+def test_truncated_file_names_its_last_line(path):
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(RegionError, match=r'train_obj36.tsv:5: image COCO_8x: field "features": expected '):
+        list(tsv.read(path))
+
+
+def test_unreadable_file(tmp_path):
+    with pytest.raises(RegionError, match=r'none\.tsv: cannot be read'):
+        list(tsv.read(tmp_path / 'none.tsv'))
+
+
+def test_boxes_a_pixel_outside_are_clipped(path):
+    edit(path, 3, 'boxes', numbers('<f4', (0, -0.75), (7, 62.9)))
+    boxes = list(tsv.read(path))[2][1].boxes
+    assert boxes[0, 0] == 0 and boxes[1, 3] == 62
+    kept = np.ones(16, bool)
+    kept[[0, 7]] = False
+    np.testing.assert_array_equal(boxes.ravel()[kept], IMAGES[2].boxes.ravel()[kept])
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'features': IMAGES[0].features[:2]}, r'field "features": expected an array of float32 \(3, 5\), .*\(2, 5\)'),
+    ({'features': image(0, f=6).features}, r'field "features": expected an array of float32 \(3, 5\), .*\(3, 6\)'),
+    ({'boxes': IMAGES[0].boxes.astype(np.float64)}, 'field "boxes": expected an array of float32'),
+    ({'class_conf': None}, r'field "objects_conf": expected an array of float32 \(3,\), found NoneType'),
+    ({'img_id': 'a\tb'}, 'field "img_id": expected a name'),
+    ({'height': 60.0}, 'field "img_h": expected a positive number'),
+    ({'img_id': IDS[1]}, 'expected a new id, found that of number 1'),
+])
+def test_writers_refuse_what_reading_would(tmp_path, change, message):
+    images = [IMAGES[1], replace(IMAGES[0], **change)]
+    for write in (lambda: tsv.write(tmp_path / 'x.tsv', images), lambda: store.write(tmp_path / 'x.store', images, {})):
+        with pytest.raises(RegionError, match=rf'number 2 to be written\): {message}'):
+            write()
+    assert [p.name for p in tmp_path.iterdir()] == ['x.store.lock']
+
+
+# The store
+
+def test_store_holds_what_was_written(path):
+    regions = store.open_regions(path)
+    assert (len(regions), regions.feature_size, regions.max_regions) == (5, F, 4)
+    assert regions.meta['min_regions'] == 1 and regions.meta['regions'] == sum(COUNTS)
+    assert [img_id.decode() for img_id in regions.ids] == IDS
+    for rows in ([0, 1, 2, 3, 4], [3, 0], [1], [4, 2, 4]):  # ragged, equal, one, repeated
+        expect_batch(regions.gather(rows), [IMAGES[row] for row in rows])
+        objects = regions.objects(np.array(rows))
+        assert sorted(objects) == sorted(store.OBJECTS)
+        for i, row in enumerate(rows):
+            for name, array in objects.items():
+                expected = getattr(IMAGES[row], name)
+                assert array.dtype == expected.dtype
+                np.testing.assert_array_equal(array[i, :len(expected)], expected)
+                assert not array[i, len(expected):].any()
+    assert regions.gather([])['features'].shape == (0, 0, F)
+
+
+def test_rows(path):
+    regions = store.open_regions(path)
+    assert regions.rows(IDS).tolist() == [0, 1, 2, 3, 4] and regions.rows(IDS).dtype == np.int64
+    assert regions.rows([IDS[3], 'zzz', IDS[1] + 'x', '', 'é', IDS[3]]).tolist() == [3, -1, -1, -1, -1, 3]
+    assert regions.rows([]).tolist() == []
+    for wrong in ([0, -1], [5]):
+        with pytest.raises(IndexError, match='expected rows from 0 to 4'):
+            regions.gather(wrong)
+
+
+def test_pickle_carries_no_data_and_notices_a_new_store(path):
+    regions = store.open_regions(path)
+    pickled = pickle.dumps(regions)
+    assert len(pickled) < 600
+    expect_batch(pickle.loads(pickled).gather([2, 0]), [IMAGES[2], IMAGES[0]])
+    tsv.write(path, IMAGES[:3])
+    assert len(store.open_regions(path)) == 3
+    with pytest.raises(RegionError, match='was made anew while it was in use'):
+        pickle.loads(pickled)
+    expect_batch(regions.gather([4]), [IMAGES[4]])  # what was mapped before stays
+
+
+def test_view_of_two_stores(tmp_path):
+    paths = [tmp_path / 'a.tsv', tmp_path / 'b.tsv', tmp_path / 'c.tsv']
+    tsv.write(paths[0], IMAGES[:2])
+    tsv.write(paths[1], IMAGES[1:])  # its first image is also in the first store
+    tsv.write(paths[2], [image(9, f=F + 1)])
+    view = store.open_all(paths[:2])
+    assert len(view) == 6 and view.feature_size == F and view.max_regions == 4
+    assert view.rows([*IDS, 'none']).tolist() == [0, 1, 3, 4, 5, -1]
+    assert [img_id.decode() for img_id in view.ids] == [*IDS[:2], *IDS[1:]]
+    for copy in (view, pickle.loads(pickle.dumps(view))):
+        expect_batch(copy.gather([3, 0, 1, 5]), [IMAGES[2], IMAGES[0], IMAGES[1], IMAGES[4]])
+        expect_batch(copy.gather([4, 3]), [IMAGES[3], IMAGES[2]])
+    assert view.objects([3, 0])['classes'].tolist() == [IMAGES[2].classes.tolist(), [*IMAGES[0].classes.tolist(), 0]]
+    assert view.gather([])['features'].shape == (0, 0, F)
+    with pytest.raises(IndexError, match='expected rows from 0 to 5'):
+        view.gather([6])
+    with pytest.raises(RegionError, match=r'c\.store: expected features of 5 as in .*a\.store, found 6'):
+        store.open_all(paths)
+    assert isinstance(store.open_all(paths[:1]), store.RegionStore)
+
+
+def test_faulty_lines_are_reported_at_once_and_leave_no_store(tmp_path):
+    path = tmp_path / 'x.tsv'
+    tsv.write(path, [replace(IMAGES[0], img_id=f'i{number}') for number in range(40)])
+    for line in range(11, 36):
+        edit(path, line, 'img_w', b'wide')
+    with pytest.raises(RegionError) as error:
+        store.open_regions(path)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f'{path}: expected whole lines only, found 25 faulty and 15 good images')
+    assert [line.split(': ')[0].strip() for line in lines[1:21]] == [f'{path}:{number}' for number in range(11, 31)]
+    assert lines[21:] == ['  and 5 more']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['x.store.lock', 'x.tsv']
+
+
+def test_neither_file_nor_store_and_empty_files(tmp_path):
+    with pytest.raises(RegionError, match=r'x\.tsv: expected this file or its region store .*x\.store, found neither'):
+        store.open_regions(tmp_path / 'x.tsv')
+    (tmp_path / 'x.tsv').touch()
+    with pytest.raises(RegionError, match=r'x\.tsv: expected an image a line, found no line at all'):
+        store.open_regions(tmp_path / 'x.tsv')
+    with pytest.raises(RegionError, match='expected at least one image'):
+        store.write(tmp_path / 'y.store', [], {})
+
+
+def test_a_changed_file_is_converted_again(path, capfd):
+    first = store.open_regions(path).meta
+    assert first['source']['name'] == path.name and len(first['source']['sha256']) == 64
+    assert first['provenance'] == {'converted from': str(path)}
+    capfd.readouterr()
+    assert store.open_regions(path).meta == first and capfd.readouterr().err == ''
+
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))  # touched only
+    touched = store.open_regions(path).meta
+    assert touched['stamp'] == first['stamp'] and touched['source']['mtime_ns'] == stat.st_mtime_ns + 10**9
+    assert json.loads((path.with_suffix('.store') / 'meta.json').read_text()) == touched
+
+    size = path.stat().st_size
+    edit(path, 2, 'img_w', b'99')  # other content of the same size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 2 * 10**9))
+    changed = store.open_regions(path)
+    assert path.stat().st_size == size and changed.arrays['sizes'][1].tolist() == [61, 99]
+    assert 'the file has changed' in capfd.readouterr().err
+
+    meta = path.with_suffix('.store') / 'meta.json'
+    meta.write_text(json.dumps(changed.meta | {'version': 0}))
+    assert store.open_regions(path).meta['version'] == 1
+    assert 'expected format version 1, found 0' in capfd.readouterr().err
+
+    tsv.write(path, IMAGES[:2])
+    assert len(store.open_regions(path)) == 2
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(('name', 'damage'), [
+    ('features.npy', cut), ('features.npy', Path.unlink), ('order.npy', lambda file: np.save(file, np.arange(3))),
+    ('offsets.npy', lambda file: np.save(file, np.arange(6))), ('meta.json', cut), ('meta.json', Path.unlink),
+    ('meta.json', lambda file: file.write_text('{"version": 1}')), ('boxes.npy', lambda file: file.write_bytes(b'')),
+])
+def test_a_damaged_store_is_made_anew(path, name, damage):
+    good = store.open_regions(path).meta
+    folder = path.with_suffix('.store')
+    damage(folder / name)
+    path.rename(path.with_name('away.tsv'))
+    with pytest.raises(RegionError, match=rf'{folder}/{name}: expected .*{path}, to make it anew from, is not there'):
+        store.open_regions(path)
+    path.with_name('away.tsv').rename(path)
+    regions = store.open_regions(path)
+    assert regions.meta['stamp'] != good['stamp']
+    expect_batch(regions.gather(range(5)), IMAGES)
+    path.unlink()
+    expect_batch(store.open_regions(path).gather([1]), [IMAGES[1]])  # a whole store needs no TSV
+
+
+def test_a_store_not_made_from_the_file_beside_it(path):
+    store.write(path.with_suffix('.store'), IMAGES[:2], {'detector': 'mine'})
+    with pytest.raises(RegionError, match=r'was not made from .*train_obj36\.tsv'):
+        store.open_regions(path)
+    path.unlink()
+    assert store.open_regions(path).meta['provenance'] == {'detector': 'mine'}
+
+
+def python(code: str, *arguments) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': str(ROOT / 'src')})
+
+
+def test_a_killed_writer_leaves_nothing_taken_for_whole(path):
+    process = python('''
+import os, sys
+from regions import store, store_files
+append = store_files.Writer.append
+def die_after_two(self, image):
+    append(self, image)
+    if len(self.positions) == 2:
+        os.kill(os.getpid(), 9)
+store_files.Writer.append = die_after_two
+store.open_regions(sys.argv[1])
+''', path)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    names = ['train_obj36.store', 'train_obj36.store.lock', 'train_obj36.store.tmp', 'train_obj36.tsv']
+    assert sorted(p.name for p in path.parent.iterdir()) == names[1:]
+    expect_batch(store.open_regions(path).gather(range(5)), IMAGES)
+    assert sorted(p.name for p in path.parent.iterdir()) == [names[0], names[1], names[3]]
+
+
+def test_two_processes_make_one_store(path):
+    code = '''
+import sys
+from regions import store
+print('ready', flush=True)
+regions = store.open_regions(sys.argv[1])
+print(regions.meta['stamp'], len(regions), regions.gather([2])['features'].shape)
+'''
+    lock = FileLock(f'{store.store_folder(path)}.lock')
+    with lock:  # both find no store, and wait for this
+        processes = [python(code, path) for _ in range(2)]
+        for process in processes:
+            assert process.stdout.readline() == 'ready\n'
+    (out, errors), (other_out, other_errors) = [process.communicate(timeout=60) for process in processes]
+    assert out == other_out == f"{store.open_regions(path).meta['stamp']} 5 (1, 4, {F})\n"
+    assert (errors + other_errors).count(' is made from ') == 1
+
+
+@contextlib.contextmanager
+def without_root():
+    """Rights to files count for root as well while this holds."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_read_only_folder():
+    top = Path(tempfile.mkdtemp())  # pytest's tmp_path is closed to others than its owner
+    try:
+        top.chmod(0o755)
+        folder, stores = top / 'features', top / 'stores'
+        folder.mkdir()
+        stores.mkdir()
+        stores.chmod(0o777)
+        path = folder / 'x.tsv'
+        tsv.write(path, IMAGES)
+        folder.chmod(0o555)
+        with without_root():
+            with pytest.raises(RegionError, match=r'x\.store: the region store cannot be written .*--storeRoot'):
+                store.open_regions(path)
+            regions = store.open_regions(path, stores)
+            expect_batch(regions.gather(range(5)), IMAGES)
+            assert regions.folder.parent == stores and regions.folder.name.startswith('features-x-')
+            assert store.open_regions(path, stores).meta == regions.meta
+        folder.chmod(0o755)
+        made = store.open_regions(path).meta
+        os.utime(path, ns=(1, 1))
+        for closed in (folder / 'x.store', folder):
+            closed.chmod(0o555)
+        with without_root():  # touched only, and a meta.json that cannot say so
+            assert store.open_regions(path).meta['stamp'] == made['stamp']
+        assert json.loads((folder / 'x.store/meta.json').read_text()) == made
+        for opened in (folder / 'x.store', folder):
+            opened.chmod(0o755)
+    finally:
+        shutil.rmtree(top)
+
+
+def test_stores_of_one_root_do_not_clash(tmp_path):
+    root = tmp_path / 'root'
+    folders = {store.store_folder(tmp_path / name, root) for name in ('a/x/t.tsv', 'b/x/t.tsv', 'a/x/u.tsv')}
+    assert len(folders) == 3 and {folder.parent for folder in folders} == {root}
+    assert store.store_folder(tmp_path / 'x/a.v1') != store.store_folder(tmp_path / 'x/a.v2')
+
+
+# Real regions
+
+def shared(function):
+    for mark in needs_shared:
+        function = mark(function)
+    return function
+
+
+@shared
+def test_real_file_equals_csv_and_base64(tmp_path):
+    csv.field_size_limit(2**30)
+    with open(COCO, newline='') as file:
+        items = list(csv.DictReader(file, tsv.FIELDS, delimiter='\t'))
+    regions = store.open_regions(COCO, tmp_path)
+    assert len(regions) == len(items) == 10 and regions.feature_size == 2048 and regions.max_regions == 36
+    rows = regions.rows([item['img_id'] for item in items])
+    assert rows.tolist() == list(range(10))
+    batch, objects = regions.gather(rows), regions.objects(rows)
+    assert batch['mask'].all() and batch['features'].shape == (10, 36, 2048)
+    for i, item in enumerate(items):
+        features = np.frombuffer(base64.b64decode(item['features']), np.float32).reshape(36, 2048)
+        boxes = np.frombuffer(base64.b64decode(item['boxes']), np.float32).reshape(36, 4).copy()
+        boxes[:, (0, 2)] /= int(item['img_w'])
+        boxes[:, (1, 3)] /= int(item['img_h'])
+        np.testing.assert_array_equal(batch['features'][i], features)
+        np.testing.assert_array_equal(batch['boxes'][i], boxes)
+        for name in store.OBJECTS:
+            field, dtype = tsv.ARRAYS[name]
+            np.testing.assert_array_equal(objects[name][i], np.frombuffer(base64.b64decode(item[field]), dtype))
+
+
+@shared
+def test_real_file_is_written_back_byte_for_byte(tmp_path):
+    tsv.write(tmp_path / 'x.tsv', (one for _, one in tsv.read(COCO)))
+    assert (tmp_path / 'x.tsv').read_bytes() == COCO.read_bytes()
