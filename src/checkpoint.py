@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -109,7 +108,7 @@ class RunFolder:
 
     def log(self, *lines):
         """Prints lines and appends them to log.log."""
-        say(*(f'{line}' for line in ['\n'.join(lines)]))
+        say('\n'.join(lines))
         if is_main():
             with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
                 log.write('\n'.join(lines) + '\n')
@@ -152,5 +151,5 @@ class RunFolder:
             return None
         try:
             return torch.load(path, map_location='cpu', weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged file makes torch raise nearly anything
             raise ValueError(f'{path}: not a whole run state ({error}); remove it to start anew') from None

@@ -36,7 +36,7 @@ class LxrtConfig:
             number = field.type in (int, float)
             fits = isinstance(value, (int, float)) and not isinstance(value, bool) if number else value == 'gelu'
             if field.type is int:
-                fits = fits and int(value) == value and (value > 0 or (value == 0 and field.name.endswith('_layers')))
+                fits = fits and isinstance(value, int) and (value > 0 or (value == 0 and field.name.endswith('_layers')))
             if field.type is float:
                 fits = fits and 0 <= value < 1
             if not fits:

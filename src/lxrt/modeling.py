@@ -113,8 +113,10 @@ class BertSelfattLayer(nn.Module):
         self.self = BertAttention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden, mask):
-        return self.output(self.self(hidden, hidden, mask), hidden)
+    def forward(self, hidden, mask, queries=None):
+        """New states of `queries` (b, q, d), which are some of hidden (b, n, d); of all of them if None."""
+        queries = hidden if queries is None else queries
+        return self.output(self.self(queries, hidden, mask), queries)
 
 
 class BertCrossattLayer(nn.Module):
@@ -165,6 +167,12 @@ class LXRTXLayer(nn.Module):
         visn = self.visn_self_att(visn, visn_mask)
         return self.lang_output(self.lang_inter(lang), lang), self.visn_output(self.visn_inter(visn), visn)
 
+    def first_word(self, lang, lang_mask, visn, visn_mask):
+        """The state of [CLS] alone, (b, 1, d), equal to forward's: all that a pooler reads of the last layer."""
+        lang = self.visual_attention(lang, visn, visn_mask)
+        lang = self.lang_self_att(lang, lang_mask, queries=lang[:, :1])
+        return self.lang_output(self.lang_inter(lang), lang)
+
 
 class LXRTEncoder(nn.Module):
     """The three encoders: language layers, object relationship layers, cross-modality layers."""
@@ -176,14 +184,18 @@ class LXRTEncoder(nn.Module):
         self.x_layers = nn.ModuleList(LXRTXLayer(config) for _ in range(config.x_layers))
         self.r_layers = nn.ModuleList(BertLayer(config) for _ in range(config.r_layers))
 
-    def forward(self, lang, lang_mask, features, boxes, visn_mask):
+    def forward(self, lang, lang_mask, features, boxes, visn_mask, pooled_only=False):
+        """Word states (b, t, d) and region states (b, o, d); with pooled_only (b, 1, d), that of [CLS], and None."""
         visn = self.visn_fc(features, boxes)
         for layer in self.layer:
             lang = layer(lang, lang_mask)
         for layer in self.r_layers:
             visn = layer(visn, visn_mask)
-        for layer in self.x_layers:
+        whole = len(self.x_layers) - pooled_only
+        for layer in self.x_layers[:whole]:
             lang, visn = layer(lang, lang_mask, visn, visn_mask)
+        for layer in self.x_layers[whole:]:
+            lang, visn = layer.first_word(lang, lang_mask, visn, visn_mask), None
         return lang, visn
 
 
@@ -208,18 +220,19 @@ class LXRTModel(nn.Module):
         self.apply(initialise(config))
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
-                visual_attention_mask=None):
+                visual_attention_mask=None, pooled_only=False):
         """
         input_ids (b, t) int; token_type_ids (b, t), zeros if None; attention_mask (b, t), ones if None;
         visual_feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), ones if None.
-        Returns ((word states (b, t, d), region states (b, o, d)), pooled (b, d)).
+        Returns ((word states (b, t, d), region states (b, o, d)), pooled (b, d)); with pooled_only what the pooler does
+        not read is not computed, and the states are not to be used.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         features, boxes = visual_feats
         lang, visn = self.encoder(
             self.embeddings(input_ids, token_type_ids), additive_mask(attention_mask),
-            features, boxes, additive_mask(visual_attention_mask),
+            features, boxes, additive_mask(visual_attention_mask), pooled_only,
         )
         return (lang, visn), self.pooler(lang)
 
@@ -240,7 +253,9 @@ class LXRTFeatureExtraction(nn.Module):
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
                 visual_attention_mask=None):
-        states, pooled = self.bert(input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask)
+        states, pooled = self.bert(
+            input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask, pooled_only=self.mode == 'x'
+        )
         if self.mode == 'x':
             return pooled
         return (states, pooled) if 'x' in self.mode else states

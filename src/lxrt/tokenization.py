@@ -1,5 +1,6 @@
 """BERT's lower-casing WordPiece tokenizer, on the Rust `tokenizers` library."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can carry and Rust's text cannot
 CHUNK = 10_000  # sentences tokenised between two ticks of the progress bar
 
 
@@ -46,7 +48,7 @@ class BertTokenizer:
 
     def tokenize(self, text):
         """The word pieces of a text, without [CLS] and [SEP]."""
-        return self._tokenizer.encode(text, add_special_tokens=False).tokens
+        return self._tokenizer.encode(SURROGATES.sub('', text), add_special_tokens=False).tokens
 
     def convert_tokens_to_ids(self, tokens):
         return [self.vocab.get(token, self.vocab[UNK]) for token in tokens]
@@ -60,7 +62,7 @@ class BertTokenizer:
         cls, sep = self.vocab[CLS], self.vocab[SEP]
         starts = range(0, len(sentences), CHUNK)
         for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} sentences', delay=3):
-            chunk = [sentence.strip() for sentence in sentences[start:start + CHUNK]]
+            chunk = [SURROGATES.sub('', sentence).strip() for sentence in sentences[start:start + CHUNK]]
             for row, encoding in enumerate(self._tokenizer.encode_batch(chunk, add_special_tokens=False), start):
                 pieces = [cls, *encoding.ids[:max_length - 2], sep]
                 ids[row, :len(pieces)] = pieces

@@ -3,7 +3,6 @@
 Every load says how many tensors matched, and fails on any difference that its kind does not explain.
 """
 
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ class LoadReport:
 def canonical_name(name):
     """A parameter's name as the original code has it on one device: no `module.`, no compiler prefix, LXMERT's `bert.`
     for Hugging Face's `lxmert.`, BERT's old gamma and beta under their new names."""
-    name = re.sub(r'(^|\.)(module|_orig_mod)\.', r'\1', name)
+    name = re.sub(r'(^|\.)((module|_orig_mod)\.)+', r'\1', name)
     name = re.sub(r'^lxmert\.', 'bert.', name)
     return re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name))
 
@@ -56,10 +55,11 @@ def read_state(path):
             state = load_file(path)
         else:
             state = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split('\n')[0]
+    except Exception as error:  # a damaged file makes torch and safetensors raise nearly anything, struct.error too
+        reason = f'{type(error).__name__}: {error}'.split('\n')[0]
         raise WeightsError(f'{path}: not a whole file of weights, or one that holds more than tensors ({reason})') from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
     return {canonical_name(name): value for name, value in state.items()}
 
@@ -72,6 +72,8 @@ def fill(model, state, source, may_miss=(), may_have=()):
     before anything is copied.
     """
     own = model.state_dict()
+    if meta := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise WeightsError(f'{source}: the model is on the meta device ({meta[0]}): nothing can be copied into it')
     report = LoadReport(source)
     for name, tensor in own.items():
         if name not in state:

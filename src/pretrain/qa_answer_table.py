@@ -17,8 +17,8 @@ def normalise(answer):
     """An answer as the table has it, as in the original code: lower case, without a final '.' and a leading article;
     numbers up to ten as figures."""
     answer = answer.lower()
-    answer = answer[:-1] if answer.endswith('.') else answer
-    answer = re.sub(r'^(a|an|the) ', '', answer)
+    answer = answer[:-1].strip() if answer.endswith('.') else answer
+    answer = re.sub(r'^(a +)?(an +)?(the +)?', '', answer)  # in turn: 'a the dog' loses both
     return SAME.get(answer, answer)
 
 

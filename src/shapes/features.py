@@ -2,22 +2,28 @@
 
 It has no learnt part. Box sums come from one integral image, so a picture with 36 boxes takes a few milliseconds.
 """
-import numpy as np
+from functools import cache
 
-from shapes.scene import COLOURS
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shapes.draw import OUTLINES
+from shapes.scene import COLOURS, SHAPES
 
 GRID = 8  # a box is seen as GRID x GRID cells
 ORIENTATIONS = 8
-PROTOTYPES = np.array(list(COLOURS.values()), np.float64)  # (8, 3)
+PROTOTYPES = np.array(list(COLOURS.values()), np.float32)  # (8, 3)
 NEAR = 34.0  # how far, in RGB, a pixel may be from a prototype and still be of its colour
+ALIKE = 0.09  # how far, per cell of 0..1, a mask may be from a shape's and still be of that shape
 
 # Parts of the feature: (length, usual value, usual spread). Constants, not statistics of one dataset, so that the
 # same pixels give the same feature in every world.
-PARTS = {'rgb': (48, 0.5, 0.25),  # mean colour on a 4 x 4 grid
+PARTS = {'rgb': (12, 0.5, 0.25),  # mean colour of the four quarters
          'colours': (3 * 9, 0.1, 0.2),  # shares of the 8 colours and of none, in the middle, at the border, overall
          'mask': (GRID * GRID, 0.35, 0.4),  # which cells look like the middle: the outline, whatever the colour
+         'shapes': (len(SHAPES) + 1, 0.14, 0.15),  # how well that outline is each shape, filling the box, or none
          'edges': (4 * ORIENTATIONS, 0.03, 0.04)}  # directions of the edges in the four quarters
-FEATURE_DIM = sum(length for length, _, _ in PARTS.values())  # 171
+FEATURE_DIM = sum(length for length, _, _ in PARTS.values())  # 142
 
 
 def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -29,7 +35,7 @@ def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     Returns:
         (o, FEATURE_DIM) float32, each number about zero mean and unit scale.
     """
-    pixels = pixels.astype(np.float64)
+    pixels = pixels.astype(np.float32)
     shares = _colour_shares(pixels)
     maps = np.concatenate([pixels / 255, shares, _edges(pixels)], axis=2)  # (height, width, 3 + 9 + 8)
     cells = _cell_means(maps, np.asarray(boxes, np.float64))  # (o, GRID, GRID, 20)
@@ -49,19 +55,41 @@ def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     quarters = edges.reshape(o, 2, half, 2, half, ORIENTATIONS).sum((2, 4))  # (o, 2, 2, 8)
     quarters = quarters / (quarters.sum((1, 2, 3), keepdims=True) + 0.5)
 
-    parts = {'rgb': rgb.reshape(o, 4, 2, 4, 2, 3).mean((2, 4)),
-             'colours': np.concatenate([middle, border, overall], axis=1), 'mask': mask, 'edges': quarters}
+    parts = {'rgb': rgb.reshape(o, 2, half, 2, half, 3).mean((2, 4)),
+             'colours': np.concatenate([middle, border, overall], axis=1), 'mask': mask,
+             'shapes': _likeness(((mask[:, None] - _templates()) ** 2).mean((2, 3)), ALIKE), 'edges': quarters}
     scaled = [(parts[name].reshape(o, -1) - mean) / spread for name, (_, mean, spread) in PARTS.items()]
     return np.concatenate(scaled, axis=1).astype(np.float32)
 
 
 def _colour_shares(pixels: np.ndarray) -> np.ndarray:
     """How much each pixel is of each prototype colour, and of none: (height, width, 9), sums to 1."""
-    squares = (pixels ** 2).sum(2, keepdims=True) - 2 * pixels @ PROTOTYPES.T + (PROTOTYPES ** 2).sum(1)
-    likeness = np.exp(-squares / (2 * NEAR ** 2))
-    none = np.full_like(likeness[..., :1], np.exp(-2.0))  # as likely as a colour 2 * NEAR away
-    likeness = np.concatenate([likeness, none], axis=2)
-    return likeness / likeness.sum(2, keepdims=True)
+    # Channel by channel: a matrix product would start BLAS threads in every worker process.
+    squares = sum((pixels[..., [channel]] - PROTOTYPES[:, channel]) ** 2 for channel in range(3))
+    return _likeness(squares, NEAR)
+
+
+def _likeness(squares: np.ndarray, near: float) -> np.ndarray:
+    """Squared distances (..., n) to n prototypes -> shares (..., n + 1) of each, and of none, that sum to 1."""
+    none = np.full_like(squares[..., :1], (2 * near) ** 2)  # as likely as a prototype 2 * near away
+    likeness = np.exp(-np.concatenate([squares, none], axis=-1) / (2 * near ** 2))
+    return likeness / likeness.sum(-1, keepdims=True)
+
+
+@cache
+def _templates() -> np.ndarray:
+    """The mask of each shape that exactly fills its box: (6, GRID, GRID), 0 to 1."""
+    side = 16 * GRID
+    masks = []
+    for shape in SHAPES:
+        canvas = Image.new('L', (side, side))
+        pen = ImageDraw.Draw(canvas)
+        if shape in OUTLINES:
+            pen.polygon([((x + 1) * side / 2, (y + 1) * side / 2) for x, y in OUTLINES[shape]], fill=255)
+        else:
+            pen.ellipse((0, 0, side - 1, side - 1), fill=255)
+        masks.append(np.asarray(canvas.resize((GRID, GRID), Image.Resampling.BOX)) / 255)
+    return np.stack(masks)
 
 
 def _edges(pixels: np.ndarray) -> np.ndarray:
@@ -78,7 +106,9 @@ def _cell_means(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Means of `maps` (height, width, c) over the cells of each box: (o, GRID, GRID, c)."""
     height, width, channels = maps.shape
     integral = np.zeros((height + 1, width + 1, channels))
-    integral[1:, 1:] = maps.cumsum(0).cumsum(1)
+    inside = integral[1:, 1:]
+    np.cumsum(maps, axis=0, dtype=np.float64, out=inside)
+    np.cumsum(inside, axis=1, out=inside)
     steps = np.linspace(0, 1, GRID + 1)
     xs = boxes[:, [0]] * (1 - steps) + boxes[:, [2]] * steps  # (o, GRID + 1)
     ys = boxes[:, [1]] * (1 - steps) + boxes[:, [3]] * steps

@@ -128,6 +128,11 @@ def _ahead(thing: Thing, other: Thing, side: str) -> float:
     return (thing.x - other.x) * dx + (thing.y - other.y) * dy
 
 
+def _clear(thing: Thing, other: Thing, side: str) -> bool:
+    """Whether nobody would hesitate to say so: `thing` is not, for example, far more above than it is left."""
+    return _ahead(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
+
+
 # ---- the forms, a function a pattern: each returns `propose`
 
 def _existence(*fields):
@@ -205,11 +210,9 @@ def _beside(*named):
         if not (pair := _pair(scene, rng, named)):
             return None
         x, one, y, other = pair
-        ahead = _ahead(one, other, side)
-        across = max(abs(one.x - other.x), abs(one.y - other.y))
-        if abs(ahead) < max(MARGIN, 0.6 * across):
-            return None  # far more above than left, say: people would hesitate
-        return {'x': x, 'where': side, 'y': y}, _sure(ahead > 0)
+        if not _clear(one, other, side) and not _clear(other, one, side):
+            return None
+        return {'x': x, 'where': side, 'y': y}, _sure(_clear(one, other, side))
     return propose
 
 
@@ -223,7 +226,7 @@ def _query_beside(field, *named):
         if not found or len(x.among(scene)) == 1:  # the relation must be needed
             return None
         others = [other for other in x.among(scene) if other not in (thing, found[1])]
-        if _ahead(thing, found[1], side) < MARGIN or any(_ahead(o, found[1], side) > -MARGIN / 2 for o in others):
+        if not _clear(thing, found[1], side) or any(_ahead(o, found[1], side) > -MARGIN / 2 for o in others):
             return None
         return {'x': x, 'where': side, 'y': found[0]}, _soft(field, thing)
     return propose
@@ -355,7 +358,10 @@ def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Ran
         first_id: question id of the first; the others follow.
     Returns:
         {'img_id', 'question_id', 'sent', 'label': {answer: score}, 'answer_type', 'question_type'} each.
-        The kinds have the shares of `SHARES`, but for a few questions; within each form all answers are about equally frequent.
+        The kinds have the shares of `SHARES`, but for a few questions; the answers of each form are about equally
+        frequent.
+    Raises:
+        ValueError: a scene does not give so many different questions.
     """
     kinds = _kinds(len(scenes) * per_image, rng)
     given = defaultdict(Counter)  # form -> its answers so far

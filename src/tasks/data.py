@@ -146,7 +146,7 @@ class QuestionDataset(torch.utils.data.Dataset):
         image without regions. Labels that are no answer of the vocabulary are left out and counted in `unknown`."""
         self.regions, self.rows, self.answers = regions, np.asarray(rows), answers
         self.input_ids = tokenizer.encode([example['sent'] for example in examples], max_length)
-        self.lengths = (self.input_ids != 0).sum(1)
+        self.lengths = ((self.input_ids != 0) * np.arange(1, max_length + 1)).max(1)
         self.question_ids = [example['question_id'] for example in examples]
         self.types = {key: [example.get(key) for example in examples] for key in ('answer_type', 'question_type')}
         self.labelled = 'label' in examples[0]

@@ -1,0 +1,77 @@
+"""What several tests share: a small sample world, and the VQA program run on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# Two threads on two busy cores wait for each other: tests are several times faster with one.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared' / 'data'
+SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker('shared') and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f'the real sample data is not at {SHARED}'))
+
+
+@pytest.fixture(scope='session')
+def made_world(tmp_path_factory):
+    from shapes import world
+
+    folder = tmp_path_factory.mktemp('world') / 'shapes'
+    world.make(folder, world.Settings(images=50, questions=6))
+    config = json.loads((folder / 'bert/config.json').read_text())
+    # Dropout is on, so that the tests of resuming see whether random states are restored.
+    config.update(SMALL, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    (folder / 'bert/config.json').write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def world(made_world, tmp_path):
+    """A sample world of 50 pictures of this test's own, with a very small model."""
+    return shutil.copytree(made_world, tmp_path / 'shapes')
+
+
+@pytest.fixture
+def vqa(world, tmp_path):
+    """vqa(*flags, name='run'): runs the VQA program on the world in a process of its own, with output in tmp_path/name.
+
+    Returns the finished process, with its output as text.
+    """
+    def run(*flags, name='run', start=True, processes=1, wait=True):
+        flags = [str(flag) for flag in (
+            '--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', tmp_path / name,
+            *(['--valid', 'minival', '--batchSize', '16', '--lr', '1e-3', '--epochs', '2', '--fromScratch'] if start else []),
+            *flags)]
+        by = [] if processes == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+        command = [sys.executable, *by, 'src/tasks/vqa.py', *flags]
+        environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
+        if not wait:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def run_here(world, tmp_path, capsys):
+    """run_here(*flags): the VQA program in this process; returns (exit status, what it printed: .out and .err)."""
+    from tasks.program import main
+    from tasks.vqa import VQA
+
+    def run(*flags, scratch=True):
+        status = main(VQA, ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--valid', 'minival',
+                            '--output', str(tmp_path / 'run'), *(['--fromScratch'] if scratch else []), *flags])
+        return status, capsys.readouterr()
+
+    return run

@@ -1,0 +1,198 @@
+"""BertAdam does what a plain restatement of it does, number by number, and nothing else."""
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lxrt.optimization import SCHEDULES, BertAdam
+
+torch.set_num_threads(1)  # on models this small a second thread only waits
+
+STEPS = 20
+
+
+def plain_rate(schedule, step, lr, warmup, t_total):
+    """The learning rate, written out from the paper's code."""
+    if t_total == -1:
+        return lr
+    x = step / t_total
+    if x < warmup:
+        return lr * x / warmup
+    return lr * {
+        'warmup_linear': max((x - 1) / (warmup - 1), 0),
+        'warmup_constant': 1,
+        'warmup_cosine': 0.5 * (1 + math.cos(math.pi * x)),
+    }[schedule]
+
+
+def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.9, b2=0.999, e=1e-6, weight_decay=0.01):
+    """One parameter as a list of numbers; a step whose gradients are None does not exist for it."""
+    m, v, step = [0.0] * len(values), [0.0] * len(values), 0
+    for grads in grads_of_steps:
+        if grads is None:
+            continue
+        rate = plain_rate(schedule, step, lr, warmup, t_total)
+        for i, grad in enumerate(grads):
+            m[i] = b1 * m[i] + (1 - b1) * grad
+            v[i] = b2 * v[i] + (1 - b2) * grad * grad
+            values[i] -= rate * (m[i] / (math.sqrt(v[i]) + e) + weight_decay * values[i])
+        step += 1
+    return values
+
+
+@pytest.mark.parametrize(('schedule', 'warmup', 't_total', 'more'), [
+    ('warmup_linear', 0.1, STEPS, {}),
+    ('warmup_linear', 0.3, 12, {}),  # goes on after the last step of the schedule, at rate 0
+    ('warmup_linear', -1, STEPS, {}),
+    ('warmup_constant', 0.25, STEPS, {}),
+    ('warmup_cosine', 0.25, STEPS, {}),
+    ('warmup_linear', 0.1, -1, {}),
+    ('warmup_constant', 0.1, -1, {}),
+    ('warmup_cosine', 0.1, -1, {}),
+    ('warmup_linear', 0.1, STEPS, {'b1': 0.5, 'b2': 0.8, 'e': 0.1, 'weight_decay': 0.3}),
+    ('warmup_linear', 0.1, STEPS, {'weight_decay': 0.0}),
+])
+def test_20_steps_equal_a_plain_restatement(schedule, warmup, t_total, more):
+    """In double precision, so that 1e-12 tells every order of terms from another one. The third parameter has no
+    gradient in every third step, the fourth none before step 5; the last two are in a group of another rate."""
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), (2,)]]
+    start = [p.tolist() if p.dim() == 1 else p.flatten().tolist() for p in params]
+    grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
+    for step in range(STEPS):
+        if step % 3 == 1:
+            grads[step][2] = None
+        if step < 5:
+            grads[step][3] = None
+    optimizer = BertAdam([{'params': params[:2]}, {'params': params[2:], 'lr': 0.5}], lr=0.1, schedule=schedule,
+                         warmup=warmup, t_total=t_total, **more)
+    for step in range(STEPS):
+        for p, grad in zip(params, grads[step], strict=True):
+            p.grad = grad
+        optimizer.step()
+    for i, p in enumerate(params):
+        of_steps = [None if row[i] is None else row[i].flatten().tolist() for row in grads]
+        expected = plain_bert_adam(start[i], of_steps, 0.1 if i < 2 else 0.5, schedule, warmup, t_total, **more)
+        torch.testing.assert_close(p.detach().flatten(), torch.tensor(expected, dtype=torch.float64),
+                                   atol=1e-12, rtol=1e-12)
+
+
+def test_schedules_at_hand_worked_points():
+    points = {
+        'warmup_linear': {0: 0, 0.05: 0.5, 0.1: 1, 0.55: 0.5, 1: 0, 1.3: 0},
+        'warmup_constant': {0: 0, 0.05: 0.5, 0.1: 1, 0.55: 1, 1.3: 1},
+        'warmup_cosine': {0: 0, 0.05: 0.5, 0.5: 0.5, 1: 0, 0.75: 0.5 - math.sqrt(0.125)},
+    }
+    assert set(points) == set(SCHEDULES)
+    for name, values in points.items():
+        for x, value in values.items():
+            assert SCHEDULES[name](x, 0.1) == pytest.approx(value, abs=1e-12), (name, x)
+
+
+def one_step(module, value=1.0, **options):
+    optimizer = BertAdam(module.parameters(), **options)
+    for p in module.parameters():
+        p.grad = torch.full_like(p, value)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize('schedule', list(SCHEDULES))
+def test_the_first_step_has_rate_0_but_counts(schedule):
+    module = nn.Linear(3, 2)
+    before = [p.detach().clone() for p in module.parameters()]
+    optimizer = one_step(module, lr=1.0, warmup=0.1, t_total=100, schedule=schedule)
+    assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+    for p in module.parameters():
+        assert optimizer.state[p]['step'] == 1
+        torch.testing.assert_close(optimizer.state[p]['next_m'], torch.full_like(p, 0.1))
+        torch.testing.assert_close(optimizer.state[p]['next_v'], torch.full_like(p, 0.001))
+    optimizer.step()
+    assert not any(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+def test_weight_decay_is_on_everything_biases_and_layer_norms_too():
+    module = nn.Sequential(nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, 2), nn.LayerNorm(2))
+    for p in module.parameters():
+        nn.init.constant_(p, 2.0)
+    one_step(module, value=0.0, lr=0.1, weight_decay=0.25)  # no t_total: the rate is 0.1 from the first step
+    for p in module.parameters():
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 2.0 - 0.1 * 0.25 * 2.0))
+
+
+def test_a_parameter_without_gradient_is_skipped_altogether_and_has_a_counter_of_its_own():
+    early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = BertAdam([early, late], lr=0.1, warmup=0.5, t_total=10)
+    for _ in range(4):
+        early.grad = torch.ones(3)
+        optimizer.step()
+    assert torch.equal(late, torch.ones(3)) and not optimizer.state[late]  # no decay, no counter
+    assert optimizer.state[early]['step'] == 4
+    late.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(late, torch.ones(3)) and optimizer.state[late]['step'] == 1  # its own first step, of rate 0
+    assert optimizer.state[early]['step'] == 5
+    kept, m, v = early.detach().clone(), *(optimizer.state[early][name].clone() for name in ('next_m', 'next_v'))
+    early.grad = None
+    optimizer.step()
+    assert torch.equal(early, kept) and optimizer.state[early]['step'] == 5
+    assert torch.equal(optimizer.state[early]['next_m'], m) and torch.equal(optimizer.state[early]['next_v'], v)
+    assert late[0] < 1
+
+
+def test_saved_and_read_back_it_goes_on_bit_for_bit():
+    def train(module, optimizer, steps):
+        for step in steps:
+            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (module[0](x) if step % 2 else module(x)).square().sum().backward()  # every second step skips the norm
+            optimizer.step()
+
+    def make():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+        return module, BertAdam(module.parameters(), lr=0.05, warmup=0.2, t_total=12)
+
+    whole = make()
+    train(*whole, range(10))
+    first, second = make(), make()
+    train(*first, range(5))
+    file = io.BytesIO()
+    torch.save({'model': first[0].state_dict(), 'optimizer': first[1].state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second[0].load_state_dict(state['model'])
+    second[1].load_state_dict(state['optimizer'])
+    train(*second, range(5, 10))
+    for p, expected in zip(second[0].parameters(), whole[0].parameters(), strict=True):
+        assert torch.equal(p, expected)
+    for p, expected in zip(second[0].parameters(), whole[0].parameters(), strict=True):
+        own, other = second[1].state[p], whole[1].state[expected]
+        assert own['step'] == other['step']
+        assert torch.equal(own['next_m'], other['next_m']) and torch.equal(own['next_v'], other['next_v'])
+    assert {state['step'] for state in whole[1].state.values()} == {5, 10}
+
+
+def test_a_closure_is_called_with_gradients_on():
+    p = nn.Parameter(torch.ones(2))
+    optimizer = BertAdam([p], lr=0.1)
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 2
+    assert (p < 1).all()
+
+
+@pytest.mark.parametrize(('options', 'says'), [
+    ({'schedule': 'cosine'}, 'warmup_linear'), ({'lr': -0.1}, 'lr'), ({'warmup': 1.0}, 'warmup'), ({'warmup': -0.5}, 'warmup'),
+    ({'b1': 1.0}, 'b1'), ({'b2': -0.1}, 'b2'), ({'e': -1e-6}, 'e '),
+])
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        BertAdam([nn.Parameter(torch.ones(1))], **{'lr': 0.1, **options})
