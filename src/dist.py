@@ -8,6 +8,10 @@ import torch
 import torch.distributed as torch_dist
 
 
+class DeviceError(RuntimeError):
+    """The device that is wanted cannot be used."""
+
+
 def rank():
     return torch_dist.get_rank() if torch_dist.is_initialized() else 0
 
@@ -30,7 +34,7 @@ def start(wanted=None):
     """Joins the processes that torchrun started, if it did, and returns this one's device.
 
     wanted: 'cpu', 'cuda' or None for the GPU where there is one. A machine without any NVIDIA device goes on with the
-    CPU and says so; a device whose driver does not answer is an error (RuntimeError), since a run would take weeks.
+    CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
     """
     device = _device(wanted)
     if 'WORLD_SIZE' in os.environ and not torch_dist.is_initialized():
@@ -53,9 +57,9 @@ def _device(wanted):
         return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
     if wanted == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
-            raise RuntimeError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')
-        raise RuntimeError('a GPU is wanted, but PyTorch cannot use one: see whether `nvidia-smi` answers and whether '
-                           f'this PyTorch ({torch.__version__}) is built for CUDA; or use cpu')
+            raise DeviceError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')
+        raise DeviceError('a GPU is wanted, but PyTorch cannot use one: see whether `nvidia-smi` answers and whether '
+                          f'this PyTorch ({torch.__version__}) is built for CUDA; or use cpu')
     if int(os.environ.get('RANK', 0)) == 0:
         print('No NVIDIA device on this machine: going on with the CPU.', flush=True)
     return torch.device('cpu')
@@ -75,12 +79,3 @@ def gather(value):
     values = [None] * world_size()
     torch_dist.all_gather_object(values, value)
     return values
-
-
-def main_first(make):
-    """Calls `make` on rank 0, then on the others, so that only rank 0 does what is done once (a store, a download)."""
-    if world_size() == 1:
-        return make()
-    made = make() if is_main() else None
-    torch_dist.barrier()
-    return made if is_main() else make()

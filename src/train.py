@@ -58,9 +58,8 @@ def autocast(options, device):
 
 
 def progress_bar(total, start, text, options):
-    shown = dist.is_main() and (options.tqdm or None)  # None: tqdm shows itself only on a terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=not shown if shown is not None else None,
-                leave=False, mininterval=0.5 if shown is None else 5)
+    hidden = True if not dist.is_main() else False if options.tqdm else None  # None: where the output is no terminal
+    return tqdm(total=total, initial=start, desc=text, unit='step', disable=hidden, leave=False)
 
 
 def train_step(task, model, optimizer, parts, options, step, device):

@@ -16,14 +16,16 @@ PROTOTYPES = np.array(list(COLOURS.values()), np.float32)  # (8, 3)
 NEAR = 34.0  # how far, in RGB, a pixel may be from a prototype and still be of its colour
 ALIKE = 0.09  # how far, per cell of 0..1, a mask may be from a shape's and still be of that shape
 
-# Parts of the feature: (length, usual value, usual spread). Constants, not statistics of one dataset, so that the
-# same pixels give the same feature in every world.
-PARTS = {'rgb': (12, 0.5, 0.25),  # mean colour of the four quarters
-         'colours': (3 * 9, 0.1, 0.2),  # shares of the 8 colours and of none, in the middle, at the border, overall
-         'mask': (GRID * GRID, 0.35, 0.4),  # which cells look like the middle: the outline, whatever the colour
-         'shapes': (len(SHAPES) + 1, 0.14, 0.15),  # how well that outline is each shape, filling the box, or none
-         'edges': (4 * ORIENTATIONS, 0.03, 0.04)}  # directions of the edges in the four quarters
-FEATURE_DIM = sum(length for length, _, _ in PARTS.values())  # 142
+# Parts of the feature: (length, value that becomes 0, spread that becomes 1). Constants, not statistics of one dataset,
+# so that the same pixels give the same feature in every world. What says most (colours, shapes) is given most room:
+# a model that starts from nothing sees the region through a random projection of all parts at once.
+PARTS = {'rgb': (12, 0.5, 0.5),  # mean colour of the four quarters
+         'colours': (3 * 9, 0.1, 0.1),  # shares of the 8 colours and of none, in the middle, at the border, overall
+         'mask': (GRID * GRID, 0.35, 1.6),  # which cells look like the middle: the outline, whatever the colour
+         'shapes': (len(SHAPES) + 1, 0.14, 0.075),  # how well that outline is each shape, filling the box, or none
+         'edges': (4 * ORIENTATIONS, 0.03, 0.16),  # directions of the edges in the four quarters
+         'extent': (2, 5.0, 0.5)}  # how many pixels wide and high, as powers of 2
+FEATURE_DIM = sum(length for length, _, _ in PARTS.values())  # 144
 
 
 def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -33,7 +35,7 @@ def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         pixels: (height, width, 3) uint8.
         boxes: (o, 4), pixels x1, y1, x2, y2, inside the picture.
     Returns:
-        (o, FEATURE_DIM) float32, each number about zero mean and unit scale.
+        (o, FEATURE_DIM) float32, scaled as PARTS says.
     """
     pixels = pixels.astype(np.float32)
     shares = _colour_shares(pixels)
@@ -57,7 +59,8 @@ def extract(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
     parts = {'rgb': rgb.reshape(o, 2, half, 2, half, 3).mean((2, 4)),
              'colours': np.concatenate([middle, border, overall], axis=1), 'mask': mask,
-             'shapes': _likeness(((mask[:, None] - _templates()) ** 2).mean((2, 3)), ALIKE), 'edges': quarters}
+             'shapes': _likeness(((mask[:, None] - _templates()) ** 2).mean((2, 3)), ALIKE), 'edges': quarters,
+             'extent': np.log2(np.maximum(boxes[:, 2:] - boxes[:, :2], 1))}
     scaled = [(parts[name].reshape(o, -1) - mean) / spread for name, (_, mean, spread) in PARTS.items()]
     return np.concatenate(scaled, axis=1).astype(np.float32)
 

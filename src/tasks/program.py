@@ -19,9 +19,7 @@ def main(task_class, argv=None):
     options = parse_args(argv)
     try:
         run(task_class, options)
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(('a GPU is wanted', 'CUDA_VISIBLE_DEVICES')):
-            raise  # a fault of the program, whose traceback is wanted
+    except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
         print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
         return 1
     finally:

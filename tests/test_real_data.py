@@ -1,0 +1,43 @@
+"""Ten real COCO images with real Faster R-CNN features, and nine real questions, through the full-size path."""
+
+import json
+import shutil
+
+import pytest
+from conftest import SHARED
+
+from tasks.program import main
+from tasks.vqa import VQA
+
+
+def soft_scores(answers):
+    """VQA's soft score of each of ten people's answers."""
+    return {answer: min(1.0, [0, 0.3, 0.6, 0.9, 1.0][min(answers.count(answer), 4)]) for answer in set(answers)}
+
+
+@pytest.mark.shared
+def test_lxr955_takes_a_step_on_real_regions_and_answers_real_questions(tmp_path, capsys):
+    asked = json.loads((SHARED / 'coco_regions/vqa.json').read_text())
+    examples = [{'img_id': q['img_id'], 'question_id': q['question_id'], 'sent': q['question'], 'answer_type': q['answer_type'],
+                 'label': soft_scores(q['answers'])} for q in asked]
+    (tmp_path / 'train.json').write_text(json.dumps(examples))
+    for source in ('coco_regions/train2014_obj36.tsv', 'answers/vqa/trainval_label2ans.json'):
+        shutil.copy(SHARED / source, tmp_path)
+    (tmp_path / 'bert').mkdir()
+    shutil.copy(SHARED / 'vocab/bert-base-uncased-vocab.txt', tmp_path / 'bert/vocab.txt')
+    split = {'annotations': 'train.json', 'features': ['train2014_obj36.tsv']}
+    (tmp_path / 'real.json').write_text(json.dumps({
+        'kind': 'vqa', 'name': 'real', 'max_length': 20, 'answers': 'trainval_label2ans.json', 'splits': {'train': split}}))
+    common = ['--device', 'cpu', '--dataset', str(tmp_path / 'real.json'), '--bert', str(tmp_path / 'bert'), '--bf16',
+              '--output', str(tmp_path / 'run')]
+    assert main(VQA, [*common, '--train', 'train', '--valid', '', '--epochs', '1', '--fromScratch']) == 0, capsys.readouterr()
+    printed = capsys.readouterr().out
+    # 3,129 answers and 30,522 word pieces; without a config.json the sizes are lxr955's.
+    assert 'train: 9 questions on 6 images.' in printed and 'Training 213.9 M parameters' in printed
+    assert main(VQA, [*common, '--test', 'train', '--load', str(tmp_path / 'run/LAST')]) == 0
+    predicted = json.loads((tmp_path / 'run/train_predict.json').read_text())
+    answers = json.loads((tmp_path / 'trainval_label2ans.json').read_text())
+    assert [p['question_id'] for p in predicted] == [q['question_id'] for q in asked]
+    assert all(p['answer'] in answers for p in predicted)
+    assert 'Score on train: ' in capsys.readouterr().out
+    shutil.rmtree(tmp_path / 'run')  # gigabytes
