@@ -171,10 +171,10 @@ def write(out, corpus, made_from, with_pictures):
     vocab = vocabulary(example.sentence for example in corpus['train'])
     (out / 'bert').mkdir(parents=True)
     (out / 'bert' / 'vocab.txt').write_text('\n'.join(vocab) + '\n', encoding='utf-8')
-    dump({'vocab_size': len(vocab), 'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 512,
-          'l_layers': 3, 'r_layers': 2, 'x_layers': 3, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.1,
+    dump({'vocab_size': len(vocab), 'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256,
+          'l_layers': 2, 'r_layers': 1, 'x_layers': 3, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.1,
           'attention_probs_dropout_prob': 0.1, 'max_position_embeddings': POSITIONS, 'type_vocab_size': 2,
-          'initializer_range': 0.02, 'visual_feat_dim': FEATURES, 'visual_pos_dim': 4}, out / 'bert' / 'config.json')
+          'initializer_range': 0.05, 'visual_feat_dim': FEATURES, 'visual_pos_dim': 4}, out / 'bert' / 'config.json')
     tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(vocab)}, lowercase=True)
     lengths = {split: [len(e.ids) for e in tokenizer.encode_batch([example.sentence for example in examples])]
                for split, examples in corpus.items()}                               # with [CLS] and [SEP]
@@ -187,7 +187,7 @@ def write(out, corpus, made_from, with_pictures):
         images = ((regions(img_id, boxes) if with_pictures else dataclasses.replace(BLANK, img_id=img_id))
                   for img_id, _, boxes in pictures(split, examples))
         total = len(examples) * len(ORDERS[split])
-        tsv.write(out / f'{split}_obj.tsv', tqdm(images, split, total, unit='picture', mininterval=1))
+        tsv.write(out / f'{split}_obj.tsv', tqdm(images, split, total, unit='picture', disable=None))
         counts = [sum(map(len, example.boxes)) + 3 for example in examples] if with_pictures else [1]
         label, most = Counter(example.label for example in examples).most_common(1)[0]
         print(f'{split}: {len(examples):,} statements, {total:,} pictures, regions a picture {min(counts)} / '

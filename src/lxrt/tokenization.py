@@ -61,7 +61,7 @@ class BertTokenizer:
         ids = np.zeros((len(sentences), max_length), dtype=np.int32)
         cls, sep = self.vocab[CLS], self.vocab[SEP]
         starts = range(0, len(sentences), CHUNK)
-        for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} sentences', delay=3):
+        for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} sentences', delay=3, disable=None):
             chunk = [SURROGATES.sub('', sentence).strip() for sentence in sentences[start:start + CHUNK]]
             for row, encoding in enumerate(self._tokenizer.encode_batch(chunk, add_special_tokens=False), start):
                 pieces = [cls, *encoding.ids[:max_length - 2], sep]

@@ -261,7 +261,7 @@ def _convert(path: Path, folder: Path) -> None:
     """Make the store from the TSV, or raise one RegionError about all its faulty lines."""
     before, digest, faults, images = path.stat(), hashlib.sha256(), [], 0
     with (store_files.Writer(folder) as writer,
-          tqdm(total=before.st_size, unit='B', unit_scale=True, desc=path.name) as bar):
+          tqdm(total=before.st_size, unit='B', unit_scale=True, desc=path.name, disable=None) as bar):
         def on_line(line: bytes) -> None:
             digest.update(line)
             bar.update(len(line))
