@@ -87,7 +87,7 @@ class Options:
 
 def parser(prog=None):
     """The command line of the programs, made from the fields of Options."""
-    made = argparse.ArgumentParser(prog=prog, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    made = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     groups = {}
     for field in dataclasses.fields(Options):
         about = field.metadata
@@ -96,8 +96,9 @@ def parser(prog=None):
             group.add_argument(f'--{field.name}', action='store_true', help=about['help'])
         else:
             kind = next(kind for kind in (int, float, str) if field.type in (kind, kind | None))
+            text = about['help'] if field.default is None else f'{about["help"]} (default: {field.default})'
             group.add_argument(f'--{field.name}', type=kind, default=field.default, choices=about['choices'],
-                               metavar=None if about['choices'] else kind.__name__.upper(), help=about['help'])
+                               metavar=None if about['choices'] else kind.__name__.upper(), help=text)
     return made
 
 

@@ -79,7 +79,7 @@ class DatasetSpec:
 
     def named(self, text):
         """The splits of a comma-separated list. Raises DataError naming an unknown one and those there are."""
-        names = [name.strip() for name in text.split(',')]
+        names = [name.strip() for name in text.split(',') if name.strip()]
         for name in names:
             if name not in self.splits:
                 raise DataError(f'unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')

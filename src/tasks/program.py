@@ -1,14 +1,19 @@
 """What every task's program does: read the options, load data and model, then train or test."""
 
 import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import dist
 from checkpoint import RunFolder, write_whole
-from param import parse_args
+from lxrt.config import LxrtConfig
+from lxrt.tokenization import BertTokenizer
+from lxrt.weights import fill, read_state
+from param import Options, parse_args
 from tasks import model as models
 from tasks.data import DataError, DatasetSpec, load_questions, read_json
 from train import evaluate, fit
@@ -18,7 +23,15 @@ def main(task_class, argv=None):
     """Runs a task's program; returns its exit status. Faults of the input end it with one message, not a traceback."""
     options = parse_args(argv)
     try:
-        run(task_class, options)
+        device = dist.start(options.device)
+        if options.deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
+            torch.use_deterministic_algorithms(True)
+        program = Program.prepare(task_class, options, device)
+        if options.test is not None:
+            program.test()
+        else:
+            program.train()
     except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
         print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
         return 1
@@ -27,75 +40,96 @@ def main(task_class, argv=None):
     return 0
 
 
-def run(task_class, options):
-    device = dist.start(options.device)
-    if options.deterministic:
-        torch.use_deterministic_algorithms(True)
-    spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
-    if spec.kind != task_class.kind:
-        raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
-    folder = RunFolder(options.output)
-    bert = models.bert_folder(options)
-    config = models.read_config(bert, options)
-    tokenizer = models.read_tokenizer(bert, config)
-    answers = spec.read_answers()
-    check_answers(options, answers, spec)
+@dataclass
+class Program:
+    """A task with all that it reads and writes."""
 
-    def load(names, submit=False):
-        dataset = load_questions(spec, names, tokenizer, answers, options, task_class.id_type, submit)
-        if dataset.regions.feature_size != config.visual_feat_dim:
+    task_class: type
+    options: Options
+    device: torch.device
+    folder: RunFolder
+    spec: DatasetSpec
+    bert: Path  # folder of vocabulary, config and perhaps BERT's weights
+    config: LxrtConfig
+    tokenizer: BertTokenizer
+    answers: list
+
+    @classmethod
+    def prepare(cls, task_class, options, device):
+        """Reads what is small, so that a fault in it is found before anything large is touched."""
+        spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
+        if spec.kind != task_class.kind:
+            raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
+        for names in (options.train, options.valid) if options.test is None else (options.test,):
+            spec.named(names)
+        folder = RunFolder(options.output)
+        bert = models.bert_folder(options)
+        config = models.read_config(bert, options)
+        answers = spec.read_answers()
+        check_answers(options, answers, spec)
+        return cls(task_class, options, device, folder, spec, bert, config, models.read_tokenizer(bert, config), answers)
+
+    def load(self, names, submit=False):
+        """The dataset of some splits, with regions that fit the model."""
+        dataset = load_questions(self.spec, names, self.tokenizer, self.answers, self.options, self.task_class.id_type, submit)
+        if dataset.regions.feature_size != self.config.visual_feat_dim:
             raise DataError(f'features of {names} have {dataset.regions.feature_size} numbers a region, but the model expects '
-                            f'{config.visual_feat_dim} (visual_feat_dim in {bert / "config.json"})')
+                            f'{self.config.visual_feat_dim} (visual_feat_dim in {self.bert / "config.json"})')
         return dataset
 
-    def build():
-        return models.build_model(options, config, bert, answers, spec.max_length).to(device)
+    def load_labelled(self, flag, names, advice=''):
+        """The dataset of splits that a flag names, which must have labels."""
+        dataset = self.load(names)
+        if not dataset.labelled:
+            raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
+        return dataset
 
-    if options.test is not None:
-        dataset = load(options.test, submit=True)
-        test(task_class(build()), dataset, options, folder, device)
-        return
-    beside = {'config.json': config.to_json(), 'vocab.txt': '\n'.join(tokenizer.ids_to_tokens) + '\n',
-              'answers.json': json.dumps(answers, indent=0) + '\n'}
-    state = folder.start(options, beside)
-    if state is not None and state['progress']['epoch'] >= options.epochs:
-        dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
-        return
-    train_set = load(options.train)
-    if not train_set.labelled:
-        raise DataError(f'--train {options.train}: these questions have no labels')
-    smallest = dist.world_size() * options.accumulate
-    if min(len(train_set), options.batchSize) < smallest:
-        raise DataError(f'a step of {min(len(train_set), options.batchSize)} examples cannot be split into {smallest} parts '
-                        '(processes x --accumulate)')
-    valid_set = load(options.valid) if options.valid else None
-    if valid_set is not None and not valid_set.labelled:
-        raise DataError(f'--valid {options.valid}: these questions have no labels; give --valid "" for no validation')
-    task = task_class(build())
-    if valid_set is not None:
-        dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
-    parameters = sum(p.numel() for p in task.model.parameters())
-    dist.say(f'Training {parameters / 1e6:.1f} M parameters on {device} x {dist.world_size()}, '
-             f'{len(train_set) // options.batchSize or 1} steps an epoch.')
-    fit(task, train_set, valid_set, options, folder, state, device)
-    if valid_set is not None:
-        models.fill(task.model, models.read_state(folder.path / 'BEST.pth'), 'BEST.pth')
-        dist.say('\nThe best epoch\'s score on ' + options.valid,
-                 task.table(valid_set, evaluate(task, valid_set, options, device)))
-    dist.say(f'\nSnapshots, log and events: {folder.path}')
+    def build(self):
+        """The task with its model, on the device."""
+        model = models.build_model(self.options, self.config, self.bert, self.answers, self.spec.max_length)
+        return self.task_class(model.to(self.device))
 
+    def train(self):
+        options, folder = self.options, self.folder
+        state = folder.start(options, beside={
+            'config.json': self.config.to_json(),
+            'vocab.txt': '\n'.join(self.tokenizer.ids_to_tokens) + '\n',
+            'answers.json': json.dumps(self.answers, indent=0) + '\n',
+        })
+        if state is not None and state['progress']['epoch'] >= options.epochs:
+            dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+            return
+        train_set = self.load_labelled('train', options.train)
+        step, parts = min(len(train_set), options.batchSize), dist.world_size() * options.accumulate
+        if step < parts:
+            raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
+        valid_set = self.load_labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
+        task = self.build()
+        if valid_set is not None:
+            dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
+        parameters = sum(p.numel() for p in task.model.parameters())
+        dist.say(f'Training {parameters / 1e6:.1f} M parameters on {self.device}, processes: {dist.world_size()}.')
+        fit(task, train_set, valid_set, options, folder, state, self.device)
+        if valid_set is not None:
+            fill(task.model, read_state(folder.path / 'BEST.pth'), 'BEST.pth')
+            predictions = evaluate(task, valid_set, options, self.device)
+            dist.say(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
+        dist.say(f'\nSnapshots, log and events: {folder.path}')
 
-def test(task, dataset, options, folder, device):
-    """Predicts a split, writes its file and, where labels are known, prints the score."""
-    predictions = evaluate(task, dataset, options, device, f'Testing on {options.test}')
-    path = folder.path / f'{options.test}_predict.json'
-    if dist.is_main():
-        write_whole(path, lambda part: task.dump(dataset, predictions, part))
-    dist.say(f'{len(dataset):,} predictions: {path}')
-    if dataset.labelled:
-        dist.say(f'Score on {options.test}: {task.score(dataset, predictions):.2f}', task.table(dataset, predictions))
-    else:
-        dist.say(f'{options.test} has no labels: no score.')
+    def test(self):
+        """Predicts a split, writes its file and, where labels are known, prints the score."""
+        name = self.options.test
+        dataset = self.load(name, submit=True)
+        task = self.build()
+        predictions = evaluate(task, dataset, self.options, self.device, f'Testing on {name}')
+        path = self.folder.path / f'{name}_predict.json'
+        if dist.is_main():
+            write_whole(path, lambda part: task.dump(dataset, predictions, part))
+        dist.say(f'{len(dataset):,} predictions: {path}')
+        if dataset.labelled:
+            dist.say(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
+        else:
+            dist.say(f'{name} has no labels: no score.')
 
 
 def check_answers(options, answers, spec):

@@ -71,7 +71,7 @@ class VQA:
                 chosen = torch.tensor([kind == other for other in types])
                 lines.append(f'{key.split("_")[0] + ": " + kind:24s} {int(chosen.sum()):9d}  {100 * chosen.float().mean():5.1f}'
                              f'  {100 * scores[chosen].mean():5.2f}')
-        return '\n'.join(['', *lines])
+        return '\n'.join(lines)
 
     @staticmethod
     def dump(dataset, predictions, path):
