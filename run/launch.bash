@@ -19,7 +19,7 @@ usage() {  # usage TEXT: how to call the launcher, then the end
 }
 
 launch() {
-    local program=$1 start=$2 gpus=$3 flag several=1
+    local program=$1 start=$2 gpus=$3 flag several=no
     shift 3
     local -a flags=("$@") by=()
     export LAUNCHER="$PWD/run/$(basename "$0")"
@@ -27,7 +27,7 @@ launch() {
     for flag in "${flags[@]}"; do
         case $flag in
             --load | --load=* | --loadLXMERT | --loadLXMERT=* | --loadLXMERTQA | --loadLXMERTQA=* | --fromScratch) start= ;;
-            --multiGPU) several=0 ;;
+            --multiGPU) several=yes ;;
         esac
     done
     # shellcheck disable=SC2206  # a flag and its value are two words
@@ -43,7 +43,7 @@ launch() {
         echo "$(basename "$0"): first argument: expected GPU ids such as 0 or 0,1, or cpu; found '$gpus'" >&2
         exit 2
     fi
-    if [ $several = 0 ] && [ "$count" -gt 1 ]; then
+    if [ $several = yes ] && [ "$count" -gt 1 ]; then
         by=(-m torch.distributed.run --standalone --nproc-per-node "$count")
         # torchrun's own default is one thread a process
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}

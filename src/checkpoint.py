@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from dist import gather, is_main, say
 from lxrt.weights import canonical_name
 
 STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
-# Options that may change between a run and its resumption: they change how it is computed, not what.
+# Options that may change when a run is resumed: where and how it is computed. With another number of processes or parts
+# dropout draws other numbers, so that the weights are as good but not the same bits.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'evalBatchSize', 'device', 'multiGPU', 'storeRoot',
               'deterministic', 'dataRoot', 'accumulate'}
 
@@ -28,9 +30,11 @@ class Progress:
     epoch: int = 0  # epochs finished
     step: int = 0  # optimizer steps done in the epoch that runs
     steps_per_epoch: int = 0
+    data: str = ''  # digest of the training questions
     best: float = -1.0  # best validation score so far, per cent
     log_size: int = 0  # bytes of log.log that belong to this state
     skipped: int = 0  # steps skipped because a gradient was not finite
+    skipped_in_a_row: int = 0
     sums: dict = dataclasses.field(default_factory=dict)  # running sums of the epoch, by name
 
     @property
@@ -39,72 +43,83 @@ class Progress:
 
 
 def write_whole(path, write):
-    """Calls write(temporary path), then renames, so that a file under its final name is always whole."""
+    """Calls write(temporary path), then renames, so that a file under its final name is always whole.
+
+    Raises OSError that names the file, and leaves no temporary one, if it cannot be written.
+    """
     path = Path(path)
     part = path.with_name(path.name + '.part')
-    write(part)
-    with open(part, 'rb') as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        write(part)
+        with open(part, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
+        part.unlink(missing_ok=True)
+        raise OSError(f'{path}: cannot be written ({error}); is the disk full? Go on later with --resume') from None
 
 
 class RunFolder:
-    """The folder of one run, `--output`. Only rank 0 writes."""
+    """The folder of one run, `--output`. Only rank 0 writes, and only one process at a time."""
 
     def __init__(self, path):
-        """Makes the folder. Raises OSError that names it if it cannot be written."""
+        """Makes the folder. Raises OSError that names it if it cannot be written or another process is at work in it."""
         self.path = Path(path)
         self.writer = None
+        self.lock = FileLock(self.path / '.lock')  # let go by the system, whatever ends the process
         if is_main():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path / '.writable', lambda part: part.write_text(''))
-                (self.path / '.writable').unlink()
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise OSError(f'--output {self.path}: another process is writing there; wait for it, or end it') from None
             except OSError as error:
                 raise OSError(f'--output {self.path}: cannot be written ({error.strerror}); choose another folder') from None
 
-    def start(self, options, beside):
-        """Prepares for training and returns the saved run state to go on from, or None to start anew.
+    def read_state(self, options, beside):
+        """The saved run state to go on from, or None to start anew.
 
-        options: Options of the run; beside: {file name: text} to lie beside the snapshots. Raises ValueError if the
-        folder holds a run and --resume is not given, or if the run there was made with other options.
+        options: Options of the run; beside: {file name: text} that lies beside its snapshots. Raises ValueError if the
+        folder holds a run and --resume is not given, or if the run there was made with something else. Changes nothing.
         """
-        self.beside = beside
-        state = self._read_state()
-        gather(None)  # every rank has read the folder before rank 0 changes it
-        if state is None and (self.path / 'LAST.pth').exists() and not options.resume:
-            raise ValueError(f'{self.path} holds LAST.pth of another run; choose another name or remove the folder')
-        if state is not None:
-            if not options.resume:
-                raise ValueError(f'{self.path} holds a run at epoch {state["progress"]["epoch"]}; give --resume to go on '
-                                 'with it, or choose another name, or remove the folder')
-            self._check_same(state['options'], dataclasses.asdict(options))
-        if is_main():
-            log_size = state['progress']['log_size'] if state else 0
-            with open(self.path / 'log.log', 'ab') as log:
-                log.truncate(log_size)  # lines of work that is done again
-            self._describe(options)
+        snapshots = sorted(path.name for path in self.path.glob('*.pth'))
+        if not snapshots:
+            return None
+        if not options.resume:
+            raise ValueError(f'{self.path} holds a run ({", ".join(snapshots)}); give --resume to go on with it, or choose '
+                             'another name, or remove the folder')
+        state = self._load_state()
+        about = self.path / 'options.json'
+        old = state['options'] if state else json.loads(about.read_text())['options'] if about.is_file() else {}
+        different = [f'--{name} {old.get(name)!r} there, {value!r} now' for name, value in dataclasses.asdict(options).items()
+                     if name not in MAY_CHANGE and old.get(name) != value]
+        different += [f'{name} there is not what it would be now' for name, text in beside.items()
+                      if (self.path / name).is_file() and (self.path / name).read_text(encoding='utf-8') != text]
+        if different:
+            raise ValueError(f'--resume: the run in {self.path} was made with something else: {"; ".join(different)}')
         return state
 
-    def _check_same(self, old, new):
-        different = [f'--{name} {old.get(name)!r} there, {value!r} now'
-                     for name, value in new.items() if name not in MAY_CHANGE and old.get(name) != value]
-        if different:
-            raise ValueError(f'--resume: the run in {self.path} was made with other options: {"; ".join(different)}')
+    def begin(self, options, beside, state):
+        """Writes what the run is made from, and cuts off the log's lines of work that is done again."""
+        gather(None)  # every rank has read the folder before rank 0 changes it
+        if is_main():
+            with open(self.path / 'log.log', 'ab') as log:
+                log.truncate(min(state['progress']['log_size'] if state else 0, log.tell()))
+            for name, text in (*beside.items(), ('options.json', json.dumps(self._about(options), indent=2) + '\n')):
+                write_whole(self.path / name, lambda part, text=text: part.write_text(text, encoding='utf-8'))
+            shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+            if launcher := os.environ.get('LAUNCHER'):
+                shutil.copyfile(launcher, self.path / 'run.bash')
 
-    def _describe(self, options):
-        """Records what the run is made from: options, versions, git revision, source and launcher."""
-        git = subprocess.run(['git', '-C', SOURCE, 'describe', '--always', '--dirty'], capture_output=True, text=True)
-        about = {
-            'options': dataclasses.asdict(options), 'command': sys.argv, 'git': git.stdout.strip() or None,
-            'python': platform.python_version(), 'torch': torch.__version__,
-        }
-        write_whole(self.path / 'options.json', lambda part: part.write_text(json.dumps(about, indent=2) + '\n'))
-        for name, text in self.beside.items():
-            write_whole(self.path / name, lambda part, text=text: part.write_text(text, encoding='utf-8'))
-        shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
-        if launcher := os.environ.get('LAUNCHER'):
-            shutil.copyfile(launcher, self.path / 'run.bash')
+    @staticmethod
+    def _about(options):
+        try:
+            git = subprocess.run(['git', '-C', SOURCE, 'describe', '--always', '--dirty'], capture_output=True, text=True)
+            revision = git.stdout.strip() or None
+        except OSError:  # no git on this machine
+            revision = None
+        return {'options': dataclasses.asdict(options), 'command': sys.argv, 'git': revision,
+                'python': platform.python_version(), 'torch': torch.__version__}
 
     def log(self, *lines):
         """Prints lines and appends them to log.log."""
@@ -126,6 +141,7 @@ class RunFolder:
     def close(self):
         if self.writer is not None:
             self.writer.close()
+        self.lock.release()
 
     def save_snapshot(self, name, model):
         """Writes the model's weights as `name`: a flat state dict on the CPU in fp32, with the original's names."""
@@ -135,7 +151,7 @@ class RunFolder:
 
     def save_state(self, options, progress, model, optimizer):
         """Writes all that a resumed run needs. Random states are not among it: they are a function of seed and step."""
-        sums = [progress.sums for progress in gather(progress)]
+        sums = gather(progress.sums)
         total = {name: sum(part.get(name, 0.0) for part in sums) for name in sums[0]}
         if is_main():
             progress = dataclasses.replace(progress, sums=total, log_size=(self.path / 'log.log').stat().st_size)
@@ -145,11 +161,11 @@ class RunFolder:
             }
             write_whole(self.path / STATE, lambda part: torch.save(state, part))
 
-    def _read_state(self):
+    def _load_state(self):
         path = self.path / STATE
         if not path.exists():
             return None
         try:
             return torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # a damaged file makes torch raise nearly anything
-            raise ValueError(f'{path}: not a whole run state ({error}); remove it to start anew') from None
+            raise ValueError(f'{path}: not a whole run state ({error}); remove the folder to start anew') from None

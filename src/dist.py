@@ -1,6 +1,6 @@
 """One process or several: rank, device, printing, gathering."""
 
-import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -37,16 +37,18 @@ def start(wanted=None):
     CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
     """
     device = _device(wanted)
-    if 'WORLD_SIZE' in os.environ and not torch_dist.is_initialized():
+    if {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized():
         if device.type == 'cuda':
             torch.cuda.set_device(device)
         torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-        atexit.register(stop)
     return device
 
 
 def stop():
+    """Parts from the other processes, when all have come to their end."""
     if torch_dist.is_initialized():
+        torch_dist.barrier()
+        gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
         torch_dist.destroy_process_group()
 
 
@@ -54,7 +56,10 @@ def _device(wanted):
     if wanted == 'cpu':
         return torch.device('cpu')
     if torch.cuda.is_available() and torch.cuda.device_count():
-        return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        local = int(os.environ.get('LOCAL_RANK', 0))
+        if local >= torch.cuda.device_count():
+            raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are {torch.cuda.device_count()}')
+        return torch.device('cuda', local)
     if wanted == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
             raise DeviceError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')

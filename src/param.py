@@ -12,7 +12,8 @@ def flag(default, group, text, choices=None):
 
 @dataclass
 class Options:
-    """The resolved options of a run. Flags of the original code keep its names, defaults and meaning."""
+    """The resolved options of a run. Flags of the original code keep its names, defaults and
+    meaning; the launchers give those that its launchers gave."""
 
     train: str = flag('train', 'Data', 'Splits to train on, separated by commas.')
     valid: str = flag('valid', 'Data', 'Splits to validate on after each epoch, separated by commas; "" for none.')
@@ -35,18 +36,18 @@ class Options:
     loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the pre-trained one.')
     fromScratch: bool = flag(False, 'Model', 'Start from random weights, without BERT\'s.')
 
-    batchSize: int = flag(32, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
+    batchSize: int = flag(256, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
     optim: str = flag('bert', 'Training', 'The optimizer; all but bert run at a constant rate.',
                       choices=('bert', 'rms', 'adam', 'adamax', 'sgd'))
-    lr: float = flag(5e-5, 'Training', 'Learning rate; for bert the highest, after the warm-up.')
-    epochs: int = flag(4, 'Training', 'Passes over the training data.')
+    lr: float = flag(1e-4, 'Training', 'Learning rate; for bert the highest, after the warm-up.')
+    epochs: int = flag(10, 'Training', 'Passes over the training data.')
     accumulate: int = flag(1, 'Training', 'Split each step into this many parts, one after the other, to save memory.')
     seed: int = flag(9595, 'Training', 'Seed of initial weights, order of examples and dropout.')
     resume: bool = flag(False, 'Training', 'Go on from the run state in --output if there is one, else start.')
     saveSteps: int = flag(0, 'Training', 'Save the run state every so many steps as well as every epoch; 0: only every epoch.')
 
     output: str = flag('snap/test', 'Output', 'Folder for snapshots, logs and predictions.')
-    tqdm: bool = flag(False, 'Output', 'Show progress bars even where the output is not a terminal.')
+    tqdm: bool = flag(False, 'Output', 'Show the bars of training and testing even where the output is no terminal.')
 
     evalBatchSize: int | None = flag(None, 'Machine', 'Examples in one batch of validation and --test; default: --batchSize.')
     device: str | None = flag(None, 'Machine', 'Where to compute; default: cuda where there is a GPU, else cpu.', ('cpu', 'cuda'))
@@ -85,9 +86,9 @@ class Options:
         return 512 if self.tiny else 5000 if self.fast else None
 
 
-def parser(prog=None):
+def parser():
     """The command line of the programs, made from the fields of Options."""
-    made = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
+    made = argparse.ArgumentParser(allow_abbrev=False)
     groups = {}
     for field in dataclasses.fields(Options):
         about = field.metadata

@@ -11,8 +11,9 @@ from tqdm import tqdm
 import dist
 from checkpoint import Progress
 from lxrt.optimization import BertAdam
+from lxrt.weights import fill
 
-REPORT_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
+REPORT_STEPS = 20  # steps between two of the losses that are shown and written as events
 BAD_STEPS = 10  # steps in a row with a gradient that is not finite, after which a run stops
 
 OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
@@ -63,7 +64,10 @@ def progress_bar(total, start, text, options):
 
 
 def train_step(task, model, optimizer, parts, options, step, device):
-    """One optimizer step over this rank's parts of a batch. Returns ({loss name: this rank's share}, score, finite)."""
+    """One optimizer step over this rank's parts of a batch.
+
+    Returns ({loss name: this rank's share of it}, sum of this rank's scores, whether the gradient was finite).
+    """
     counts = task.counts(parts)
     for count in counts.values():
         dist.sum_over_ranks(count)  # every loss is a mean over the whole batch
@@ -87,35 +91,45 @@ def train_step(task, model, optimizer, parts, options, step, device):
 
 
 def train_epoch(task, model, optimizer, train_set, options, progress, folder, device):
-    """Runs the rest of one epoch; progress is brought up to date after each step."""
+    """Runs the rest of one epoch, keeping progress up to date. Returns its sums over all ranks, by name."""
     model.train()
     sums = progress.sums
-    bad = 0
     bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
-    parts = batches(train_set, training_parts(len(train_set), progress.epoch, progress.step, options), options, device)
+    loaded = batches(train_set, training_parts(len(train_set), progress.epoch, progress.step, options), options, device)
     while progress.step < progress.steps_per_epoch:
-        step = [next(parts) for _ in range(options.accumulate)]
-        losses, score, finite = train_step(task, model, optimizer, step, options, progress.total_steps, device)
+        parts = [next(loaded) for _ in range(options.accumulate)]
+        losses, score, finite = train_step(task, model, optimizer, parts, options, progress.total_steps, device)
         progress.step += 1
-        bad = 0 if finite else bad + 1
-        progress.skipped += not finite
-        if bad == BAD_STEPS:
-            raise FloatingPointError(
-                f'{BAD_STEPS} steps in a row had a gradient that is not finite, the last of them step {progress.step} of epoch '
-                f'{progress.epoch}; lower --lr; the last good state is in {folder.path}')
-        for name, value in {**losses, 'score': score, 'examples': sum(len(part['input_ids']) for part in step)}.items():
-            sums[name] = sums.get(name, 0.0) + (torch.as_tensor(value).double() if finite else 0.0)
+        if finite:
+            progress.skipped_in_a_row = 0
+            examples = sum(len(next(iter(part.values()))) for part in parts)
+            for name, value in {**losses, 'score': score, 'examples': examples}.items():
+                sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
+        else:
+            count_skipped(progress, folder)
         bar.update()
         if progress.step % REPORT_STEPS == 0:
-            total = float(sum(losses.values()))
-            bar.set_postfix_str(f'loss {total * dist.world_size():.3f}')
-            folder.scalars({'train/loss': total * dist.world_size()}, progress.total_steps)
+            loss = float(dist.sum_over_ranks(sum(losses.values())))
+            bar.set_postfix_str(f'loss {loss:.3f}')
+            folder.scalars({'train/loss': loss}, progress.total_steps)
         if options.saveSteps and progress.step % options.saveSteps == 0 and progress.step < progress.steps_per_epoch:
             progress.sums = sums = {name: float(value) for name, value in sums.items()}
             folder.save_state(options, progress, task.model, optimizer)
     bar.close()
-    totals = [{name: float(value) for name, value in part.items()} for part in dist.gather(sums)]
-    return {name: sum(part[name] for part in totals) for name in totals[0]}
+    by_rank = dist.gather({name: float(value) for name, value in sums.items()})
+    return {name: sum(part.get(name, 0.0) for part in by_rank) for name in by_rank[0]}
+
+
+def count_skipped(progress, folder):
+    """Counts a step whose gradient was not finite; too many in a row end the run (FloatingPointError)."""
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    if progress.skipped_in_a_row == BAD_STEPS:
+        saved = folder.path / 'RUN_STATE.pth'
+        raise FloatingPointError(
+            f'{BAD_STEPS} steps in a row had a gradient that is not finite, the last of them step {progress.step} of epoch '
+            f'{progress.epoch}; lower --lr, or leave out --bf16; '
+            + (f'the last good state is in {saved}' if saved.exists() else 'no state had been saved yet'))
 
 
 @torch.no_grad()
@@ -140,30 +154,20 @@ def fit(task, train_set, valid_set, options, folder, state, device):
     """Trains task.model for --epochs passes, validating after each, from the start or from a saved run state.
 
     Writes BEST.pth (by validation score), LAST.pth, log.log, TensorBoard events and the run state to `folder`.
-    Returns the finished Progress.
+    A kill at any moment loses nothing but the work since the last state: each file is whole, and what was written after
+    that state is written again with the same bits.
     """
-    per_epoch = steps_per_epoch(len(train_set), options.batchSize)
-    optimizer = make_optimizer(task.model.parameters(), options, per_epoch * options.epochs, task.warmup)
-    progress = Progress(steps_per_epoch=per_epoch)
+    progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
+    optimizer = make_optimizer(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task.warmup)
     if state is not None:
-        progress = Progress(**state['progress'])
-        if progress.steps_per_epoch != per_epoch:
-            raise ValueError(f'--resume: the run in {folder.path} had {progress.steps_per_epoch} steps an epoch, now there are '
-                             f'{per_epoch}: the data has changed')
-        task.model.load_state_dict(state['model'])
-        optimizer.load_state_dict(state['optimizer'])
-        if not dist.is_main():
-            progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks
-        dist.say(f'Going on with epoch {progress.epoch}, step {progress.step} of {per_epoch}.')
-
+        progress = resume(state, progress, task.model, optimizer, folder)
     model = task.model
     if dist.world_size() > 1:
         model = DistributedDataParallel(model, find_unused_parameters=True)
     while progress.epoch < options.epochs:
         sums = train_epoch(task, model, optimizer, train_set, options, progress, folder, device)
-        epoch, report = progress.epoch, {}
-        lines = [f'Epoch {epoch}: Train {100 * sums["score"] / max(sums["examples"], 1):.2f}']
-        report['train/score'] = 100 * sums['score'] / max(sums['examples'], 1)
+        epoch, report = progress.epoch, {'train/score': 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)}
+        lines = [f'Epoch {epoch}: Train {report["train/score"]:.2f}']
         if valid_set is not None:
             report['valid/score'] = valid = task.score(valid_set, evaluate(task, valid_set, options, device, 'Validating'))
             if valid > progress.best:
@@ -172,10 +176,22 @@ def fit(task, train_set, valid_set, options, folder, state, device):
             lines += [f'Epoch {epoch}: Valid {valid:.2f}', f'Epoch {epoch}: Best {progress.best:.2f}']
         if progress.skipped:
             lines.append(f'Epoch {epoch}: {progress.skipped} steps skipped so far: their gradients were not finite')
-        folder.scalars(report, (epoch + 1) * per_epoch)
+        progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
+        folder.scalars(report, progress.total_steps)
         folder.log(*lines)
         folder.save_snapshot('LAST.pth', task.model)
-        progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
         folder.save_state(options, progress, task.model, optimizer)
-    folder.close()
+
+
+def resume(state, fresh, model, optimizer, folder):
+    """Puts a saved run state into model and optimizer and returns its Progress; `fresh` is what a new run would have."""
+    progress = Progress(**state['progress'])
+    if (progress.steps_per_epoch, progress.data) != (fresh.steps_per_epoch, fresh.data):
+        raise ValueError(f'--resume: the run in {folder.path} was trained on other questions or regions than there are now')
+    fill(model, state['model'], f'the run state in {folder.path}')
+    optimizer.load_state_dict(state['optimizer'])
+    state.clear()  # the largest thing in memory, no longer needed
+    if not dist.is_main():
+        progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks
+    dist.say(f'Going on with epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
     return progress

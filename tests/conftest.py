@@ -57,7 +57,8 @@ def vqa(world, tmp_path):
         command = [sys.executable, *by, 'src/tasks/vqa.py', *flags]
         environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
         if not wait:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
@@ -71,7 +72,8 @@ def run_here(world, tmp_path, capsys):
 
     def run(*flags, scratch=True):
         status = main(VQA, ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--valid', 'minival',
-                            '--output', str(tmp_path / 'run'), *(['--fromScratch'] if scratch else []), *flags])
+                            '--batchSize', '32', '--epochs', '1', '--output', str(tmp_path / 'run'),
+                            *(['--fromScratch'] if scratch else []), *flags])
         return status, capsys.readouterr()
 
     return run

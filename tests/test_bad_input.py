@@ -2,9 +2,16 @@
 
 import json
 import os
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+
+from lxrt.tokenization import BertTokenizer
+from param import Options
+from tasks.data import load_questions, read_splits
+from tasks.vqa import VQA
 
 
 def edit(path, change):
@@ -33,7 +40,9 @@ ANNOTATIONS = {
     'odd_score': (lambda path: edit(path, put('label', {'yes': 2})), 'example 7: key "label"'),
     'some_labels': (lambda path: edit(path, lambda examples: examples[7].pop('label')), 'example 7: key "label"'),
     'no_labels': (lambda path: edit(path, unlabel), 'no labels'),
-    'no_images': (lambda path: edit(path, lambda examples: [e.update(img_id='?') for e in examples]), 'no question'),
+    'no_images': (lambda path: edit(path, lambda examples: [e.update(img_id='?') for e in examples]), 'none of its images has'),
+    'odd_type': (lambda path: edit(path, put('answer_type', 3)), 'example 7: key "answer_type"'),
+    'half_a_character': (lambda path: edit(path, put('img_id', '\ud800')), 'example 7: key "img_id"'),
 }
 
 
@@ -54,6 +63,7 @@ OTHER = {
     'odd_config': (lambda world: edit_config(world, num_attention_heads=5), [], 'num_attention_heads 5'),
     'other_features': (lambda world: edit_config(world, visual_feat_dim=2048), [], 'visual_feat_dim'),
     'no_answers': (lambda world: (world / 'vqa/trainval_label2ans.json').unlink(), [], 'trainval_label2ans.json'),
+    'no_split': (None, ['--train', ','], 'unknown split ","'),
     'unknown_split': (None, ['--train', 'trian'], 'unknown split "trian"'),
     'no_checkpoint': (None, ['--load', 'nowhere/BEST'], 'nowhere/BEST.pth: no such file'),
     'no_pretrained': (None, ['--loadLXMERTQA', 'nowhere/model'], 'nowhere/model_LXRT.pth: no such file'),
@@ -85,7 +95,7 @@ def test_missing_or_unfit_files_are_an_error_that_names_them(world, run_here, fa
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--load', 'a', '--loadLXMERT', 'b'], 'only one of them'), (['--tiny', '--fast'], 'only one of them'),
     (['--batchSize', '0'], '--batchSize'), (['--lr', '-1'], '--lr'), (['--dropout', '1'], '--dropout'),
-    (['--test', 'minival'], '--load'), (['--accumulate', '40'], '--accumulate'), (['--epoch', '3'], 'unrecognized'),
+    (['--test', 'minival'], '--load'), (['--accumulate', '400'], '--accumulate'), (['--epoch', '3'], 'unrecognized'),
     (['--optim', 'lion'], '--optim'), (['--train', ''], '--train'),
 ])
 def test_wrong_flags_end_in_the_first_second(flags, message, capsys):
@@ -110,7 +120,7 @@ def test_questions_without_regions_and_unknown_answers_are_skipped_and_told(worl
     edit(world / 'vqa/train.json', spoil)
     status, printed = run_here('--epochs', '1', '--valid', '')
     assert status == 0, printed.err
-    assert 'images without regions (COCO_lost): skipped' in printed.out
+    assert '1 images without regions (COCO_lost): skipped' in printed.out
     assert '1 labels of train are no answers' in printed.out and 'a teapot' in printed.out
     total = len(json.loads((world / 'vqa/train.json').read_text()))
     assert f'train: {total - 1:,} questions' in printed.out
@@ -173,3 +183,24 @@ def test_a_faulty_description_of_a_dataset_names_the_key(world, run_here, change
     (world / 'mine.json').write_text(json.dumps(described))
     status, printed = run_here('--dataset', str(world / 'mine.json'))
     assert status == 1 and 'mine.json' in printed.err and message in printed.err
+
+
+def test_tiny_takes_the_first_images_of_each_split(world):
+    tokenizer = BertTokenizer.from_pretrained(world / 'bert')
+    spec, options = VQA.spec(world), Options()
+    answers = spec.read_answers()
+    for limit in (3, None):
+        with patch.object(Options, 'image_limit', limit):
+            both, *parts = (
+                load_questions(spec, names, read_splits(spec, names, int), tokenizer, answers, options)
+                for names in ('train,nominival', 'train', 'nominival'))
+        images = [np.unique(part.rows) for part in parts]
+        assert len(np.unique(both.rows)) == sum(map(len, images))
+        assert len(both) == sum(map(len, parts))
+        if limit:
+            assert [len(rows) for rows in images] == [3, min(3, len(images[1]))]
+            # In file order: the first rows that the split's questions name.
+            names = {q['img_id'] for q in json.loads((world / 'vqa/train.json').read_text())}
+            order = [line.split('\t')[0] for line in (world / 'mscoco_imgfeat/train2014_obj36.tsv').read_text().splitlines()]
+            first = [i for i, name in enumerate(order) if name in names][:3]
+            assert images[0].tolist() == first

@@ -48,7 +48,7 @@ def test_the_file_tree_is_that_of_the_repository():
 def test_every_flag_stands_in_the_flag_list_as_it_is():
     listed = (ROOT / 'run/README.md').read_text()
     for field in dataclasses.fields(Options):
-        default = '' if field.default in (None, False) else f'`{field.default}`'
+        default = '' if field.default is None or field.default is False else f'`{field.default}`'
         assert f'| `--{field.name}` | {default} | {field.metadata["help"]} |' in listed
     flags = re.findall(r'^\| `--(\w+)`', listed, re.M)
     assert sorted(flags) == sorted(field.name for field in dataclasses.fields(Options))

@@ -2,13 +2,19 @@
 
 import json
 import random
+import re
+import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from train import steps_per_epoch, training_parts
+from checkpoint import Progress, RunFolder
+from param import Options
+from tasks.model import build_model, read_config
+from tasks.vqa import VQA
+from train import count_skipped, steps_per_epoch, training_parts
 
 
 def weights(folder, name='LAST.pth'):
@@ -57,27 +63,42 @@ def test_a_run_writes_what_is_promised_and_its_snapshot_can_be_tested(vqa, tmp_p
     assert 'no labels' in run.stdout
 
 
-def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path):
-    steps = ['--saveSteps', '3', '--epochs', '3']
-    started = time.monotonic()
-    assert vqa(*steps, name='whole').returncode == 0
-    duration = time.monotonic() - started
+def kill(process, output):
+    """kill -9 of a run and of all its processes, which torchrun puts into sessions of their own. Returns what it printed."""
+    subprocess.run(['pkill', '-KILL', '-f', '--', f'--output {output} '], check=False)
+    return process.communicate()[0]
+
+
+@pytest.mark.parametrize(('processes', 'kills'), [(1, 5), (2, 2)])
+def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path, processes, kills):
+    flags = ['--saveSteps', '4', '--epochs', '6', '--valid', 'nominival']
+    flags += ['--multiGPU'] if processes > 1 else []
+    assert vqa(*flags, name='whole', processes=processes).returncode == 0
+    state = tmp_path / 'killed/RUN_STATE.pth'
     draw = random.Random(time.time_ns())  # other moments in every run of the tests
-    for _ in range(5):
-        process = vqa(*steps, '--resume', name='killed', wait=False)
-        time.sleep(draw.uniform(0.4, 0.9) * duration)
-        process.kill()
-        process.wait()
-    run = vqa(*steps, '--resume', name='killed')
-    assert run.returncode == 0, run.stderr
+    for attempt in range(kills):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = vqa(*flags, '--resume', name='killed', processes=processes, wait=False)
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.005)  # until it is in the midst of training
+        time.sleep(draw.uniform(0, 0.15))
+        printed = kill(process, tmp_path / 'killed')
+        assert attempt == 0 or 'Going on with epoch' in printed
+    run = vqa(*flags, '--resume', name='killed', processes=processes)
+    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
     for name in ('LAST.pth', 'BEST.pth'):
         assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()
+    if processes > 1:
+        return
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').rglob('*.pth')}
-    run = vqa(*steps, '--resume', name='killed')
+    def contents():
+        return {path: path.read_bytes() for path in (tmp_path / 'killed').rglob('*') if path.is_file()}
+
+    before = contents()
+    run = vqa(*flags, '--resume', name='killed')
     assert run.returncode == 0 and 'finished' in run.stdout
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / 'killed').rglob('*.pth')}
+    assert before == contents()
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_path):
@@ -88,6 +109,30 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_pa
     run = vqa('--epochs', '1', '--resume', '--lr', '5e-4')
     assert run.returncode == 1 and '--lr 0.001 there, 0.0005 now' in run.stderr
     assert (tmp_path / 'run/LAST.pth').read_bytes() == before
+
+
+def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
+    flags = ['--saveSteps', '5', '--epochs', '300']  # so long that it is still running when the next one starts
+
+    def spoil(path, old, new):
+        path.write_text(path.read_text().replace(old, new))
+        run = vqa(*flags, '--resume')
+        path.write_text(path.read_text().replace(new, old))
+        assert run.returncode == 1 and 'Traceback' not in run.stderr
+        return run.stderr
+
+    process = vqa(*flags, wait=False)
+    while not (tmp_path / 'run/RUN_STATE.pth').exists():
+        time.sleep(0.01)
+    blocked = vqa(*flags, '--resume')  # beside the one that runs
+    kill(process, tmp_path / 'run')
+    assert blocked.returncode == 1 and 'another process' in blocked.stderr
+    before = {path: path.read_bytes() for path in (tmp_path / 'run').iterdir() if path.suffix in ('.json', '.txt', '.pth')}
+    assert 'config.json' in spoil(world / 'bert/config.json', '"hidden_size": 32', '"hidden_size": 36')
+    assert 'vocab.txt' in spoil(world / 'bert/vocab.txt', '[MASK]\n', '[MASK]\nunheard\n')
+    assert 'other questions' in spoil(world / 'vqa/train.json', 'the', 'a')
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
 
 
 def test_two_processes_and_accumulation_train_as_one_process_does(vqa, tmp_path):
@@ -105,37 +150,77 @@ def test_two_processes_and_accumulation_train_as_one_process_does(vqa, tmp_path)
     assert (tmp_path / 'results/minival_predict.json').read_text() == (tmp_path / 'results2/minival_predict.json').read_text()
 
 
-def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(vqa, tmp_path):
-    assert vqa('--epochs', '1', '--valid', '').returncode == 0
-    assert not (tmp_path / 'run/BEST.pth').exists()  # no validation: only LAST is written
-    last = 'lxrt_encoder.model.bert.encoder.x_layers.0.'
-    dead = [last + side for side in ('visn_self_att.', 'visn_inter.', 'visn_output.')]
-    state = weights(tmp_path / 'run')
-    biases = {name: value for name, value in state.items() if name.endswith(('dense.bias', 'query.bias'))}
-    for name, value in biases.items():  # they start at 0 and stay there only without gradient
-        assert bool(value.any()) != name.startswith(tuple(dead)), name
+def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(vqa, world, tmp_path):
+    def is_dead(name):
+        return re.search(r'x_layers\.0\.(visn_self_att|visn_inter|visn_output)\.', name)
+
+    for name, processes in (('one', 1), ('two', 2)):
+        run = vqa('--epochs', '1', '--valid', '', '--dropout', '0', name=name, processes=processes)
+        assert run.returncode == 0, run.stderr
+        assert not (tmp_path / name / 'BEST.pth').exists()  # no validation: only LAST is written
+    options = Options(fromScratch=True, dropout=0.0)
+    answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
+    start = build_model(options, read_config(world / 'bert', options), world / 'bert', answers, 20).state_dict()
+    for name, value in start.items():
+        for run in ('one', 'two'):
+            assert torch.equal(value, weights(tmp_path / run)[name]) == bool(is_dead(name)), name
 
 
 def test_bf16_learns_as_float32_does(vqa, tmp_path):
-    losses = {}
+    biases = {}
     for name, flags in (('fp32', []), ('bf16', ['--bf16'])):
         run = vqa('--epochs', '1', '--dropout', '0', *flags, name=name)
         assert run.returncode == 0, run.stderr
-        losses[name] = weights(tmp_path / name)['logit_fc.3.bias']
-    assert not torch.equal(losses['fp32'], losses['bf16'])
-    torch.testing.assert_close(losses['fp32'], losses['bf16'], rtol=0, atol=5e-3)
+        biases[name] = weights(tmp_path / name)['logit_fc.3.bias']
+    assert not torch.equal(biases['fp32'], biases['bf16'])
+    torch.testing.assert_close(biases['fp32'], biases['bf16'], rtol=0, atol=5e-3)
 
 
-class Options:
+class Parts:
     batchSize, accumulate, seed = 8, 2, 1
 
 
 def test_an_epoch_visits_every_example_once_but_for_the_last_incomplete_batch():
-    parts = list(training_parts(83, 3, 0, Options))
+    parts = list(training_parts(83, 3, 0, Parts))
     assert len(parts) == 2 * steps_per_epoch(83, 8) == 20
     seen = np.concatenate(parts)
     assert len(seen) == len(set(seen)) == 80
-    assert not np.array_equal(seen, np.concatenate(list(training_parts(83, 4, 0, Options))))
+    assert not np.array_equal(seen, np.concatenate(list(training_parts(83, 4, 0, Parts))))
     # From its seventh step on, an epoch is what it is as a whole.
-    np.testing.assert_array_equal(np.concatenate(list(training_parts(83, 3, 6, Options))), seen[48:])
-    assert steps_per_epoch(5, 8) == 1 and sum(map(len, training_parts(5, 0, 0, Options))) == 5
+    np.testing.assert_array_equal(np.concatenate(list(training_parts(83, 3, 6, Parts))), seen[48:])
+    assert steps_per_epoch(5, 8) == 1 and sum(map(len, training_parts(5, 0, 0, Parts))) == 5
+
+
+def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_clipping():
+    logits, target = torch.randn(4, 7), torch.rand(4, 7)
+    task = VQA(None)
+    batch = {'input_ids': None, 'features': None, 'boxes': None, 'target': target}
+    losses, score = task.losses(lambda *_: logits, batch, task.counts([batch]))
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * 7
+    torch.testing.assert_close(losses['BCE'], plain)
+    assert float(score) == pytest.approx(sum(float(target[i, logits[i].argmax()]) for i in range(4)))
+    assert (VQA.warmup, VQA.clip) == (0.1, 5.0)  # as in the original code
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_run(vqa, tmp_path):
+    run = vqa('--lr', '1e30', '--optim', 'sgd')
+    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no state had been saved yet' in run.stderr
+
+    progress, folder = Progress(skipped_in_a_row=8), RunFolder(tmp_path / 'other')
+    count_skipped(progress, folder)
+    assert (progress.skipped, progress.skipped_in_a_row) == (1, 9)
+    (folder.path / 'RUN_STATE.pth').touch()
+    with pytest.raises(FloatingPointError, match='last good state is in .*RUN_STATE.pth'):
+        count_skipped(progress, folder)
+    folder.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+def test_a_gpu_trains_and_resumes(vqa, tmp_path):
+    flags = ['--device', 'cuda', '--bf16', '--numWorkers', '2', '--saveSteps', '5']
+    run = vqa(*flags)
+    assert run.returncode == 0, run.stderr
+    assert vqa(*flags, '--resume').returncode == 0
+    run = vqa('--device', 'cuda', '--test', 'minival', '--load', tmp_path / 'run/BEST', name='results', start=False)
+    assert run.returncode == 0, run.stderr

@@ -26,7 +26,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tqdm import tqdm
 
-from regions import tsv
+from lxrt.tokenization import SPECIAL_TOKENS
+from regions import store, tsv
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
 SPLITS = ('train', 'dev')
@@ -38,7 +39,6 @@ SIZES = (10, 20, 30, SIDE)
 BOX = (3, 3, SIDE, 0, 0)                                           # a box as an object: type, colour, size, x, y
 FEATURES = 29
 POSITIONS = 64
-SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 
 
 class CorpusError(ValueError):
@@ -159,7 +159,7 @@ def vocabulary(sentences):
     words = Counter(word for sentence in sentences for word, _ in split(normalize(sentence)))
     characters = sorted({*''.join(words), *string.ascii_lowercase, *string.digits, *string.punctuation})
     whole = [word for word in sorted(words, key=lambda w: (-words[w], w)) if words[word] > 1 and len(word) > 1]
-    return [*SPECIAL, *characters, *('##' + c for c in characters), *whole]
+    return [*SPECIAL_TOKENS, *characters, *('##' + c for c in characters), *whole]
 
 
 def dump(value, path):
@@ -210,6 +210,15 @@ def find(folder, split):
     raise CorpusError(f'--nlvr: expected {paths[0]} or {paths[1]}, found neither; get the corpus from {SOURCE}')
 
 
+def made_before(described):
+    """What the dataset at `described` (a dataset.json) was made from by this program; None if it was not."""
+    try:
+        content = json.loads(described.read_text('utf-8'))
+    except (OSError, ValueError):
+        return None
+    return content.get('made_from') if isinstance(content, dict) else None
+
+
 def main(argv):
     """Makes the dataset, unless `--out` has it already; see `--help`. CorpusError for a bad corpus or `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -224,10 +233,11 @@ def main(argv):
     made_from = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*files.values(), Path(__file__)]}
     made_from['pictures'] = not args.withoutPictures
     described = out / 'dataset.json'
-    if described.is_file() and json.loads(described.read_text('utf-8')).get('made_from') == made_from:
+    before = made_before(described)
+    if before == made_from:
         print(f'{out} is already made from these files; nothing to do')
         return
-    if out.exists() and any(out.iterdir()) and not described.is_file():
+    if out.exists() and any(out.iterdir()) and before is None:
         raise CorpusError(f'--out {out}: expected a new folder or one made by this program, found other files; '
                           'name another folder')
 
@@ -237,6 +247,8 @@ def main(argv):
         write(Path(making) / 'made', corpus, made_from, with_pictures=not args.withoutPictures)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(Path(making) / 'made', out)
+    for split in SPLITS:
+        store.open_regions(out / f'{split}_obj.tsv')  # made now rather than when training starts
     print(f'made {described}')
 
 

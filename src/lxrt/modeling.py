@@ -26,8 +26,8 @@ def additive_mask(mask):
 
 
 class BertEmbeddings(nn.Module):
-    """Word, position and segment embeddings. All three have padding_idx 0, as in the original code: the vectors of
-    [PAD], of the first position and of the first segment are never trained away from where they start."""
+    """Word, position and segment embeddings. All three have padding_idx 0, as in the original code: no gradient comes
+    through them to the vectors of [PAD], of the first position and of the first segment."""
 
     def __init__(self, config):
         super().__init__()

@@ -15,6 +15,8 @@ def report(train: list[dict], scored: list[dict], predictions: list[dict]) -> tu
         (a table, the score, the better baseline's), both in per cent.
     """
     answer = {one['question_id']: one['answer'] for one in predictions}
+    if lacking := [question['question_id'] for question in scored if question['question_id'] not in answer]:
+        raise ValueError(f'expected a prediction for each question of minival, {len(lacking)} lack one, such as {lacking[0]}')
     lines = [f'{"kind":13} {"share":>6} {"majority":>9} {"text only":>10} {"score":>6}']
     for kind in (*SHARES, 'all'):
         asked = [question for question in scored if kind in (question['question_type'], 'all')]
@@ -37,7 +39,10 @@ def main(argv: list[str]) -> None:
         if not file.is_file():
             parser.error(f'{file}: no such file')
     train, nominival, minival, predictions = (json.loads(file.read_text()) for file in files)
-    table, score, baseline = report(train + nominival, minival, predictions)
+    try:
+        table, score, baseline = report(train + nominival, minival, predictions)
+    except ValueError as error:
+        parser.error(f'{options.predictions}: {error}')
     print(f'{table}\n\nScore {score:.1f}, the better baseline {baseline:.1f}: {score - baseline:+.1f} points.')
 
 

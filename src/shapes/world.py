@@ -21,16 +21,16 @@ from PIL import Image
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from lxrt.tokenization import SPECIAL_TOKENS
 from regions import tsv
 from shapes import detect, draw, features, questions, scene
 
 FORMAT = 1  # raise it whenever the same settings begin to give other bytes
-SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 # A small LXMERT that learns this world from scratch on two CPU cores; names as in BERT's and Hugging Face's configs.
 # Vectors this short want larger initial weights than BERT's 0.02; what else was tried: experience_in_pretraining.md.
 CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256, 'hidden_act': 'gelu',
-          'l_layers': 1, 'r_layers': 1, 'x_layers': 2, 'num_hidden_layers': 1,
+          'l_layers': 1, 'r_layers': 1, 'x_layers': 2,
           'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.05,
           'max_position_embeddings': 40, 'type_vocab_size': 2,
           'visual_feat_dim': features.FEATURE_DIM, 'visual_pos_dim': 4,
@@ -154,7 +154,7 @@ def vocabulary(sentences: list[str]) -> list[str]:
     """The lower-cased WordPiece vocabulary of `sentences`, [PAD] first."""
     trainer = BertWordPieceTokenizer(lowercase=True)
     letters = list('abcdefghijklmnopqrstuvwxyz0123456789')
-    trainer.train_from_iterator(sentences, vocab_size=4000, min_frequency=1, special_tokens=list(SPECIAL),
+    trainer.train_from_iterator(sentences, vocab_size=4000, min_frequency=1, special_tokens=list(SPECIAL_TOKENS),
                                 initial_alphabet=letters, show_progress=False)
     # The trainer goes through a hash table, so the order of its pieces, and which pieces between a letter and a
     # whole word it adds, may differ from run to run. Letters and whole words cover all sentences; sorted, they are
@@ -162,7 +162,7 @@ def vocabulary(sentences: list[str]) -> list[str]:
     words = {word for sentence in sentences for word, _ in
              trainer.pre_tokenizer.pre_tokenize_str(trainer.normalizer.normalize_str(sentence))}
     letters = {*letters, *(f'##{letter}' for letter in letters)}
-    return [*SPECIAL, *sorted(letters | words & trainer.get_vocab().keys())]
+    return [*SPECIAL_TOKENS, *sorted(letters | words & trainer.get_vocab().keys())]
 
 
 def _dump(path: Path, content, indent: int | None = None) -> None:

@@ -1,5 +1,6 @@
 """Datasets: from annotations and regions on disk to batches. Text is tokenised once; a batch is an indexing of columns."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, values, root, where):
-        """From the object of a `--dataset` file (DESIGN: data/README.md shows one); paths are relative to root.
+        """From the object of a `--dataset` file (data/README.md shows one); paths are relative to root.
 
         Raises DataError that names `where` (the file) and the key.
         """
@@ -80,7 +81,7 @@ class DatasetSpec:
     def named(self, text):
         """The splits of a comma-separated list. Raises DataError naming an unknown one and those there are."""
         names = [name.strip() for name in text.split(',') if name.strip()]
-        for name in names:
+        for name in names or [text]:
             if name not in self.splits:
                 raise DataError(f'unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')
         return [self.splits[name] for name in dict.fromkeys(names)]
@@ -106,25 +107,42 @@ def read_examples(path, id_type):
         raise DataError(f'{path}: expected a list of questions, found {"none" if examples == [] else "something else"}')
     seen = {}
     for i, example in enumerate(examples):
-        def fault(key, expected, i=i, example=example):
-            found = example.get(key, 'nothing') if isinstance(example, dict) else example
-            return DataError(f'{path}: example {i}: key "{key}": expected {expected}, found {found!r}')
-
-        if not isinstance(example, dict) or not isinstance(example.get('img_id'), str):
-            raise fault('img_id', 'an image id (text)')
-        if not isinstance(example.get('sent'), str):
-            raise fault('sent', 'a sentence')
-        if not isinstance(example.get('question_id'), id_type):
-            raise fault('question_id', 'a whole number' if id_type is int else 'a text')
-        if seen.setdefault(example['question_id'], i) != i:
-            raise fault('question_id', f'a new id (example {seen[example["question_id"]]} has the same)')
-        label = example.get('label')
-        if 'label' in example and not (isinstance(label, dict) and all(
-                isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values())):
-            raise fault('label', 'an object {answer: score from 0 to 1}')
-        if ('label' in example) != ('label' in examples[0]):
-            raise fault('label', 'labels on all questions of a file or on none')
+        if wrong := first_fault(example, id_type):
+            key, expected = wrong
+        elif seen.setdefault(example['question_id'], i) != i:
+            key, expected = 'question_id', f'a new id (example {seen[example["question_id"]]} has the same)'
+        elif ('label' in example) != ('label' in examples[0]):
+            key, expected = 'label', 'labels on all questions of a file or on none'
+        else:
+            continue
+        found = example.get(key, 'nothing') if isinstance(example, dict) else example
+        raise DataError(f'{path}: example {i}: key "{key}": expected {expected}, found {found!r}')
     return examples
+
+
+def first_fault(example, id_type):
+    """(key, what was expected there) of the first fault of an example, or None."""
+    if not isinstance(example, dict) or not isinstance(example.get('img_id'), str) or not example['img_id'].isprintable():
+        return 'img_id', 'an image id (text)'
+    if not isinstance(example.get('sent'), str):
+        return 'sent', 'a sentence'
+    if not isinstance(example.get('question_id'), id_type) or isinstance(example['question_id'], bool):
+        return 'question_id', 'a whole number' if id_type is int else 'a text'
+    for key in ('answer_type', 'question_type'):
+        if not isinstance(example.get(key, ''), str):
+            return key, 'a text, or no such key'
+    label = example.get('label', {})
+    if not isinstance(label, dict) or not all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
+        return 'label', 'an object {answer: score from 0 to 1}'
+    return None
+
+
+def read_splits(spec, names, id_type):
+    """[(Split, its examples), ...] of a comma-separated list of splits, with labels on all or on none."""
+    splits = [(split, read_examples(split.annotations, id_type)) for split in spec.named(names)]
+    if len({'label' in examples[0] for _, examples in splits}) > 1:
+        raise DataError(f'splits {names}: some have labels and others have none')
+    return splits
 
 
 def some(names, most=3):
@@ -179,6 +197,13 @@ class QuestionDataset(torch.utils.data.Dataset):
             batch['target'] = self.target(indices)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
+    def digest(self):
+        """Tells whether two datasets hold the same questions, labels and images."""
+        whole = hashlib.sha256()
+        for column in (self.input_ids, self.rows, self.label_question, self.label_answer, self.label_score):
+            whole.update(np.ascontiguousarray(column))
+        return whole.hexdigest()
+
     def target(self, indices):
         """Soft scores (b, answers) of some questions."""
         counts = self.label_start[indices + 1] - self.label_start[indices]
@@ -200,38 +225,40 @@ class QuestionDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
-def load_questions(spec, names, tokenizer, answers, options, id_type=int, submit=False):
-    """The QuestionDataset of a comma-separated list of splits, with what was left out said on the screen.
+def load_questions(spec, names, splits, tokenizer, answers, options, submit=False):
+    """The QuestionDataset of some splits, with what was left out said on the screen.
 
-    submit: the split's predictions are to be handed in, so that no question may be left out and --tiny and --fast do
-    not apply; an image without regions is then an error unless --allowMissing.
+    names: what to call them; splits: as read_splits returns them. submit: the predictions are to be handed in, so that
+    no question may be left out and --tiny and --fast do not apply; an image without regions is then an error unless
+    --allowMissing.
     """
-    splits = spec.named(names)
-    examples = [example for split in splits for example in read_examples(split.annotations, id_type)]
-    labelled = ['label' in example for example in examples]
-    if any(labelled) != all(labelled):
-        raise DataError(f'splits {names}: some have labels and others have none')
-    regions = store.open_all(list(dict.fromkeys(path for split in splits for path in split.features)), options.storeRoot)
-    image_ids = [example['img_id'] for example in examples]
-    rows = regions.rows(image_ids)
-    missing = [image for image, row in zip(image_ids, rows, strict=True) if row < 0]
+    regions = store.open_all(list(dict.fromkeys(path for split, _ in splits for path in split.features)), options.storeRoot)
+    ids = list({example['img_id'] for _, examples in splits for example in examples})
+    twice = sum((part.rows(ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
+    if twice.any():
+        say(f'{twice.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')
+    kept, kept_rows, missing, total = [], [], [], 0
+    for split, examples in splits:
+        rows = regions.rows([example['img_id'] for example in examples])
+        lacking = [example['img_id'] for example, row in zip(examples, rows, strict=True) if row < 0]
+        if len(lacking) == len(examples) and not options.allowMissing:
+            raise DataError(f'{split.annotations}: none of its images has regions, {some(lacking)} among them; do they belong '
+                            f'to {split.features[0]}?')
+        missing, total = missing + lacking, total + len(examples)
+        keep = np.ones(len(rows), dtype=bool) if submit else rows >= 0
+        if options.image_limit is not None and not submit:
+            keep &= np.isin(rows, np.unique(rows[keep])[:options.image_limit])  # rows are in file order
+        kept += [example for example, chosen in zip(examples, keep, strict=True) if chosen]
+        kept_rows.append(rows[keep])
     if missing:
-        what = f'{len(missing)} of {len(rows)} questions of {names} are about images without regions ({some(missing)})'
+        what = (f'{len(missing):,} of {total:,} questions of {names} are about {len(set(missing)):,} images without regions '
+                f'({some(missing)})')
         if submit and not options.allowMissing:
             raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
                             'from the words alone')
         say(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
-    keep = np.ones(len(rows), dtype=bool)
-    if not submit:
-        keep = rows >= 0
-        if options.image_limit is not None:
-            keep &= np.isin(rows, np.unique(rows[keep])[:options.image_limit])  # rows are in file order
-        if not keep.any():
-            raise DataError(f'no question of {names} is left: none of its images has regions; do the image ids of '
-                            f'{splits[0].annotations} and {splits[0].features[0]} belong together?')
-    examples = [example for example, kept in zip(examples, keep, strict=True) if kept]
-    dataset = QuestionDataset(examples, regions, rows[keep], tokenizer, answers, spec.max_length)
+    dataset = QuestionDataset(kept, regions, np.concatenate(kept_rows), tokenizer, answers, spec.max_length)
     if dataset.unknown:
-        say(f'{len(dataset.unknown)} labels of {names} are no answers of {spec.answers} ({some(dataset.unknown)}): left out.')
+        say(f'{len(dataset.unknown):,} labels of {names} are no answers of {spec.answers} ({some(dataset.unknown)}): left out.')
     say(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows)):,} images.')
     return dataset

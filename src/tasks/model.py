@@ -15,15 +15,15 @@ from pretrain.qa_answer_table import read_table, transfer_answers
 
 
 class AnswerModel(nn.Module):
-    """Scores answers to a question about an image, or to a sentence about several images.
+    """Scores answers to a question about an image.
 
     encoder: any module that turns (token ids, (features, boxes), mask) into pooled vectors (b, d).
     """
 
-    def __init__(self, encoder, num_answers, images=1):
+    def __init__(self, encoder, num_answers):
         super().__init__()
         self.lxrt_encoder = encoder
-        self.logit_fc = answer_layers(encoder.config, num_answers, images)
+        self.logit_fc = answer_layers(encoder.config, num_answers)
 
     def forward(self, input_ids, features, boxes, visual_attention_mask=None):
         """input_ids (b, t); features (b, o, f); boxes (b, o, 4); visual_attention_mask (b, o) -> logits (b, answers)."""
@@ -65,13 +65,13 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
-def build_model(options, config, folder, answers, max_length, images=1):
+def build_model(options, config, folder, answers, max_length):
     """An AnswerModel with its starting weights, drawn from --seed where they are random.
 
     answers: the answer vocabulary (list of str); folder: where BERT's weights may lie.
     """
     torch.manual_seed(options.seed)
-    model = AnswerModel(LXRTEncoder(config, max_seq_length=max_length), len(answers), images)
+    model = AnswerModel(LXRTEncoder(config, max_seq_length=max_length), len(answers))
     encoder = model.lxrt_encoder.model
     # Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT and
     # --loadLXMERTQA, 4. --fromScratch, 5. BERT's, for the language layers.

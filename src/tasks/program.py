@@ -15,13 +15,14 @@ from lxrt.tokenization import BertTokenizer
 from lxrt.weights import fill, read_state
 from param import Options, parse_args
 from tasks import model as models
-from tasks.data import DataError, DatasetSpec, load_questions, read_json
+from tasks.data import DataError, DatasetSpec, load_questions, read_json, read_splits
 from train import evaluate, fit
 
 
 def main(task_class, argv=None):
     """Runs a task's program; returns its exit status. Faults of the input end it with one message, not a traceback."""
     options = parse_args(argv)
+    program = None
     try:
         device = dist.start(options.device)
         if options.deterministic:
@@ -32,11 +33,13 @@ def main(task_class, argv=None):
             program.test()
         else:
             program.train()
+        dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
     except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
         print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
         return 1
     finally:
-        dist.stop()
+        if program is not None:
+            program.folder.close()
     return 0
 
 
@@ -60,8 +63,6 @@ class Program:
         spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
         if spec.kind != task_class.kind:
             raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
-        for names in (options.train, options.valid) if options.test is None else (options.test,):
-            spec.named(names)
         folder = RunFolder(options.output)
         bert = models.bert_folder(options)
         config = models.read_config(bert, options)
@@ -69,19 +70,23 @@ class Program:
         check_answers(options, answers, spec)
         return cls(task_class, options, device, folder, spec, bert, config, models.read_tokenizer(bert, config), answers)
 
-    def load(self, names, submit=False):
+    def examples(self, names):
+        """The annotations of some splits, checked."""
+        return read_splits(self.spec, names, self.task_class.id_type)
+
+    def labelled(self, flag, names, advice=''):
+        """The annotations of the splits that a flag names, which must have labels."""
+        splits = self.examples(names)
+        if not all('label' in example for _, examples in splits for example in examples):
+            raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
+        return splits
+
+    def load(self, names, splits, submit=False):
         """The dataset of some splits, with regions that fit the model."""
-        dataset = load_questions(self.spec, names, self.tokenizer, self.answers, self.options, self.task_class.id_type, submit)
+        dataset = load_questions(self.spec, names, splits, self.tokenizer, self.answers, self.options, submit)
         if dataset.regions.feature_size != self.config.visual_feat_dim:
             raise DataError(f'features of {names} have {dataset.regions.feature_size} numbers a region, but the model expects '
                             f'{self.config.visual_feat_dim} (visual_feat_dim in {self.bert / "config.json"})')
-        return dataset
-
-    def load_labelled(self, flag, names, advice=''):
-        """The dataset of splits that a flag names, which must have labels."""
-        dataset = self.load(names)
-        if not dataset.labelled:
-            raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
         return dataset
 
     def build(self):
@@ -91,20 +96,26 @@ class Program:
 
     def train(self):
         options, folder = self.options, self.folder
-        state = folder.start(options, beside={
+        beside = {
             'config.json': self.config.to_json(),
             'vocab.txt': '\n'.join(self.tokenizer.ids_to_tokens) + '\n',
             'answers.json': json.dumps(self.answers, indent=0) + '\n',
-        })
+        }
+        state = folder.read_state(options, beside)
         if state is not None and state['progress']['epoch'] >= options.epochs:
-            dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+            dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume. Scores by type of '
+                     f'question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
             return
-        train_set = self.load_labelled('train', options.train)
+        # What is read fast comes first, so that its faults are found before regions are converted.
+        train_examples = self.labelled('train', options.train)
+        valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
+        task = self.build()
+        train_set = self.load(options.train, train_examples)
         step, parts = min(len(train_set), options.batchSize), dist.world_size() * options.accumulate
         if step < parts:
             raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
-        valid_set = self.load_labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
-        task = self.build()
+        valid_set = self.load(options.valid, valid_examples) if options.valid else None
+        folder.begin(options, beside, state)
         if valid_set is not None:
             dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
         parameters = sum(p.numel() for p in task.model.parameters())
@@ -119,8 +130,9 @@ class Program:
     def test(self):
         """Predicts a split, writes its file and, where labels are known, prints the score."""
         name = self.options.test
-        dataset = self.load(name, submit=True)
+        splits = self.examples(name)
         task = self.build()
+        dataset = self.load(name, splits, submit=True)
         predictions = evaluate(task, dataset, self.options, self.device, f'Testing on {name}')
         path = self.folder.path / f'{name}_predict.json'
         if dist.is_main():
