@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the NLVR v1 dataset, trains on it and evaluates: bash run/nlvr.bash cpu nlvr --nlvr PATH [--withoutPictures] [flags]
 # PATH: the folder with the corpus's train.json and dev.json (from the public repository lil-lab/nlvr, folder nlvr/).
-# Expected on dev: README.md, "Results"; about 15 minutes on 2 CPU cores. Writes snap/nlvr/<name>. Flags: run/README.md
+# Expected on dev: 55.9, README.md says why so little; 10 minutes on one CPU core. Writes snap/nlvr/<name>. Flags: run/README.md
 source "$(dirname "$0")/launch.bash"
 help="GPUS|cpu NAME --nlvr PATH [--withoutPictures] [flags]"
 [ $# -ge 2 ] || usage "$help"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The sample world in data/shapes: pictures, regions and questions in the layout of the real data, no download.
-# Time: about 30 seconds for 2,000 images on 2 CPU cores.
-# Size: about 86 MB for 2,000 images.
+# bash run/shapes.bash [--images 2000] [--out data/shapes]
+# 2,000 images: about 25 seconds on 2 CPU cores, 86 MB, and 43 MB for the region stores that training makes of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=python3

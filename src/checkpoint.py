@@ -99,8 +99,13 @@ class RunFolder:
             raise ValueError(f'--resume: the run in {self.path} was made with something else: {"; ".join(different)}')
         return state
 
-    def begin(self, options, beside, state):
-        """Writes what the run is made from, and cuts off the log's lines of work that is done again."""
+    def begin(self, options, beside, state, data):
+        """Writes what the run is made from, and cuts off the log's lines of work that is done again.
+
+        data: digest of the training questions. Raises ValueError, before it writes, if the state is of other ones.
+        """
+        if state is not None and state['progress']['data'] != data:
+            raise ValueError(f'--resume: the run in {self.path} was trained on other questions or regions than there are now')
         gather(None)  # every rank has read the folder before rank 0 changes it
         if is_main():
             with open(self.path / 'log.log', 'ab') as log:

@@ -160,7 +160,7 @@ def fit(task, train_set, valid_set, options, folder, state, device):
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
     optimizer = make_optimizer(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task.warmup)
     if state is not None:
-        progress = resume(state, progress, task.model, optimizer, folder)
+        progress = resume(state, task.model, optimizer, folder)
     model = task.model
     if dist.world_size() > 1:
         model = DistributedDataParallel(model, find_unused_parameters=True)
@@ -183,11 +183,9 @@ def fit(task, train_set, valid_set, options, folder, state, device):
         folder.save_state(options, progress, task.model, optimizer)
 
 
-def resume(state, fresh, model, optimizer, folder):
-    """Puts a saved run state into model and optimizer and returns its Progress; `fresh` is what a new run would have."""
+def resume(state, model, optimizer, folder):
+    """Puts a saved run state into model and optimizer and returns its Progress."""
     progress = Progress(**state['progress'])
-    if (progress.steps_per_epoch, progress.data) != (fresh.steps_per_epoch, fresh.data):
-        raise ValueError(f'--resume: the run in {folder.path} was trained on other questions or regions than there are now')
     fill(model, state['model'], f'the run state in {folder.path}')
     optimizer.load_state_dict(state['optimizer'])
     state.clear()  # the largest thing in memory, no longer needed

@@ -115,9 +115,10 @@ def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
     flags = ['--saveSteps', '5', '--epochs', '300']  # so long that it is still running when the next one starts
 
     def spoil(path, old, new):
-        path.write_text(path.read_text().replace(old, new))
+        whole = path.read_text()
+        path.write_text(whole.replace(old, new))
         run = vqa(*flags, '--resume')
-        path.write_text(path.read_text().replace(new, old))
+        path.write_text(whole)
         assert run.returncode == 1 and 'Traceback' not in run.stderr
         return run.stderr
 
@@ -210,7 +211,7 @@ def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_ru
     count_skipped(progress, folder)
     assert (progress.skipped, progress.skipped_in_a_row) == (1, 9)
     (folder.path / 'RUN_STATE.pth').touch()
-    with pytest.raises(FloatingPointError, match='last good state is in .*RUN_STATE.pth'):
+    with pytest.raises(FloatingPointError, match=r'last good state is in .*RUN_STATE\.pth'):
         count_skipped(progress, folder)
     folder.close()
 

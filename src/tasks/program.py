@@ -115,7 +115,7 @@ class Program:
         if step < parts:
             raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
         valid_set = self.load(options.valid, valid_examples) if options.valid else None
-        folder.begin(options, beside, state)
+        folder.begin(options, beside, state, train_set.digest())
         if valid_set is not None:
             dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
         parameters = sum(p.numel() for p in task.model.parameters())
