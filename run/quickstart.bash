@@ -14,7 +14,7 @@ step "Making the sample world in data/shapes"
 bash run/shapes.bash
 step "Training LXMERT from scratch on it (snap/vqa/quickstart)"
 bash run/vqa_finetune.bash "$gpus" quickstart "${world[@]}" --fromScratch \
-    --lr 5e-4 --batchSize 32 --epochs 6 --evalBatchSize 256 --resume
+    --lr 5e-4 --batchSize 32 --epochs 5 --evalBatchSize 256 --resume
 step "Testing it on minival, where answers are known"
 bash run/vqa_test.bash "$gpus" quickstart_results "${world[@]}" --test minival --load snap/vqa/quickstart/BEST
 step "Answering the test split, for a leaderboard"
