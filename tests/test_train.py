@@ -71,7 +71,7 @@ def kill(process, output):
 
 @pytest.mark.parametrize(('processes', 'kills'), [(1, 5), (2, 2)])
 def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path, processes, kills):
-    flags = ['--saveSteps', '4', '--epochs', '6', '--valid', 'nominival']
+    flags = ['--saveSteps', '4', '--epochs', '15', '--valid', 'nominival']  # long enough for all the kills
     flags += ['--multiGPU'] if processes > 1 else []
     assert vqa(*flags, name='whole', processes=processes).returncode == 0
     state = tmp_path / 'killed/RUN_STATE.pth'
@@ -123,7 +123,7 @@ def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
         return run.stderr
 
     process = vqa(*flags, wait=False)
-    while not (tmp_path / 'run/RUN_STATE.pth').exists():
+    while process.poll() is None and not (tmp_path / 'run/RUN_STATE.pth').exists():
         time.sleep(0.01)
     blocked = vqa(*flags, '--resume')  # beside the one that runs
     kill(process, tmp_path / 'run')
