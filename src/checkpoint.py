@@ -19,8 +19,8 @@ STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
 # Options that may change when a run is resumed: where and how it is computed. With another number of processes or parts
 # dropout draws other numbers, so that the weights are as good but not the same bits.
-MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'evalBatchSize', 'device', 'multiGPU', 'storeRoot',
-              'deterministic', 'dataRoot', 'accumulate'}
+MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
+              'storeRoot', 'deterministic', 'dataRoot', 'accumulate'}
 
 
 @dataclasses.dataclass

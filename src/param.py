@@ -24,6 +24,8 @@ class Options:
     tiny: bool = flag(False, 'Data', 'For each split only the first 512 images that its questions name.')
     fast: bool = flag(False, 'Data', 'For each split only the first 5,000 images that its questions name.')
     allowMissing: bool = flag(False, 'Data', 'With --test: answer questions on images without regions from the words alone.')
+    featDevice: str = flag('cpu', 'Data', 'Where features are kept: cpu (mapped from disk), ram, or cuda (in half precision).',
+                           choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Processes that prepare batches beside the one that trains.')
 
     bert: str = flag('bert-base-uncased', 'Model', 'Folder with vocab.txt, config.json and, optionally, BERT\'s weights.')
@@ -77,6 +79,8 @@ class Options:
             raise ValueError('--test: give the snapshot to test with --load, a path without .pth')
         if self.test is not None and self.resume:
             raise ValueError('--test and --resume: testing does not train, there is nothing to resume')
+        if self.featDevice == 'cuda' and self.device == 'cpu':
+            raise ValueError('--featDevice cuda and --device cpu: features on the GPU need a model there')
         if self.test is None and not self.train:
             raise ValueError('--train: name at least one split')
 

@@ -47,11 +47,11 @@ def training_parts(examples, epoch, first_step, options):
 
 
 def batches(dataset, parts, options, device):
-    """The dataset's batches (dicts of tensors) for a list of index arrays, on the device."""
+    """The dataset's batches (dicts of tensors) for a list of index arrays, on the device, where it finishes them."""
     pin = device.type == 'cuda'
     loader = DataLoader(dataset, sampler=list(parts), batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
     for batch in loader:
-        yield {name: value.to(device, non_blocking=pin) for name, value in batch.items()}
+        yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})
 
 
 def autocast(options, device):

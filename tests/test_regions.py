@@ -1,6 +1,7 @@
 """The TSV reader finds every fault and names its line; the store holds exactly what the TSV held, or is not there."""
 
 import base64
+import binascii
 import contextlib
 import csv
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from regions import store, tsv
+from regions import arrays, b64, conversion, decode, store, tsv
 from regions.tsv import ImageRegions, RegionError
 
 ROOT = Path(__file__).parents[1]
@@ -353,12 +355,11 @@ def test_a_killed_writer_leaves_nothing_taken_for_whole(path):
     process = python('''
 import os, sys
 from regions import store, store_files
-append = store_files.Writer.append
-def die_after_two(self, image):
-    append(self, image)
-    if len(self.positions) == 2:
-        os.kill(os.getpid(), 9)
-store_files.Writer.append = die_after_two
+extend = store_files.Writer.extend
+def die_after(self, *images):
+    extend(self, *images)
+    os.kill(os.getpid(), 9)
+store_files.Writer.extend = die_after
 store.open_regions(sys.argv[1])
 ''', path)
     process.communicate()
@@ -474,3 +475,242 @@ def test_real_file_equals_csv_and_base64(tmp_path):
 def test_real_file_is_written_back_byte_for_byte(tmp_path):
     tsv.write(tmp_path / 'x.tsv', (one for _, one in tsv.read(COCO)))
     assert (tmp_path / 'x.tsv').read_bytes() == COCO.read_bytes()
+
+
+# Conversion, in parts of a few lines
+
+def contents(folder: Path) -> dict:
+    """The bytes of a store's arrays, and what meta.json says of them but for the stamp and the source's file."""
+    meta = json.loads((folder / 'meta.json').read_text())
+    made_from = {key: meta['source'][key] for key in ('size', 'sha256')}
+    kept = {key: value for key, value in meta.items() if key not in ('stamp', 'source', 'provenance')}
+    return {path.name: path.read_bytes() for path in folder.glob('*.npy')} | {'meta': kept | made_from}
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A TSV of 60 images in 1 to 100 regions, and the contents of the store that one process makes of it at once."""
+    path = tmp_path / 'many.tsv'
+    tsv.write(path, [replace(image(number, 1 + number * 37 % 100), img_id=f'i{number * 7919 % 60}') for number in range(60)])
+    made = contents(store.convert(path, processes=1).folder)
+    shutil.rmtree(path.with_suffix('.store'))
+    return path, made
+
+
+def test_many_processes_make_the_same_bytes(many, monkeypatch):
+    path, made = many
+    monkeypatch.setattr(conversion, 'BLOCK', 4000)
+    regions = store.convert(path, processes=2)
+    assert contents(regions.folder) == made
+    expect_batch(regions.gather([59, 3]), [replace(image(number, 1 + number * 37 % 100)) for number in (59, 3)])
+
+
+def test_faults_are_found_by_many_processes_as_by_one(many, monkeypatch):
+    path, _ = many
+    for line in (2, 30, 59):
+        edit(path, line, 'features', lambda old: old[:-4])
+    edit(path, 41, 'img_id', b'i0')  # that of line 1
+    messages = []
+    for processes, block in ((1, 1 << 20), (2, 4000)):
+        monkeypatch.setattr(conversion, 'BLOCK', block)
+        with pytest.raises(RegionError) as error:
+            store.convert(path, processes=processes)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and 'found 4 faulty and 56 good images' in messages[0]
+    places = [line.split(': ')[0].strip() for line in messages[0].splitlines()[1:]]
+    assert places == [f'{path}:{line}' for line in (2, 30, 41, 59)] and 'that of line 1;' in messages[0]
+    assert sorted(p.name for p in path.parent.iterdir()) == ['many.store.lock', 'many.tsv']
+
+
+KILLED = '''
+import os, sys
+from regions import conversion, store, store_files
+conversion.BLOCK, conversion.CHECKPOINT = 4000, 1
+extend, done = store_files.Writer.extend, 0
+def die_after(self, *images):
+    global done
+    extend(self, *images)
+    for column in self.columns.values():
+        column.file.flush()  # what is on disk after the last checkpoint is to be cut off
+    done += 1
+    if self.saving and done > 12:
+        self.saving.result()
+        os.kill(os.getpid(), 9)
+store_files.Writer.extend = die_after
+store.convert(sys.argv[1], processes=int(sys.argv[2]))
+'''
+
+
+@pytest.mark.parametrize(('processes', 'ending'), [(1, '.tsv'), (2, '.tsv'), (1, '.zip')])
+def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, processes, ending):
+    path, made = many
+    if ending == '.zip':
+        zipped(path)
+    process = python(KILLED, path, processes)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    note = json.loads((path.parent / 'many.store.tmp/progress.json').read_text())
+    assert 0 < note['note']['lines'] < 60
+    decoded = []
+    decode_block = decode.decode
+    monkeypatch.setattr(decode, 'decode', lambda *request: decoded.append(decode_block(*request)) or decoded[-1])
+    regions = store.convert(path, processes=1)
+    assert sum(block['lines'] for block in decoded) == 60 - note['note']['lines']
+    assert contents(regions.folder) == made and f'goes on after {note["note"]["lines"]} images' in capfd.readouterr().err
+    assert not (path.parent / 'many.store.tmp').exists()
+    assert sorted(p.name for p in regions.folder.iterdir()) == sorted([*(f'{name}.npy' for name in regions.arrays), 'meta.json'])
+
+
+@pytest.mark.parametrize('change', ['content', 'time', 'dtype', 'column'])
+def test_a_killed_conversion_of_something_else_is_begun_again(many, change):
+    path, made = many
+    process = python(KILLED, path, 1)
+    process.communicate()
+    dtype = 'float32'
+    stat = path.stat()
+    if change == 'content':  # of the same size and time
+        edit(path, 1, 'img_w', b'99')
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == 'time':
+        os.utime(path, ns=(1, 1))
+    elif change == 'column':  # what was put on disk is not there
+        cut(path.parent / 'many.store.tmp/features.npy')
+        os.truncate(path.parent / 'many.store.tmp/boxes.npy', 200)
+    else:
+        dtype = 'float16'
+    regions = store.convert(path, dtype=dtype, processes=1)
+    again = contents(store.convert(shutil.copy(path, path.with_name('copy.tsv')), dtype=dtype).folder)
+    assert contents(regions.folder) == again and (again == made) == (change in ('time', 'column'))
+
+
+def zipped(path: Path, inside: str | None = None) -> None:
+    """The TSV goes into a zip beside it."""
+    with zipfile.ZipFile(path.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, inside or path.name)
+        archive.writestr('readme.txt', 'not regions')
+    path.unlink()
+
+
+@pytest.mark.parametrize('inside', ['many.tsv', 'mscoco_imgfeat/many.tsv', 'other.tsv'])
+def test_a_zip_beside_a_missing_file(many, capfd, inside):
+    path, made = many
+    text = path.read_bytes()
+    zipped(path, inside)
+    regions = store.open_regions(path)
+    assert contents(regions.folder) == made and regions.meta['source']['name'] == 'many.zip'
+    capfd.readouterr()
+    assert store.open_regions(path).meta['stamp'] == regions.meta['stamp']
+    os.utime(path.with_suffix('.zip'), ns=(1, 1))
+    path.write_bytes(text)  # unpacked later: the same regions
+    for _ in range(2):
+        assert store.open_regions(path).meta['stamp'] == regions.meta['stamp']
+    assert capfd.readouterr().err == '' and store.open_regions(path).meta['source']['name'] == 'many.tsv'
+
+
+def test_bad_zips(path):
+    good = path.read_bytes()
+    edit(path, 2, 'img_w', b'wide')
+    zipped(path)
+    archive = path.with_suffix('.zip')
+    with pytest.raises(RegionError, match=r'train_obj36\.zip/train_obj36\.tsv:2: image .*field "img_w"'):
+        store.open_regions(path)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-30])
+    with pytest.raises(RegionError, match=r'train_obj36\.zip: expected a whole zip file, found none .*fetch it again'):
+        store.open_regions(path)
+    archive.write_bytes(whole[:200] + bytes(20) + whole[220:])
+    with pytest.raises(RegionError, match=r'train_obj36\.zip/train_obj36\.tsv: cannot be read .*the zip is damaged'):
+        store.open_regions(path)
+    for names, found in (((), 'none'), (('a.tsv', 'b.tsv'), 'a.tsv, b.tsv')):
+        with zipfile.ZipFile(archive, 'w') as opened:
+            for name in names:
+                opened.writestr(name, good)
+        with pytest.raises(RegionError, match=rf'train_obj36\.zip: expected one train_obj36\.tsv in it, found {found};'):
+            store.open_regions(path)
+
+
+def test_half_precision(path):
+    exact = contents(store.convert(path).folder)
+    regions = store.convert(path, dtype='float16')
+    assert regions.arrays['features'].dtype == np.float16 and regions.meta['dtypes']['features'] == '<f2'
+    features = regions.gather(range(5))['features']
+    assert features.dtype == np.float32
+    for one, read in zip(IMAGES, features, strict=True):
+        np.testing.assert_array_equal(read[:len(one.boxes)], one.features.astype(np.float16))
+    assert store.open_regions(path).meta == regions.meta  # good enough to train with
+    assert contents(store.convert(path).folder) == exact
+    store.write(path.with_name('direct.store'), IMAGES, {}, dtype='float16')
+    np.testing.assert_array_equal(store.RegionStore(path.with_name('direct.store')).gather(range(5))['features'], features)
+    edit(path, 4, 'features', numbers('<f4', (7, 70000)))
+    assert store.convert(path).arrays['features'].max() == 70000
+    large = replace(IMAGES[0], features=np.full_like(IMAGES[0].features, -1e6))
+    with pytest.raises(RegionError, match=r'tsv:4: image .*numbers up to 65504, which is what float16 can hold, found 70000;'):
+        store.convert(path, dtype='float16')
+    with pytest.raises(RegionError, match=r'image COCO_0x: .*up to 65504'):
+        store.write(path.with_name('direct.store'), [large], {}, dtype='float16')
+    with pytest.raises(ValueError, match="expected float32 or float16, found 'int8'"):
+        store.convert(path, dtype='int8')
+
+
+def test_every_half_precision_number_is_widened_exactly():
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)]
+    single = np.empty(len(half), np.float32)
+    arrays.widen(half, single)
+    np.testing.assert_array_equal(single.view(np.int32), half.astype(np.float32).view(np.int32))
+
+
+def test_base64_is_that_of_the_standard_library():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 5, 3070, 3071, 3072, 3073, 3074, 3075, 9001, 98307, 300001):
+        data = rng.bytes(size)
+        text = base64.b64encode(data)
+        assert b64.decode(text).tobytes() == data
+        for place in rng.integers(0, max(len(text), 1), 8).tolist():
+            for damaged in (text[:place], text[:place] + b'!' + text[place + 1:], text[:place] + text[place + 1:],
+                            text[:place] + b'=' + text[place:]):
+                try:
+                    expected = base64.b64decode(damaged, validate=True)
+                except binascii.Error:
+                    with pytest.raises(binascii.Error):
+                        b64.decode(damaged)
+                else:
+                    assert b64.decode(damaged).tobytes() == expected
+
+
+# Parts of a store, and a few images without one
+
+def test_subset(path, tmp_path):
+    regions = store.open_regions(path)
+    other = tmp_path / 'b.tsv'
+    tsv.write(other, [replace(image(20, 100), img_id='far'), IMAGES[0]])
+    view = store.open_all([path, other])
+    for whole in (regions, view):
+        part = whole.subset([IDS[4], IDS[1]])
+        assert len(part) == 2 and part.ids.tolist() == [IDS[4].encode(), IDS[1].encode()]
+        assert part.rows([IDS[1], IDS[0], 'none', IDS[4]]).tolist() == [1, -1, -1, 0]
+        expect_batch(part.gather([1, 0]), [IMAGES[1], IMAGES[4]])
+        assert part.objects([1])['classes'].tolist() == [IMAGES[1].classes.tolist()]
+        assert (part.feature_size, part.max_regions) == (F, whole.max_regions)
+        with pytest.raises(IndexError, match='expected rows from 0 to 1'):
+            part.gather([2])
+        with pytest.raises(RegionError, match='expected regions of 3 images, found none of 2: a, b'):
+            whole.subset(['a', IDS[0], 'b'])
+    expect_batch(view.subset(['far', IDS[2]]).gather([0, 1]), [image(20, 100), IMAGES[2]])  # 100 and 4 regions
+    assert len(regions.subset([])) == 0 and regions.subset([]).rows(IDS[:2]).tolist() == [-1, -1]
+
+
+def test_reading_a_few(path):
+    edit(path, 2, 'img_w', b'wide')  # nobody asks for it
+    edit(path, 5, None, b'cut')  # after the last that is needed
+    few = store.read_few(path, [set(IDS[2:]), {IDS[0], IDS[3], 'none'}], 1)
+    assert [img_id.decode() for img_id in few.ids] == [IDS[0], IDS[2]] and few.rows(IDS).tolist() == [0, -1, 1, -1, -1]
+    expect_batch(few.gather([1, 0]), [IMAGES[2], IMAGES[0]])
+    assert store.read_few(path, [{'none'}], 5) is None
+    with pytest.raises(RegionError, match=r'found 1 faulty and 1 good images among those .*\n.*tsv:2: image .*"img_w"'):
+        store.read_few(path, [set(IDS[:2])], 5)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    path.with_name('x.tsv').write_bytes(path.read_bytes())
+    zipped(path.with_name('x.tsv'))
+    np.testing.assert_array_equal(store.read_few(path.with_name('x.tsv'), [{IDS[3]}], 1).gather([0])['features'][0],
+                                  IMAGES[3].features)

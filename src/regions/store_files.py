@@ -4,73 +4,148 @@
 """
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import shutil
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from regions import tsv
+from regions import arrays, decode, tsv
+from regions.arrays import DTYPES
 from regions.tsv import ImageRegions, RegionError
 
 VERSION = 1
-PER_REGION = {name: dtype for name, (_, dtype) in tsv.ARRAYS.items()}
+INDEX, PROGRESS = 'images.jsonl', 'progress.json'  # a writer's notes of what is on disk
 
 
 class Writer:
     """Collects images in `<folder>.tmp`; `commit` gives it its name. Its user holds the lock.
 
-    So whatever lies under the temporary names on entering was left by a writer that died, and is removed.
+    So whatever lies under the temporary names on entering was left by a writer that died, and is removed, unless
+    `resume` finds a checkpoint there. `dtype` is that of the features, float32 or float16.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, dtype: str = 'float32', keep: bool = False):
+        self.folder, self.keep = folder, keep
+        self.dtypes = DTYPES | {'features': feature_dtype(dtype)}
         self.temporary, self.replaced = (folder.with_name(folder.name + ending) for ending in ('.tmp', '.old'))
-        self.columns = {}
-        self.positions = {}  # image id -> position from 1; ids, offsets and sizes are all that is kept in memory
-        self.offsets, self.sizes, self.feature_size = [0], [], None
+        self.columns, self.index = {}, None
+        self.syncing = self.saving = None  # the thread that puts checkpoints on disk; the one that is on its way
 
     def __enter__(self):
         with _explained(self.folder):
-            for leftover in (self.temporary, self.replaced):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            self.temporary.mkdir()
+            if self.replaced.exists():
+                shutil.rmtree(self.replaced)
+            if not self.keep:
+                self.clear()
         return self
 
-    def __exit__(self, *_):
-        for column in self.columns.values():
+    def __exit__(self, kind, *_):
+        if self.syncing:
+            self.syncing.shutdown()
+        for file in filter(None, (self.index, *(column.file for column in self.columns.values()))):
             with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it
-                column.file.close()
-        shutil.rmtree(self.temporary, ignore_errors=True)  # gone already if committed; else the next writer's job
+                file.close()
+        if kind is not KeyboardInterrupt or not self.keep:  # Ctrl-C is a kill like others
+            shutil.rmtree(self.temporary, ignore_errors=True)  # gone already if committed; else the next writer's job
+
+    def clear(self) -> None:
+        """Begin with nothing."""
+        if self.temporary.exists():
+            shutil.rmtree(self.temporary)
+        self.temporary.mkdir()
+        self._begin('wb')
+
+    def resume(self, fits: Callable[[dict], bool]) -> dict | None:
+        """Go on from the last checkpoint if there is one whose note fits, and return that; else begin with nothing."""
+        with _explained(self.folder):
+            try:
+                state = json.loads((self.temporary / PROGRESS).read_text())
+                if state['version'] == VERSION and fits(state['note']):
+                    self._begin('r+b')
+                    self.index.truncate(state['index'])
+                    for line in self.index:
+                        img_id, height, width, count, position = json.loads(line)
+                        self.positions[img_id] = position
+                        self.sizes.append((height, width))
+                        self.counts.append(count)
+                    self.index.seek(0, os.SEEK_END)
+                    self._open_columns(state['feature_size'], 'r+b', sum(self.counts))
+                    return state['note']
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # cut off, of another version, or none: nothing to go on from
+            self.clear()
 
     def append(self, image: ImageRegions) -> None:
         image = tsv.check_next(image, self.feature_size, self.positions, len(self.positions) + 1, self.folder)
+        columns = {name: getattr(image, name) for name in self.dtypes}
+        if self.dtypes['features'] == '<f2':
+            try:
+                decode.check_float16(image.features)
+            except RegionError as error:
+                raise RegionError(f'{self.folder}: image {image.img_id}: {error}') from None
+            columns['features'] = image.features.astype('<f2')
+        self.extend({}, [(image.height, image.width)], [len(image.boxes)], columns)
+
+    def extend(self, positions: dict[str, int], sizes: list, counts: list, columns: dict[str, np.ndarray]) -> None:
+        """Append checked images: id -> position in the source, (height, width) and number of regions of each, arrays."""
         with _explained(self.folder):
             if self.feature_size is None:
-                self.feature_size = image.features.shape[1]
-                self.columns = {name: _Column(self.temporary / f'{name}.npy', dtype, getattr(image, name).shape[1:])
-                                for name, dtype in PER_REGION.items()}
+                self._open_columns(columns['features'].shape[1], 'wb')
             for name, column in self.columns.items():
-                column.append(getattr(image, name))
-        self.offsets.append(self.offsets[-1] + len(image.boxes))
-        self.sizes.append((image.height, image.width))
+                column.append(columns[name])
+        self.positions |= positions
+        self.sizes += sizes
+        self.counts += counts
+
+    def checkpoint(self, note: dict, least: int) -> None:
+        """Once `least` bytes have come since the last time, put all on disk, beside the work, and then the note.
+
+        Nothing is done while the last checkpoint is still on its way.
+        """
+        size = sum(column.size for column in self.columns.values())
+        if size - self.synced < least or (self.saving and not self.saving.done()):
+            return
+        with _explained(self.folder):
+            if self.saving:
+                self.saving.result()
+            done = len(self.counts)
+            for (img_id, position), (height, width), count in zip(
+                    itertools.islice(self.positions.items(), self.indexed, None), self.sizes[self.indexed:],
+                    self.counts[self.indexed:], strict=True):
+                self.index.write(json.dumps([img_id, height, width, count, position]).encode() + b'\n')
+            files = [self.index, *(column.file for column in self.columns.values())]
+            for file in files:
+                file.flush()
+            state = {'version': VERSION, 'feature_size': self.feature_size, 'index': self.index.tell(), 'note': note}
+        self.synced, self.indexed = size, done
+
+        def save():
+            for file in files:
+                os.fsync(file.fileno())
+            write_json(self.temporary / PROGRESS, state)
+
+        self.syncing = self.syncing or ThreadPoolExecutor(1)
+        self.saving = self.syncing.submit(save)
 
     def commit(self, provenance: dict, source: dict | None) -> None:
         if not self.positions:
             raise RegionError(f'{self.folder}: expected at least one image to write, found none')
-        counts = np.diff(self.offsets)
-        ids = np.array([img_id.encode() for img_id in self.positions], np.bytes_)
-        per_image = {'offsets': np.array(self.offsets, '<i8'), 'sizes': np.array(self.sizes, '<i4'), 'ids': ids,
-                     'order': np.argsort(ids).astype('<i8')}
-        meta = {'version': VERSION, 'stamp': uuid.uuid4().hex, 'images': len(counts), 'regions': self.offsets[-1],
-                'feature_size': self.feature_size, 'min_regions': int(counts.min()), 'max_regions': int(counts.max()),
-                'dtypes': PER_REGION | {name: array.dtype.str for name, array in per_image.items()},
+        per_image = arrays.per_image(list(self.positions), self.sizes, self.counts)
+        meta = {'version': VERSION, 'stamp': uuid.uuid4().hex, 'images': len(self.counts), 'regions': sum(self.counts),
+                'feature_size': self.feature_size, 'min_regions': min(self.counts), 'max_regions': max(self.counts),
+                'dtypes': self.dtypes | {name: array.dtype.str for name, array in per_image.items()},
                 'source': source, 'provenance': provenance}
         with _explained(self.folder):
+            if self.saving:
+                self.saving.result()
             for column in self.columns.values():
                 column.close()
             for name, array in per_image.items():
@@ -78,6 +153,8 @@ class Writer:
                 column.append(array)
                 column.close()
             write_json(self.temporary / 'meta.json', meta)
+            for name in (INDEX, PROGRESS):
+                (self.temporary / name).unlink(missing_ok=True)
             _sync(self.temporary)
             if self.folder.exists():
                 self.folder.rename(self.replaced)
@@ -85,14 +162,44 @@ class Writer:
             _sync(self.folder.parent)
         shutil.rmtree(self.replaced, ignore_errors=True)
 
+    def _begin(self, mode: str) -> None:
+        self.columns = {}
+        self.positions = {}  # image id -> position from 1; ids, counts and sizes are all that is kept in memory
+        self.counts, self.sizes, self.feature_size = [], [], None
+        self.synced = self.indexed = 0
+        self.saving = None
+        if self.index:
+            self.index.close()
+        self.index = open(self.temporary / INDEX, mode)  # noqa: SIM115, closed on leaving
+
+    def _open_columns(self, feature_size: int, mode: str, length: int = 0) -> None:
+        self.feature_size = feature_size
+        widths = {'boxes': (4,), 'features': (feature_size,)}
+        self.columns = {name: _Column(self.temporary / f'{name}.npy', dtype, widths.get(name, ()), mode, length)
+                        for name, dtype in self.dtypes.items()}
+        self.synced, self.indexed = sum(column.size for column in self.columns.values()), len(self.counts)
+
 
 class _Column:
     """An .npy file that grows by rows; numpy leaves room in the header for the length, known when it is closed."""
 
-    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...]):
-        self.file = open(path, 'wb')  # noqa: SIM115, closed by close() or its writer
+    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], mode: str = 'wb', length: int = 0):
+        """`mode` 'r+b': go on after `length` rows, cutting off what follows. Raises ValueError if there are fewer."""
+        self.file = open(path, mode)  # noqa: SIM115, closed by close() or its writer
         self.dtype, self.row_shape, self.length = dtype, row_shape, 0
         self.start = self._write_header()
+        self.length = length
+        if mode != 'wb':
+            end = self.start + self.size
+            if self.file.seek(0, os.SEEK_END) < end:
+                raise ValueError(f'{path}: shorter than when it was put on disk')
+            self.file.truncate(end)
+            self.file.seek(end)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all rows so far."""
+        return self.length * math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     def append(self, rows: np.ndarray) -> None:
         self.file.write(np.ascontiguousarray(rows))
@@ -134,6 +241,13 @@ def _explained(folder: Path):
                           'and has room by --storeRoot') from error
 
 
+def feature_dtype(name: str) -> str:
+    """'<f4' or '<f2' of 'float32' or 'float16'. Raises ValueError for another."""
+    if name not in ('float32', 'float16'):
+        raise ValueError(f'dtype of features: expected float32 or float16, found {name!r}')
+    return np.dtype(name).newbyteorder('<').str
+
+
 def read_meta(folder: Path) -> dict:
     path = folder / 'meta.json'
     try:
@@ -151,7 +265,7 @@ def read_meta(folder: Path) -> dict:
 def layout(meta: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The dtype and shape of each array of a store."""
     images, regions = meta['images'], meta['regions']
-    shapes = dict.fromkeys(PER_REGION, (regions,))
+    shapes = dict.fromkeys(DTYPES, (regions,))
     shapes |= {'boxes': (regions, 4), 'features': (regions, meta['feature_size']), 'offsets': (images + 1,),
                'sizes': (images, 2), 'ids': (images,), 'order': (images,)}
     return {name: (meta['dtypes'][name], shape) for name, shape in shapes.items()}

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from regions import b64
+
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
 # Array of ImageRegions -> its field in the file and its dtype, in the file's order.
 ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
           'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
+TWICE = 'field "img_id": expected a new id, found that of line {}; remove one of the two lines'
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
 
 
@@ -63,8 +66,7 @@ def read(path, on_fault: Callable[[RegionError], None] | None = None,
                 try:
                     image = _parse(line, f, f_line)
                     if image.img_id in lines_of:
-                        raise RegionError(f'field "img_id": expected a new id, found that of line '
-                                          f'{lines_of[image.img_id]}; remove one of the two lines')
+                        raise RegionError(TWICE.format(lines_of[image.img_id]))
                 except RegionError as error:
                     fault = RegionError(f'{path}:{number}: image {_label(line)}: {error}')
                     if on_fault is None:
@@ -198,7 +200,7 @@ def _array(fields: dict[str, bytes], field: str, dtype: np.dtype, o: int, column
     """Decode a field as (o, columns); `columns` None takes as many as there are. `why` explains feature sizes."""
     text = fields[field]
     try:
-        data = base64.b64decode(text, validate=True)
+        data = b64.decode(text)
     except binascii.Error as error:
         raise RegionError(f'field "{field}": expected base64, found {len(text)} characters that are not ({error}); '
                           'the line is cut off or damaged: fetch the file again, or extract the image anew') from None
@@ -210,7 +212,7 @@ def _array(fields: dict[str, bytes], field: str, dtype: np.dtype, o: int, column
         raise RegionError(f'field "{field}": expected {shape} x {dtype.itemsize} = {expected} bytes, found {len(data)}'
                           f'{why if field == "features" else ""}; the line is cut off or damaged: fetch the file '
                           'again, or extract the image anew')
-    return np.frombuffer(data, dtype).reshape(o, columns)
+    return data.view(dtype).reshape(o, columns)
 
 
 def _label(line: bytes) -> str:

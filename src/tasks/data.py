@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dist import say
-from regions import store
+from regions import arrays, residence, store
 
 
 class DataError(ValueError):
@@ -154,9 +154,10 @@ def some(names, most=3):
 class QuestionDataset(torch.utils.data.Dataset):
     """Questions about images as columns over n questions; dataset[array of indices] is a batch.
 
-    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b, o, f) float32; boxes (b, o, 4) float32
-    scaled to 0..1; visual_attention_mask (b, o) bool, only where numbers of regions differ; target (b, answers)
-    float32, the soft scores, only where the questions have labels.
+    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b, o, f) float32 and boxes (b, o, 4) float32
+    scaled to 0..1, or, of regions on the GPU, places (b, o) int64, of which `finish` makes the two;
+    visual_attention_mask (b, o) bool, only where numbers of regions differ; target (b, answers) float32, the soft
+    scores, only where the questions have labels.
     """
 
     def __init__(self, examples, regions, rows, tokenizer, answers, max_length):
@@ -165,6 +166,7 @@ class QuestionDataset(torch.utils.data.Dataset):
         self.regions, self.rows, self.answers = regions, np.asarray(rows), answers
         self.input_ids = tokenizer.encode([example['sent'] for example in examples], max_length)
         self.lengths = ((self.input_ids != 0) * np.arange(1, max_length + 1)).max(1)
+        self.image_ids = np.array([example['img_id'].encode() for example in examples], np.bytes_)
         self.question_ids = [example['question_id'] for example in examples]
         self.types = {key: [example.get(key) for example in examples] for key in ('answer_type', 'question_type')}
         self.labelled = 'label' in examples[0]
@@ -182,25 +184,34 @@ class QuestionDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, indices):
-        seen = self.regions.gather(np.maximum(self.rows[indices], 0))
-        blind = self.rows[indices] < 0
-        if blind.any():  # nothing to see: every region masked and empty
-            seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
-        batch = {
-            'input_ids': self.input_ids[indices, :self.lengths[indices].max()].astype(np.int64),
-            'features': seen['features'],
-            'boxes': seen['boxes'],
-        }
-        if not seen['mask'].all():
-            batch['visual_attention_mask'] = seen['mask'].astype(bool)
+        seen = self.see(self.rows[indices])
+        mask = seen.pop('mask')
+        batch = {'input_ids': self.input_ids[indices, :self.lengths[indices].max()].astype(np.int64), **seen}
+        if not mask.all():
+            batch['visual_attention_mask'] = mask.astype(bool)
         if self.labelled:
             batch['target'] = self.target(indices)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
+    def see(self, rows):
+        """The regions of b rows and their mask (b, o); of a row that is -1, every region is masked and empty."""
+        if isinstance(self.regions, residence.OnDevice):
+            places = self.regions.places(rows)
+            return {'places': places, 'mask': places >= 0}
+        seen = self.regions.gather(np.maximum(rows, 0))
+        blind = rows < 0
+        if blind.any():
+            seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
+        return seen
+
+    def finish(self, batch):
+        """A batch that has reached the device, with the regions that were there before."""
+        return batch | self.regions.look_up(batch.pop('places')) if 'places' in batch else batch
+
     def digest(self):
         """Tells whether two datasets hold the same questions, labels and images."""
         whole = hashlib.sha256()
-        for column in (self.input_ids, self.rows, self.label_question, self.label_answer, self.label_score):
+        for column in (self.input_ids, self.image_ids, self.rows >= 0, self.label_question, self.label_answer, self.label_score):
             whole.update(np.ascontiguousarray(column))
         return whole.hexdigest()
 
@@ -225,14 +236,34 @@ class QuestionDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
-def load_questions(spec, names, splits, tokenizer, answers, options, submit=False):
+def open_regions(splits, options, submit):
+    """The regions of some splits (see read_splits) as one, and whether they are all that their files hold.
+
+    With --tiny or --fast, a TSV without a store is not converted: the images needed are read into RAM.
+    """
+    users = {}  # path -> the image ids that each split wants of it, in the order of the files
+    for split, examples in splits:
+        for path in split.features:
+            users.setdefault(path, []).append({example['img_id'] for example in examples})
+    if submit or options.image_limit is None or all(store.fresh(path, options.storeRoot) for path in users):
+        return store.open_all(list(users), options.storeRoot), True
+    few = [store.fresh(path, options.storeRoot) or store.read_few(path, wanted, options.image_limit)
+           for path, wanted in users.items()]
+    few = [regions for regions in few if regions is not None]
+    if not few:
+        raise DataError(f'none of the images of {", ".join(str(split.annotations) for split, _ in splits)} has regions in '
+                        f'{", ".join(map(str, users))}; do they belong together?')
+    return arrays.RegionView(few) if len(few) > 1 else few[0], False
+
+
+def load_questions(spec, names, splits, tokenizer, answers, options, submit=False, device=None):
     """The QuestionDataset of some splits, with what was left out said on the screen.
 
     names: what to call them; splits: as read_splits returns them. submit: the predictions are to be handed in, so that
     no question may be left out and --tiny and --fast do not apply; an image without regions is then an error unless
-    --allowMissing.
+    --allowMissing. device: where regions go with --featDevice cuda.
     """
-    regions = store.open_all(list(dict.fromkeys(path for split, _ in splits for path in split.features)), options.storeRoot)
+    regions, whole = open_regions(splits, options, submit)
     ids = list({example['img_id'] for _, examples in splits for example in examples})
     twice = sum((part.rows(ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
     if twice.any():
@@ -247,8 +278,11 @@ def load_questions(spec, names, splits, tokenizer, answers, options, submit=Fals
         missing, total = missing + lacking, total + len(examples)
         keep = np.ones(len(rows), dtype=bool) if submit else rows >= 0
         if options.image_limit is not None and not submit:
-            keep &= np.isin(rows, np.unique(rows[keep])[:options.image_limit])  # rows are in file order
-        kept += [example for example, chosen in zip(examples, keep, strict=True) if chosen]
+            chosen = np.unique(rows[keep])[:options.image_limit]  # rows are in file order
+            keep &= np.isin(rows, chosen)
+            if not whole and len(chosen) == options.image_limit:
+                missing = missing[:len(missing) - len(lacking)]  # there may be regions of them in what was not read
+        kept += [example for example, kept_one in zip(examples, keep, strict=True) if kept_one]
         kept_rows.append(rows[keep])
     if missing:
         what = (f'{len(missing):,} of {total:,} questions of {names} are about {len(set(missing)):,} images without regions '
@@ -257,6 +291,7 @@ def load_questions(spec, names, splits, tokenizer, answers, options, submit=Fals
             raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
                             'from the words alone')
         say(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
+    regions = residence.place(regions, options.featDevice, device)
     dataset = QuestionDataset(kept, regions, np.concatenate(kept_rows), tokenizer, answers, spec.max_length)
     if dataset.unknown:
         say(f'{len(dataset.unknown):,} labels of {names} are no answers of {spec.answers} ({some(dataset.unknown)}): left out.')

@@ -83,7 +83,8 @@ class Program:
 
     def load(self, names, splits, submit=False):
         """The dataset of some splits, with regions that fit the model."""
-        dataset = load_questions(self.spec, names, splits, self.tokenizer, self.answers, self.options, submit)
+        dataset = load_questions(self.spec, names, splits, self.tokenizer, self.answers, self.options, submit,
+                                 self.device)
         if dataset.regions.feature_size != self.config.visual_feat_dim:
             raise DataError(f'features of {names} have {dataset.regions.feature_size} numbers a region, but the model expects '
                             f'{self.config.visual_feat_dim} (visual_feat_dim in {self.bert / "config.json"})')

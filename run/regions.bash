@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Looks after regions: bash run/regions.bash convert|info|check|repair|stats|show|import ... (--help says what each takes)
+# Exit status 0 well, 1 something is wrong with the regions, 2 wrong usage. data/README.md, "Looking after regions", has examples.
+# One pass over the file on one core, in the memory of one image.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=python3
+[[ -x .venv/bin/python ]] && python=.venv/bin/python
+PYTHONPATH=src exec "$python" -m regions.doctor "$@"

@@ -1,0 +1,235 @@
+"""Looking after regions: `python -m regions.doctor SUBCOMMAND ...` (run/regions.bash), see --help.
+
+Exit status 0: well; 1: something is wrong with the regions; 2: wrong usage.
+"""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from regions import checks, importers, origin, show, source, stats, store, tsv
+from regions.names import Names
+from regions.store import RegionStore
+from regions.tsv import RegionError
+
+
+class UsageError(Exception):
+    """The command asks for what cannot be done; the message names the flag."""
+
+
+def convert(options) -> int:
+    """Make the store of each TSV, unless it is there and made from the file as it is now; go on with one begun."""
+    for path in map(Path, options.tsv):
+        if path.is_dir():
+            raise UsageError(f'{path}: expected a TSV or a zip with one, found a folder')
+        # A zip stands for the TSV of its name (see `origin`).
+        opened = store.convert(path.with_suffix('.tsv') if path.suffix == '.zip' else path, options.storeRoot, options.dtype,
+                               options.processes)
+        print(f'{opened.folder}: {_counts(opened.meta)}')
+    return 0
+
+
+def info(options) -> int:
+    path = Path(options.path)
+    if source.is_store(path):
+        _store_info(RegionStore(path))
+        return 0
+    lines = 0
+    with open(path, 'rb') as file, source.reading(path) as bar:
+        for line in file:
+            lines += 1
+            bar.update(len(line))
+    _, first = next(tsv.read(path, lambda fault: None), (0, None))
+    print(f'{path}: TSV of {path.stat().st_size:,} bytes, {lines:,} lines')
+    print(f'  first whole line: image {first.img_id}, {len(first.boxes)} regions of {first.features.shape[1]} numbers' if first
+          else '  no whole line; bash run/regions.bash check says why')
+    print(f'  sha256      {checks.sha256(origin.find(path))}')
+    if (note := Path(f'{path}.provenance.json')).is_file():
+        print(f'  provenance  {note.read_text().strip()}')
+    folder = store.store_folder(path, options.storeRoot)
+    if folder.is_dir():
+        _store_info(RegionStore(folder))
+    else:
+        print(f'  no store yet ({folder}); bash run/regions.bash convert {path}')
+    return 0
+
+
+def check(options) -> int:
+    faults = []
+
+    def on_fault(fault):
+        faults.append(fault)
+        print(fault)
+
+    img_ids = checks.check(options.path, on_fault)
+    if options.published:
+        try:
+            fault = checks.check_published(options.path, len(img_ids))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if fault:
+            on_fault(fault)
+    if options.questions:
+        missing, summary = checks.check_questions(options.path, img_ids, options.questions)
+        for fault in missing:
+            on_fault(fault)
+        print(summary)
+    print(f'{options.path}: {len(img_ids):,} whole images, {len(faults):,} fault{"s" * (len(faults) != 1)}'
+          + ('; bash run/regions.bash repair writes the whole lines' if faults and not Path(options.path).is_dir() else ''))
+    return 1 if faults else 0
+
+
+def repair(options) -> int:
+    if Path(options.tsv).is_dir():
+        raise UsageError(f'{options.tsv}: expected a TSV, found a folder; a store is made anew from its TSV')
+    faults = []
+    try:
+        lines = checks.repair(options.tsv, options.out, lambda fault: (faults.append(fault), print(fault)))
+    except FileExistsError as error:
+        raise UsageError(error) from None
+    if not lines:
+        print(f'{options.tsv}: expected at least one whole line, found none; {options.out} was not written', file=sys.stderr)
+        return 1
+    print(f'{options.out}: {lines:,} whole lines; {len(faults):,} left out')
+    return 0
+
+
+def statistics(options) -> int:
+    names = Names(options.names)
+    one = stats.summarise(options.path, options.sample)
+    print(stats.report(one, names))
+    if not options.against:
+        return 0
+    other = stats.summarise(options.against, options.sample)
+    print(stats.report(other, names))
+    text, alike = stats.compare(one, other)
+    print(text)
+    return 0 if alike else 1
+
+
+def draw(options) -> int:
+    names, out = Names(options.names), Path(options.out)
+    if options.most < 1:
+        raise UsageError(f'--most: expected a number above 0, found {options.most}')
+    out.mkdir(parents=True, exist_ok=True)
+    status = 0
+    try:
+        for image in source.chosen(options.path, options.ids):
+            try:
+                photo = show.find_photo(options.photos, image.img_id) if options.photos else None
+                show.draw(image, names, photo, options.most).save(out / show.file_name(image.img_id))
+            except RegionError as error:
+                print(error, file=sys.stderr)
+                status = 1
+                continue
+            print(f'{out / show.file_name(image.img_id)}: ' + ', '.join(
+                show.label(image, region, names) for region in (-image.class_conf).argsort(kind='stable')[:options.most]))
+    except OSError as error:
+        raise RegionError(f'{out}: cannot be written ({error}); name another folder by --out') from None
+    return status
+
+
+def import_regions(options) -> int:
+    path, out = Path(options.path), Path(options.out)
+    if out.suffix == '.tsv' and options.dtype != 'float32':
+        raise UsageError(f'--dtype: expected float32 for a TSV, found {options.dtype}; write a .store')
+    if out.suffix not in ('.tsv', '.store'):
+        raise UsageError(f'--out: expected a name ending in .tsv or .store, found {out}')
+    note = Path(f'{out}.provenance.json')
+    for there in (out, note):
+        if there.exists():
+            raise UsageError(f'--out: {there} is there already, and is not overwritten; name another')
+    if not path.exists():
+        raise RegionError(f'{path}: expected a folder of .npz or .npy files, or an HDF5 file, found nothing there')
+    provenance = {'imported from': str(path.resolve()), 'imported at': datetime.now(UTC).isoformat(timespec='seconds'),
+                  'made by': options.madeBy}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == '.store':
+        store.write(out, importers.read(path), provenance, dtype=options.dtype)
+        print(f'{out}: {_counts(RegionStore(out).meta)}')
+        return 0
+    if not (images := tsv.write(out, importers.read(path))):
+        out.unlink()
+        raise RegionError(f'{path}: expected at least one image, found none')
+    note.write_text(json.dumps(provenance, indent=1) + '\n')  # a TSV has no room for it
+    print(f'{out}: {images:,} images')
+    return 0
+
+
+def _store_info(opened: RegionStore) -> None:
+    meta = opened.meta
+    print(f'{opened.folder}: region store, format {meta["version"]}, {_counts(meta)}')
+    for name, array in opened.arrays.items():
+        print(f'  {name:15}{array.dtype!s:9}{array.shape!s:20}{array.nbytes:18,} bytes')
+    if made_from := meta['source']:
+        print(f'  made from   {made_from["name"]}, {made_from["size"]:,} bytes, sha256 {made_from["sha256"]}')
+    else:
+        print('  made from   no TSV')
+    print(f'  provenance  {json.dumps(meta.get("provenance"))}')
+
+
+def _counts(meta: dict) -> str:
+    return (f'{meta["images"]:,} images, {meta["regions"]:,} regions ({meta["min_regions"]} to {meta["max_regions"]} an image) '
+            f'of {meta["feature_size"]} {"float16" if meta["dtypes"]["features"] == "<f2" else "float32"}')
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog='run/regions.bash', description='Looks after regions: TSV files and region stores.',
+                                  epilog='Exit status: 0 well, 1 something is wrong with the regions, 2 wrong usage.')
+    commands = top.add_subparsers(metavar='SUBCOMMAND', required=True)
+
+    def command(name, run, text, path='path'):
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', allow_abbrev=False)
+        made.set_defaults(run=run)
+        if path:
+            made.add_argument(path, metavar={'path': 'TSV|STORE', 'tsv': 'TSV'}[path])
+        return made
+
+    made = command('convert', convert, 'make the region store of each TSV, as training does on first use', path=None)
+    made.add_argument('tsv', metavar='TSV|ZIP', nargs='+', help='a published zip is not unpacked')
+    made.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the features (float32, exact)')
+    made.add_argument('--processes', type=int, help='that decode (default: one a core)')
+    made.add_argument('--storeRoot', help='folder for stores where that of the TSV cannot be written')
+    made = command('info', info, 'counts, sizes, dtypes, provenance and digest')
+    made.add_argument('--storeRoot', help='where the store of a TSV is, if not beside it')
+    made = command('check', check, 'find every fault in one pass, with line and image')
+    made.add_argument('--published', action='store_true', help='also count the images of a published file, known by its name: '
+                      + ', '.join(f'{name} {count:,}' for name, count in checks.PUBLISHED.items()))
+    made.add_argument('--questions', nargs='+', metavar='JSON', help='also name images of these questions without regions')
+    made = command('repair', repair, 'write the whole lines byte for byte and list the others', path='tsv')
+    made.add_argument('--out', required=True, metavar='TSV', help='a new file; nothing is overwritten')
+    made = command('stats', statistics, 'features, boxes and classes in numbers')
+    made.add_argument('--against', metavar='TSV|STORE', help='compare: status 1 if another detector seems to have made it')
+    made.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    made.add_argument('--sample', type=int, default=5000, help='images taken from a store at random (5000; 0: all)')
+    made = command('show', draw, 'draw the regions of images, as PNG')
+    made.add_argument('--ids', nargs='+', required=True, metavar='ID')
+    made.add_argument('--photos', metavar='DIR', help='folder of <id>.jpg or .png; without it on a blank canvas')
+    made.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    made.add_argument('--most', type=int, default=20, metavar='N', help='the N surest regions of each image (20)')
+    made.add_argument('--out', required=True, metavar='DIR')
+    made = command('import', import_regions, 'make a TSV or store of a folder of .npz or .npy files, or of HDF5', path=None)
+    made.add_argument('path', metavar='FOLDER|FILE.h5', help='keys and layouts: the head of src/regions/importers.py')
+    made.add_argument('--out', required=True, metavar='X.tsv|X.store', help='a new file or folder; nothing is overwritten')
+    made.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the features of a store (float32)')
+    made.add_argument('--madeBy', metavar='TEXT', help='which detector and weights made the features, for the record')
+    return top
+
+
+def main(argv: list[str]) -> int:
+    """Run a subcommand; returns the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except RegionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except UsageError as error:
+        print(f'run/regions.bash: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

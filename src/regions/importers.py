@@ -1,0 +1,172 @@
+"""Regions that another program saved, as ImageRegions: a folder of .npz or .npy files, or an HDF5 file.
+
+An image has these arrays, o being its regions; the first name is ours, the others are taken as well:
+
+    features (o, f) float; boxes (o, 4) pixels x1, y1, x2, y2; size (2,) height, width, or height and width
+    optional: classes, attributes (o,) whole numbers, without the background; class_conf, attribute_conf (o,) 0..1
+
+What is optional and missing becomes 0: with confidence 0 it weighs nothing in pre-training.
+
+    folder of .npz      <id>.npz with these arrays
+    folder of .npy      <id>.npy is features, <id>.boxes.npy, <id>.size.npy and so on the others
+    HDF5, by image      a group <id> with these datasets; height and width may be attributes of the group
+    HDF5, all at once   datasets ids (n,), features (n, o, f), boxes (n, o, 4), size (n, 2) and so on, with num_boxes (n,) where
+                        images have fewer than o; or features (total, f) and so on with offsets (n + 1,)
+
+Nothing is unpickled: a file of Python objects is a fault.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from regions import tsv
+from regions.tsv import ImageRegions, RegionError
+
+ALIASES = {'features': ('x', 'feature'), 'boxes': ('bbox', 'bboxes'), 'size': ('image_size', 'img_size'),
+           'height': ('img_h', 'image_h', 'image_height'), 'width': ('img_w', 'image_w', 'image_width'),
+           'classes': ('objects_id', 'object_ids', 'objects'), 'class_conf': ('objects_conf', 'confidences', 'conf', 'scores'),
+           'attributes': ('attrs_id', 'attribute_ids'), 'attribute_conf': ('attrs_conf',)}
+PER_REGION = ('features', 'boxes', 'classes', 'class_conf', 'attributes', 'attribute_conf')
+LISTED_FAULTS = 20
+
+Get = Callable[[str], np.ndarray | None]  # an array by the name it is saved under; None: there is none
+
+
+def read(path) -> Iterator[ImageRegions]:
+    """The images of a folder or .h5 file, in the order of their names, each checked as `tsv.check` does.
+
+    Faulty images are left out until the end; then RegionError lists them, so that a writer leaves nothing.
+    """
+    path, faults = Path(path), []
+    f = None
+    for img_id, where, get in _files(path) if path.is_dir() else _hdf5(path):
+        try:
+            image = tsv.check(_image(img_id, get), f)
+        except (RegionError, OSError, ValueError, zipfile.BadZipFile) as error:
+            faults.append(f'{where}: {error}')
+            continue
+        f = image.features.shape[1]
+        yield image
+    if faults:
+        more = f'\n  and {len(faults) - LISTED_FAULTS} more' if len(faults) > LISTED_FAULTS else ''
+        raise RegionError(f'{path}: expected whole images only, found {len(faults)} faulty; nothing was written. Mend or remove '
+                          'them:\n' + '\n'.join(f'  {fault}' for fault in faults[:LISTED_FAULTS]) + more)
+
+
+def _image(img_id: str, get: Get) -> ImageRegions:
+    found = {name: next((array for key in (name, *others) if (array := get(key)) is not None), None)
+             for name, others in ALIASES.items()}
+    for name in ('features', 'boxes'):
+        if found[name] is None:
+            raise RegionError(f'key "{name}": expected an array, found none of this name, nor of '
+                              f'{", ".join(ALIASES[name])}; save it under one of them')
+    size = found['size']
+    if size is None:
+        if found['height'] is None or found['width'] is None:
+            raise RegionError('key "size": expected the height and width of the picture in pixels, found neither size nor '
+                              'height and width; save it')
+        size = np.array([np.ravel(found['height'])[0], np.ravel(found['width'])[0]])
+    if np.shape(size) != (2,) or np.asarray(size).dtype.kind not in 'iuf' or (np.asarray(size) != np.round(size)).any():
+        raise RegionError(f'key "size": expected height and width, two whole numbers, found {np.asarray(size).tolist()!r:.60}')
+    o = len(found['features']) if np.ndim(found['features']) else 0
+    arrays = {}
+    for name in PER_REGION:
+        dtype = np.dtype(tsv.ARRAYS[name][1])
+        array = np.zeros(o, dtype) if found[name] is None else np.asarray(found[name])
+        if array.dtype.kind not in ('iu' if dtype.kind == 'i' else 'iuf'):
+            raise RegionError(f'key "{name}": expected {"whole " if dtype.kind == "i" else ""}numbers, found {array.dtype}')
+        if array.ndim != (2 if name in ('features', 'boxes') else 1):
+            raise RegionError(f'key "{name}": expected {"a row" if name in ("features", "boxes") else "a number"} a region, '
+                              f'found an array of shape {array.shape}')
+        with np.errstate(over='ignore'):  # what float32 cannot hold becomes infinite, and a fault
+            arrays[name] = np.ascontiguousarray(array, dtype)
+    return ImageRegions(img_id, int(size[0]), int(size[1]), **arrays)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path, Get]]:
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in ('.npz', '.npy') and path.is_file())
+    parts = tuple(f'.{key}.npy' for name, others in ALIASES.items() for key in (name, *others))
+    images = [name for name in names if name.endswith('.npz') or not name.endswith(parts)]
+    if not images:
+        raise RegionError(f'{folder}: expected files <id>.npz, or <id>.npy with <id>.boxes.npy and <id>.size.npy, found none')
+    for name in tqdm(images, desc=folder.name, unit=' images', disable=None):
+        path = folder / name
+        yield path.stem, path, _npz(path) if path.suffix == '.npz' else _npy(path)
+
+
+def _npz(path: Path) -> Get:
+    def get(key):
+        nonlocal saved
+        if saved is None:
+            with np.load(path, allow_pickle=False) as file:
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise RegionError('expected an .npz archive, found a single array; name it .npy')
+                known = {key for name, others in ALIASES.items() for key in (name, *others)}
+                saved = {key: file[key] for key in file.files if key in known}
+        return saved.get(key)
+
+    saved = None
+    return get
+
+
+def _npy(path: Path) -> Get:
+    def get(key):
+        file = path if key == 'features' else path.with_name(f'{path.stem}.{key}.npy')
+        return np.load(file, allow_pickle=False) if file.is_file() else None
+
+    return get
+
+
+def _hdf5(path: Path) -> Iterator[tuple[str, str, Get]]:
+    try:
+        import h5py
+    except ImportError:
+        raise RegionError(f'{path}: reading HDF5 needs h5py, which is not installed; .venv/bin/pip install h5py') from None
+    try:
+        file = h5py.File(path, 'r')
+    except OSError as error:
+        raise RegionError(f'{path}: expected a folder of .npz or .npy files, or an HDF5 file, found neither ({error})') from None
+    with file:
+        if any(isinstance(item, h5py.Dataset) for item in file.values()):
+            yield from _columns(path, file)
+            return
+        if not len(file):
+            raise RegionError(f'{path}: expected a group an image, or datasets of all images, found an empty file')
+        for img_id, group in tqdm(file.items(), desc=path.name, unit=' images', disable=None):
+            yield img_id, f'{path}: group {img_id}', lambda key, group=group: (
+                np.asarray(group[key]) if key in group else np.asarray(group.attrs[key]) if key in group.attrs else None)
+
+
+def _columns(path: Path, file) -> Iterator[tuple[str, str, Get]]:
+    """The images of an HDF5 file whose datasets hold all of them, by row or by offsets."""
+    if 'ids' not in file:
+        raise RegionError(f'{path}: key "ids": expected the image ids, (n,) text, found only {", ".join(sorted(file))}')
+    img_ids = [img_id.decode() if isinstance(img_id, bytes) else str(img_id) for img_id in file['ids'][:]]
+    n = len(img_ids)
+    offsets, counts = (file[key][:] if key in file else None for key in ('offsets', 'num_boxes'))
+    per_region = {key for name in PER_REGION for key in (name, *ALIASES[name])}
+    known = per_region | {key for name, others in ALIASES.items() for key in (name, *others)}
+    length = n if offsets is None else int(offsets[-1]) if len(offsets) == n + 1 else -1
+    if length < 0 or (offsets is not None and (np.diff(offsets, prepend=0) < 0).any()):
+        raise RegionError(f'{path}: key "offsets": expected {n + 1} numbers that grow from 0, found {len(offsets)}')
+    if counts is not None and len(counts) != n:
+        raise RegionError(f'{path}: key "num_boxes": expected {n} numbers, one an image, found {len(counts)}')
+    for key in sorted(known & set(file)):
+        expected = length if key in per_region else n
+        if not file[key].ndim or len(file[key]) != expected:
+            raise RegionError(f'{path}: key "{key}": expected {expected} rows, found an array of shape {file[key].shape}')
+    for row, img_id in enumerate(tqdm(img_ids, desc=path.name, unit=' images', disable=None)):
+        def get(key, row=row):
+            if key not in file:
+                return None
+            if key not in per_region:
+                return file[key][row]
+            if offsets is not None:
+                return file[key][int(offsets[row]):int(offsets[row + 1])]
+            return file[key][row] if counts is None else file[key][row][:int(counts[row])]
+
+        yield img_id, f'{path}: row {row}, image {img_id}', get

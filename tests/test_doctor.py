@@ -1,0 +1,447 @@
+"""run/regions.bash: what it finds, what it writes, and its exit status."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+from PIL import Image
+from test_regions import COCO, IMAGES, edit, image, numbers, same, shared
+
+from regions import checks, doctor, importers, show, source, stats, store, tsv
+from regions.names import Names
+from regions.tsv import RegionError
+
+
+@pytest.fixture
+def path(tmp_path):
+    tsv.write(tmp_path / 'train2014_obj36.tsv', IMAGES)
+    return tmp_path / 'train2014_obj36.tsv'
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*arguments): (exit status, standard output, standard error) of the program."""
+    def run(*arguments):
+        try:
+            status = doctor.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_launcher(path):
+    def launch(*arguments):
+        return subprocess.run(['bash', 'run/regions.bash', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+    help_text = launch('--help').stdout
+    for command in ('convert', 'info', 'check', 'repair', 'stats', 'show', 'import'):
+        assert f'\n    {command} ' in help_text
+    assert launch().returncode == 2 and launch('mend').returncode == 2
+    assert launch('check', path).returncode == 0
+    edit(path, 2, 'img_w', b'wide')
+    done = launch('check', path)
+    assert done.returncode == 1 and f'{path}:2: image ' in done.stdout and 'Traceback' not in done.stderr
+
+
+def test_convert_and_info(path, run):
+    folder = path.with_suffix('.store')
+    status, out, _ = run('info', path)
+    assert status == 0 and '5 lines' in out and 'no store yet' in out
+    status, out, _ = run('convert', path)
+    assert status == 0 and out.startswith(f'{folder}: 5 images, 13 regions (1 to 4 an image) of 5 float32')
+    digest = store.RegionStore(folder).meta['source']['sha256']
+    for target in (path, folder):
+        status, out, _ = run('info', target)
+        assert status == 0 and digest in out and 'converted from' in out and '(13, 5)' in out
+    assert run('convert', folder)[0] == 2 and run('info', path.with_name('none'))[0] == 1
+    assert 'of 5 float16' in run('convert', path, '--dtype', 'float16')[1]
+    assert run('check', folder)[0] == run('stats', folder, '--against', path)[0] == 0
+    assert run('convert', path, '--dtype', 'float64')[0] == 2
+
+
+def test_a_published_zip_is_converted_and_its_store_checked(path, run):
+    archive = path.with_suffix('.zip')
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.write(path, f'mscoco_imgfeat/{path.name}')
+    path.unlink()
+    assert '5 images' in run('convert', archive)[1]
+    assert run('check', path.with_suffix('.store'))[0] == 0
+    status, _, errors = run('check', archive)
+    assert status == 1 and 'found a zip' in errors
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.writestr(path.name, 'other')
+    status, out, _ = run('check', path.with_suffix('.store'))
+    assert status == 1 and 'key "source.sha256"' in out
+
+
+def test_check_of_a_tsv_finds_all_faults_in_one_pass(path, run):
+    assert run('check', path)[:2] == (0, f'{path}: 5 whole images, 0 faults\n')
+    edit(path, 2, 'boxes', lambda old: old[:-3])
+    edit(path, 4, 'features', numbers('<f4', (0, np.nan)))
+    status, out, _ = run('check', path)
+    lines = out.splitlines()
+    assert status == 1 and [line.split(': ')[0] for line in lines] == [f'{path}:2', f'{path}:4', str(path)]
+    assert '3 whole images, 2 faults' in lines[-1]
+    path.write_bytes(b'')
+    status, out, _ = run('check', path)
+    assert status == 1 and 'found an empty file' in out
+
+
+def damage(folder, name, change):
+    array = np.load(folder / f'{name}.npy')
+    change(array)
+    np.save(folder / f'{name}.npy', array)
+
+
+@pytest.mark.parametrize(('name', 'change', 'message'), [
+    ('features', lambda array: array.__setitem__((4, 2), np.nan), 'row 2: image COCO_4x: field "features": expected finite'),
+    ('boxes', lambda array: array.__setitem__((0, 0), 999), 'row 0: image COCO_0x: field "boxes": expected 0 <= x1'),
+    ('classes', lambda array: array.__setitem__(0, -1), 'field "objects_id": expected ids of 0 and more'),
+    ('sizes', lambda array: array.__setitem__((1, 0), 0), 'row 1: image COCO_7x: field "img_h"'),
+    ('offsets', lambda array: array.__setitem__(2, 3), 'offsets.npy: expected numbers that grow'),
+    ('offsets', lambda array: array.__setitem__(1, 2), None),
+    ('order', lambda array: array.__setitem__(0, 1), 'order.npy: expected each row from 0 to 4 once'),
+    ('ids', lambda array: array.__setitem__(1, array[0]), 'ids.npy: expected different ids'),
+])
+def test_check_of_a_store(path, run, name, change, message):
+    folder = store.open_regions(path).folder
+    assert run('check', folder)[:2] == (0, f'{folder}: 5 whole images, 0 faults\n')
+    damage(folder, name, change)
+    status, out, _ = run('check', folder)
+    if message is None:  # what is still a store in itself
+        assert status in (0, 1)
+    else:
+        assert status == 1 and message in out and 'convert its TSV again' in out
+
+
+def test_check_of_a_store_looks_at_its_tsv(path, run):
+    folder = store.open_regions(path).folder
+    edit(path, 2, 'img_w', b'99')
+    status, out, _ = run('check', folder)
+    assert status == 1 and 'meta.json: key "source.sha256": expected the digest of ' in out
+    path.unlink()
+    assert run('check', folder)[0] == 0
+    (folder / 'meta.json').unlink()
+    assert run('check', folder)[0] == 1
+
+
+def test_check_published(path, run, monkeypatch):
+    status, out, _ = run('check', path, '--published')
+    assert status == 1 and 'expected the 82,783 images of the published train2014, found 5' in out
+    monkeypatch.setitem(checks.PUBLISHED, 'train2014', 5)
+    assert run('check', path, '--published')[0] == 0
+    assert run('check', store.open_regions(path).folder, '--published')[0] == 0
+    mine = path.rename(path.with_name('mine.tsv'))
+    status, _, errors = run('check', mine, '--published')
+    assert status == 2 and 'expected a name that begins with train2014' in errors
+
+
+def test_check_questions(path, run, tmp_path):
+    questions, pairs = tmp_path / 'q.json', tmp_path / 'n.json'
+    questions.write_text(json.dumps([{'img_id': one.img_id} for one in IMAGES[1:]]))
+    status, out, _ = run('check', path, '--questions', questions)
+    assert status == 0 and '5 images with regions, 1 of them without questions: COCO_0x' in out
+    questions.write_text(json.dumps([{'img_id': f'none{number}'} for number in range(7)]))
+    pairs.write_text(json.dumps([{'img0': 'COCO_0x', 'img1': 'gone'}]))
+    status, out, _ = run('check', path, '--questions', questions, pairs)
+    assert status == 1 and 'for its 7 images, found none for 7: none0, none1, none2, none3, none4 and 2 more' in out
+    assert 'found none for 1: gone' in out
+    for text, message in (('{', 'expected a json list'), ('{}', 'found dict'), ('[{"img_id": 3}]', 'question 0: key "img_id"')):
+        questions.write_text(text)
+        status, _, errors = run('check', path, '--questions', questions)
+        assert status == 1 and message in errors
+
+
+def test_repair_writes_the_whole_lines_byte_for_byte(path, run, tmp_path):
+    raw = path.read_bytes().splitlines(keepends=True)
+    raw[1] = raw[1][:40] + b'\r\n'
+    raw.insert(3, raw[0])
+    raw[5] = raw[5].removesuffix(b'\r\n')
+    path.write_bytes(b''.join(raw))
+    out = tmp_path / 'good.tsv'
+    status, text, _ = run('repair', path, '--out', out)
+    assert status == 0 and f'{path}:2: ' in text and f'{path}:4: ' in text and '4 whole lines; 2 left out' in text
+    assert out.read_bytes() == b''.join([raw[0], raw[2], raw[4], raw[5]])
+    assert run('check', out)[0] == 0
+    for there in (out, path):
+        before = there.read_bytes()
+        status, _, errors = run('repair', path, '--out', there)
+        assert status == 2 and 'is not overwritten' in errors and there.read_bytes() == before
+    assert run('repair', path)[0] == 2
+    path.write_bytes(b'nothing\n')
+    assert run('repair', path, '--out', tmp_path / 'none.tsv')[0] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['good.tsv', path.name]
+
+
+# Statistics
+
+def many(change=lambda one: one, seed=0, count=40):
+    """Images of a made-up detector: a mean of its own in each of 64 dimensions, 12 classes of uneven frequency."""
+    means = np.random.default_rng(1).gamma(1, 1, 64)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        one = image(number, 8, f=64)
+        yield change(replace(one, img_id=f'i{seed}-{number}', classes=np.minimum(rng.geometric(0.3, 8), 12) * 7,
+                             features=np.maximum(0, means + rng.standard_normal((8, 64)) * 0.5).astype('f4')))
+
+
+OTHERS = {
+    'shuffled dimensions': (lambda one: replace(one, features=np.ascontiguousarray(one.features[:, ::-1])), 'another network'),
+    'halved': (lambda one: replace(one, features=one.features / 2), 'on another scale'),
+    'background column': (lambda one: replace(one, classes=one.classes + 1), 'shifted by one: +1'),
+    'other classes': (lambda one: replace(one, classes=one.classes + 500), 'other classes occur'),
+    'another size': (lambda one: replace(one, features=np.ascontiguousarray(one.features[:, :32])), 'of 32 numbers here, of 64'),
+}
+
+
+@pytest.mark.parametrize(('change', 'message'), OTHERS.values(), ids=OTHERS)
+def test_stats_notice_another_detector(tmp_path, run, change, message):
+    tsv.write(tmp_path / 'a.tsv', many())
+    tsv.write(tmp_path / 'b.tsv', many(seed=5))
+    tsv.write(tmp_path / 'c.tsv', many(change, seed=5))
+    status, out, _ = run('stats', tmp_path / 'b.tsv', '--against', tmp_path / 'a.tsv')
+    assert status == 0 and out.endswith('=> look as if made by the same detector\n')
+    status, out, _ = run('stats', tmp_path / 'c.tsv', '--against', tmp_path / 'a.tsv')
+    assert status == 1 and 'ANOTHER DETECTOR' in out and message in out
+
+
+def test_stats_are_those_of_numpy(tmp_path, run):
+    images = list(many())
+    tsv.write(tmp_path / 'a.tsv', images)
+    found = stats.summarise(tmp_path / 'a.tsv')
+    features = np.concatenate([one.features for one in images]).astype(np.float64)
+    np.testing.assert_allclose(found.mean, features.mean(0))
+    np.testing.assert_allclose(found.deviation, features.std(0))
+    np.testing.assert_allclose(found.norm, np.linalg.norm(features, axis=1).mean())
+    assert (found.zeros, found.images, found.regions) == ((features == 0).sum(), 40, 320)
+    assert found.objects.total() == 320 and found.sides.sum(1).tolist() == [320] * 3
+    folder = store.open_regions(tmp_path / 'a.tsv').folder
+    np.testing.assert_array_equal(stats.summarise(folder).mean, found.mean)
+    assert stats.summarise(folder, 10).images == 10
+    (tmp_path / 'objects_vocab.txt').write_text('\n'.join(f'thing{number},synonym' for number in range(200)))
+    status, out, _ = run('stats', folder, '--names', tmp_path)
+    assert status == 0 and 'thing7 ' in out and 'attribute ' in out and 'synonym' not in out
+    status, _, errors = run('stats', folder, '--names', tmp_path / 'none')
+    assert status == 1 and 'objects_vocab.txt: no such file' in errors
+    (tmp_path / 'empty.tsv').touch()
+    status, _, errors = run('stats', tmp_path / 'empty.tsv')
+    assert status == 1 and 'empty.tsv: expected at least one image' in errors
+
+
+# Pictures
+
+def test_show_draws_each_chosen_image(path, run, tmp_path):
+    folder = store.open_regions(path).folder
+    photos, out = tmp_path / 'photos', tmp_path / 'out'
+    photos.mkdir()
+    for one in IMAGES:
+        Image.new('RGB', (one.width * 2, one.height * 2), 'gray').save(photos / f'{one.img_id}.png')
+    for target, extra in ((path, []), (folder, ['--photos', photos]), (folder, ['--most', '1'])):
+        status, text, _ = run('show', target, '--ids', IMAGES[2].img_id, IMAGES[0].img_id, '--out', out, *extra)
+        assert status == 0 and len(text.splitlines()) == 2
+        for one in (IMAGES[0], IMAGES[2]):
+            with Image.open(out / f'{one.img_id}.png') as drawn:
+                assert max(drawn.size) == show.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
+                assert len(drawn.getcolors(1 << 24)) > 2
+    status, _, errors = run('show', path, '--ids', 'zzz', IMAGES[0].img_id, '--out', out)
+    assert status == 1 and 'found none of zzz; correct --ids' in errors
+    Image.new('RGB', (300, 50)).save(photos / f'{IMAGES[0].img_id}.png')
+    (photos / f'{IMAGES[1].img_id}.png').write_bytes(b'no picture')
+    (photos / f'{IMAGES[2].img_id}.png').unlink()
+    ids = [one.img_id for one in IMAGES[:4]]
+    status, text, errors = run('show', path, '--ids', *ids, '--out', out, '--photos', photos)
+    assert status == 1 and len(text.splitlines()) == 1
+    for message in ('it is another picture', 'cannot be read as one', 'no such photograph'):
+        assert message in errors
+    assert run('show', path, '--ids', 'a', '--out', out, '--most', '0')[0] == 2
+
+
+def test_labels_do_not_cover_each_other_while_there_is_room():
+    taken = []
+    for _ in range(36):  # all of one box
+        taken.append(show._place([300, 300, 500, 500], (150, 24), (1280, 800), taken))
+    for i, one in enumerate(taken):
+        assert min(one[:2]) >= 0 and one[2] <= 1280 and one[3] <= 800
+        assert all(show._overlap(one, other) == 0 for other in taken[:i])
+
+
+def test_file_names_of_strange_ids():
+    assert show.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in show.file_name('a/b')
+
+
+# Import
+
+def saved(one, **names):
+    """An image's arrays under our names or the given ones."""
+    arrays = {'features': one.features, 'boxes': one.boxes, 'size': np.array([one.height, one.width])}
+    arrays |= {name: getattr(one, name) for name in store.OBJECTS}
+    return {names.get(name, name): array for name, array in arrays.items()}
+
+
+def as_npz(folder, images, **names):
+    folder.mkdir()
+    for one in images:
+        np.savez(folder / f'{one.img_id}.npz', **saved(one, **names))
+    return folder
+
+
+def as_npy(folder, images):
+    folder.mkdir()
+    for one in images:
+        for name, array in saved(one).items():
+            np.save(folder / (f'{one.img_id}.npy' if name == 'features' else f'{one.img_id}.{name}.npy'), array)
+    return folder
+
+
+def as_groups(path, images):
+    with h5py.File(path, 'w') as file:
+        for one in images:
+            group = file.create_group(one.img_id)
+            for name, array in saved(one).items():
+                if name != 'size':
+                    group[name] = array
+            group.attrs['height'], group.attrs['width'] = one.height, one.width
+    return path
+
+
+def as_padded(path, images):
+    most = max(len(one.boxes) for one in images)
+    with h5py.File(path, 'w') as file:
+        file['ids'] = [one.img_id for one in images]
+        file['num_boxes'] = [len(one.boxes) for one in images]
+        for name in saved(images[0]):
+            arrays = [saved(one)[name] for one in images]
+            file[name] = np.stack([array if name == 'size' else np.pad(
+                array, [(0, most - len(array))] + [(0, 0)] * (array.ndim - 1)) for array in arrays])
+    return path
+
+
+def as_ragged(path, images):
+    with h5py.File(path, 'w') as file:
+        file['ids'] = [one.img_id for one in images]
+        file['offsets'] = np.cumsum([0, *(len(one.boxes) for one in images)])
+        for name in saved(images[0]):
+            arrays = [saved(one)[name] for one in images]
+            file[name] = np.stack(arrays) if name == 'size' else np.concatenate(arrays)
+    return path
+
+
+MAKERS = {'npz': as_npz, 'npy': as_npy, 'groups.h5': as_groups, 'padded.h5': as_padded, 'ragged.h5': as_ragged}
+
+
+@pytest.mark.parametrize('name', MAKERS)
+def test_import_keeps_every_array(tmp_path, run, name):
+    made = MAKERS[name](tmp_path / name, IMAGES)
+    expected = sorted(IMAGES, key=lambda one: one.img_id) if name in ('npz', 'npy', 'groups.h5') else IMAGES
+    assert run('import', made, '--out', tmp_path / 'x.tsv', '--madeBy', 'my detector')[0] == 0
+    for (_, one), other in zip(tsv.read(tmp_path / 'x.tsv'), expected, strict=True):
+        same(one, other)
+    assert json.loads((tmp_path / 'x.tsv.provenance.json').read_text())['made by'] == 'my detector'
+    assert run('import', made, '--out', tmp_path / 'y.store', '--madeBy', 'my detector')[0] == 0
+    opened = store.RegionStore(tmp_path / 'y.store')
+    assert opened.meta['provenance']['made by'] == 'my detector' and opened.meta['provenance']['imported from'] == str(made)
+    for row, other in enumerate(expected):
+        same(source.stored_image(opened, row), other)
+    for out in ('x.tsv', 'y.store', 'z.npz'):
+        assert run('import', made, '--out', tmp_path / out)[0] == 2
+    assert run('import', made, '--out', tmp_path / 'z.tsv', '--dtype', 'float16')[0] == 2
+    assert run('import', made, '--out', tmp_path / 'z.store', '--dtype', 'float16')[0] == 0
+    assert store.RegionStore(tmp_path / 'z.store').arrays['features'].dtype == np.float16
+
+
+def test_import_takes_other_names_and_types_and_less(tmp_path):
+    folder = as_npz(tmp_path / 'npz', IMAGES[:1], features='x', boxes='bbox', classes='objects_id')
+    path = folder / f'{IMAGES[0].img_id}.npz'
+    same(next(importers.read(folder)), IMAGES[0])
+    np.savez(path, features=IMAGES[0].features.astype('f2'), boxes=IMAGES[0].boxes.astype('f8'), height=60, width=[80])
+    one = next(importers.read(folder))
+    assert (one.height, one.width) == (60, 80) and one.features.dtype == np.float32
+    assert not one.classes.any() and not one.class_conf.any()
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'features': None}, 'key "features": expected an array, found none of this name, nor of x'),
+    ({'size': None}, 'key "size": expected the height and width'),
+    ({'size': np.array([60.5, 80])}, 'key "size": expected height and width, two whole numbers'),
+    ({'features': np.array(['a'])}, 'key "features": expected numbers, found <U1'),
+    ({'classes': np.ones(3)}, 'key "classes": expected whole numbers, found float64'),
+    ({'features': np.ones((3, 5, 1))}, r'key "features": expected a row a region, found an array of shape \(3, 5, 1\)'),
+    ({'features': np.full((3, 5), 1e300)}, 'field "features": expected finite numbers'),
+    ({'boxes': np.full((3, 4), 500.0)}, 'field "boxes": expected 0 <= x1'),
+    ({'classes': np.array([{}], object)}, 'Object arrays cannot be loaded'),
+])
+def test_import_names_file_and_key(tmp_path, run, change, message):
+    folder = as_npz(tmp_path / 'npz', IMAGES[:3])
+    path = folder / f'{IMAGES[0].img_id}.npz'
+    np.savez(path, **{name: array for name, array in (saved(IMAGES[0]) | change).items() if array is not None})
+    (folder / f'{IMAGES[1].img_id}.npz').write_bytes(b'PK no archive')
+    with pytest.raises(RegionError, match=f'found 2 faulty(.|\n)*{path}: {message}') as error:
+        list(importers.read(folder))
+    assert f'{folder / IMAGES[1].img_id}.npz: ' in str(error.value)
+    for out in ('x.tsv', 'x.store'):
+        status, _, errors = run('import', folder, '--out', tmp_path / out)
+        assert status == 1 and str(path) in errors and not (tmp_path / out).exists()
+
+
+def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):
+    for name, message in (('none', 'found nothing there'), ('empty', 'expected files <id>.npz'),
+                          ('text', 'or an HDF5 file, found neither')):
+        if name == 'empty':
+            (tmp_path / name).mkdir()
+        elif name == 'text':
+            (tmp_path / name).write_text('hello')
+        status, _, errors = run('import', tmp_path / name, '--out', tmp_path / 'x.tsv')
+        assert status == 1 and message in errors
+    path = as_padded(tmp_path / 'x.h5', IMAGES)
+    for key, value, message in (('boxes', np.zeros((2, 4, 4)), 'expected 5 rows'), ('num_boxes', [1], 'expected 5 numbers'),
+                                ('ids', None, 'key "ids"')):
+        with h5py.File(as_padded(path, IMAGES), 'a') as file:
+            del file[key]
+            if value is not None:
+                file[key] = value
+        with pytest.raises(RegionError, match=message):
+            list(importers.read(path))
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    with pytest.raises(RegionError, match='needs h5py, which is not installed'):
+        list(importers.read(path))
+
+
+# The ten real images
+
+@shared
+def test_real_regions_are_whole_and_named(run, tmp_path):
+    path = tmp_path / COCO.name
+    path.write_bytes(COCO.read_bytes())
+    status, out, _ = run('check', path, '--questions', SHARED / 'coco_regions/vqa.json')
+    assert status == 0 and '10 whole images, 0 faults' in out
+    truck = 'COCO_train2014_000000387267'  # a red fire engine before a building
+    status, out, _ = run('show', path, '--ids', truck, '--photos', SHARED / 'coco_regions/images', '--names',
+                         SHARED / 'vocab', '--out', tmp_path)
+    assert status == 0 and 'red truck' in out and 'black tire' in out and (tmp_path / f'{truck}.png').is_file()
+    assert [len(names) for names in Names(SHARED / 'vocab').lists.values()] == [1600, 400]
+
+
+@shared
+@pytest.mark.parametrize('change', ['shuffled', 'normalised', 'shifted'])
+def test_real_regions_against_what_was_done_to_them(change):
+    images = [one for _, one in tsv.read(COCO)]
+    order = np.random.default_rng(0).permutation(2048)
+    done = {'shuffled': lambda one: replace(one, features=one.features[:, order]),
+            'normalised': lambda one: replace(one, features=one.features / np.linalg.norm(one.features, axis=1, keepdims=True)),
+            'shifted': lambda one: replace(one, classes=one.classes + 1)}[change]
+    first, second, other = (stats.Stats(name) for name in 'abc')
+    for one in images[:5]:
+        first.add(one)
+    for one in images[5:]:
+        second.add(one)
+        other.add(done(one))
+    assert stats.compare(second, first)[1]
+    assert not stats.compare(other, first)[1]
