@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def training(options) -> dict:
     """Batches through data workers, as in training; waits at the end until its memory has been read."""
     import torch
 
+    warnings.simplefilter('ignore')  # of more workers than cores
     regions = store.RegionStore(options.folder)
 
     class Batches(torch.utils.data.Dataset):
@@ -153,19 +155,25 @@ def together(options, path: Path, processes: int, workers: int) -> dict:
     for _ in range(2):
         for process in running:
             process.stdout.readline()
-        total.append(sum(anon(pid) for process in running for pid in (process.pid, *children(process.pid))) / 1e6)
+        total.append(sum(own(pid) for process in running for pid in (process.pid, *children(process.pid))) / 1e6)
         for process in running:
             process.stdin.write('\n')
             process.stdin.flush()
     for process in running:
         process.communicate()
     name = f'{processes} processes x {workers} workers'
-    return {f'{name}, RssAnon at first batch, MB': total[0],
+    return {f'{name}, memory at first batch, MB': total[0],
             f'{name}, growth over {options.batches:,} batches, MB': total[1] - total[0]}
 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def own(pid: int) -> int:
+    """Bytes of a process's resident memory that is no page cache, its share of what it has in common with others."""
+    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(('Pss_Anon', 'Pss_Shmem')))
 
 
 def anon(pid: int) -> int:

@@ -52,6 +52,12 @@ class RegionStore(RegionArrays):
             raise RegionError(f'{self.folder}: was made anew while it was in use; start the program again')
         super().__init__(self.folder, arrays, self.meta['max_regions'])
 
+    def gather(self, rows) -> dict[str, np.ndarray]:
+        # The disk is told of the whole batch first: of reads one after the other it does several times fewer a second.
+        _, starts, counts = self.spans(rows)
+        store_files.read_ahead(self.arrays['features'], starts, counts)
+        return super().gather(rows)
+
     def __reduce__(self):
         return RegionStore, (self.folder, self.meta['stamp'])
 

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import math
+import mmap
 import os
 import shutil
 import uuid
@@ -279,6 +280,15 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if (array.dtype.str, array.shape) != (dtype, shape):
         raise RegionError(f'{path}: expected an array of {dtype} {shape}, found {array.dtype.str} {array.shape}')
     return array.view(np.ndarray)  # what is taken from a memmap is one too, and slower
+
+
+def read_ahead(array: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:
+    """Ask the system to fetch some spans of rows of a mapped array, if they are not in memory, without waiting."""
+    mapping, header = array.base.base, array.base.offset
+    row = array.strides[0]
+    for start, end in zip((header + starts * row).tolist(), (header + (starts + counts) * row).tolist(), strict=True):
+        page = start - start % mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_WILLNEED, page, end - page)
 
 
 def write_json(path: Path, content: dict) -> None:
