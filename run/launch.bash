@@ -20,6 +20,8 @@ usage() {  # usage TEXT: how to call the launcher, then the end
 
 launch() {
     local program=$1 start=$2 gpus=$3 flag several=no
+    # Threads that wait spin for long by default, which brings training to a crawl where something else uses a core.
+    export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
     shift 3
     local -a flags=("$@") by=()
     export LAUNCHER="$PWD/run/$(basename "$0")"

@@ -4,7 +4,7 @@
 # Expected on dev: 55.9, README.md says why so little; 10 minutes on one CPU core. Writes snap/nlvr/<name>. Flags: run/README.md
 source "$(dirname "$0")/launch.bash"
 help="GPUS|cpu NAME --nlvr PATH [--withoutPictures] [flags]"
-[ $# -ge 2 ] || usage "$help"
+[ $# -ge 2 ] && [[ $2 != -* ]] || usage "$help"
 gpus=$1 name=$2 corpus='' data=data/nlvr/made
 shift 2
 make=() flags=()

@@ -3,7 +3,7 @@
 # Published score of the original code: 69.90 on minival after 4 epochs, 8 hours on one 2019 GPU.
 # Writes snap/vqa/<name>: BEST.pth, LAST.pth, log.log, TensorBoard events. Flags: run/README.md
 source "$(dirname "$0")/launch.bash"
-[ $# -ge 2 ] || usage "GPUS|cpu NAME [flags]"
+[ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME [flags]"
 launch src/tasks/vqa.py "--loadLXMERTQA snap/pretrained/model" "$1" \
     --train train,nominival --valid minival --batchSize 32 --optim bert --lr 5e-5 --epochs 4 \
     --output "snap/vqa/$2" "${@:3}"
