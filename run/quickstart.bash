@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu]
 # Sets everything up, makes the sample world, trains LXMERT on it from scratch, tests it and writes the submission file.
-# Expected: 68.1 on minival (34.8 without pictures); under 5 minutes on 2 CPU cores once packages are cached. Run again, it goes on.
+# Expected: 68.1 on minival (34.8 without pictures); the time: README.md, "Results". Run again, it goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 gpus=${1:-0}
