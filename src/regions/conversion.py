@@ -1,4 +1,4 @@
-"""A TSV to a store: one process reads blocks of lines and writes arrays, in order; others decode.
+"""A TSV to a store: this thread reads blocks of lines and writes arrays, in order; others decode.
 
 The memory this takes does not depend on the file. A conversion that was killed goes on from its last checkpoint: the
 lines before it are read again, for the digest that proves them to be the same, but not decoded.
@@ -9,25 +9,33 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from regions import decode, origin, store_files, tsv
+from regions import store_files, tsv
 from regions.origin import Source
-from regions.tsv import RegionError
+from regions.tsv import ImageRegions, RegionError
 
-BLOCK = 4 << 20  # bytes of text that are decoded at once
+BLOCK = 4 << 20  # bytes of text that are decoded at once, and the rest of the last line
+LINE_LIMIT = 64 << 20  # bytes of the longest line
 CHECKPOINT = 256 << 20  # bytes of arrays between two checkpoints
-MOST_PROCESSES = 8  # more wait for the one that reads and writes
+MOST_THREADS = 8  # more wait for the one that reads and writes
 LISTED_FAULTS = 20
 
 
-def run(source: Source, folder: Path, dtype: str, processes: int | None = None) -> None:
-    """Make the store, or raise one RegionError about all faulty lines. The caller holds the store's lock."""
+def run(source: Source, folder: Path, dtype: str, threads: int | None = None) -> None:
+    """Make the store, or raise one RegionError about all faulty lines. The caller holds the store's lock.
+
+    `threads` decode, by default as many as there are cores: nearly all of their time goes into code that runs
+    beside other threads (base64, numpy, digests, files).
+    """
     with store_files.Writer(folder, dtype, keep=True) as writer:
         conversion = _Conversion(source, writer)
-        conversion.run(_decoders(source, processes))
+        conversion.run(threads or min(len(os.sched_getaffinity(0)), MOST_THREADS))
         conversion.finish()
 
 
@@ -39,11 +47,31 @@ def list_faults(source: Source, faults: list, good: str) -> str:
             f'Mend the file or fetch it again, then start again:\n{listed}{more}')
 
 
-def _decoders(source: Source, processes: int | None) -> list:
-    if processes is None:
-        processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES) if source.size >= 4 * BLOCK else 1
-    # One more than work at a time: the arrays of the last are being written meanwhile.
-    return [decode.There() for _ in range(processes + 1)] if processes > 1 else [decode.Here()]
+@dataclass
+class Block:
+    """What some lines say. `f` is the feature size so far and `f_line` the number of the line that set it."""
+
+    f: int | None
+    f_line: int
+    lines: int = 0
+    images: list[tuple[int, ImageRegions]] = field(default_factory=list)  # with the line in the block, from 1
+    faults: list[tuple[int, str, str]] = field(default_factory=list)  # line in the block, image, message
+
+
+def decode(text: bytes, f: int | None, f_line: int, before: int, dtype: str) -> Block:
+    """The whole lines of `text`, after `before` other lines; features as `dtype`, '<f4' or '<f2'."""
+    block = Block(f, f_line)
+    for line in text.removesuffix(b'\n').split(b'\n'):  # a CR before the LF is the parser's to take off
+        block.lines += 1
+        try:
+            image = tsv._parse(line, block.f, block.f_line)
+            block.images.append((block.lines, replace(image, features=store_files.as_dtype(image.features, dtype))))
+        except RegionError as error:
+            block.faults.append((block.lines, tsv._label(line), str(error)))
+            continue
+        if block.f is None:
+            block.f, block.f_line = image.features.shape[1], before + block.lines
+    return block
 
 
 class _Conversion:
@@ -51,38 +79,32 @@ class _Conversion:
 
     def __init__(self, source: Source, writer: store_files.Writer):
         self.source, self.writer = source, writer
-        self.offset = self.lines = self.images = 0  # bytes handed out; lines and images taken back
+        self.offset = self.lines = self.images = 0  # bytes read; lines and images taken back
         self.f, self.f_line = None, 0  # feature size and the line that set it
         self.line_of, self.faults = {}, []  # image id -> line
-        self.digest, self.rest = hashlib.sha256(), b''  # of what was read; what was read of a line that is not whole
+        self.digest = hashlib.sha256()  # of what was read
+        self.made_of = {'source': source.meta(''), 'dtypes': writer.dtypes}
 
-    def run(self, decoders: list) -> None:
-        source, free, pending = self.source, deque(decoders), deque()
-        self.began = time.monotonic()
-        try:
-            with source.open() as stream, tqdm(total=source.size, unit='B', unit_scale=True, desc=source.path.name,
-                                               disable=None) as bar:
-                self.offset, ended = self._resume(stream, bar), False
-                while pending or not ended:
-                    # Until the feature size is known, one block at a time: the others depend on it.
-                    while free and not ended and (self.f is not None or not pending):
-                        length = self._fill(free[0].slot, stream)
-                        if ended := not length:
-                            break
-                        free[0].submit(length, self.f, self.f_line, self.lines, self.writer.dtypes)
-                        pending.append((free.popleft(), length, self.offset, self.digest.copy()))
-                    if pending:
-                        decoder, length, end, digest = pending.popleft()
-                        self._take(decoder.result(), decoder.slot)
-                        free.append(decoder)
-                        if not self.faults:
-                            self._checkpoint(end, digest)
-                        bar.update(length)
-                        rate = self.images / max(time.monotonic() - self.began, 1e-3)
-                        bar.set_postfix_str(f'{rate:.0f} images/s', refresh=False)
-        finally:
-            for decoder in decoders:
-                decoder.close()
+    def run(self, threads: int) -> None:
+        source, pending, began = self.source, deque(), time.monotonic()
+        with source.open() as stream, ThreadPoolExecutor(threads) as pool, tqdm(
+                total=source.size, unit='B', unit_scale=True, desc=source.path.name, disable=None) as bar:
+            def take():
+                block, length, note = pending.popleft()
+                self._take(block.result(), note)
+                bar.update(length)
+                bar.set_postfix_str(f'{self.images / max(time.monotonic() - began, 1e-3):.0f} images/s', refresh=False)
+
+            self._resume(stream, bar)
+            for text in self._blocks(stream):
+                note = {'offset': self.offset, 'sha256': self.digest.hexdigest()}
+                pending.append((pool.submit(decode, text, self.f, self.f_line, self.lines, self.writer.dtypes['features']),
+                                len(text), note))
+                # Until the feature size is known, one block at a time: the others depend on it.
+                while pending and (self.f is None or len(pending) > threads):
+                    take()
+            while pending:
+                take()
 
     def finish(self) -> None:
         source, faults = self.source, self.faults
@@ -96,74 +118,55 @@ class _Conversion:
             raise RegionError(f'{source.where}: expected an image a line, found no line at all; fetch or extract it again')
         self.writer.commit({'converted from': os.path.abspath(source.path)}, source.meta(self.digest.hexdigest()))
 
-    def _resume(self, stream, bar) -> int:
-        """Go on from the writer's last checkpoint, if it is of this source; returns the offset in the TSV."""
-        made_of = {'source': self.source.meta(''), 'dtypes': self.writer.dtypes}
-        note = self.writer.resume(lambda note: note['made_of'] == made_of)
-        self.made_of = made_of
+    def _resume(self, stream, bar) -> None:
+        """Go on from the writer's last checkpoint, if it is of this source, and read up to there."""
+        note = self.writer.resume(lambda note: note['made_of'] == self.made_of)
         if note is None:
-            return 0
+            return
         tqdm.write(f'{self.writer.folder} goes on after {len(self.writer.positions):,} images', file=sys.stderr)
-        buffer, offset = memoryview(bytearray(1 << 20)), 0
-        while offset < note['offset']:
-            count = origin.read_into(stream, buffer[:note['offset'] - offset])
-            if not count:
-                break
-            self.digest.update(buffer[:count])
-            bar.update(count)
-            offset += count
-        if self.digest.hexdigest() != note['sha256']:  # another file, as large and as old: begin again
+        while self.offset < note['offset'] and (text := stream.read(min(BLOCK, note['offset'] - self.offset))):
+            self._read(text)
+            bar.update(len(text))
+        if self.digest.hexdigest() == note['sha256']:
+            self.lines, self.f, self.f_line = note['lines'], self.writer.feature_size, note['f_line']
+            self.line_of = dict(self.writer.positions)
+        else:  # another file, as large and as old: begin again
             self.writer.clear()
-            self.digest = hashlib.sha256()
+            self.offset, self.digest = 0, hashlib.sha256()
             stream.seek(0)
             bar.reset()
-            return 0
-        self.lines, self.f, self.f_line = note['lines'], self.writer.feature_size, note['f_line']
-        self.line_of = dict(self.writer.positions)
-        return offset
 
-    def _checkpoint(self, offset: int, digest) -> None:
-        note = {'made_of': self.made_of, 'offset': offset, 'sha256': digest.hexdigest(), 'lines': self.lines,
-                'f_line': self.f_line}
-        self.writer.checkpoint(note, CHECKPOINT)
+    def _blocks(self, stream) -> Iterator[bytes]:
+        """The rest of the TSV in blocks of whole lines."""
+        while text := stream.read(BLOCK):
+            if not text.endswith(b'\n'):
+                text += stream.readline(LINE_LIMIT)
+            if not text.endswith(b'\n') and len(text) >= LINE_LIMIT:
+                self.faults.append(f'{self.source.where}: from byte {self.offset} on: expected lines of up to {LINE_LIMIT} '
+                                   'bytes, found a longer one; fetch the file again')
+                return
+            self._read(text)
+            yield text
 
-    def _fill(self, slot: decode.Slot, stream) -> int:
-        """Read a block of whole lines into the slot and return its length, 0 at the end of the TSV."""
-        filled = len(self.rest)
-        slot.text[:filled] = self.rest
-        length = 0
-        with memoryview(slot.text) as view:
-            while not length:
-                if filled == len(view):
-                    self.faults.append(f'{self.source.where}: from byte {self.offset} on: expected lines of up to '
-                                       f'{len(view)} bytes, found a longer one; fetch the file again')
-                    filled = 0
-                    break
-                count = origin.read_into(stream, view[filled:min(filled + BLOCK, len(view))])
-                filled += count
-                # At the end of the file the last line may lack its end.
-                length = slot.text.rfind(b'\n', 0, filled) + 1 if count else filled
-                if not count:
-                    break
-        self.rest = slot.text[length:filled]
-        with memoryview(slot.text) as view, view[:length] as block:
-            self.digest.update(block)
-        self.offset += length
-        return length
+    def _read(self, text: bytes) -> None:
+        self.offset += len(text)
+        self.digest.update(text)
 
-    def _take(self, block: dict, slot: decode.Slot) -> None:
-        """Note a block's lines and faults, and write its arrays unless there is a fault: then there will be no store."""
-        faults, positions = list(block['faults']), {}
-        for img_id, number in zip(block['ids'], block['numbers'], strict=True):
-            if img_id in self.line_of:
-                faults.append((number, img_id, tsv.TWICE.format(self.line_of[img_id])))
+    def _take(self, block: Block, note: dict) -> None:
+        """Note a block's lines and faults, and write its images unless there is a fault: then there will be no store."""
+        faults, good = list(block.faults), []
+        for number, image in block.images:
+            if self.line_of.setdefault(image.img_id, self.lines + number) == self.lines + number:
+                good.append((number, image))
             else:
-                self.line_of[img_id] = positions[img_id] = self.lines + number
+                faults.append((number, image.img_id, tsv.TWICE.format(self.line_of[image.img_id])))
         self.faults += [f'{self.source.where}:{self.lines + number}: image {label}: {fault}'
                         for number, label, fault in sorted(faults)]
-        if positions and not self.faults:
-            columns = slot.columns(sum(block['counts']), block['f'], self.writer.dtypes)
-            self.writer.extend(positions, block['sizes'], block['counts'], columns)
-        self.f, self.f_line = block['f'], block['f_line']
-        self.lines += block['lines']
-        self.images += len(positions)
+        if not self.faults:
+            for number, image in good:
+                self.writer.add(image, self.lines + number)
+        self.f, self.f_line = block.f, block.f_line
+        self.lines += block.lines
+        self.images += len(good)
+        if not self.faults:
+            self.writer.checkpoint(note | {'made_of': self.made_of, 'lines': self.lines, 'f_line': self.f_line}, CHECKPOINT)

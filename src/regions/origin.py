@@ -11,7 +11,6 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from regions.tsv import RegionError
 
@@ -36,7 +35,7 @@ class Source:
         """The TSV's bytes from its start, a binary stream. Raises RegionError, also for what goes wrong in the block."""
         with self._explained():
             if self.member is None:
-                with open(self.path, 'rb', buffering=0) as file:
+                with open(self.path, 'rb') as file:
                     yield file
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
@@ -83,10 +82,3 @@ def find(tsv_path) -> Source | None:
         raise RegionError(f'{archive}: expected one {path.name} in it, found {names}; extract the file by hand')
     return Source(archive, found[0].file_size, stat.st_mtime_ns, found[0].filename)
 
-
-def read_into(stream: BinaryIO, view: memoryview) -> int:
-    """Fill `view` from the stream; returns how many bytes, fewer only at its end."""
-    filled = 0
-    while filled < len(view) and (count := stream.readinto(view[filled:])):
-        filled += count
-    return filled

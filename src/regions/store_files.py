@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -13,16 +14,20 @@ import shutil
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
 
-from regions import arrays, decode, tsv
+from regions import arrays, tsv
 from regions.arrays import DTYPES
 from regions.tsv import ImageRegions, RegionError
 
 VERSION = 1
+FLOAT16_LIMIT = 65504.0
+DIGEST_BLOCK = 1 << 20  # bytes
 INDEX, PROGRESS = 'images.jsonl', 'progress.json'  # a writer's notes of what is on disk
 
 
@@ -85,26 +90,24 @@ class Writer:
             self.clear()
 
     def append(self, image: ImageRegions) -> None:
+        """Check an image and add it. Raises RegionError naming it and its number."""
         image = tsv.check_next(image, self.feature_size, self.positions, len(self.positions) + 1, self.folder)
-        columns = {name: getattr(image, name) for name in self.dtypes}
-        if self.dtypes['features'] == '<f2':
-            try:
-                decode.check_float16(image.features)
-            except RegionError as error:
-                raise RegionError(f'{self.folder}: image {image.img_id}: {error}') from None
-            columns['features'] = image.features.astype('<f2')
-        self.extend({}, [(image.height, image.width)], [len(image.boxes)], columns)
+        try:
+            features = as_dtype(image.features, self.dtypes['features'])
+        except RegionError as error:
+            raise RegionError(f'{self.folder}: image {image.img_id}: {error}') from None
+        self.add(replace(image, features=features), len(self.positions))
 
-    def extend(self, positions: dict[str, int], sizes: list, counts: list, columns: dict[str, np.ndarray]) -> None:
-        """Append checked images: id -> position in the source, (height, width) and number of regions of each, arrays."""
+    def add(self, image: ImageRegions, position: int) -> None:
+        """Add an image that is checked, whose features are of the store's dtype; `position` is that in the source."""
         with _explained(self.folder):
             if self.feature_size is None:
-                self._open_columns(columns['features'].shape[1], 'wb')
+                self._open_columns(image.features.shape[1], 'wb')
             for name, column in self.columns.items():
-                column.append(columns[name])
-        self.positions |= positions
-        self.sizes += sizes
-        self.counts += counts
+                column.append(getattr(image, name))
+        self.positions[image.img_id] = position
+        self.sizes.append((image.height, image.width))
+        self.counts.append(len(image.boxes))
 
     def checkpoint(self, note: dict, least: int) -> None:
         """Once `least` bytes have come since the last time, put all on disk, beside the work, and then the note.
@@ -147,12 +150,10 @@ class Writer:
         with _explained(self.folder):
             if self.saving:
                 self.saving.result()
-            for column in self.columns.values():
-                column.close()
             for name, array in per_image.items():
-                column = _Column(self.temporary / f'{name}.npy', array.dtype.str, array.shape[1:])
-                column.append(array)
-                column.close()
+                self.columns[name] = _Column(self.temporary / f'{name}.npy', array.dtype.str, array.shape[1:])
+                self.columns[name].append(array)
+            meta['digests'] = {name: column.close() for name, column in self.columns.items()}
             write_json(self.temporary / 'meta.json', meta)
             for name in (INDEX, PROGRESS):
                 (self.temporary / name).unlink(missing_ok=True)
@@ -189,13 +190,13 @@ class _Column:
         self.file = open(path, mode)  # noqa: SIM115, closed by close() or its writer
         self.dtype, self.row_shape, self.length = dtype, row_shape, 0
         self.start = self._write_header()
-        self.length = length
+        self.length, self.digest = length, hashlib.sha256()
         if mode != 'wb':
-            end = self.start + self.size
-            if self.file.seek(0, os.SEEK_END) < end:
+            self.file.flush()
+            self.digest, found = _digest(self.file, self.size)
+            if found < self.size:
                 raise ValueError(f'{path}: shorter than when it was put on disk')
-            self.file.truncate(end)
-            self.file.seek(end)
+            self.file.truncate()
 
     @property
     def size(self) -> int:
@@ -203,21 +204,42 @@ class _Column:
         return self.length * math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     def append(self, rows: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(rows))
+        rows = np.ascontiguousarray(rows, self.dtype)
+        self.file.write(rows)
+        self.digest.update(rows)
         self.length += len(rows)
 
-    def close(self) -> None:
+    def close(self) -> str:
+        """Put all on disk; returns the digest of the rows."""
         self.file.seek(0)
         if self._write_header() != self.start:
             raise RegionError(f'{self.file.name}: its header outgrew the room numpy left for it; use numpy >= 1.26')
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
+        return self.digest.hexdigest()
 
     def _write_header(self) -> int:
         header = {'descr': self.dtype, 'fortran_order': False, 'shape': (self.length, *self.row_shape)}
         np.lib.format.write_array_header_1_0(self.file, header)
         return self.file.tell()
+
+
+def _digest(file: BinaryIO, most: int = -1):
+    """(sha256, number) of the bytes from where the file is to its end, or of the first `most` of them."""
+    digest, count = hashlib.sha256(), 0
+    while block := file.read(min(DIGEST_BLOCK, most - count) if most >= 0 else DIGEST_BLOCK):
+        digest.update(block)
+        count += len(block)
+    return digest, count
+
+
+def array_digest(path: Path) -> str:
+    """sha256 of an .npy file's rows, without its header: what meta.json has under `digests`."""
+    with open(path, 'rb') as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return _digest(file)[0].hexdigest()
 
 
 @contextlib.contextmanager
@@ -247,6 +269,15 @@ def feature_dtype(name: str) -> str:
     if name not in ('float32', 'float16'):
         raise ValueError(f'dtype of features: expected float32 or float16, found {name!r}')
     return np.dtype(name).newbyteorder('<').str
+
+
+def as_dtype(features: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 features as '<f4' or '<f2'. Raises RegionError if they would become infinite in half precision."""
+    largest = np.abs(features).max(initial=0) if dtype == '<f2' else 0
+    if largest > FLOAT16_LIMIT:
+        raise RegionError(f'field "features": expected numbers up to {FLOAT16_LIMIT:.0f}, which is what float16 can hold, '
+                          f'found {largest:g}; make the store with float32')
+    return features.astype(dtype, copy=False)
 
 
 def read_meta(folder: Path) -> dict:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
-from regions import b64
+import pybase64
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
@@ -200,7 +199,7 @@ def _array(fields: dict[str, bytes], field: str, dtype: np.dtype, o: int, column
     """Decode a field as (o, columns); `columns` None takes as many as there are. `why` explains feature sizes."""
     text = fields[field]
     try:
-        data = b64.decode(text)
+        data = np.frombuffer(pybase64.b64decode_as_bytearray(text, validate=True), np.uint8)
     except binascii.Error as error:
         raise RegionError(f'field "{field}": expected base64, found {len(text)} characters that are not ({error}); '
                           'the line is cut off or damaged: fetch the file again, or extract the image anew') from None

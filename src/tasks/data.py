@@ -154,8 +154,8 @@ def some(names, most=3):
 class QuestionDataset(torch.utils.data.Dataset):
     """Questions about images as columns over n questions; dataset[array of indices] is a batch.
 
-    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b, o, f) float32 and boxes (b, o, 4) float32
-    scaled to 0..1, or, of regions on the GPU, places (b, o) int64, of which `finish` makes the two;
+    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b, o, f) and boxes (b, o, 4) float32 scaled to
+    0..1, or, of regions on the GPU, places (b, o) int64; `finish` makes them of those, and float32 of half features;
     visual_attention_mask (b, o) bool, only where numbers of regions differ; target (b, answers) float32, the soft
     scores, only where the questions have labels.
     """
@@ -205,8 +205,10 @@ class QuestionDataset(torch.utils.data.Dataset):
         return seen
 
     def finish(self, batch):
-        """A batch that has reached the device, with the regions that were there before."""
-        return batch | self.regions.look_up(batch.pop('places')) if 'places' in batch else batch
+        """A batch that has reached the device, with the regions that were there before, or features that crossed in half."""
+        if 'places' in batch:
+            return batch | self.regions.look_up(batch.pop('places'))
+        return batch | {'features': batch['features'].float()}
 
     def digest(self):
         """Tells whether two datasets hold the same questions, labels and images."""
