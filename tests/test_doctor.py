@@ -1,6 +1,8 @@
 """run/regions.bash: what it finds, what it writes, and its exit status."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,9 +15,8 @@ from conftest import ROOT, SHARED
 from PIL import Image
 from test_regions import COCO, IMAGES, edit, image, numbers, same, shared
 
-from regions import checks, doctor, importers, show, source, stats, store, tsv
-from regions.names import Names
-from regions.tsv import RegionError
+from regions import checks, doctor, importers, origin, show, stats, store, tsv
+from regions.origin import RegionError
 
 
 @pytest.fixture
@@ -67,19 +68,75 @@ def test_convert_and_info(path, run):
     assert run('convert', path, '--dtype', 'float64')[0] == 2
 
 
-def test_a_published_zip_is_converted_and_its_store_checked(path, run):
+def zipped(path):
+    """The published form of a TSV: a zip beside where it was, with a folder inside."""
     archive = path.with_suffix('.zip')
-    with zipfile.ZipFile(archive, 'w') as file:
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as file:
         file.write(path, f'mscoco_imgfeat/{path.name}')
     path.unlink()
+    return archive
+
+
+def test_a_published_zip_is_converted_and_its_store_checked(path, run):
+    archive = zipped(path)
     assert '5 images' in run('convert', archive)[1]
     assert run('check', path.with_suffix('.store'))[0] == 0
-    status, _, errors = run('check', archive)
-    assert status == 1 and 'found a zip' in errors
     with zipfile.ZipFile(archive, 'w') as file:
         file.writestr(path.name, 'other')
     status, out, _ = run('check', path.with_suffix('.store'))
     assert status == 1 and 'key "source.sha256"' in out
+
+
+def test_a_zip_is_read_as_the_tsv_in_it(path, run, tmp_path, monkeypatch):
+    edit(path, 2, 'img_w', b'wide')
+    raw = path.read_bytes()
+    good = tmp_path / 'good.tsv'
+    assert run('repair', path, '--out', good)[0] == 0
+    whole = run('stats', good)[1].splitlines()[1:]
+    archive = zipped(path)
+    where = f'{archive}/mscoco_imgfeat/{path.name}'
+    for named in (archive, path):  # a TSV that is missing is looked for in the zip beside it
+        status, out, _ = run('check', named)
+        assert status == 1 and out.startswith(f'{where}:2: image COCO_7x: field "img_w"') and '4 whole images, 1 fault;' in out
+        status, out, _ = run('info', named)
+        assert status == 0 and f'{where}: TSV of {len(raw):,} bytes, 5 lines' in out
+        assert hashlib.sha256(raw).hexdigest() in out and f'no store yet ({path.with_suffix(".store")})' in out
+        out = tmp_path / f'from_{named.suffix[1:]}.tsv'
+        assert run('repair', named, '--out', out)[0] == 0 and out.read_bytes() == good.read_bytes()
+        status, _, errors = run('stats', named)
+        assert status == 1 and errors.startswith(f'{where}:2: ')
+        # the faulty line is not asked for
+        assert run('show', named, '--ids', IMAGES[3].img_id, '--out', tmp_path / 'drawn')[0] == 0
+        status, _, errors = run('show', named, '--ids', IMAGES[1].img_id, '--out', tmp_path / 'drawn')
+        assert status == 1 and errors.startswith(f'{where}:2: ')
+    path.write_bytes(good.read_bytes())
+    archive = zipped(path)
+    monkeypatch.setitem(checks.PUBLISHED, 'train2014', 4)
+    assert run('check', archive, '--published')[:2] == (0, f'{archive}: 4 whole images, 0 faults\n')
+    assert run('stats', archive)[1].splitlines()[1:] == whole
+
+
+def test_a_zip_that_is_damaged_in_the_middle(tmp_path, run):
+    path = tmp_path / 'x.tsv'
+    tsv.write(path, [replace(image(number, 40, 256), img_id=f'i{number}') for number in range(60)])  # several reads
+    archive = zipped(path)
+    packed = bytearray(archive.read_bytes())
+    packed[-len(packed) // 5] ^= 0xff
+    archive.write_bytes(packed)
+    status, out, _ = run('check', archive)
+    lines = out.splitlines()
+    assert status == 1 and lines[-2].startswith(f'{archive}/mscoco_imgfeat/x.tsv: cannot be read (')
+    assert 'the zip is damaged, fetch it again' in lines[-2]
+    found = int(lines[-1].split(': ')[1].split()[0])
+    assert 20 <= found <= 60
+    # A byte that changed shows only in the zip's checksum at its end: of such a zip no line can be trusted.
+    status, _, errors = run('repair', archive, '--out', tmp_path / 'y.tsv')
+    assert status == 1 and 'cannot be read' in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['x.zip']
+    archive.write_bytes(packed[:-30])
+    for command in ('check', 'info', 'stats'):
+        status, _, errors = run(command, archive)
+        assert status == 1 and f'{archive}: expected a whole zip file' in errors
 
 
 def test_check_of_a_tsv_finds_all_faults_in_one_pass(path, run):
@@ -93,6 +150,22 @@ def test_check_of_a_tsv_finds_all_faults_in_one_pass(path, run):
     path.write_bytes(b'')
     status, out, _ = run('check', path)
     assert status == 1 and 'found an empty file' in out
+
+
+def digested(folder):
+    """Put the digests of the arrays' bytes into meta.json, whoever made the store; returns them."""
+    digests = {}
+    for file in folder.glob('*.npy'):
+        raw = file.read_bytes()
+        assert raw[:8] == b'\x93NUMPY\x01\x00'
+        digests[file.stem] = hashlib.sha256(raw[10 + int.from_bytes(raw[8:10], 'little'):]).hexdigest()
+    change_meta(folder, digests=digests)
+    return digests
+
+
+def change_meta(folder, **keys):
+    meta = json.loads((folder / 'meta.json').read_text()) | keys
+    (folder / 'meta.json').write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
 
 
 def damage(folder, name, change):
@@ -113,13 +186,51 @@ def damage(folder, name, change):
 ])
 def test_check_of_a_store(path, run, name, change, message):
     folder = store.open_regions(path).folder
+    digested(folder)
     assert run('check', folder)[:2] == (0, f'{folder}: 5 whole images, 0 faults\n')
+    change_meta(folder, digests=None)
     damage(folder, name, change)
     status, out, _ = run('check', folder)
     if message is None:  # what is still a store in itself
         assert status in (0, 1)
     else:
         assert status == 1 and message in out and 'convert its TSV again' in out
+
+
+@pytest.mark.parametrize('name', ['features', 'boxes', 'classes', 'attribute_conf', 'sizes', 'ids', 'order'])
+def test_a_flipped_bit_in_a_store_is_noticed_by_its_digest(path, run, name):
+    folder = store.open_regions(path).folder
+    digested(folder)
+    file = folder / f'{name}.npy'
+    raw = bytearray(file.read_bytes())
+    raw[-array_end(file)] ^= 1  # the lowest bit of the first number
+    file.write_bytes(raw)
+    status, out, _ = run('check', folder)
+    assert status == 1 and out.startswith(f'{folder}/{name}.npy: expected the sha256 ') and 'convert its TSV again' in out
+    if name in ('features', 'attribute_conf'):  # still finite, so that nothing else tells
+        assert len(out.splitlines()) == 2 and '5 whole images, 1 fault' in out
+        change_meta(folder, digests=None)
+        status, out, _ = run('check', folder)
+        assert status == 0 and 'made without digests' in out
+    for digests in ([], {'features': 'none'}):
+        change_meta(folder, digests=digests)
+        status, out, _ = run('check', folder)
+        assert status == 1 and out.count(': expected the sha256 ') == 10
+
+
+def array_end(file):
+    """How many bytes from the end the numbers of an .npy file begin."""
+    return np.load(file).nbytes
+
+
+def test_info_shows_one_digest_of_a_store(path, run):
+    folder = store.open_regions(path).folder
+    digests = digested(folder)
+    assert len(digests) == 10
+    lines = ''.join(f'{name}:{digests[name]}\n' for name in sorted(digests))
+    assert f'  digest      {hashlib.sha256(lines.encode()).hexdigest()}\n' in run('info', folder)[1]
+    change_meta(folder, digests=None)
+    assert '  digest      made without digests\n' in run('info', path)[1]
 
 
 def test_check_of_a_store_looks_at_its_tsv(path, run):
@@ -135,13 +246,14 @@ def test_check_of_a_store_looks_at_its_tsv(path, run):
 
 def test_check_published(path, run, monkeypatch):
     status, out, _ = run('check', path, '--published')
-    assert status == 1 and 'expected the 82,783 images of the published train2014, found 5' in out
+    assert status == 1 and 'expected the 82,783 images that were published under this name, found 5 whole' in out
     monkeypatch.setitem(checks.PUBLISHED, 'train2014', 5)
     assert run('check', path, '--published')[0] == 0
     assert run('check', store.open_regions(path).folder, '--published')[0] == 0
     mine = path.rename(path.with_name('mine.tsv'))
-    status, _, errors = run('check', mine, '--published')
-    assert status == 2 and 'expected a name that begins with train2014' in errors
+    edit(mine, 2, 'img_w', b'wide')
+    status, out, errors = run('check', mine, '--published')
+    assert (status, out) == (2, '') and 'expected a name that begins with train2014' in errors  # told before it is read
 
 
 def test_check_questions(path, run, tmp_path):
@@ -156,8 +268,8 @@ def test_check_questions(path, run, tmp_path):
     assert 'found none for 1: gone' in out
     for text, message in (('{', 'expected a json list'), ('{}', 'found dict'), ('[{"img_id": 3}]', 'question 0: key "img_id"')):
         questions.write_text(text)
-        status, _, errors = run('check', path, '--questions', questions)
-        assert status == 1 and message in errors
+        status, out, errors = run('check', path, '--questions', questions)
+        assert (status, out) == (1, '') and message in errors  # told before the regions are read
 
 
 def test_repair_writes_the_whole_lines_byte_for_byte(path, run, tmp_path):
@@ -171,6 +283,8 @@ def test_repair_writes_the_whole_lines_byte_for_byte(path, run, tmp_path):
     assert status == 0 and f'{path}:2: ' in text and f'{path}:4: ' in text and '4 whole lines; 2 left out' in text
     assert out.read_bytes() == b''.join([raw[0], raw[2], raw[4], raw[5]])
     assert run('check', out)[0] == 0
+    status, _, errors = run('repair', path, '--out', path / 'x.tsv')
+    assert status == 1 and 'Not a directory' in errors
     for there in (out, path):
         before = there.read_bytes()
         status, _, errors = run('repair', path, '--out', there)
@@ -230,7 +344,7 @@ def test_stats_are_those_of_numpy(tmp_path, run):
     status, out, _ = run('stats', folder, '--names', tmp_path)
     assert status == 0 and 'thing7 ' in out and 'attribute ' in out and 'synonym' not in out
     status, _, errors = run('stats', folder, '--names', tmp_path / 'none')
-    assert status == 1 and 'objects_vocab.txt: no such file' in errors
+    assert status == 1 and 'objects_vocab.txt: expected UTF-8 text' in errors
     (tmp_path / 'empty.tsv').touch()
     status, _, errors = run('stats', tmp_path / 'empty.tsv')
     assert status == 1 and 'empty.tsv: expected at least one image' in errors
@@ -251,6 +365,9 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
             with Image.open(out / f'{one.img_id}.png') as drawn:
                 assert max(drawn.size) == show.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
                 assert len(drawn.getcolors(1 << 24)) > 2
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[0])
+    for target in (path, folder):  # an id twice, in the file and in the command
+        assert len(run('show', target, '--ids', *[IMAGES[4].img_id, IMAGES[0].img_id] * 2, '--out', out)[1].splitlines()) == 2
     status, _, errors = run('show', path, '--ids', 'zzz', IMAGES[0].img_id, '--out', out)
     assert status == 1 and 'found none of zzz; correct --ids' in errors
     Image.new('RGB', (300, 50)).save(photos / f'{IMAGES[0].img_id}.png')
@@ -344,17 +461,48 @@ def test_import_keeps_every_array(tmp_path, run, name):
     assert run('import', made, '--out', tmp_path / 'x.tsv', '--madeBy', 'my detector')[0] == 0
     for (_, one), other in zip(tsv.read(tmp_path / 'x.tsv'), expected, strict=True):
         same(one, other)
-    assert json.loads((tmp_path / 'x.tsv.provenance.json').read_text())['made by'] == 'my detector'
+    assert origin.provenance(origin.find(tmp_path / 'x.tsv'))['made by'] == 'my detector'
     assert run('import', made, '--out', tmp_path / 'y.store', '--madeBy', 'my detector')[0] == 0
     opened = store.RegionStore(tmp_path / 'y.store')
     assert opened.meta['provenance']['made by'] == 'my detector' and opened.meta['provenance']['imported from'] == str(made)
     for row, other in enumerate(expected):
-        same(source.stored_image(opened, row), other)
+        same(opened.image(row), other)
     for out in ('x.tsv', 'y.store', 'z.npz'):
         assert run('import', made, '--out', tmp_path / out)[0] == 2
     assert run('import', made, '--out', tmp_path / 'z.tsv', '--dtype', 'float16')[0] == 2
     assert run('import', made, '--out', tmp_path / 'z.store', '--dtype', 'float16')[0] == 0
     assert store.RegionStore(tmp_path / 'z.store').arrays['features'].dtype == np.float16
+
+
+def test_provenance_goes_with_the_tsv(path, run):
+    note = path.with_name('train2014_obj36.tsv.provenance.json')
+    assert origin.provenance(origin.find(path)) == {} and '  provenance  null\n' in run('info', path)[1]
+    note.write_text('{"made by": "my detector"}')
+    for there in (path, zipped(path)):
+        assert origin.provenance(origin.find(there)) == {'made by': 'my detector'}
+        assert '  provenance  {"made by": "my detector"}\n' in run('info', there)[1]
+    told = store.open_regions(path).meta['provenance']
+    assert told == {'made by': 'my detector', 'converted from': str(path.with_suffix('.zip'))}
+    for text, found in (('{', 'found none ('), ('[]', 'found list')):
+        note.write_text(text)
+        status, _, errors = run('info', path)
+        assert status == 1 and f'{note}: expected a json object that says how ' in errors and found in errors
+
+
+def test_the_example_of_regions_of_ones_own(tmp_path, monkeypatch):
+    code = re.search(r'```python\n(.*?)```', (ROOT / 'data/README.md').read_text(), re.S)[1]
+    detected = [(one.img_id, (one.height, one.width), one.boxes.astype(np.float64), one.features.tolist()) for one in IMAGES]
+    detected = [(*rest, np.array(features)) for *rest, features in detected]  # float64, as numpy makes it
+    (tmp_path / 'data/mine').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {'my_detector': lambda: detected})
+    zeros = {'class_conf': 'f4', 'attribute_conf': 'f4', 'classes': 'i8', 'attributes': 'i8'}
+    for (_, one), other in zip(tsv.read('data/mine/train_obj36.tsv'), IMAGES, strict=True):
+        same(one, replace(other, **{name: np.zeros(len(other.boxes), dtype) for name, dtype in zeros.items()}))
+    with pytest.raises(RegionError, match=r'"features": .* found float64 \(3, 5\); \.astype\(np\.float32\) converts it'):
+        tsv.write('x.tsv', [replace(IMAGES[0], features=detected[0][3])])
+    with pytest.raises(RegionError, match=r'"objects_id": .* found int32 \(3,\); \.astype\(np\.int64\) converts it'):
+        tsv.write('x.tsv', [replace(IMAGES[0], classes=IMAGES[0].classes.astype(np.int32))])
 
 
 def test_import_takes_other_names_and_types_and_less(tmp_path):
@@ -391,6 +539,26 @@ def test_import_names_file_and_key(tmp_path, run, change, message):
         assert status == 1 and str(path) in errors and not (tmp_path / out).exists()
 
 
+@pytest.mark.parametrize(('damaged', 'message'), [('packed', 'Error -3'), ('array', 'found a single array; name it .npy')])
+def test_import_of_damaged_npz(tmp_path, damaged, message):
+    folder = as_npz(tmp_path / 'npz', IMAGES[:2])
+    path = folder / f'{IMAGES[0].img_id}.npz'
+    if damaged == 'packed':
+        np.savez_compressed(path, **saved(replace(IMAGES[0], features=np.zeros_like(IMAGES[0].features))))
+        with zipfile.ZipFile(path) as archive:
+            first = archive.infolist()[0]
+        raw = bytearray(path.read_bytes())
+        start = first.header_offset + 30 + int.from_bytes(raw[first.header_offset + 26:first.header_offset + 28], 'little')
+        start += int.from_bytes(raw[first.header_offset + 28:first.header_offset + 30], 'little')
+        raw[start] = 0xff  # a kind of block that there is not
+        path.write_bytes(raw)
+    else:
+        with open(path, 'wb') as file:
+            np.save(file, IMAGES[0].features)
+    with pytest.raises(RegionError, match=f'found 1 faulty(.|\n)*{path}: .*{message}'):
+        list(importers.read(folder))
+
+
 def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):
     for name, message in (('none', 'found nothing there'), ('empty', 'expected files <id>.npz'),
                           ('text', 'or an HDF5 file, found neither')):
@@ -402,13 +570,18 @@ def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):
         assert status == 1 and message in errors
     path = as_padded(tmp_path / 'x.h5', IMAGES)
     for key, value, message in (('boxes', np.zeros((2, 4, 4)), 'expected 5 rows'), ('num_boxes', [1], 'expected 5 numbers'),
-                                ('ids', None, 'key "ids"')):
+                                ('ids', None, 'key "ids"'), ('size', np.zeros((5, 0)), 'key "size": expected height and width')):
         with h5py.File(as_padded(path, IMAGES), 'a') as file:
             del file[key]
             if value is not None:
                 file[key] = value
         with pytest.raises(RegionError, match=message):
             list(importers.read(path))
+    with h5py.File(path, 'w') as file:
+        file['ids'] = np.zeros(0, 'S1')
+        file['features'] = np.zeros((0, 2, 4))
+    with pytest.raises(RegionError, match='expected at least one image, found none'):
+        list(importers.read(path))
     monkeypatch.setitem(sys.modules, 'h5py', None)
     with pytest.raises(RegionError, match='needs h5py, which is not installed'):
         list(importers.read(path))
@@ -426,7 +599,7 @@ def test_real_regions_are_whole_and_named(run, tmp_path):
     status, out, _ = run('show', path, '--ids', truck, '--photos', SHARED / 'coco_regions/images', '--names',
                          SHARED / 'vocab', '--out', tmp_path)
     assert status == 0 and 'red truck' in out and 'black tire' in out and (tmp_path / f'{truck}.png').is_file()
-    assert [len(names) for names in Names(SHARED / 'vocab').lists.values()] == [1600, 400]
+    assert [len(names) for names in show.Names(SHARED / 'vocab').lists.values()] == [1600, 400]
 
 
 @shared

@@ -94,6 +94,13 @@ class RegionArrays(Regions):
         _, starts, counts = self.spans(rows)
         return {name: self._read(name, starts, counts) for name in OBJECTS}
 
+    def image(self, row: int) -> ImageRegions:
+        """The regions of one image as a TSV has them, features as float32 whatever is kept; nothing is checked."""
+        begin, end = self.arrays['offsets'][row:row + 2].tolist()
+        height, width = self.arrays['sizes'][row].tolist()
+        return ImageRegions(self.ids[row].decode(), height, width,
+                            **{name: np.array(self.arrays[name][begin:end], dtype) for name, dtype in DTYPES.items()})
+
     def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (b,), checked as by `gather`; where the regions of each start in the arrays (b,), and how many (b,)."""
         rows = np.asarray(rows, np.int64)

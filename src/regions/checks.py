@@ -1,195 +1,72 @@
 """Is a TSV or a store whole? Every fault in one pass; and `repair`, which keeps the lines that are."""
 
 import hashlib
+import itertools
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from regions import origin, source, tsv
+from regions import origin, tsv
+from regions.origin import RegionError, Source
 from regions.store import RegionStore
-from regions.tsv import RegionError
 
 PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # images, by what the file's name begins with
-NAMED = 5  # how many missing images a message names
+NAMED = 5  # how many images a message names
+BLOCK = 1 << 24  # bytes
+AGAIN = 'remove the store and convert its TSV again'
 
 
-def check(path, on_fault: Callable[[RegionError], None]) -> list[str]:
-    """Hand every fault of a TSV or store to `on_fault`; return the ids of the whole images, in order."""
-    return check_store(path, on_fault) if source.is_store(path) else check_tsv(path, on_fault)
+def check(path, on_fault: Callable[[RegionError], None], say: Callable[[str], None]) -> list[str]:
+    """Hand every fault of a TSV (or its zip) or of a store to `on_fault`; return the ids of the whole images, in order.
 
-
-def check_tsv(path, on_fault: Callable[[RegionError], None]) -> list[str]:
-    with source.reading(path) as bar:
-        img_ids = [image.img_id for _, image in tsv.read(path, on_fault, lambda line: bar.update(len(line)))]
-    if not Path(path).stat().st_size:
-        on_fault(RegionError(f'{path}: expected an image a line, found an empty file; fetch or extract it again'))
-    return img_ids
-
-
-def check_store(folder, on_fault: Callable[[RegionError], None]) -> list[str]:
-    """The arrays against meta.json, each other and the rules of a TSV's line; the TSV, if it is there, by its digest."""
-    again = 'remove the store and convert its TSV again'
-    try:
-        store = RegionStore(folder)
-    except RegionError as error:
-        on_fault(RegionError(f'{error}; {again}'))
-        return []
-    meta, offsets = store.meta, store.arrays['offsets']
-    counts = np.diff(offsets)
-    if offsets[0] != 0 or (counts < 1).any():
-        wrong = int(np.argmax(counts < 1)) if (counts < 1).any() else 0
-        on_fault(RegionError(f'{store.folder}/offsets.npy: expected numbers that grow from 0, found {offsets[wrong]} and '
-                             f'then {offsets[wrong + 1]} at row {wrong}; {again}'))
-        return []  # without them no region belongs to an image
-    for key, found in (('min_regions', counts.min()), ('max_regions', counts.max())):
-        if meta[key] != found:
-            on_fault(RegionError(f'{store.folder}/meta.json: key "{key}": expected {found}, as in offsets.npy, found '
-                                 f'{meta[key]}; {again}'))
-    order = store.arrays['order']
-    if not np.array_equal(np.sort(order), np.arange(len(store))):
-        on_fault(RegionError(f'{store.folder}/order.npy: expected each row from 0 to {len(store) - 1} once; {again}'))
-    elif (unsorted := np.flatnonzero(store.ids[order][:-1] >= store.ids[order][1:])).size:
-        one, other = order[unsorted[0]:unsorted[0] + 2]
-        on_fault(RegionError(f'{store.folder}/ids.npy: expected different ids, in order by order.npy, found '
-                             f'{_shown(store, one)} (row {one}) before {_shown(store, other)} (row {other}); {again}'))
+    `say` is told what could not be checked. Raises RegionError if there is nothing to check.
+    """
     img_ids = []
-    for row in tqdm(range(len(store)), desc=store.folder.name, unit=' images', disable=None):
+    if not Path(path).is_dir():
+        lines = origin.need(path)
+        if not lines.size:
+            on_fault(RegionError(f'{lines.where}: expected an image a line, found an empty file; fetch or extract it again'))
         try:
-            image = source.stored_image(store, row)
-            tsv.check(image, store.feature_size)
-            img_ids.append(image.img_id)
+            img_ids.extend(image.img_id for _, image in tsv.read(lines, on_fault))
+        except RegionError as error:  # it cannot be read on
+            on_fault(error)
+        return img_ids
+    try:
+        store = RegionStore(path)
+    except RegionError as error:
+        on_fault(RegionError(f'{error}; {AGAIN}'))
+        return []
+    if 'digests' not in store.meta:
+        say(f'{store.folder}: made without digests, so that numbers that became other possible ones are not noticed')
+    for fault in itertools.chain(_digest_faults(store), _index_faults(store)):
+        on_fault(RegionError(f'{store.folder}/{fault}; {AGAIN}'))
+    # Without good offsets no region belongs to an image.
+    rows = range(len(store)) if _grow(store.arrays['offsets']) else ()
+    for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
+        try:
+            img_ids.append(tsv.check(store.image(row), store.feature_size).img_id)
         except (RegionError, UnicodeDecodeError) as error:
-            on_fault(RegionError(f'{store.folder}: row {row}: image {_shown(store, row)}: {error}; {again}'))
-    if fault := _digest_fault(store):
+            on_fault(RegionError(f'{store.folder}: row {row}: image {_shown(store, row)}: {error}; {AGAIN}'))
+    if fault := _source_fault(store):
         on_fault(fault)
     return img_ids
 
 
-def check_published(path, found: int) -> RegionError | None:
-    """The fault if a published file has not the images that were published. Raises ValueError for other names."""
-    name = _name(path)
-    begin = next((begin for begin in PUBLISHED if name.startswith(begin)), None)
-    if begin is None:
-        raise ValueError(f'{path}: --published: expected a name that begins with {", ".join(PUBLISHED)}, found {name}')
-    if found == PUBLISHED[begin]:
-        return None
-    return RegionError(f'{path}: expected the {PUBLISHED[begin]:,} images of the published {begin}, found {found:,} whole '
-                       'ones; fetch the file again')
+def published(path) -> int | None:
+    """How many images the published file has that a TSV, or that of a store, is named like; None for other names."""
+    made_from = RegionStore(path).meta['source'] if Path(path).is_dir() else None
+    name = made_from['name'] if made_from else Path(path).name
+    return next((count for begin, count in PUBLISHED.items() if name.startswith(begin)), None)
 
 
-def check_questions(path, img_ids: Iterable[str], question_files) -> tuple[list[RegionError], str]:
-    """Images that questions name and that have no regions, a fault a file; and a line on regions without questions.
+def asked(file) -> set[str]:
+    """The images that questions name: a json list of objects with img_id, or img0 and img1 as in NLVR2.
 
-    Questions are a json list of objects with img_id (or img0 and img1, as in NLVR2). Raises RegionError for other files.
+    Raises RegionError for other files.
     """
-    there, asked, faults = set(img_ids), set(), []
-    for file in question_files:
-        named = _asked(file)
-        asked |= named
-        if missing := named - there:
-            faults.append(RegionError(f'{file}: expected regions in {path} for its {len(named):,} images, found none for '
-                                      f'{len(missing):,}: {_some(missing)}; extract them, or leave their questions out'))
-    unasked = there - asked
-    return faults, (f'{path}: {len(there):,} images with regions, {len(unasked):,} of them without questions'
-                    + (f': {_some(unasked)}' if unasked else ''))
-
-
-def repair(path, out, on_fault: Callable[[RegionError], None]) -> int:
-    """Write the whole lines of a TSV to `out`, byte for byte, and return how many; faults go to `on_fault`.
-
-    Of two lines of one id the first is kept. `out` appears when complete; it is never overwritten, nor written empty.
-    Raises FileExistsError, or RegionError if it cannot be written.
-    """
-    out, line, lines = Path(out), b'', 0
-    if out.exists():
-        raise FileExistsError(f'{out}: is there already, and is not overwritten; name another file by --out')
-    temporary = out.with_name(f'{out.name}.tmp-{os.getpid()}')
-    try:
-        with source.reading(path) as bar, open(temporary, 'wb') as file:
-            def on_line(raw: bytes) -> None:
-                nonlocal line
-                line = raw
-                bar.update(len(raw))
-
-            for _ in tsv.read(path, on_fault, on_line):
-                file.write(line)
-                lines += 1
-            file.flush()
-            os.fsync(file.fileno())
-        if lines:
-            _name_new(temporary, out)
-    except FileExistsError:
-        raise FileExistsError(f'{out}: came into being meanwhile, and is not overwritten; name another file') from None
-    except OSError as error:
-        raise RegionError(f'{out}: cannot be written ({error}); name a place with room by --out') from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return lines
-
-
-def sha256(tsv_source: origin.Source) -> str:
-    """The digest of a TSV's bytes, also of one in a zip."""
-    digest = hashlib.sha256()
-    with tsv_source.open() as file, source.progress(tsv_source.path.name, tsv_source.size) as bar:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
-
-
-def tsv_of(store: RegionStore) -> origin.Source | None:
-    """The TSV (or the zip with it) that a store was made from, if it is where it was then or beside the store."""
-    if not store.meta['source']:
-        return None
-    provenance = store.meta.get('provenance')
-    places = [store.folder.with_name(store.meta['source']['name'])]
-    if isinstance(provenance, dict) and isinstance(provenance.get('converted from'), str):
-        places.append(Path(provenance['converted from']))
-    return next((found for place in places if (found := origin.find(place.with_suffix('.tsv')))), None)
-
-
-def _name_new(temporary: Path, out: Path) -> None:
-    """Give a file its name unless there is one of that name, which a rename would replace."""
-    try:
-        os.link(temporary, out)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if out.exists():
-            raise FileExistsError from None
-        os.rename(temporary, out)
-
-
-def _digest_fault(store: RegionStore) -> RegionError | None:
-    try:
-        made_from = tsv_of(store)
-        if made_from is None or (found := sha256(made_from)) == store.meta['source']['sha256']:
-            return None
-    except RegionError as error:
-        return error
-    return RegionError(f'{store.folder}/meta.json: key "source.sha256": expected the digest of {made_from.where}, {found}, found '
-                       f'{store.meta["source"]["sha256"]}: the file is not that from which the store was made; convert it again')
-
-
-def _shown(store: RegionStore, row: int) -> str:
-    """An image id fit to stand in a message, whatever is in the file."""
-    img_id = bytes(store.ids[row]).decode('utf-8', 'backslashreplace')
-    return img_id if img_id and img_id.isprintable() else repr(img_id)
-
-
-def _name(path) -> str:
-    """The file name of a TSV, or of the TSV that a store was made from."""
-    if source.is_store(path):
-        made_from = RegionStore(path).meta['source']
-        return made_from['name'] if made_from else Path(path).name
-    return Path(path).name
-
-
-def _asked(file) -> set[str]:
     expected = 'a json list of objects with "img_id" (or "img0" and "img1")'
     try:
         questions = json.loads(Path(file).read_text(encoding='utf-8'))
@@ -207,6 +84,99 @@ def _asked(file) -> set[str]:
     return named
 
 
-def _some(names: set[str]) -> str:
-    listed = ', '.join(sorted(names)[:NAMED])
-    return listed + (f' and {len(names) - NAMED:,} more' if len(names) > NAMED else '')
+def some(names: set[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ', '.join(sorted(names)[:NAMED]) + (f' and {len(names) - NAMED:,} more' if len(names) > NAMED else '')
+
+
+def repair(path, out, on_fault: Callable[[RegionError], None]) -> int:
+    """Write the whole lines of a TSV to `out`, byte for byte, and return how many; faults go to `on_fault`.
+
+    Of two lines of one id the first is kept. `out` appears when complete; it is never overwritten, nor written empty.
+    Raises FileExistsError, or another OSError if `out` cannot be written; RegionError if the TSV cannot be read to its
+    end, or has no whole line.
+    """
+    lines = 0
+    if Path(out).exists():
+        raise FileExistsError(f'{out}: is there already, and is not overwritten; name another file by --out')
+    with tsv.writing(out) as file:
+        for _, line, _ in tsv.read_lines(path, on_fault):
+            file.write(line)
+            lines += 1
+        if not lines:
+            raise RegionError(f'{path}: expected at least one whole line, found none; {out} was not written')
+    return lines
+
+
+def store_digest(meta: dict) -> str | None:
+    """One digest of all arrays of a store, from those in its meta.json; None for a store made without."""
+    digests = meta.get('digests')
+    if not isinstance(digests, dict):
+        return None
+    return hashlib.sha256(''.join(f'{name}:{digest}\n' for name, digest in sorted(digests.items())).encode()).hexdigest()
+
+
+def _digest_faults(store: RegionStore) -> Iterator[str]:
+    """Arrays whose bytes are not those that were written, by the digests in meta.json (of all but the .npy headers)."""
+    if 'digests' not in store.meta:
+        return
+    expected = store.meta['digests'] if isinstance(store.meta['digests'], dict) else {}
+    with origin.progress(store.folder.name, sum(array.nbytes for array in store.arrays.values())) as bar:
+        for name, array in store.arrays.items():
+            digest, rows = hashlib.sha256(), max(1, BLOCK // array.strides[0])
+            for start in range(0, len(array), rows):
+                digest.update(array[start:start + rows].view(np.uint8))
+                bar.update(array[start:start + rows].nbytes)
+            if digest.hexdigest() != expected.get(name):
+                yield f'{name}.npy: expected the sha256 {expected.get(name)}, as in meta.json, found {digest.hexdigest()}'
+
+
+def _index_faults(store: RegionStore) -> Iterator[str]:
+    """The arrays that have an entry an image, against meta.json and each other."""
+    meta, offsets, order = store.meta, store.arrays['offsets'], store.arrays['order']
+    counts = np.diff(offsets)
+    if not _grow(offsets):
+        wrong = int(np.argmax(counts < 1)) if (counts < 1).any() else 0
+        yield (f'offsets.npy: expected numbers that grow from 0, found {offsets[wrong]} and then {offsets[wrong + 1]} at row '
+               f'{wrong}')
+    elif (meta['min_regions'], meta['max_regions']) != (counts.min(), counts.max()):
+        yield (f'meta.json: keys "min_regions", "max_regions": expected {counts.min()} and {counts.max()}, as in offsets.npy, '
+               f'found {meta["min_regions"]} and {meta["max_regions"]}')
+    if not np.array_equal(np.sort(order), np.arange(len(store))):
+        yield f'order.npy: expected each row from 0 to {len(store) - 1} once'
+    elif (unsorted := np.flatnonzero(store.ids[order][:-1] >= store.ids[order][1:])).size:
+        one, other = order[unsorted[0]:unsorted[0] + 2]
+        yield (f'ids.npy: expected different ids, in order by order.npy, found {_shown(store, one)} (row {one}) before '
+               f'{_shown(store, other)} (row {other})')
+
+
+def _grow(offsets: np.ndarray) -> bool:
+    return offsets[0] == 0 and bool((np.diff(offsets) > 0).all())
+
+
+def _source_fault(store: RegionStore) -> RegionError | None:
+    try:
+        made_from = _source_of(store)
+        if made_from is None or (found := made_from.sha256()) == store.meta['source']['sha256']:
+            return None
+    except RegionError as error:
+        return error
+    return RegionError(f'{store.folder}/meta.json: key "source.sha256": expected the digest of {made_from.where}, {found}, found '
+                       f'{store.meta["source"]["sha256"]}: the file is not that from which the store was made; convert it again')
+
+
+def _source_of(store: RegionStore) -> Source | None:
+    """The TSV (or the zip with it) that a store was made from, if it is where it was then or beside the store."""
+    if not store.meta['source']:
+        return None
+    provenance = store.meta.get('provenance')
+    places = [store.folder.with_name(store.meta['source']['name'])]
+    if isinstance(provenance, dict) and isinstance(provenance.get('converted from'), str):
+        places.append(Path(provenance['converted from']))
+    return next((found for place in places if (found := origin.find(place) or origin.find(place.with_suffix('.tsv')))), None)
+
+
+def _shown(store: RegionStore, row: int) -> str:
+    """An image id fit to stand in a message, whatever is in the file."""
+    img_id = bytes(store.ids[row]).decode('utf-8', 'backslashreplace')
+    return img_id if img_id and img_id.isprintable() else repr(img_id)

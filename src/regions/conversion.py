@@ -16,15 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from regions import store_files, tsv
-from regions.origin import Source
-from regions.tsv import ImageRegions, RegionError
+from regions import origin, store_files, tsv
+from regions.origin import RegionError, Source
+from regions.tsv import ImageRegions
 
 BLOCK = 4 << 20  # bytes of text that are decoded at once, and the rest of the last line
 LINE_LIMIT = 64 << 20  # bytes of the longest line
 CHECKPOINT = 256 << 20  # bytes of arrays between two checkpoints
 MOST_THREADS = 8  # more wait for the one that reads and writes
-LISTED_FAULTS = 20
 
 
 def run(source: Source, folder: Path, dtype: str, threads: int | None = None) -> None:
@@ -37,14 +36,6 @@ def run(source: Source, folder: Path, dtype: str, threads: int | None = None) ->
         conversion = _Conversion(source, writer)
         conversion.run(threads or min(len(os.sched_getaffinity(0)), MOST_THREADS))
         conversion.finish()
-
-
-def list_faults(source: Source, faults: list, good: str) -> str:
-    """The message about all faulty lines; `good` says what else was found."""
-    listed = '\n'.join(f'  {fault}' for fault in faults[:LISTED_FAULTS])
-    more = f'\n  and {len(faults) - LISTED_FAULTS} more' if len(faults) > LISTED_FAULTS else ''
-    return (f'{source.where}: expected whole lines only, found {len(faults)} faulty and {good}; no region store was made. '
-            f'Mend the file or fetch it again, then start again:\n{listed}{more}')
 
 
 @dataclass
@@ -64,10 +55,10 @@ def decode(text: bytes, f: int | None, f_line: int, before: int, dtype: str) -> 
     for line in text.removesuffix(b'\n').split(b'\n'):  # a CR before the LF is the parser's to take off
         block.lines += 1
         try:
-            image = tsv._parse(line, block.f, block.f_line)
+            image = tsv.parse(line, block.f, block.f_line)
             block.images.append((block.lines, replace(image, features=store_files.as_dtype(image.features, dtype))))
         except RegionError as error:
-            block.faults.append((block.lines, tsv._label(line), str(error)))
+            block.faults.append((block.lines, tsv.label(line), str(error)))
             continue
         if block.f is None:
             block.f, block.f_line = image.features.shape[1], before + block.lines
@@ -83,12 +74,13 @@ class _Conversion:
         self.f, self.f_line = None, 0  # feature size and the line that set it
         self.line_of, self.faults = {}, []  # image id -> line
         self.digest = hashlib.sha256()  # of what was read
+        self.provenance = origin.provenance(source) | {'converted from': os.path.abspath(source.path)}
         self.made_of = {'source': source.meta(''), 'dtypes': writer.dtypes}
 
     def run(self, threads: int) -> None:
         source, pending, began = self.source, deque(), time.monotonic()
-        with source.open() as stream, ThreadPoolExecutor(threads) as pool, tqdm(
-                total=source.size, unit='B', unit_scale=True, desc=source.path.name, disable=None) as bar:
+        with source.open() as stream, ThreadPoolExecutor(threads) as pool, origin.progress(
+                source.path.name, source.size) as bar:
             def take():
                 block, length, note = pending.popleft()
                 self._take(block.result(), note)
@@ -113,10 +105,12 @@ class _Conversion:
         if (size, now.st_mtime_ns) != (source.size, source.mtime_ns):
             raise RegionError(f'{source.path}: changed while it was read; start again when it is complete')
         if faults:
-            raise RegionError(list_faults(source, faults, f'{len(self.line_of)} good images'))
+            raise RegionError(f'{source.where}: expected whole lines only, found {len(faults)} faulty and {len(self.line_of)} '
+                              'good images; no region store was made. Mend the file or fetch it again, then start again:\n'
+                              + origin.listed(faults))
         if not self.line_of:
             raise RegionError(f'{source.where}: expected an image a line, found no line at all; fetch or extract it again')
-        self.writer.commit({'converted from': os.path.abspath(source.path)}, source.meta(self.digest.hexdigest()))
+        self.writer.commit(self.provenance, source.meta(self.digest.hexdigest()))
 
     def _resume(self, stream, bar) -> None:
         """Go on from the writer's last checkpoint, if it is of this source, and read up to there."""

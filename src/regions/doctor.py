@@ -4,15 +4,18 @@ Exit status 0: well; 1: something is wrong with the regions; 2: wrong usage.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from regions import checks, importers, origin, show, source, stats, store, tsv
-from regions.names import Names
+import numpy as np
+
+from regions import checks, importers, origin, show, source, stats, store, store_files, tsv
+from regions.origin import RegionError
+from regions.show import Names
 from regions.store import RegionStore
-from regions.tsv import RegionError
 
 
 class UsageError(Exception):
@@ -24,60 +27,61 @@ def convert(options) -> int:
     for path in map(Path, options.tsv):
         if path.is_dir():
             raise UsageError(f'{path}: expected a TSV or a zip with one, found a folder')
-        # A zip stands for the TSV of its name (see `origin`).
-        opened = store.convert(path.with_suffix('.tsv') if path.suffix == '.zip' else path, options.storeRoot, options.dtype,
-                               options.threads)
+        opened = store.convert(_tsv_path(path), options.storeRoot, options.dtype, options.threads)
         print(f'{opened.folder}: {_counts(opened.meta)}')
     return 0
 
 
 def info(options) -> int:
-    path = Path(options.path)
-    if source.is_store(path):
-        _store_info(RegionStore(path))
+    regions = source.opened(options.path)
+    if isinstance(regions, RegionStore):
+        _store_info(regions)
         return 0
-    lines = 0
-    with open(path, 'rb') as file, source.reading(path) as bar:
-        for line in file:
-            lines += 1
-            bar.update(len(line))
-    _, first = next(tsv.read(path, lambda fault: None), (0, None))
-    print(f'{path}: TSV of {path.stat().st_size:,} bytes, {lines:,} lines')
+    digest, count = hashlib.sha256(), 0
+    for line in regions.lines():
+        digest.update(line)
+        count += 1
+    _, first = next(tsv.read(regions, lambda fault: None), (0, None))
+    print(f'{regions.where}: TSV of {regions.size:,} bytes, {count:,} lines')
     print(f'  first whole line: image {first.img_id}, {len(first.boxes)} regions of {first.features.shape[1]} numbers' if first
           else '  no whole line; bash run/regions.bash check says why')
-    print(f'  sha256      {checks.sha256(origin.find(path))}')
-    if (note := Path(f'{path}.provenance.json')).is_file():
-        print(f'  provenance  {note.read_text().strip()}')
-    folder = store.store_folder(path, options.storeRoot)
+    print(f'  sha256      {digest.hexdigest()}')
+    print(f'  provenance  {json.dumps(origin.provenance(regions) or None)}')
+    folder = store.store_folder(_tsv_path(options.path), options.storeRoot)
     if folder.is_dir():
         _store_info(RegionStore(folder))
     else:
-        print(f'  no store yet ({folder}); bash run/regions.bash convert {path}')
+        print(f'  no store yet ({folder}); bash run/regions.bash convert {options.path}')
     return 0
 
 
 def check(options) -> int:
-    faults = []
+    path, faults = options.path, 0
 
     def on_fault(fault):
-        faults.append(fault)
+        nonlocal faults
+        faults += 1
         print(fault)
 
-    img_ids = checks.check(options.path, on_fault)
-    if options.published:
-        try:
-            fault = checks.check_published(options.path, len(img_ids))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        if fault:
-            on_fault(fault)
-    if options.questions:
-        missing, summary = checks.check_questions(options.path, img_ids, options.questions)
-        for fault in missing:
-            on_fault(fault)
-        print(summary)
-    print(f'{options.path}: {len(img_ids):,} whole images, {len(faults):,} fault{"s" * (len(faults) != 1)}'
-          + ('; bash run/regions.bash repair writes the whole lines' if faults and not Path(options.path).is_dir() else ''))
+    # What is wrong with the command is told before the file is read.
+    if options.published and (published := checks.published(path)) is None:
+        raise UsageError(f'{path}: --published: expected a name that begins with {", ".join(checks.PUBLISHED)}')
+    asked = {file: checks.asked(file) for file in options.questions or ()}
+    img_ids = checks.check(path, on_fault, print)
+    if options.published and len(img_ids) != published:
+        on_fault(f'{path}: expected the {published:,} images that were published under this name, found {len(img_ids):,} whole '
+                 'ones; fetch the file again')
+    there = set(img_ids)
+    for file, named in asked.items():
+        if missing := named - there:
+            on_fault(f'{file}: expected regions in {path} for its {len(named):,} images, found none for {len(missing):,}: '
+                     f'{checks.some(missing)}; extract them, or leave their questions out')
+    if asked:
+        unasked = there.difference(*asked.values())
+        print(f'{path}: {len(there):,} images with regions, {len(unasked):,} of them without questions'
+              + (f': {checks.some(unasked)}' if unasked else ''))
+    print(f'{path}: {len(img_ids):,} whole images, {faults:,} fault{"s" * (faults != 1)}'
+          + ('; bash run/regions.bash repair writes the whole lines' if faults and not Path(path).is_dir() else ''))
     return 1 if faults else 0
 
 
@@ -89,9 +93,6 @@ def repair(options) -> int:
         lines = checks.repair(options.tsv, options.out, lambda fault: (faults.append(fault), print(fault)))
     except FileExistsError as error:
         raise UsageError(error) from None
-    if not lines:
-        print(f'{options.tsv}: expected at least one whole line, found none; {options.out} was not written', file=sys.stderr)
-        return 1
     print(f'{options.out}: {lines:,} whole lines; {len(faults):,} left out')
     return 0
 
@@ -115,52 +116,46 @@ def draw(options) -> int:
         raise UsageError(f'--most: expected a number above 0, found {options.most}')
     out.mkdir(parents=True, exist_ok=True)
     status = 0
-    try:
-        for image in source.chosen(options.path, options.ids):
-            try:
-                photo = show.find_photo(options.photos, image.img_id) if options.photos else None
-                show.draw(image, names, photo, options.most).save(out / show.file_name(image.img_id))
-            except RegionError as error:
-                print(error, file=sys.stderr)
-                status = 1
-                continue
-            print(f'{out / show.file_name(image.img_id)}: ' + ', '.join(
-                show.label(image, region, names) for region in (-image.class_conf).argsort(kind='stable')[:options.most]))
-    except OSError as error:
-        raise RegionError(f'{out}: cannot be written ({error}); name another folder by --out') from None
+    for image in source.chosen(options.path, options.ids):
+        file = out / show.file_name(image.img_id)
+        try:
+            photo = show.find_photo(options.photos, image.img_id) if options.photos else None
+            show.draw(image, names, photo, options.most).save(file)
+        except RegionError as error:
+            print(error, file=sys.stderr)
+            status = 1
+            continue
+        print(f'{file}: ' + ', '.join(show.label(image, region, names) for region in show.surest(image, options.most)))
     return status
 
 
 def import_regions(options) -> int:
     path, out = Path(options.path), Path(options.out)
-    if out.suffix == '.tsv' and options.dtype != 'float32':
-        raise UsageError(f'--dtype: expected float32 for a TSV, found {options.dtype}; write a .store')
     if out.suffix not in ('.tsv', '.store'):
         raise UsageError(f'--out: expected a name ending in .tsv or .store, found {out}')
-    note = Path(f'{out}.provenance.json')
+    if out.suffix == '.tsv' and options.dtype != 'float32':
+        raise UsageError(f'--dtype: expected float32 for a TSV, found {options.dtype}; write a .store')
+    note = origin.provenance_path(out)
     for there in (out, note):
         if there.exists():
             raise UsageError(f'--out: {there} is there already, and is not overwritten; name another')
-    if not path.exists():
-        raise RegionError(f'{path}: expected a folder of .npz or .npy files, or an HDF5 file, found nothing there')
     provenance = {'imported from': str(path.resolve()), 'imported at': datetime.now(UTC).isoformat(timespec='seconds'),
                   'made by': options.madeBy}
+    images = importers.read(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == '.store':
-        store.write(out, importers.read(path), provenance, dtype=options.dtype)
+        store.write(out, images, provenance, dtype=options.dtype)
         print(f'{out}: {_counts(RegionStore(out).meta)}')
         return 0
-    if not (images := tsv.write(out, importers.read(path))):
-        out.unlink()
-        raise RegionError(f'{path}: expected at least one image, found none')
-    note.write_text(json.dumps(provenance, indent=1) + '\n')  # a TSV has no room for it
-    print(f'{out}: {images:,} images')
+    print(f'{out}: {tsv.write(out, images):,} images')
+    store_files.write_json(note, provenance)
     return 0
 
 
 def _store_info(opened: RegionStore) -> None:
     meta = opened.meta
     print(f'{opened.folder}: region store, format {meta["version"]}, {_counts(meta)}')
+    print(f'  digest      {checks.store_digest(meta) or "made without digests"}')
     for name, array in opened.arrays.items():
         print(f'  {name:15}{array.dtype!s:9}{array.shape!s:20}{array.nbytes:18,} bytes')
     if made_from := meta['source']:
@@ -170,9 +165,15 @@ def _store_info(opened: RegionStore) -> None:
     print(f'  provenance  {json.dumps(meta.get("provenance"))}')
 
 
+def _tsv_path(path) -> Path:
+    """The name of the TSV for which a zip stands (see `origin`), after which its store is named."""
+    path = Path(path)
+    return path.with_suffix('.tsv') if path.suffix == '.zip' else path
+
+
 def _counts(meta: dict) -> str:
     return (f'{meta["images"]:,} images, {meta["regions"]:,} regions ({meta["min_regions"]} to {meta["max_regions"]} an image) '
-            f'of {meta["feature_size"]} {"float16" if meta["dtypes"]["features"] == "<f2" else "float32"}')
+            f'of {meta["feature_size"]} {np.dtype(meta["dtypes"]["features"])}')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -184,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.', allow_abbrev=False)
         made.set_defaults(run=run)
         if path:
-            made.add_argument(path, metavar={'path': 'TSV|STORE', 'tsv': 'TSV'}[path])
+            made.add_argument(path, metavar={'path': 'TSV|ZIP|STORE', 'tsv': 'TSV|ZIP'}[path])
         return made
 
     made = command('convert', convert, 'make the region store of each TSV, as training does on first use', path=None)
@@ -225,6 +226,9 @@ def main(argv: list[str]) -> int:
         return options.run(options)
     except RegionError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f'run/regions.bash: {error}; look whether it can be written, and has room', file=sys.stderr)
         return 1
     except UsageError as error:
         print(f'run/regions.bash: {error}', file=sys.stderr)

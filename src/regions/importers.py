@@ -16,24 +16,26 @@ What is optional and missing becomes 0: with confidence 0 it weighs nothing in p
 Nothing is unpickled: a file of Python objects is a fault.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from regions import tsv
-from regions.tsv import ImageRegions, RegionError
+from regions import origin, tsv
+from regions.origin import RegionError
+from regions.tsv import ImageRegions
 
 ALIASES = {'features': ('x', 'feature'), 'boxes': ('bbox', 'bboxes'), 'size': ('image_size', 'img_size'),
            'height': ('img_h', 'image_h', 'image_height'), 'width': ('img_w', 'image_w', 'image_width'),
            'classes': ('objects_id', 'object_ids', 'objects'), 'class_conf': ('objects_conf', 'confidences', 'conf', 'scores'),
            'attributes': ('attrs_id', 'attribute_ids'), 'attribute_conf': ('attrs_conf',)}
+KNOWN = {key for name, others in ALIASES.items() for key in (name, *others)}
 PER_REGION = ('features', 'boxes', 'classes', 'class_conf', 'attributes', 'attribute_conf')
-LISTED_FAULTS = 20
 
 Get = Callable[[str], np.ndarray | None]  # an array by the name it is saved under; None: there is none
+Images = Iterator[tuple[str, str, Callable[[], Get]]]  # the id of each, where it is for messages, and what opens it
 
 
 def read(path) -> Iterator[ImageRegions]:
@@ -41,20 +43,22 @@ def read(path) -> Iterator[ImageRegions]:
 
     Faulty images are left out until the end; then RegionError lists them, so that a writer leaves nothing.
     """
-    path, faults = Path(path), []
-    f = None
-    for img_id, where, get in _files(path) if path.is_dir() else _hdf5(path):
+    path, faults, f = Path(path), [], None
+    if not path.exists():
+        raise RegionError(f'{path}: expected a folder of .npz or .npy files, or an HDF5 file, found nothing there')
+    for img_id, where, load in _files(path) if path.is_dir() else _hdf5(path):
         try:
-            image = tsv.check(_image(img_id, get), f)
-        except (RegionError, OSError, ValueError, zipfile.BadZipFile) as error:
+            image = tsv.check(_image(img_id, load()), f)
+        except (ValueError, *origin.ZIP_ERRORS) as error:
             faults.append(f'{where}: {error}')
             continue
         f = image.features.shape[1]
         yield image
     if faults:
-        more = f'\n  and {len(faults) - LISTED_FAULTS} more' if len(faults) > LISTED_FAULTS else ''
         raise RegionError(f'{path}: expected whole images only, found {len(faults)} faulty; nothing was written. Mend or remove '
-                          'them:\n' + '\n'.join(f'  {fault}' for fault in faults[:LISTED_FAULTS]) + more)
+                          f'them:\n{origin.listed(faults)}')
+    if f is None:
+        raise RegionError(f'{path}: expected at least one image, found none')
 
 
 def _image(img_id: str, get: Get) -> ImageRegions:
@@ -69,9 +73,10 @@ def _image(img_id: str, get: Get) -> ImageRegions:
         if found['height'] is None or found['width'] is None:
             raise RegionError('key "size": expected the height and width of the picture in pixels, found neither size nor '
                               'height and width; save it')
-        size = np.array([np.ravel(found['height'])[0], np.ravel(found['width'])[0]])
-    if np.shape(size) != (2,) or np.asarray(size).dtype.kind not in 'iuf' or (np.asarray(size) != np.round(size)).any():
-        raise RegionError(f'key "size": expected height and width, two whole numbers, found {np.asarray(size).tolist()!r:.60}')
+        size = np.concatenate([np.ravel(found['height']), np.ravel(found['width'])])
+    size = np.asarray(size)
+    if size.shape != (2,) or size.dtype.kind not in 'iuf' or (size != np.round(size)).any():
+        raise RegionError(f'key "size": expected height and width, two whole numbers, found {size.tolist()!r:.60}')
     o = len(found['features']) if np.ndim(found['features']) else 0
     arrays = {}
     for name in PER_REGION:
@@ -87,30 +92,23 @@ def _image(img_id: str, get: Get) -> ImageRegions:
     return ImageRegions(img_id, int(size[0]), int(size[1]), **arrays)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path, Get]]:
+def _files(folder: Path) -> Images:
     names = sorted(path.name for path in folder.iterdir() if path.suffix in ('.npz', '.npy') and path.is_file())
-    parts = tuple(f'.{key}.npy' for name, others in ALIASES.items() for key in (name, *others))
+    parts = tuple(f'.{key}.npy' for key in KNOWN)
     images = [name for name in names if name.endswith('.npz') or not name.endswith(parts)]
     if not images:
         raise RegionError(f'{folder}: expected files <id>.npz, or <id>.npy with <id>.boxes.npy and <id>.size.npy, found none')
     for name in tqdm(images, desc=folder.name, unit=' images', disable=None):
         path = folder / name
-        yield path.stem, path, _npz(path) if path.suffix == '.npz' else _npy(path)
+        yield path.stem, str(path), partial(_npz if path.suffix == '.npz' else _npy, path)
 
 
 def _npz(path: Path) -> Get:
-    def get(key):
-        nonlocal saved
-        if saved is None:
-            with np.load(path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise RegionError('expected an .npz archive, found a single array; name it .npy')
-                known = {key for name, others in ALIASES.items() for key in (name, *others)}
-                saved = {key: file[key] for key in file.files if key in known}
-        return saved.get(key)
-
-    saved = None
-    return get
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise RegionError('expected an .npz archive, found a single array; name it .npy')
+    with file:
+        return {key: file[key] for key in file.files if key in KNOWN}.get
 
 
 def _npy(path: Path) -> Get:
@@ -121,7 +119,7 @@ def _npy(path: Path) -> Get:
     return get
 
 
-def _hdf5(path: Path) -> Iterator[tuple[str, str, Get]]:
+def _hdf5(path: Path) -> Images:
     try:
         import h5py
     except ImportError:
@@ -137,11 +135,11 @@ def _hdf5(path: Path) -> Iterator[tuple[str, str, Get]]:
         if not len(file):
             raise RegionError(f'{path}: expected a group an image, or datasets of all images, found an empty file')
         for img_id, group in tqdm(file.items(), desc=path.name, unit=' images', disable=None):
-            yield img_id, f'{path}: group {img_id}', lambda key, group=group: (
+            yield img_id, f'{path}: group {img_id}', lambda group=group: lambda key: (
                 np.asarray(group[key]) if key in group else np.asarray(group.attrs[key]) if key in group.attrs else None)
 
 
-def _columns(path: Path, file) -> Iterator[tuple[str, str, Get]]:
+def _columns(path: Path, file) -> Images:
     """The images of an HDF5 file whose datasets hold all of them, by row or by offsets."""
     if 'ids' not in file:
         raise RegionError(f'{path}: key "ids": expected the image ids, (n,) text, found only {", ".join(sorted(file))}')
@@ -149,13 +147,12 @@ def _columns(path: Path, file) -> Iterator[tuple[str, str, Get]]:
     n = len(img_ids)
     offsets, counts = (file[key][:] if key in file else None for key in ('offsets', 'num_boxes'))
     per_region = {key for name in PER_REGION for key in (name, *ALIASES[name])}
-    known = per_region | {key for name, others in ALIASES.items() for key in (name, *others)}
     length = n if offsets is None else int(offsets[-1]) if len(offsets) == n + 1 else -1
     if length < 0 or (offsets is not None and (np.diff(offsets, prepend=0) < 0).any()):
         raise RegionError(f'{path}: key "offsets": expected {n + 1} numbers that grow from 0, found {len(offsets)}')
     if counts is not None and len(counts) != n:
         raise RegionError(f'{path}: key "num_boxes": expected {n} numbers, one an image, found {len(counts)}')
-    for key in sorted(known & set(file)):
+    for key in sorted(KNOWN & set(file)):
         expected = length if key in per_region else n
         if not file[key].ndim or len(file[key]) != expected:
             raise RegionError(f'{path}: key "{key}": expected {expected} rows, found an array of shape {file[key].shape}')
@@ -163,10 +160,8 @@ def _columns(path: Path, file) -> Iterator[tuple[str, str, Get]]:
         def get(key, row=row):
             if key not in file:
                 return None
-            if key not in per_region:
-                return file[key][row]
-            if offsets is not None:
+            if key in per_region and offsets is not None:
                 return file[key][int(offsets[row]):int(offsets[row + 1])]
-            return file[key][row] if counts is None else file[key][row][:int(counts[row])]
+            return file[key][row] if counts is None or key not in per_region else file[key][row][:int(counts[row])]
 
-        yield img_id, f'{path}: row {row}, image {img_id}', get
+        yield img_id, f'{path}: row {row}, image {img_id}', lambda get=get: get

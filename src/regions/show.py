@@ -6,14 +6,40 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from regions.names import Names
-from regions.tsv import ImageRegions, RegionError
+from regions.origin import RegionError
+from regions.tsv import ImageRegions
 
 SIDE = 1280  # pixels of the longer side drawn; smaller pictures are enlarged, so that labels leave some of them to see
 FONT = 17  # pixels
 GAP = 4  # pixels around the text of a label
 ATTRIBUTE = 0.15  # confidence above which an attribute is named
 ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
+FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
+
+
+class Names:
+    """`name(kind, id)` for kind 'classes' or 'attributes'; without a folder, or past its names, the id itself.
+
+    `folder` holds objects_vocab.txt and, optionally, attributes_vocab.txt: a line a class, in the order of the ids, as
+    the published detector has them. Of synonyms (`gray,grey`) the first counts. Line 1 is id 0: the background, which
+    the detector counts first, is not in the files. Raises RegionError.
+    """
+
+    def __init__(self, folder=None):
+        self.lists = {kind: [] for kind in FILES}
+        for kind, file in FILES.items() if folder else ():
+            path = Path(folder) / file
+            if kind == 'attributes' and not path.exists():
+                continue
+            try:
+                lines = path.read_text(encoding='utf-8').splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise RegionError(f'{path}: expected UTF-8 text, a name a line, found none ({error}); correct --names') from None
+            self.lists[kind] = [line.split(',')[0].strip() or f'line {number}' for number, line in enumerate(lines, 1)]
+
+    def name(self, kind: str, number: int) -> str:
+        names = self.lists[kind]
+        return names[number] if 0 <= number < len(names) else f'{"object" if kind == "classes" else "attribute"} {number}'
 
 
 def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, most: int = 20) -> Image.Image:
@@ -24,13 +50,19 @@ def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, mo
     """
     scale = SIDE / max(image.width, image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = _fitted(image, photo).resize(size, Image.Resampling.LANCZOS) if photo else Image.new('RGB', size, 'white')
+    if photo:
+        width, height = photo.size  # a smaller copy will do, another picture not
+        if abs(width * image.height - height * image.width) > 1.5 * max(image.width, image.height, width, height):
+            raise RegionError(f'image {image.img_id}: expected a photograph of {image.width} x {image.height} pixels or of that '
+                              f'shape, found {width} x {height}; it is another picture, or cut')
+    canvas = photo.resize(size, Image.Resampling.LANCZOS) if photo else Image.new('RGB', size, 'white')
     drawing, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    chosen = np.argsort(-image.class_conf, kind='stable')[:most].tolist()
+    chosen = surest(image, most)
     boxes = {region: (image.boxes[region] * scale).tolist() for region in chosen}
     colours = {region: _colour(rank) for rank, region in enumerate(chosen)}
     for region in reversed(chosen):  # the surest on top
-        drawing.rectangle(_drawable(boxes[region], size), outline=colours[region], width=_thickness(image.class_conf[region]))
+        thickness = 1 + round(4 * min(1, max(0, float(image.class_conf[region]))))
+        drawing.rectangle(_drawable(boxes[region], size), outline=colours[region], width=thickness)
     texts = {region: label(image, region, names) for region in chosen}
     above, below = font.getmetrics()
     places = {}
@@ -40,8 +72,14 @@ def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, mo
         _point_to(drawing, places[region], boxes[region], colours[region])
     for region, place in places.items():  # over every line
         drawing.rectangle(place, fill=colours[region], outline='black')
-        drawing.text((place[0] + GAP, place[1] + GAP / 2), texts[region], fill=_ink(colours[region]), font=font)
+        ink = 'black' if np.dot(colours[region], (0.299, 0.587, 0.114)) > 120 else 'white'
+        drawing.text((place[0] + GAP, place[1] + GAP / 2), texts[region], fill=ink, font=font)
     return canvas
+
+
+def surest(image: ImageRegions, most: int) -> list[int]:
+    """The `most` regions with the highest class confidence, the highest first."""
+    return np.argsort(-image.class_conf, kind='stable')[:most].tolist()
 
 
 def label(image: ImageRegions, region: int, names: Names) -> str:
@@ -58,7 +96,8 @@ def find_photo(folder, img_id: str) -> Image.Image:
         raise RegionError(f'{Path(folder) / img_id}.jpg: no such photograph, nor one ending in .png; correct --photos, or '
                           'leave it out for a blank canvas')
     try:
-        return Image.open(path).convert('RGB') if Image.open(path).getexif().get(274, 1) == 1 else _turned(path)
+        with Image.open(path) as photo:
+            return ImageOps.exif_transpose(photo).convert('RGB')
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise RegionError(f'{path}: expected a photograph, found a file that cannot be read as one ({error})') from None
 
@@ -68,30 +107,9 @@ def file_name(img_id: str) -> str:
     return img_id.replace('/', '_').replace('\\', '_').lstrip('.')[:200] + '.png'
 
 
-def _turned(path) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(path)).convert('RGB')
-
-
-def _fitted(image: ImageRegions, photo: Image.Image) -> Image.Image:
-    """The photograph, if its shape is that of the regions' picture: a smaller copy will do, another picture not."""
-    width, height = photo.size
-    if abs(width * image.height - height * image.width) > 1.5 * max(image.width, image.height, width, height):
-        raise RegionError(f'image {image.img_id}: expected a photograph of {image.width} x {image.height} pixels or of that '
-                          f'shape, found {width} x {height}; it is another picture, or cut')
-    return photo
-
-
-def _thickness(confidence: float) -> int:
-    return 1 + round(4 * float(np.clip(confidence, 0, 1)))
-
-
 def _colour(rank: int) -> tuple[int, int, int]:
     """Hues a golden section apart: neighbours in rank look different, however many there are."""
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb((0.02 + rank * 0.618034) % 1, 0.85, 1 - 0.25 * (rank % 2)))
-
-
-def _ink(colour: tuple[int, int, int]) -> str:
-    return 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else 'white'
 
 
 def _drawable(box: list[float], size: tuple[int, int]) -> list[float]:

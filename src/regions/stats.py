@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from regions import source
-from regions.names import Names
-from regions.tsv import ImageRegions, RegionError
+from regions.origin import RegionError
+from regions.show import Names
+from regions.tsv import ImageRegions
 
 # The rule of thumb, tried on halves of the ten real COCO images and on what was done to them (tests/test_doctor.py): halves
 # as they are agree by 0.5 to 1.9, in the middle by 1.07 (100 divisions into 5 and 5), shuffled dimensions by about 0.
@@ -94,8 +95,7 @@ class Stats:
 def summarise(path, most: int = 0) -> Stats:
     """The statistics of a TSV or store; of a store at most `most` images, drawn by a fixed seed (0: all)."""
     found = Stats(str(path))
-    images = source.images(path, most)
-    for image in images:
+    for image in source.images(path, most):
         found.add(image)
     if not found.images:
         raise RegionError(f'{path}: expected at least one image, found none; bash run/regions.bash check says why')

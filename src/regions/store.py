@@ -14,7 +14,6 @@ the order of the file. The store appears under its name only when complete; writ
 
 import contextlib
 import hashlib
-import io
 import os
 import resource
 import sys
@@ -117,38 +116,26 @@ def fresh(tsv_path, store_root=None) -> RegionStore | None:
     return _fresh_store(folder, source, read=False)[0]
 
 
-def read_few(tsv_path, wanted: Sequence[set[str]], limit: int) -> RegionArrays | None:
-    """Into RAM, without a store: of each set of image ids the first `limit` images of the TSV, None if there are none.
+def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> RegionArrays | None:
+    """Into RAM, without a store: of each set of image ids so many images of the TSV, the first; None if there are none.
 
     Of a line that is not asked for only the image id is read, and none after the last that is needed. Raises
     RegionError that lists the faulty lines among those asked for.
     """
-    source = origin.find(tsv_path)
-    left, keys, numbers = [limit] * len(wanted), [{img_id.encode() for img_id in ids} for ids in wanted], {}
-    faults, images, f, f_line = [], [], None, 0
-    with source.open() as stream, tqdm(total=source.size, unit='B', unit_scale=True, desc=source.path.name, disable=None) as bar:
-        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
-            bar.update(len(line))
-            img_id = line.split(b'\t', 1)[0]
-            named = [i for i, ids in enumerate(keys) if left[i] and img_id in ids]
-            if named:
-                try:
-                    image = tsv._parse(line, f, f_line)
-                    if img_id in numbers:
-                        raise RegionError(tsv.TWICE.format(numbers[img_id]))
-                    images.append(image)
-                except RegionError as error:
-                    faults.append(f'{source.where}:{number}: image {tsv._label(line)}: {error}')
-                    continue
-                numbers[img_id] = number
-                if f is None:
-                    f, f_line = image.features.shape[1], number
-                for i in named:
-                    left[i] -= 1
-                if not any(left):
-                    break
+    source, faults, images = origin.find(tsv_path), [], []
+    left, keys = list(limits), [{img_id.encode() for img_id in ids} for ids in wanted]
+
+    def asked(img_id: bytes) -> bool:
+        return any(more and img_id in ids for more, ids in zip(left, keys, strict=True))
+
+    for _, image in tsv.read(source, faults.append, asked):
+        images.append(image)
+        left = [more - bool(more and image.img_id.encode() in ids) for more, ids in zip(left, keys, strict=True)]
+        if not any(left):
+            break
     if faults:
-        raise RegionError(conversion.list_faults(source, faults, f'{len(images)} good images among those asked for'))
+        raise RegionError(f'{source.where}: expected whole lines for the images asked for, found {len(faults)} faulty ones; mend '
+                          f'the file or fetch it again:\n{origin.listed(faults)}')
     return RegionArrays.of_images(source.where, images) if images else None
 
 

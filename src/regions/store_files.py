@@ -234,14 +234,6 @@ def _digest(file: BinaryIO, most: int = -1):
     return digest, count
 
 
-def array_digest(path: Path) -> str:
-    """sha256 of an .npy file's rows, without its header: what meta.json has under `digests`."""
-    with open(path, 'rb') as file:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        return _digest(file)[0].hexdigest()
-
-
 @contextlib.contextmanager
 def lock(folder: Path):
     """Hold the lock that writers of `folder` hold, waiting for it; its file stays beside the store."""

@@ -8,6 +8,7 @@ published files; a bare LF is read as well. num_boxes may differ from line to li
 
 import base64
 import binascii
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pybase64
 
+from regions import origin
+from regions.origin import RegionError, Source
+
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
 # Array of ImageRegions -> its field in the file and its dtype, in the file's order.
 ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
           'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
 TWICE = 'field "img_id": expected a new id, found that of line {}; remove one of the two lines'
+DAMAGED = 'damaged: fetch the file again, or extract the image anew'
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
-
-
-class RegionError(ValueError):
-    """Regions that cannot be used; the message names file, line or image, what was expected, found, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,36 +49,40 @@ class ImageRegions:
     features: np.ndarray  # (o, f) float32
 
 
-def read(path, on_fault: Callable[[RegionError], None] | None = None,
-         on_line: Callable[[bytes], None] | None = None) -> Iterator[tuple[int, ImageRegions]]:
-    """Yield (line number from 1, ImageRegions) for each whole line of `path`, holding one line at a time.
+def read(source, on_fault: Callable[[RegionError], None] | None = None,
+         wanted: Callable[[bytes], bool] | None = None) -> Iterator[tuple[int, ImageRegions]]:
+    """Yield (line number from 1, ImageRegions) for each whole line of a TSV, holding one line at a time.
 
-    A faulty line, or one whose image id an earlier line has, raises RegionError; with `on_fault` the error is handed
-    to it and reading goes on. The first whole line sets the feature size f. `on_line` sees each line's raw bytes
-    first (for digests and progress bars). Raises RegionError too if the file cannot be read.
+    `source` is a path (of a TSV, or of a published zip) or an origin.Source. A faulty line, or one whose image id an
+    earlier line has, raises RegionError; with `on_fault` the error is handed to it and reading goes on. The first whole
+    line sets the feature size f. With `wanted` only lines for whose image id (bytes) it returns True are decoded and
+    checked. Raises RegionError too if the file cannot be read to its end; lines before a zip's damage may have suffered.
     """
+    for number, _, image in read_lines(source, on_fault, wanted):
+        yield number, image
+
+
+def read_lines(source, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, ImageRegions]]:
+    """As `read`, but yields (line number, the line's bytes as they are in the file, ImageRegions)."""
+    source = source if isinstance(source, Source) else origin.need(source)
     f, f_line, lines_of = None, 0, {}
-    try:
-        with open(path, 'rb') as file:
-            for number, line in enumerate(file, 1):
-                if on_line:
-                    on_line(line)
-                try:
-                    image = _parse(line, f, f_line)
-                    if image.img_id in lines_of:
-                        raise RegionError(TWICE.format(lines_of[image.img_id]))
-                except RegionError as error:
-                    fault = RegionError(f'{path}:{number}: image {_label(line)}: {error}')
-                    if on_fault is None:
-                        raise fault from None
-                    on_fault(fault)
-                    continue
-                if f is None:
-                    f, f_line = image.features.shape[1], number
-                lines_of[image.img_id] = number
-                yield number, image
-    except OSError as error:
-        raise RegionError(f'{path}: cannot be read ({error}); check the path and its rights') from error
+    for number, line in enumerate(source.lines(), 1):
+        if wanted and not wanted(line.split(b'\t', 1)[0]):
+            continue
+        try:
+            image = parse(line, f, f_line)
+            if image.img_id in lines_of:
+                raise RegionError(TWICE.format(lines_of[image.img_id]))
+        except RegionError as error:
+            fault = RegionError(f'{source.where}:{number}: image {label(line)}: {error}')
+            if on_fault is None:
+                raise fault from None
+            on_fault(fault)
+            continue
+        if f is None:
+            f, f_line = image.features.shape[1], number
+        lines_of[image.img_id] = number
+        yield number, line, image
 
 
 def write(path, images: Iterable[ImageRegions]) -> int:
@@ -85,25 +90,30 @@ def write(path, images: Iterable[ImageRegions]) -> int:
 
     Raises RegionError for an image that `read` would refuse, naming it and its position from 1.
     """
-    path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
     f, positions = None, {}
+    with writing(path) as file:
+        for position, image in enumerate(images, 1):
+            image = check_next(image, f, positions, position, path)
+            f = image.features.shape[1]
+            columns = {field: base64.b64encode(np.ascontiguousarray(getattr(image, name), dtype)).decode()
+                       for name, (field, dtype) in ARRAYS.items()}
+            columns |= {'img_id': image.img_id, 'img_h': image.height, 'img_w': image.width, 'num_boxes': len(image.boxes)}
+            file.write(('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode())
+    return len(positions)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A binary file to write, which appears as `path`, in place of what is there, when the block has ended well."""
+    temporary = Path(f'{path}.tmp-{os.getpid()}')
     try:
         with open(temporary, 'wb') as file:
-            for position, image in enumerate(images, 1):
-                image = check_next(image, f, positions, position, path)
-                f = image.features.shape[1]
-                columns = {field: base64.b64encode(np.ascontiguousarray(getattr(image, name), dtype)).decode()
-                           for name, (field, dtype) in ARRAYS.items()}
-                columns |= {'img_id': image.img_id, 'img_h': image.height, 'img_w': image.width,
-                            'num_boxes': len(image.boxes)}
-                file.write(('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode())
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return len(positions)
 
 
 def check_next(image: ImageRegions, f: int | None, positions: dict[str, int], position: int, path) -> ImageRegions:
@@ -141,8 +151,9 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         else:
             shape = (o, 4) if name == 'boxes' else (o,)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+            how = f'; .astype(np.{np.dtype(dtype)}) converts it' if getattr(array, 'dtype', dtype) != dtype else ''
             raise RegionError(f'field "{field}": expected an array of {np.dtype(dtype)} {shape}, found '
-                              f'{getattr(array, "dtype", type(array).__name__)} {np.shape(array)}')
+                              f'{getattr(array, "dtype", type(array).__name__)} {np.shape(array)}{how}')
         if dtype == '<i8' and array.min() < 0:
             raise RegionError(f'field "{field}": expected ids of 0 and more, found {array.min()} in region '
                               f'{array.argmin()}')
@@ -161,12 +172,12 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     return image
 
 
-def _parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
+def parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
     """One line of the file as ImageRegions; `f` is the feature size that line `f_line` set, if any did."""
     parts = line.removesuffix(b'\n').removesuffix(b'\r').split(b'\t')
     if len(parts) != len(FIELDS):
         raise RegionError(f'expected {len(FIELDS)} fields separated by tabs, found {len(parts)}; the line is cut off '
-                          'or damaged: fetch the file again, or extract the image anew')
+                          f'or {DAMAGED}')
     fields = dict(zip(FIELDS, parts, strict=True))
     try:
         img_id = fields['img_id'].decode()
@@ -190,8 +201,7 @@ def _parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
 def _whole_number(fields: dict[str, bytes], field: str) -> int:
     text = fields[field]
     if not text.isdigit() or len(text) > 9:  # int() takes blanks, signs and underscores, and any length
-        raise RegionError(f'field "{field}": expected a whole number, found {text[:40]!r}; the line is damaged: fetch '
-                          'the file again, or extract the image anew')
+        raise RegionError(f'field "{field}": expected a whole number, found {text[:40]!r}; the line is {DAMAGED}')
     return int(text)
 
 
@@ -202,19 +212,18 @@ def _array(fields: dict[str, bytes], field: str, dtype: np.dtype, o: int, column
         data = np.frombuffer(pybase64.b64decode_as_bytearray(text, validate=True), np.uint8)
     except binascii.Error as error:
         raise RegionError(f'field "{field}": expected base64, found {len(text)} characters that are not ({error}); '
-                          'the line is cut off or damaged: fetch the file again, or extract the image anew') from None
+                          f'the line is cut off or {DAMAGED}') from None
     if columns is None:
         columns = max(1, len(data) // (o * dtype.itemsize))
     expected = o * columns * dtype.itemsize
     if len(data) != expected:
         shape = f'{o} x {columns}' if field in ('boxes', 'features') else f'{o}'
         raise RegionError(f'field "{field}": expected {shape} x {dtype.itemsize} = {expected} bytes, found {len(data)}'
-                          f'{why if field == "features" else ""}; the line is cut off or damaged: fetch the file '
-                          'again, or extract the image anew')
+                          f'{why if field == "features" else ""}; the line is cut off or {DAMAGED}')
     return data.view(dtype).reshape(o, columns)
 
 
-def _label(line: bytes) -> str:
+def label(line: bytes) -> str:
     """The image id of a line, whole or not, fit to stand in a message."""
     label = line.split(b'\t', 1)[0][:80].decode('utf-8', 'backslashreplace').rstrip('\r\n')
     return label if label and label.isprintable() else repr(label)

@@ -249,7 +249,7 @@ def open_regions(splits, options, submit):
             users.setdefault(path, []).append({example['img_id'] for example in examples})
     if submit or options.image_limit is None or all(store.fresh(path, options.storeRoot) for path in users):
         return store.open_all(list(users), options.storeRoot), True
-    few = [store.fresh(path, options.storeRoot) or store.read_few(path, wanted, options.image_limit)
+    few = [store.fresh(path, options.storeRoot) or store.read_few(path, wanted, [options.image_limit] * len(wanted))
            for path, wanted in users.items()]
     few = [regions for regions in few if regions is not None]
     if not few:
