@@ -17,5 +17,5 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$corpus" ] || usage "$help"
 "$PYTHON" data/nlvr/process_nlvr.py --nlvr "$corpus" "${make[@]}" || exit 1
-launch src/tasks/vqa.py --fromScratch "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
+launch src/tasks/nlvr.py --fromScratch "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
     --batchSize 64 --evalBatchSize 256 --lr 5e-4 --epochs 2 --output "snap/nlvr/$name" "${flags[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The sample world in data/shapes: pictures, regions and questions in the layout of the real data, no download.
+# The sample world in data/shapes: pictures, regions, and VQA, GQA and NLVR2 in the layout of the real data, no download.
 # bash run/shapes.bash [--images 2000] [--out data/shapes]
-# 2,000 images: about 25 seconds on 2 CPU cores, 86 MB, and 43 MB for the region stores that training makes of them.
+# 2,000 images: about 35 seconds on 2 CPU cores, 152 MB, and 43 MB a task for the region stores that training makes of them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=python3

@@ -23,6 +23,7 @@ class Options:
     storeRoot: str | None = flag(None, 'Data', 'Folder for region stores where the folder of the TSV cannot be written.')
     tiny: bool = flag(False, 'Data', 'For each split only the first 512 images that its questions name.')
     fast: bool = flag(False, 'Data', 'For each split only the first 5,000 images that its questions name.')
+    dumpProbs: int = flag(0, 'Data', 'With --test: also write the so many best answers with their probabilities.')
     allowMissing: bool = flag(False, 'Data', 'With --test: answer questions on images without regions from the words alone.')
     featDevice: str = flag('cpu', 'Data', 'Where features are kept: cpu (mapped from disk), ram, or cuda (in half precision).',
                            choices=('cpu', 'ram', 'cuda'))
@@ -34,11 +35,14 @@ class Options:
     rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
     dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
     load: str | None = flag(None, 'Model', 'Start from a fine-tuned snapshot; a path without .pth.')
-    loadLXMERT: str | None = flag(None, 'Model', 'Start from pre-trained LXMERT; a path without _LXRT.pth.')
+    loadLXMERT: str | None = flag(None, 'Model',
+                                   "Start from pre-trained LXMERT, or another task's snapshot; a path without _LXRT.pth.")
     loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the pre-trained one.')
     fromScratch: bool = flag(False, 'Model', 'Start from random weights, without BERT\'s.')
 
     batchSize: int = flag(256, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
+    mceLoss: bool = flag(False, 'Training',
+                         'Cross entropy with the best answer instead of binary cross entropy (VQA, GQA).')
     optim: str = flag('bert', 'Training', 'The optimizer; all but bert run at a constant rate.',
                       choices=('bert', 'rms', 'adam', 'adamax', 'sgd'))
     lr: float = flag(1e-4, 'Training', 'Learning rate; for bert the highest, after the warm-up.')
@@ -62,10 +66,14 @@ class Options:
         starts = [name for name in ('load', 'loadLXMERT', 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f'--{starts[0]} and --{starts[1]}: a model can start from only one of them')
+        # A path without the ending is what the original takes; one with it is meant the same.
+        self.load = self.load and self.load.removesuffix('.pth')
+        self.loadLXMERT, self.loadLXMERTQA = (path and path.removesuffix('.pth').removesuffix('_LXRT')
+                                              for path in (self.loadLXMERT, self.loadLXMERTQA))
         if self.tiny and self.fast:
             raise ValueError('--tiny and --fast: give only one of them')
-        for name, least in (('batchSize', 1), ('epochs', 1), ('accumulate', 1), ('saveSteps', 0), ('numWorkers', 0),
-                            ('evalBatchSize', 1), ('llayers', 0), ('xlayers', 0), ('rlayers', 0), ('seed', 0)):
+        for name, least in (('batchSize', 1), ('epochs', 1), ('accumulate', 1), ('saveSteps', 0), ('dumpProbs', 0),
+                            ('numWorkers', 0), ('evalBatchSize', 1), ('llayers', 0), ('xlayers', 0), ('rlayers', 0), ('seed', 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f'--{name}: expected at least {least}, found {value}')
@@ -77,6 +85,8 @@ class Options:
             raise ValueError(f'--dropout: expected a share from 0 to below 1, found {self.dropout}')
         if self.test is not None and not self.load:
             raise ValueError('--test: give the snapshot to test with --load, a path without .pth')
+        if self.test is None and self.dumpProbs:
+            raise ValueError('--dumpProbs: give the split to predict with --test')
         if self.test is not None and self.resume:
             raise ValueError('--test and --resume: testing does not train, there is nothing to resume')
         if self.featDevice == 'cuda' and self.device == 'cpu':

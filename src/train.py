@@ -134,7 +134,8 @@ def count_skipped(progress, folder):
 
 @torch.no_grad()
 def evaluate(task, dataset, options, device, text='Evaluating'):
-    """The task's predictions for a whole dataset, in its order: (n, ...) numpy, the same on every rank."""
+    """The task's predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array
+    for each tensor that the task predicts for a batch."""
     model = task.model.eval()
     size = options.evalBatchSize or options.batchSize
     chunks = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
@@ -143,11 +144,12 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
     bar = progress_bar(len(own), 0, text, options)
     for batch in batches(dataset, own, options, device):
         with autocast(options, device):
-            predictions.append(task.predict(model, batch).cpu().numpy())
+            predictions.append([tensor.cpu().numpy() for tensor in task.predict(model, batch)])
         bar.update()
     bar.close()
     by_rank = [iter(part) for part in dist.gather(predictions)]
-    return np.concatenate([next(by_rank[i % dist.world_size()]) for i in range(len(chunks))])
+    in_order = [next(by_rank[i % dist.world_size()]) for i in range(len(chunks))]
+    return tuple(np.concatenate(arrays) for arrays in zip(*in_order, strict=True))
 
 
 def fit(task, train_set, valid_set, options, folder, state, device):

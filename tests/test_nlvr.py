@@ -107,17 +107,17 @@ def test_order_of_a_corpus_permuted_by_hand(corpus, tmp_path):
 def test_annotations_and_dataset(corpus, tmp_path):
     out = make(corpus, tmp_path / 'made')
     train, dev = (json.loads((out / f'{split}.json').read_text()) for split in ('train', 'dev'))
-    assert train[0] == {'img_id': 'nlvr-train-1304-0-p0', 'question_id': 0, 'sent': 'There is a black box',
-                        'label': {'true': 1.0}, 'answer_type': 'yes/no', 'question_type': 'scatter'}
-    assert [(a['label'], a['question_type']) for a in train[6:]] == [({'false': 1.0}, 'tower')] * 6
+    assert train[0] == {'img_id': 'nlvr-train-1304-0-p0', 'identifier': 'nlvr-train-1304-0-p0', 'sent': 'There is a black box',
+                        'label': 1, 'answer_type': 'yes/no', 'question_type': 'scatter'}
+    assert [(a['label'], a['question_type']) for a in train[6:]] == [(0, 'tower')] * 6
     assert [a['img_id'] for a in train] == list(read_tsv(out / 'train_obj.tsv'))
     assert [a['img_id'] for a in dev] == ['nlvr-dev-9-0'] == list(read_tsv(out / 'dev_obj.tsv'))
-    assert [a['question_id'] for a in train + dev] == list(range(13))
+    assert all(a['identifier'] == a['img_id'] for a in train + dev)
     described, config = (json.loads((out / name).read_text()) for name in ('dataset.json', 'bert/config.json'))
     # [CLS] there is a b ##l ##u ##e t ##o ##w ##e ##r [SEP]: a word seen once falls into characters
     assert described['max_length'] == 14
     assert described['splits']['dev'] == {'annotations': 'dev.json', 'features': ['dev_obj.tsv']}
-    assert json.loads((out / described['answers']).read_text()) == ['false', 'true']
+    assert described['kind'] == 'nlvr' and 'answers' not in described
     vocab = (out / 'bert' / 'vocab.txt').read_text().splitlines()
     assert vocab[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and 'there' in vocab and 'tower' not in vocab
     assert len(set(vocab)) == len(vocab) == config['vocab_size'] and config['visual_feat_dim'] == nlvr.FEATURES

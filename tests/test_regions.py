@@ -356,11 +356,11 @@ def test_a_killed_writer_leaves_nothing_taken_for_whole(path):
     process = python('''
 import os, sys
 from regions import store, store_files
-add = store_files.Writer.add
-def die_after(self, *image):
-    add(self, *image)
+extend = store_files.Writer.extend
+def die_after(self, *images):
+    extend(self, *images)
     os.kill(os.getpid(), 9)
-store_files.Writer.add = die_after
+store_files.Writer.extend = die_after
 store.open_regions(sys.argv[1])
 ''', path)
     process.communicate()
@@ -490,32 +490,32 @@ def contents(folder: Path) -> dict:
 
 @pytest.fixture
 def many(tmp_path):
-    """A TSV of 60 images in 1 to 100 regions, and the contents of the store that one thread makes of it at once."""
+    """A TSV of 60 images in 1 to 100 regions, and the contents of the store that is made of it at once."""
     path = tmp_path / 'many.tsv'
     tsv.write(path, [replace(image(number, 1 + number * 37 % 100), img_id=f'i{number * 7919 % 60}') for number in range(60)])
-    made = contents(store.convert(path, threads=1).folder)
+    made = contents(store.convert(path).folder)
     shutil.rmtree(path.with_suffix('.store'))
     return path, made
 
 
-def test_many_threads_make_the_same_bytes(many, monkeypatch):
+def test_many_blocks_make_the_same_bytes(many, monkeypatch):
     path, made = many
     monkeypatch.setattr(conversion, 'BLOCK', 4000)
-    regions = store.convert(path, threads=2)
+    regions = store.convert(path)
     assert contents(regions.folder) == made
     expect_batch(regions.gather([59, 3]), [replace(image(number, 1 + number * 37 % 100)) for number in (59, 3)])
 
 
-def test_faults_are_found_by_many_threads_as_by_one(many, monkeypatch):
+def test_faults_are_found_in_many_blocks_as_in_one(many, monkeypatch):
     path, _ = many
     for line in (2, 30, 59):
         edit(path, line, 'features', lambda old: old[:-4])
     edit(path, 41, 'img_id', b'i0')  # that of line 1
     messages = []
-    for threads, block in ((1, 1 << 20), (2, 4000)):
+    for block in (1 << 20, 4000):
         monkeypatch.setattr(conversion, 'BLOCK', block)
         with pytest.raises(RegionError) as error:
-            store.convert(path, threads=threads)
+            store.convert(path)
         messages.append(str(error.value))
     assert messages[0] == messages[1] and 'found 4 faulty and 56 good images' in messages[0]
     places = [line.split(': ')[0].strip() for line in messages[0].splitlines()[1:]]
@@ -527,27 +527,27 @@ KILLED = '''
 import os, sys
 from regions import conversion, store, store_files
 conversion.BLOCK, conversion.CHECKPOINT = 4000, 1
-add, done = store_files.Writer.add, 0
-def die_after(self, *image):
+extend, done = store_files.Writer.extend, 0
+def die_after(self, *images):
     global done
-    add(self, *image)
+    extend(self, *images)
     for column in self.columns.values():
         column.file.flush()  # what is on disk after the last checkpoint is to be cut off
     done += 1
     if self.saving and done > 12:
         self.saving.result()
         os.kill(os.getpid(), 9)
-store_files.Writer.add = die_after
-store.convert(sys.argv[1], threads=int(sys.argv[2]))
+store_files.Writer.extend = die_after
+store.convert(sys.argv[1])
 '''
 
 
-@pytest.mark.parametrize(('threads', 'ending'), [(1, '.tsv'), (2, '.tsv'), (1, '.zip')])
-def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, threads, ending):
+@pytest.mark.parametrize('ending', ['.tsv', '.zip'])
+def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, ending):
     path, made = many
     if ending == '.zip':
         zipped(path)
-    process = python(KILLED, path, threads)
+    process = python(KILLED, path)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     note = json.loads((path.parent / 'many.store.tmp/progress.json').read_text())
@@ -555,7 +555,7 @@ def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, threads, ending):
     decoded = []
     decode = conversion.decode
     monkeypatch.setattr(conversion, 'decode', lambda *request: decoded.append(decode(*request)) or decoded[-1])
-    regions = store.convert(path, threads=1)
+    regions = store.convert(path)
     assert sum(block.lines for block in decoded) == 60 - note['note']['lines']
     assert contents(regions.folder) == made and f'goes on after {note["note"]["lines"]} images' in capfd.readouterr().err
     assert not (path.parent / 'many.store.tmp').exists()
@@ -565,7 +565,7 @@ def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, threads, ending):
 @pytest.mark.parametrize('change', ['content', 'time', 'dtype', 'column'])
 def test_a_killed_conversion_of_something_else_is_begun_again(many, change):
     path, made = many
-    process = python(KILLED, path, 1)
+    process = python(KILLED, path)
     process.communicate()
     dtype = 'float32'
     stat = path.stat()
@@ -579,7 +579,7 @@ def test_a_killed_conversion_of_something_else_is_begun_again(many, change):
         os.truncate(path.parent / 'many.store.tmp/boxes.npy', 200)
     else:
         dtype = 'float16'
-    regions = store.convert(path, dtype=dtype, threads=1)
+    regions = store.convert(path, dtype=dtype)
     again = contents(store.convert(shutil.copy(path, path.with_name('copy.tsv')), dtype=dtype).folder)
     assert contents(regions.folder) == again and (again == made) == (change in ('time', 'column'))
 

@@ -11,7 +11,8 @@ from param import Options
 from regions import residence, store, tsv
 from regions.arrays import RegionView
 from regions.tsv import RegionError
-from tasks.data import load_questions, read_splits
+from tasks.data import load_questions
+from tasks.examples import read_examples
 from tasks.program import models
 from tasks.vqa import VQA
 from train import batches
@@ -27,8 +28,9 @@ def load(world):
     tokenizer = models.read_tokenizer(world / 'bert', config)
 
     def dataset(names, **options):
-        return load_questions(spec, names, read_splits(spec, names, int), tokenizer, spec.read_answers(), Options(**options),
-                              device=CPU)
+        answers = spec.read_answers()
+        examples = read_examples([split.annotations for split in spec.named(names)], VQA.form, answers)
+        return load_questions(spec, names, examples, tokenizer, answers, Options(**options), device=CPU)
 
     return dataset
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regions import tsv
-from shapes import detect, draw, features, make, questions, scene, world
+from shapes import detect, draw, features, gqa_questions, make, pairs, questions, report, scene, world
 from shapes.baselines import baselines, masked
 
 SETTINGS = world.Settings(images=60, seed=3, questions=10)
@@ -21,7 +21,7 @@ def contents(folder):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    """A small world on disk, and its questions with test's labels."""
+    """A small world on disk, and its annotations of each task with all labels."""
     out = tmp_path_factory.mktemp('shapes') / 'one'
     return out, world.make(out, SETTINGS, processes=1)
 
@@ -32,6 +32,20 @@ def many():
     def asked(indices):
         return questions.ask({str(i): scene.sample(7, i) for i in indices}, 10, 0, random.Random(indices[0]))
     return asked(range(600)), asked(range(600, 800))
+
+
+@pytest.fixture(scope='module')
+def many_gqa():
+    """The same for GQA."""
+    return [gqa_questions.ask({str(i): scene.sample(7, i) for i in indices}, 10, 0, random.Random(indices[0]))
+            for indices in (range(400), range(400, 560))]
+
+
+@pytest.fixture(scope='module')
+def many_pairs():
+    """Statements about pairs of the same scenes."""
+    return [pairs.state({str(i): scene.sample(7, i) for i in indices}, sets, 'train', random.Random(indices[0]))
+            for indices, sets in ((range(400), 1000), (range(400, 560), 300))]
 
 
 def best(question):
@@ -75,11 +89,47 @@ def test_layout_is_that_of_real_data(made):
             assert image.classes.max() < len(detect.CLASSES) and image.attributes.max() < len(detect.ATTRIBUTES)
 
 
+def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
+    out, _ = made
+    regions = {name: (out / f'mscoco_imgfeat/{name}_obj36.tsv').read_bytes() for name in ('train2014', 'val2014', 'test2015')}
+    train, val, test = regions.values()
+    for name, expected in (('vg_gqa_imgfeat/vg_gqa', train + val), ('vg_gqa_imgfeat/gqa_testdev', test),
+                           ('nlvr2_imgfeat/train', train), ('nlvr2_imgfeat/valid', val),
+                           ('nlvr2_imgfeat/test', test), ('nlvr2_imgfeat/hidden', test)):
+        assert (out / f'{name}_obj36.tsv').read_bytes() == expected, name
+    images = {name: {line.split(b'\t')[0].decode() for line in lines.splitlines()} for name, lines in regions.items()}
+
+    labels = json.loads((out / 'gqa/trainval_label2ans.json').read_text())
+    assert json.loads((out / 'gqa/trainval_ans2label.json').read_text()) == {a: i for i, a in enumerate(labels)}
+    ids = []
+    for split, folder, count in (('train', 'train2014', 480), ('valid', 'val2014', 70), ('testdev', 'test2015', 50),
+                                 ('submit', 'val2014', 70)):
+        found = json.loads((out / f'gqa/{split}.json').read_text())
+        assert len(found) == count and {question['img_id'] for question in found} == images[folder]
+        ids += [question['question_id'] for question in found]
+        for question in found:
+            keys = {'img_id', 'question_id', 'sent'} | ({'label', 'answer_type', 'question_type'} if split != 'submit' else set())
+            assert set(question) == keys and isinstance(question['question_id'], str)
+            if split != 'submit':
+                assert list(question['label'].values()) == [1.0] and set(question['label']) <= set(labels)
+    assert len(set(ids)) == len(ids)
+
+    for split, folder in (('train', 'train2014'), ('valid', 'val2014'), ('test', 'test2015'), ('hidden', 'test2015')):
+        found = json.loads((out / f'nlvr2/{split}.json').read_text())
+        keys = {'uid', 'identifier', 'img0', 'img1', 'sent'} | ({'label', 'question_type'} if split != 'hidden' else set())
+        assert all(set(one) == keys and re.fullmatch(rf'{split}-\d+-[0-3]-[01]', one['identifier']) for one in found)
+        assert len({one['identifier'] for one in found}) == len({one['uid'] for one in found}) == len(found)
+        assert {one[key] for one in found for key in ('img0', 'img1')} <= images[folder]
+        assert {one['label'] for one in found if split != 'hidden'} == (set() if split == 'hidden' else {0, 1})
+        assert 1.5 * 10 * len(images[folder]) < len(found) <= 2 * 10 * len(images[folder]) + 8
+
+
 def test_vocabulary_knows_every_word(made):
     out, asked = made
     pieces = (out / 'bert/vocab.txt').read_text().split('\n')[:-1]
     assert pieces[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and len(set(pieces)) == len(pieces)
-    words = {word for question in asked['train'] for word in re.findall(r'\w+|[^\w\s]', question['sent'].lower())}
+    words = {word for splits in asked.values() for items in splits.values() for item in items
+             for word in re.findall(r'\w+|[^\w\s]', item['sent'].lower())}
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())
     assert config['vocab_size'] == len(pieces) and config['visual_feat_dim'] == features.FEATURE_DIM
@@ -159,6 +209,182 @@ def test_answers_hold_when_read_plainly(many, pattern, answer):
             assert best(question) == answer(scene.sample(7, int(question['img_id'])), *found.groups()), question
             checked += 1
     assert checked >= 5
+
+
+def clearly(x, y, side):
+    """Whether x's thing lies more than 14 pixels to that side of y's, and not much further to another."""
+    (one,), (other,) = x, y
+    dx, dy = one.x - other.x, one.y - other.y
+    return {'left': -dx, 'right': dx, 'above': -dy, 'below': dy}[side] >= max(14, 0.6 * max(abs(dx), abs(dy)))
+
+
+def yes(truth):
+    return 'yes' if truth else 'no'
+
+
+@pytest.mark.parametrize(('pattern', 'answer'), [
+    (r'Which color does the (\S+) have\?', lambda x: x[0].colour),
+    (r'What is the shape of the (\S+ (?:thing|object))\?', lambda x: x[0].shape),
+    (r'Is the (\S+ (?!thing|object)\S+) small or large\?', lambda x: x[0].size),
+    (r'Is the (.+) at the top or at the bottom\?', lambda x: 'top' if x[0].y < 60 else 'bottom'),
+    (r'Is the (.+) to the left or to the right of the (.+)\?', lambda x, y: 'left' if clearly(x, y, 'left') else 'right'),
+    (r'Is the (.+) above or below the (.+)\?', lambda x, y: 'above' if clearly(x, y, 'above') else 'below'),
+    (r'Are there both (.+) and (.+)\?', lambda x, y: yes(x and y)),
+    (r'Are there either (.+) or (.+)\?', lambda x, y: yes(x or y)),
+    (r'Do the (.+) and the (.+) have different colors\?', lambda x, y: yes(x[0].colour != y[0].colour)),
+    (r'(?:Which|What) is (?:larger|bigger), the (.+) or the (.+)\?', lambda x, y: max(x + y, key=lambda t: t.radius).shape),
+    (r'(?:Which|What) is further to the left, the (.+) or the (.+)\?', lambda x, y: min(x + y, key=lambda t: t.x).shape),
+    (r'Is there an? (\S+) (?:lower than|below) the (.+)\?',
+     lambda x, y: yes(any(clearly([t], y, 'below') for t in x if t != y[0]))),
+])
+def test_answers_of_gqa_hold_when_read_plainly(many_gqa, pattern, answer):
+    checked = 0
+    for question in many_gqa[0]:
+        if found := re.fullmatch(pattern, question['sent']):
+            things = [things_of(words, scene.sample(7, int(question['img_id']))) for words in found.groups()]
+            assert best(question) == answer(*things), question
+            checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.parametrize(('pattern', 'holds'), [
+    (r'Is the (\S+) (red|blue|green|black|white|orange|yellow|purple) or (\S+)\?', lambda thing, one, other: thing.colour),
+    (r'Is the (\S+ (?:thing|object)) an? (\S+) or an? (\S+)\?', lambda thing, one, other: thing.shape),
+    (r'Is the (\S+) both (?:small|little) and (\S+)\?',
+     lambda thing, colour: yes((thing.size, thing.colour) == ('small', colour))),
+    (r'Is the (\S+) either (?:large|big) or (\S+), or both\?',
+     lambda thing, colour: yes(thing.size == 'large' or thing.colour == colour)),
+])
+def test_choices_of_gqa_hold_when_read_plainly(many_gqa, pattern, holds):
+    checked = 0
+    for question in many_gqa[0]:
+        if found := re.fullmatch(pattern, question['sent']):
+            (thing,) = things_of(found[1], scene.sample(7, int(question['img_id'])))
+            assert best(question) == holds(thing, *found.groups()[1:]), question
+            checked += 1
+    assert checked >= 5
+
+
+def test_gqa_is_balanced(many_gqa):
+    counts = Counter(question['question_type'] for question in many_gqa[0])
+    assert set(counts) == {'query', 'verify', 'choose', 'logical', 'compare'}
+    assert sum(gqa_questions.SHARES.values()) == pytest.approx(1)
+    for kind, share in gqa_questions.SHARES.items():
+        assert counts[kind] / len(many_gqa[0]) == pytest.approx(share, abs=0.005)
+    assert all((q['answer_type'] == 'open') == (q['question_type'] == 'query') for q in many_gqa[0])
+    for kind in ('verify', 'logical', 'compare'):
+        answers = Counter(best(q) for q in many_gqa[0] if q['question_type'] == kind)
+        assert abs(answers['yes'] - answers['no']) <= 0.06 * (answers['yes'] + answers['no'])
+    assert baselines(*many_gqa)['text_only'] < 45
+
+
+SHOWN = r'((?:(?:red|blue|green|black|white|orange|yellow|purple) )?\S+?)'
+
+
+@pytest.mark.parametrize(('pattern', 'holds'), [
+    (rf'There is an? {SHOWN} in the left (?:picture|image)\.', lambda left, right: left > 0),
+    (rf'The right (?:picture|image) contains an? {SHOWN}\.', lambda left, right: right > 0),
+    (rf'The left (?:picture|image) does not show any {SHOWN}\.', lambda left, right: left == 0),
+    (rf'In the right (?:picture|image) there are no {SHOWN}\.', lambda left, right: right == 0),
+    (rf'Both (?:picture|image)s contain an? {SHOWN}\.', lambda left, right: left > 0 and right > 0),
+    (rf'At least one of the (?:picture|image)s contains no {SHOWN}\.', lambda left, right: left == 0 or right == 0),
+    (rf'Neither (?:picture|image) contains an? {SHOWN}\.', lambda left, right: left == right == 0),
+    (rf'At least one of the (?:picture|image)s contains an? {SHOWN}\.', lambda left, right: left > 0 or right > 0),
+    (rf'Exactly one of the (?:picture|image)s contains an? {SHOWN}\.', lambda left, right: (left > 0) + (right > 0) == 1),
+    (rf'There are exactly three {SHOWN} in all\.', lambda left, right: left + right == 3),
+    (rf'There are at least four {SHOWN} in all\.', lambda left, right: left + right >= 4),
+    (rf'There are fewer than two {SHOWN} in all\.', lambda left, right: left + right < 2),
+    (rf'There are exactly (?:two|2) {SHOWN} in the right (?:picture|image)\.', lambda left, right: right == 2),
+    (rf'The left (?:picture|image) has more {SHOWN} than the right one\.', lambda left, right: left > right),
+    (rf'There are more {SHOWN} in the right (?:picture|image)\.', lambda left, right: right > left),
+    (rf'Both (?:picture|image)s contain the same number of {SHOWN}\.', lambda left, right: left == right),
+])
+def test_statements_hold_when_read_plainly(many_pairs, pattern, holds):
+    checked = 0
+    for one in many_pairs[0]:
+        if found := re.fullmatch(pattern, one['sent']):
+            left, right = (len(things_of(found[1], scene.sample(7, int(one[key])))) for key in ('img0', 'img1'))
+            assert one['label'] == int(holds(left, right)), one
+            checked += 1
+    assert checked >= 5
+
+
+def test_statements_on_agreement_hold_when_read_plainly(many_pairs):
+    checked = Counter()
+    for one in many_pairs[0]:
+        for pattern, same in ((r'The (.+) has the same (color|shape) in both .*', True),
+                              (r'The (.+) has a different (color|shape) in each .*', False)):
+            if found := re.fullmatch(pattern, one['sent']):
+                (left,), (right,) = (things_of(found[1], scene.sample(7, int(one[key]))) for key in ('img0', 'img1'))
+                alike = left.colour == right.colour if found[2] == 'color' else left.shape == right.shape
+                assert one['label'] == int(alike == same), one
+                checked[same] += 1
+    assert min(checked[True], checked[False]) >= 5
+
+
+def test_statements_come_in_consistency_groups(many_pairs):
+    """A sentence with four pairs, true of two; exchanging one picture of a true pair gives a false one."""
+    groups, sets = defaultdict(list), defaultdict(set)
+    for one in many_pairs[0]:
+        split, number, pair, sentence = one['identifier'].split('-')
+        groups[split, number, sentence].append(one)
+        sets[number, pair].add((one['img0'], one['img1']))
+    assert all(len(shown) == 1 for shown in sets.values()) and len(sets) == 4000
+    assert sum(sentence == '1' for _, _, sentence in groups) > 900
+    for (_, _, sentence), group in groups.items():
+        assert len({one['sent'] for one in group}) == 1 and len({(one['img0'], one['img1']) for one in group}) == 4
+        assert all(one['img0'] != one['img1'] for one in group)
+        true, false = ([one for one in group if one['label'] == truth] for truth in (1, 0))
+        assert len(true) == len(false) == 2
+        if sentence == '0':
+            for one in true:
+                assert any((one['img0'] == other['img0']) + (one['img1'] == other['img1']) == 1 for other in false)
+
+
+def test_neither_words_nor_one_picture_tell_the_truth(many_pairs):
+    train, scored = many_pairs
+    assert all(49 <= score <= 51 for score in baselines(train, scored).values())
+    names = (*scene.COLOURS, *scene.SHAPES)
+    for key in ('img0', 'img1'):
+        by_picture, by_both = defaultdict(Counter), defaultdict(Counter)
+        for one in train:
+            things = scene.sample(7, int(one[key])).things
+            said = [name for name in names if name in one['sent'].lower().replace('images', '')]
+            shown = any(all(name in (thing.colour, thing.shape) for name in said) for thing in things)
+            by_picture[len(things)][one['label']] += 1
+            by_both[one['question_type'], masked(one['sent']), shown][one['label']] += 1
+
+        def known(tables, kind=None):
+            chosen = [table for key, table in tables.items() if kind is None or key[0] == kind]
+            return sum(max(table.values()) for table in chosen) / sum(table.total() for table in chosen)
+
+        kinds = {kind: known(by_both, kind) for kind in pairs.SHARES}
+        assert max(kinds[kind] for kind in ('both', 'neither', 'either')) < 0.82 and kinds['one'] < 0.70
+        assert known(by_both) < 0.80 and known(by_picture) < 0.55
+
+
+def test_report_reads_the_predictions_of_each_task(made, tmp_path, capsys):
+    out, asked = made
+    right = {'vqa': ('minival', [{'question_id': q['question_id'], 'answer': best(q)} for q in asked['vqa']['minival']]),
+             'gqa': ('testdev', [{'questionId': q['question_id'], 'prediction': best(q)} for q in asked['gqa']['testdev']])}
+    for task, (split, predictions) in right.items():
+        path = tmp_path / f'{split}_predict.json'
+        path.write_text(json.dumps(predictions))
+        report.main([str(out), str(path), '--task', task])
+        assert '\nScore 100.0, ' in capsys.readouterr().out
+    path = tmp_path / 'valid_predict.csv'
+    statements = asked['nlvr2']['valid']
+    path.write_text(''.join(f'{one["identifier"]},True\n' for one in statements))
+    report.main([str(out), str(path), '--task', 'nlvr2'])
+    assert '\nScore 50.0, ' in capsys.readouterr().out
+    for lines, message in ((f'{statements[0]["identifier"]},True\n', f'{len(statements) - 1} lack one'), ('x', 'lines such as')):
+        path.write_text(lines)
+        with pytest.raises(SystemExit):
+            report.main([str(out), str(path), '--task', 'nlvr2'])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report.main([str(out), str(path.rename(tmp_path / 'hidden_predict.csv')), '--task', 'nlvr2'])
+    assert 'has no labels' in capsys.readouterr().err
 
 
 def test_things_can_be_told_apart():

@@ -194,7 +194,7 @@ def test_an_epoch_visits_every_example_once_but_for_the_last_incomplete_batch():
 
 def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_clipping():
     logits, target = torch.randn(4, 7), torch.rand(4, 7)
-    task = VQA(None)
+    task = VQA(None, Options())
     batch = {'input_ids': None, 'features': None, 'boxes': None, 'target': target}
     losses, score = task.losses(lambda *_: logits, batch, task.counts([batch]))
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * 7

@@ -1,4 +1,4 @@
-"""Make a dataset for `src/tasks/vqa.py --dataset` of NLVR v1 (Suhr et al., ACL 2017): is a statement true of a picture?
+"""Make a dataset for `src/tasks/nlvr.py --dataset` of NLVR v1 (Suhr et al., ACL 2017): is a statement true of a picture?
 
 The corpus lists every object of every picture, so that the regions are exact and no detector is needed. A picture is
 three boxes of 100 x 100 pixels, 50 pixels apart; the order of the boxes never changes the truth of a statement, so
@@ -141,11 +141,11 @@ def pictures(split, examples):
             yield f'nlvr-{split}-{example.identifier}{suffix}', example, [example.boxes[box] for box in order]
 
 
-def annotate(img_id, question_id, example):
+def annotate(img_id, example):
     """The annotation of one picture: `tower` if all is blocks stacked in the middle of their boxes, else `scatter`."""
     objects = np.concatenate(example.boxes)
     tower = (objects[:, [0, 2, 3]] == (TYPES.index('square'), 20, 40)).all()        # type, size, x
-    return {'img_id': img_id, 'question_id': question_id, 'sent': example.sentence, 'label': {example.label: 1.0},
+    return {'img_id': img_id, 'identifier': img_id, 'sent': example.sentence, 'label': int(example.label == 'true'),
             'answer_type': 'yes/no', 'question_type': 'tower' if tower else 'scatter'}
 
 
@@ -180,9 +180,8 @@ def write(out, corpus, made_from, with_pictures):
                for split, examples in corpus.items()}                               # with [CLS] and [SEP]
     max_length = min(max(lengths['train']), POSITIONS)
 
-    next_id = itertools.count()
     for split, examples in corpus.items():
-        dump([annotate(img_id, next(next_id), example) for img_id, example, _ in pictures(split, examples)],
+        dump([annotate(img_id, example) for img_id, example, _ in pictures(split, examples)],
              out / f'{split}.json')
         images = ((regions(img_id, boxes) if with_pictures else dataclasses.replace(BLANK, img_id=img_id))
                   for img_id, _, boxes in pictures(split, examples))
@@ -195,8 +194,7 @@ def write(out, corpus, made_from, with_pictures):
               f'{100 * most / len(examples):.1f}, {sum(n > max_length for n in lengths[split])} statements are longer '
               f'than {max_length} pieces and will be cut')
 
-    dump(['false', 'true'], out / 'label2ans.json')
-    dump({'kind': 'vqa', 'name': 'nlvr', 'max_length': max_length, 'answers': 'label2ans.json',
+    dump({'kind': 'nlvr', 'name': 'nlvr', 'max_length': max_length,
           'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in corpus},
           'made_from': made_from}, out / 'dataset.json')
 

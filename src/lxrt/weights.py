@@ -102,16 +102,17 @@ def fill(model, state, source, may_miss=(), may_have=()):
 
 
 PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
+TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Face files, no weight
 
 
 def load_lxmert(encoder, path):
-    """Fills an LXRTFeatureExtraction from a pre-trained LXMERT file: all of `bert.` must be there and fit.
+    """Fills an LXRTFeatureExtraction from a pre-trained LXMERT file or a task's snapshot: all of `bert.` must be there and fit.
 
     Returns (LoadReport, the file's tensors), since the answer head's rows may be wanted next.
     """
-    state = read_state(path)
-    return fill(encoder, state, str(path), may_have=(*PRETRAINING_HEADS, POSITION_IDS)), state
+    state = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in read_state(path).items()}
+    return fill(encoder, state, str(path), may_have=(*PRETRAINING_HEADS, TASK_HEAD, POSITION_IDS)), state
 
 
 def load_bert(encoder, path):

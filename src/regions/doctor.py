@@ -27,7 +27,7 @@ def convert(options) -> int:
     for path in map(Path, options.tsv):
         if path.is_dir():
             raise UsageError(f'{path}: expected a TSV or a zip with one, found a folder')
-        opened = store.convert(_tsv_path(path), options.storeRoot, options.dtype, options.threads)
+        opened = store.convert(_tsv_path(path), options.storeRoot, options.dtype)
         print(f'{opened.folder}: {_counts(opened.meta)}')
     return 0
 
@@ -191,7 +191,6 @@ def parser() -> argparse.ArgumentParser:
     made = command('convert', convert, 'make the region store of each TSV, as training does on first use', path=None)
     made.add_argument('tsv', metavar='TSV|ZIP', nargs='+', help='a published zip is not unpacked')
     made.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of the features (float32, exact)')
-    made.add_argument('--threads', type=int, help='that decode (default: one a core)')
     made.add_argument('--storeRoot', help='folder for stores where that of the TSV cannot be written')
     made = command('info', info, 'counts, sizes, dtypes, provenance and digest')
     made.add_argument('--storeRoot', help='where the store of a TSV is, if not beside it')

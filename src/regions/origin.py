@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
 ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or packed by unknown means
 
 
@@ -43,11 +44,11 @@ class Source:
         errors = OSError if self.member is None else ZIP_ERRORS
         try:
             if self.member is None:
-                with open(self.path, 'rb') as file:
+                with open(self.path, 'rb', BUFFER) as file:
                     yield file
             else:
                 with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                    yield file
+                    yield io.BufferedReader(file, BUFFER)
         except errors as error:
             todo = 'check the path and its rights' if isinstance(error, OSError) else 'the zip is damaged, fetch it again'
             raise RegionError(f'{self.where}: cannot be read ({error}); {todo}') from error
@@ -55,9 +56,17 @@ class Source:
     def lines(self) -> Iterator[bytes]:
         """Each line with its end, one at a time, under a progress bar in bytes. Raises RegionError as `open`."""
         with self.open() as stream, progress(self.path.name, self.size) as bar:
-            for line in io.BufferedReader(stream, 1 << 20):
+            for line in self.lines_of(stream):
                 bar.update(len(line))
                 yield line
+
+    def lines_of(self, stream) -> Iterator[bytes]:
+        """What `lines` yields, from where an open stream is."""
+        while line := stream.readline(LINE_LIMIT):
+            if len(line) == LINE_LIMIT and not line.endswith(b'\n'):
+                raise RegionError(f'{self.where}: expected lines of up to {LINE_LIMIT} bytes, found a longer one that begins '
+                                  f'with {line[:40]!r}; is it such a TSV? Fetch it again')
+            yield line
 
     def sha256(self) -> str:
         """The digest of the TSV, the same whether it comes from a zip or not."""

@@ -97,15 +97,15 @@ def open_regions(tsv_path, store_root=None) -> RegionStore:
     are float16 is as good as one of float32. Raises RegionError, saying what to do, if there is neither, if the TSV has
     faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
     """
-    return _open(tsv_path, store_root, None, None)
+    return _open(tsv_path, store_root, None)
 
 
-def convert(tsv_path, store_root=None, dtype: str = 'float32', threads: int | None = None) -> RegionStore:
+def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
     """As `open_regions`, but a store whose features are not of `dtype`, float32 or float16, is made anew too.
 
-    `threads` decode, as many as there are cores by default. Raises ValueError for another dtype.
+    Raises ValueError for another dtype.
     """
-    return _open(tsv_path, store_root, store_files.feature_dtype(dtype), threads)
+    return _open(tsv_path, store_root, store_files.feature_dtype(dtype))
 
 
 def fresh(tsv_path, store_root=None) -> RegionStore | None:
@@ -155,7 +155,7 @@ def write(folder, images: Iterable[ImageRegions], provenance: dict, source: dict
         writer.commit(provenance, source)
 
 
-def _open(tsv_path, store_root, dtype: str | None, threads: int | None) -> RegionStore:
+def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
     path, folder = Path(tsv_path), store_folder(tsv_path, store_root)
     source = origin.find(path)
     if source is None:
@@ -166,7 +166,7 @@ def _open(tsv_path, store_root, dtype: str | None, threads: int | None) -> Regio
             store, why = _fresh_store(folder, source, dtype)  # another process may have made it while we waited
             if store is None:
                 tqdm.write(f'Making {folder} from {source.path}' + (f' again: {why}' if folder.exists() else ''), file=sys.stderr)
-                conversion.run(source, folder, np.dtype(dtype or '<f4').name, threads)
+                conversion.run(source, folder, np.dtype(dtype or '<f4').name)
                 store = RegionStore(folder)
     return store
 

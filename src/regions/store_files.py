@@ -14,7 +14,6 @@ import shutil
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,22 +91,23 @@ class Writer:
     def append(self, image: ImageRegions) -> None:
         """Check an image and add it. Raises RegionError naming it and its number."""
         image = tsv.check_next(image, self.feature_size, self.positions, len(self.positions) + 1, self.folder)
+        columns = {name: getattr(image, name) for name in self.dtypes}
         try:
-            features = as_dtype(image.features, self.dtypes['features'])
+            columns['features'] = as_dtype(image.features, self.dtypes['features'])
         except RegionError as error:
             raise RegionError(f'{self.folder}: image {image.img_id}: {error}') from None
-        self.add(replace(image, features=features), len(self.positions))
+        self.extend({image.img_id: len(self.positions)}, [(image.height, image.width)], [len(image.boxes)], columns)
 
-    def add(self, image: ImageRegions, position: int) -> None:
-        """Add an image that is checked, whose features are of the store's dtype; `position` is that in the source."""
+    def extend(self, positions: dict[str, int], sizes: list, counts: list, columns: dict[str, np.ndarray]) -> None:
+        """Add images that are checked: id -> position in the source, (height, width) and number of regions of each; arrays."""
         with _explained(self.folder):
             if self.feature_size is None:
-                self._open_columns(image.features.shape[1], 'wb')
+                self._open_columns(columns['features'].shape[1], 'wb')
             for name, column in self.columns.items():
-                column.append(getattr(image, name))
-        self.positions[image.img_id] = position
-        self.sizes.append((image.height, image.width))
-        self.counts.append(len(image.boxes))
+                column.append(columns[name])
+        self.positions |= positions
+        self.sizes += sizes
+        self.counts += counts
 
     def checkpoint(self, note: dict, least: int) -> None:
         """Once `least` bytes have come since the last time, put all on disk, beside the work, and then the note.

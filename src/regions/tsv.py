@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -174,13 +175,16 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
 
 def parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
     """One line of the file as ImageRegions; `f` is the feature size that line `f_line` set, if any did."""
-    parts = line.removesuffix(b'\n').removesuffix(b'\r').split(b'\t')
-    if len(parts) != len(FIELDS):
-        raise RegionError(f'expected {len(FIELDS)} fields separated by tabs, found {len(parts)}; the line is cut off '
-                          f'or {DAMAGED}')
-    fields = dict(zip(FIELDS, parts, strict=True))
+    end = len(line) - line.endswith(b'\n') - line.endswith(b'\r\n')
+    count, ends = line.count(b'\t', 0, end) + 1, [-1]
+    if count != len(FIELDS):
+        raise RegionError(f'expected {len(FIELDS)} fields separated by tabs, found {count}; the line is cut off or {DAMAGED}')
+    while len(ends) < count:
+        ends.append(line.index(b'\t', ends[-1] + 1))
+    view = memoryview(line)  # copies of nearly half a megabyte would take longer than all the rest
+    fields = {field: view[start + 1:stop] for field, (start, stop) in zip(FIELDS, pairwise([*ends, end]), strict=True)}
     try:
-        img_id = fields['img_id'].decode()
+        img_id = str(fields['img_id'], 'utf-8')
     except UnicodeDecodeError as error:
         raise RegionError(f'field "img_id": expected UTF-8, found byte 0x{fields["img_id"][error.start]:02x}; write '
                           'the file anew in UTF-8') from None
@@ -198,14 +202,14 @@ def parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
         raise RegionError(f'{error}; correct it where the file was made, or remove the line') from None
 
 
-def _whole_number(fields: dict[str, bytes], field: str) -> int:
-    text = fields[field]
+def _whole_number(fields: dict[str, memoryview], field: str) -> int:
+    text = bytes(fields[field])
     if not text.isdigit() or len(text) > 9:  # int() takes blanks, signs and underscores, and any length
         raise RegionError(f'field "{field}": expected a whole number, found {text[:40]!r}; the line is {DAMAGED}')
     return int(text)
 
 
-def _array(fields: dict[str, bytes], field: str, dtype: np.dtype, o: int, columns: int | None, why: str) -> np.ndarray:
+def _array(fields: dict[str, memoryview], field: str, dtype: np.dtype, o: int, columns: int | None, why: str) -> np.ndarray:
     """Decode a field as (o, columns); `columns` None takes as many as there are. `why` explains feature sizes."""
     text = fields[field]
     try:

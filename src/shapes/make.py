@@ -2,12 +2,10 @@
 import argparse
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 from shapes import world
-from shapes.baselines import baselines
-from shapes.questions import SHARES
+from shapes.baselines import score_table
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +15,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--out', type=Path, default=Path('data/shapes'), help='folder to make')
     parser.add_argument('--images', type=int, default=standard.images, help='pictures of all splits together')
     parser.add_argument('--seed', type=int, default=standard.seed, help='the same seed gives the same bytes')
-    parser.add_argument('--questions', type=int, default=standard.questions, help='questions about each picture')
+    parser.add_argument('--questions', type=int, default=standard.questions,
+                        help='about each picture, of VQA and of GQA; NLVR2: twice as many')
     options = parser.parse_args(argv)
     started = time.monotonic()
     try:
@@ -32,21 +31,22 @@ def main(argv: list[str]) -> None:
     print(f'{options.out}: {settings.images} images in {time.monotonic() - started:.1f} s')
 
 
-def summary(asked: dict[str, list[dict]]) -> str:
-    """A table of the splits, of the kinds of questions and their answers, and the two baselines on minival."""
-    lines = [f'{split:10} {len({q["img_id"] for q in items}):6} images {len(items):7} questions'
-             for split, items in asked.items()]
-    train, minival = asked['train'], asked['minival']
-    lines.append(f'{"kind":13} {"share":>6} {"majority":>9} {"text only":>10}   answers in train')
-    for kind in (*SHARES, 'all'):
-        seen, scored = ([q for q in items if kind in (q['question_type'], 'all')] for items in (train, minival))
-        guessed = baselines(train, scored) if scored else {'majority': 0.0, 'text_only': 0.0}
-        best = Counter(max(q['label'], key=q['label'].get) for q in seen)
-        answers = ' '.join(f'{answer} {count}' for answer, count in best.most_common(8))
-        lines.append(f'{kind:13} {100 * len(seen) / len(train):5.1f}% {guessed["majority"]:9.1f} '
-                     f'{guessed["text_only"]:10.1f}   {answers}{" ..." if len(best) > 8 else ""}')
+EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid'}  # the labelled split that nobody trains on
+
+
+def summary(asked: dict[str, dict[str, list[dict]]]) -> str:
+    """For each task a table of its splits, of the kinds of questions, and the two baselines."""
+    lines = []
+    for task, splits in asked.items():
+        lines += [f'{task:6} {split:10} {pictures(items):6} images {len(items):7} sentences'
+                  for split, items in splits.items()]
+        lines += [score_table(splits['train'], splits[EVALUATED[task]])[0], '']
     lines.append('majority: always the commonest answer of train; text only: the commonest for the same words')
     return '\n'.join(lines)
+
+
+def pictures(items: list[dict]) -> int:
+    return len({item[key] for item in items for key in ('img_id', 'img0', 'img1') if key in item})
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Questions about scenes, with soft answers: honest, varied, and balanced so that words alone say little.
 
+The questions of VQA, and what those of GQA (`gqa_questions`) and the statements of NLVR2 (`pairs`) are made of too.
+
 A `Form` is one way to ask: what it mentions, how it is worded, and a function that proposes such a question about a
 scene together with its answer. `ask` draws proposals and takes the one whose answer its form has given least so far:
 so the answers of each form come out equally often, whatever the scenes make likely.
@@ -30,6 +32,12 @@ WHERE_WORDS = {'left': ('to the left of', 'left of', 'on the left side of'),
 EDGE_WORDS = {'left': ('furthest to the left', 'closest to the left edge'),
               'right': ('furthest to the right', 'closest to the right edge'),
               'above': ('highest up', 'closest to the top'), 'below': ('lowest down', 'closest to the bottom')}
+MORE_WORDS = {'large': ('larger', 'bigger'), 'small': ('smaller',), 'left': ('further to the left',),
+              'right': ('further to the right',), 'above': ('higher up',), 'below': ('lower down',)}
+NUMBER_WORDS = {2: ('two', '2'), 3: ('three', '3'), 4: ('four', '4')}
+# How the plain words in each slot of a template are said.
+WORDS = {'where': WHERE_WORDS, 'edge': EDGE_WORDS, 'value': SIZE_WORDS, 'other': SIZE_WORDS, 'more': MORE_WORDS,
+         'number': NUMBER_WORDS}
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Form:
 
 # ---- what the proposals are made of
 
-def _sure(answer: str | bool) -> dict[str, float]:
+def sure(answer: str | bool) -> dict[str, float]:
     """One answer that nobody would doubt."""
     return {answer if isinstance(answer, str) else 'yes' if answer else 'no': 1.0}
 
@@ -95,164 +103,164 @@ def _shape_answer(shape: str) -> dict[str, float]:
 
 
 def _soft(field: str, thing: Thing) -> dict[str, float]:
-    return _shape_answer(thing.shape) if field == 'shape' else _sure(getattr(thing, field))
+    return _shape_answer(thing.shape) if field == 'shape' else sure(getattr(thing, field))
 
 
-def _describe(thing: Thing, fields: Iterable[str]) -> Description:
+def describe(thing: Thing, fields: Iterable[str]) -> Description:
     return Description(**{field: getattr(thing, field) for field in fields})
 
 
-def _guess(scene: Scene, rng: random.Random, fields: Iterable[str]) -> Description:
+def guess(scene: Scene, rng: random.Random, fields: Iterable[str]) -> Description:
     """A description that may or may not fit something; near misses (a colour here, a shape there) are common."""
     thing = rng.choice(scene.things)
     return Description(**{field: rng.choice((getattr(thing, field), getattr(rng.choice(scene.things), field),
                                              rng.choice(FIELDS[field]))) for field in fields})
 
 
-def _unique(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
+def unique(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
     """A thing that is the only one of its description."""
     thing = rng.choice(scene.things)
-    x = _describe(thing, fields)
+    x = describe(thing, fields)
     return (x, thing) if len(x.among(scene)) == 1 else None
 
 
-def _pair(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple | None:
+def unique_pair(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple | None:
     """Two things, each the only one of its description: (x, its thing, y, its thing)."""
-    first, second = _unique(scene, rng, fields), _unique(scene, rng, fields)
+    first, second = unique(scene, rng, fields), unique(scene, rng, fields)
     return first + second if first and second and first != second else None
 
 
-def _ahead(thing: Thing, other: Thing, side: str) -> float:
+def ahead(thing: Thing, other: Thing, side: str) -> float:
     """How far, in pixels, `thing` lies to that side of `other` (negative: on the opposite side)."""
     dx, dy = SIDES[side]
     return (thing.x - other.x) * dx + (thing.y - other.y) * dy
 
 
-def _clear(thing: Thing, other: Thing, side: str) -> bool:
+def clear(thing: Thing, other: Thing, side: str) -> bool:
     """Whether nobody would hesitate to say so: `thing` is not, for example, far more above than it is left."""
-    return _ahead(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
+    return ahead(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
 
 
 # ---- the forms, a function a pattern: each returns `propose`
 
-def _existence(*fields):
+def existence(*fields):
     def propose(scene, rng):
-        x = _guess(scene, rng, fields)
-        return {'x': x}, _sure(bool(x.among(scene)))
+        x = guess(scene, rng, fields)
+        return {'x': x}, sure(bool(x.among(scene)))
     return propose
 
 
-def _verify(field, *named):
+def verify(field, *named):
     """Is the thing of these names of that colour, shape or size?"""
     def propose(scene, rng):
-        if not (found := _unique(scene, rng, named)):
+        if not (found := unique(scene, rng, named)):
             return None
-        value = getattr(_guess(scene, rng, [field]), field)
+        value = getattr(guess(scene, rng, [field]), field)
         if {value, getattr(found[1], field)} == {'diamond', 'square'}:
             return None  # the one pair of shapes that people could argue about
         said = Description(shape=value) if field == 'shape' else value
-        return {'x': found[0], 'value': said}, _sure(value == getattr(found[1], field))
+        return {'x': found[0], 'value': said}, sure(value == getattr(found[1], field))
     return propose
 
 
-def _query(field, *named):
+def query(field, *named):
     """Of which colour, shape or size is the thing of these names?"""
     def propose(scene, rng):
-        found = _unique(scene, rng, named)
+        found = unique(scene, rng, named)
         return ({'x': found[0]}, _soft(field, found[1])) if found else None
     return propose
 
 
-def _count(*fields):
+def count(*fields):
     def propose(scene, rng):
-        x = _guess(scene, rng, fields)
+        x = guess(scene, rng, fields)
         things = x.among(scene)
         if len(things) >= len(COUNTS):
             return None
-        label = _sure(str(len(things)))
+        label = sure(str(len(things)))
         if any(scene.partly_hidden(thing) for thing in things):
             label[str(len(things) - 1)] = 0.3  # a viewer may overlook the one behind
         return {'x': x}, label
     return propose
 
 
-def _more(field):
+def more(field):
     def propose(scene, rng):
-        x, y = _guess(scene, rng, [field]), _guess(scene, rng, [field])
-        return ({'x': x, 'y': y}, _sure(len(x.among(scene)) > len(y.among(scene)))) if x != y else None
+        x, y = guess(scene, rng, [field]), guess(scene, rng, [field])
+        return ({'x': x, 'y': y}, sure(len(x.among(scene)) > len(y.among(scene)))) if x != y else None
     return propose
 
 
-def _same(field, *named):
+def same(field, *named):
     def propose(scene, rng):
-        if not (pair := _pair(scene, rng, named)):
+        if not (pair := unique_pair(scene, rng, named)):
             return None
         x, one, y, other = pair
         if field == 'shape' and {one.shape, other.shape} == {'diamond', 'square'}:
             return None
-        return {'x': x, 'y': y}, _sure(getattr(one, field) == getattr(other, field))
+        return {'x': x, 'y': y}, sure(getattr(one, field) == getattr(other, field))
     return propose
 
 
-def _bigger(*named):
+def bigger(*named):
     def propose(scene, rng):
-        pair = _pair(scene, rng, named)
+        pair = unique_pair(scene, rng, named)
         if not pair or pair[1].size == pair[3].size:
             return None  # two things of one size are never quite equal
-        return {'x': pair[0], 'y': pair[2]}, _sure(pair[1].size == 'large')
+        return {'x': pair[0], 'y': pair[2]}, sure(pair[1].size == 'large')
     return propose
 
 
-def _beside(*named):
+def beside(*named):
     """Does one thing lie to that side of another?"""
     def propose(scene, rng):
         side = rng.choice(tuple(SIDES))
-        if not (pair := _pair(scene, rng, named)):
+        if not (pair := unique_pair(scene, rng, named)):
             return None
         x, one, y, other = pair
-        if not _clear(one, other, side) and not _clear(other, one, side):
+        if not clear(one, other, side) and not clear(other, one, side):
             return None
-        return {'x': x, 'where': side, 'y': y}, _sure(_clear(one, other, side))
+        return {'x': x, 'where': side, 'y': y}, sure(clear(one, other, side))
     return propose
 
 
-def _query_beside(field, *named):
+def query_beside(field, *named):
     """What is the one thing of these names to that side of another?"""
     def propose(scene, rng):
         side = rng.choice(tuple(SIDES))
         thing = rng.choice(scene.things)
-        x = _describe(thing, named)
-        found = _unique(scene, rng, ('colour', 'shape'))
+        x = describe(thing, named)
+        found = unique(scene, rng, ('colour', 'shape'))
         if not found or len(x.among(scene)) == 1:  # the relation must be needed
             return None
         others = [other for other in x.among(scene) if other not in (thing, found[1])]
-        if not _clear(thing, found[1], side) or any(_ahead(o, found[1], side) > -MARGIN / 2 for o in others):
+        if not clear(thing, found[1], side) or any(ahead(o, found[1], side) > -MARGIN / 2 for o in others):
             return None
         return {'x': x, 'where': side, 'y': found[0]}, _soft(field, thing)
     return propose
 
 
-def _query_edge(field):
+def query_edge(field):
     """What is the thing furthest to that side?"""
     def propose(scene, rng):
         side = rng.choice(tuple(SIDES))
         dx, dy = SIDES[side]
         reach = sorted(scene.things, key=lambda thing: -(thing.x * dx + thing.y * dy))
         edge = [thing.x * dx + thing.y * dy + thing.radius for thing in reach]
-        if _ahead(reach[0], reach[1], side) < MARGIN / 2 or edge[0] < max(edge[1:]) + MARGIN / 2:
+        if ahead(reach[0], reach[1], side) < MARGIN / 2 or edge[0] < max(edge[1:]) + MARGIN / 2:
             return None  # neither by its centre nor by its outline may another compete
         return {'edge': side}, _soft(field, reach[0])
     return propose
 
 
-def _half(answers, *named):
+def half(answers, *named):
     """In which half of the picture is it?"""
     def propose(scene, rng):
-        if not (found := _unique(scene, rng, named)):
+        if not (found := unique(scene, rng, named)):
             return None
         thing = found[1]
-        ahead = thing.x - WIDTH / 2 if answers[0] == 'left' else thing.y - HEIGHT / 2
-        return ({'x': found[0]}, _sure(answers[ahead > 0])) if abs(ahead) >= MARGIN else None
+        offset = thing.x - WIDTH / 2 if answers[0] == 'left' else thing.y - HEIGHT / 2
+        return ({'x': found[0]}, sure(answers[offset > 0])) if abs(offset) >= MARGIN else None
     return propose
 
 
@@ -303,67 +311,69 @@ TOP_BOTTOM = ('Is the {x.one} at the top or at the bottom?',
               'Is the {x.one} in the bottom or the top half?', 'Is the {x.one} nearer to the top or the bottom?')
 
 
-def _same_templates(word: str) -> tuple[str, ...]:
-    return tuple(template.replace('{field}', word) for template in SAME)
+def about(field: str, templates: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(template.replace('{field}', field) for template in templates)
 
 
 _COLOURS = FIELDS['colour']
 FORMS = (
-    Form('existence', YES_NO, EXISTENCE, _existence('shape')),
-    Form('existence', YES_NO, EXISTENCE, _existence('colour')),
-    Form('existence', YES_NO, EXISTENCE, _existence('colour', 'shape')),
-    Form('existence', YES_NO, EXISTENCE, _existence('size', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, _verify('colour', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, _verify('colour', 'size', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, _verify('size', 'colour', 'shape')),
-    Form('verification', YES_NO, IS_SHAPE, _verify('shape', 'colour')),
-    Form('verification', YES_NO, IS_SHAPE, _verify('shape', 'size', 'colour')),
-    Form('colour', _COLOURS, COLOUR, _query('colour', 'shape')),
-    Form('colour', _COLOURS, COLOUR, _query('colour', 'size', 'shape')),
-    Form('colour', _COLOURS, COLOUR, _query('colour', 'size')),
-    Form('shape', SHAPES, SHAPE, _query('shape', 'colour')),
-    Form('shape', SHAPES, SHAPE, _query('shape', 'size', 'colour')),
-    Form('shape', SHAPES, SHAPE, _query('shape', 'size')),
-    Form('size', FIELDS['size'], SIZE, _query('size', 'shape')),
-    Form('size', FIELDS['size'], SIZE, _query('size', 'colour')),
-    Form('size', FIELDS['size'], SIZE, _query('size', 'colour', 'shape')),
-    Form('counting', COUNTS, COUNT, _count('shape')),
-    Form('counting', COUNTS, COUNT, _count('colour')),
-    Form('counting', COUNTS, COUNT, _count('size')),
-    Form('comparison', YES_NO, MORE, _more('shape')),
-    Form('comparison', YES_NO, MORE, _more('colour')),
-    Form('comparison', YES_NO, _same_templates('color'), _same('colour', 'shape')),
-    Form('comparison', YES_NO, _same_templates('shape'), _same('shape', 'size', 'colour')),
-    Form('comparison', YES_NO, BIGGER, _bigger('colour', 'shape')),
-    Form('relation', YES_NO, BESIDE, _beside('colour', 'shape')),
-    Form('relation', YES_NO, BESIDE, _beside('shape')),
-    Form('relation', _COLOURS, COLOUR_BESIDE, _query_beside('colour')),
-    Form('relation', _COLOURS, COLOUR_BESIDE, _query_beside('colour', 'shape')),
-    Form('relation', SHAPES, SHAPE_BESIDE, _query_beside('shape')),
-    Form('relation', _COLOURS, COLOUR_EDGE, _query_edge('colour')),
-    Form('relation', SHAPES, SHAPE_EDGE, _query_edge('shape')),
-    Form('relation', ('left', 'right'), LEFT_RIGHT, _half(('left', 'right'), 'colour', 'shape')),
-    Form('relation', ('top', 'bottom'), TOP_BOTTOM, _half(('top', 'bottom'), 'colour', 'shape')),
+    Form('existence', YES_NO, EXISTENCE, existence('shape')),
+    Form('existence', YES_NO, EXISTENCE, existence('colour')),
+    Form('existence', YES_NO, EXISTENCE, existence('colour', 'shape')),
+    Form('existence', YES_NO, EXISTENCE, existence('size', 'shape')),
+    Form('verification', YES_NO, IS_VALUE, verify('colour', 'shape')),
+    Form('verification', YES_NO, IS_VALUE, verify('colour', 'size', 'shape')),
+    Form('verification', YES_NO, IS_VALUE, verify('size', 'colour', 'shape')),
+    Form('verification', YES_NO, IS_SHAPE, verify('shape', 'colour')),
+    Form('verification', YES_NO, IS_SHAPE, verify('shape', 'size', 'colour')),
+    Form('colour', _COLOURS, COLOUR, query('colour', 'shape')),
+    Form('colour', _COLOURS, COLOUR, query('colour', 'size', 'shape')),
+    Form('colour', _COLOURS, COLOUR, query('colour', 'size')),
+    Form('shape', SHAPES, SHAPE, query('shape', 'colour')),
+    Form('shape', SHAPES, SHAPE, query('shape', 'size', 'colour')),
+    Form('shape', SHAPES, SHAPE, query('shape', 'size')),
+    Form('size', FIELDS['size'], SIZE, query('size', 'shape')),
+    Form('size', FIELDS['size'], SIZE, query('size', 'colour')),
+    Form('size', FIELDS['size'], SIZE, query('size', 'colour', 'shape')),
+    Form('counting', COUNTS, COUNT, count('shape')),
+    Form('counting', COUNTS, COUNT, count('colour')),
+    Form('counting', COUNTS, COUNT, count('size')),
+    Form('comparison', YES_NO, MORE, more('shape')),
+    Form('comparison', YES_NO, MORE, more('colour')),
+    Form('comparison', YES_NO, about('color', SAME), same('colour', 'shape')),
+    Form('comparison', YES_NO, about('shape', SAME), same('shape', 'size', 'colour')),
+    Form('comparison', YES_NO, BIGGER, bigger('colour', 'shape')),
+    Form('relation', YES_NO, BESIDE, beside('colour', 'shape')),
+    Form('relation', YES_NO, BESIDE, beside('shape')),
+    Form('relation', _COLOURS, COLOUR_BESIDE, query_beside('colour')),
+    Form('relation', _COLOURS, COLOUR_BESIDE, query_beside('colour', 'shape')),
+    Form('relation', SHAPES, SHAPE_BESIDE, query_beside('shape')),
+    Form('relation', _COLOURS, COLOUR_EDGE, query_edge('colour')),
+    Form('relation', SHAPES, SHAPE_EDGE, query_edge('shape')),
+    Form('relation', ('left', 'right'), LEFT_RIGHT, half(('left', 'right'), 'colour', 'shape')),
+    Form('relation', ('top', 'bottom'), TOP_BOTTOM, half(('top', 'bottom'), 'colour', 'shape')),
 )
 
 
 # ---- asking
 
-def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random) -> list[dict]:
+def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random,
+        forms: tuple[Form, ...] = FORMS, shares: dict[str, float] = SHARES) -> list[dict]:
     """The questions of one split, in the form of LXMERT's VQA annotations.
 
     Args:
         scenes: by image id.
         per_image: questions about each image, all different.
         first_id: question id of the first; the others follow.
+        forms: ways to ask, some for each kind in `shares`.
     Returns:
         {'img_id', 'question_id', 'sent', 'label': {answer: score}, 'answer_type', 'question_type'} each.
-        The kinds have the shares of `SHARES`, but for a few questions; the answers of each form are about equally
+        The kinds have the shares of `shares`, but for a few questions; the answers of each form are about equally
         frequent.
     Raises:
         ValueError: a scene does not give so many different questions.
     """
-    kinds = _kinds(len(scenes) * per_image, rng)
+    kinds = deck(shares, len(scenes) * per_image, rng)
     given = defaultdict(Counter)  # form -> its answers so far
     questions = []
     for img_id, scene in scenes.items():
@@ -371,7 +381,7 @@ def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Ran
         for _ in range(per_image):
             # A kind that makes no honest question here stays first in line for the next scene.
             # At the very end the few kinds still due may not fit the last scenes: there any kind will do.
-            turns = ((turn, _question(kind, scene, given, said, rng)) for turn, kind in enumerate(chain(kinds, SHARES)))
+            turns = ((turn, _question(forms, kind, scene, given, said, rng)) for turn, kind in enumerate(chain(kinds, shares)))
             turn, found = next((one for one in turns if one[1]), (0, None))
             if found is None:
                 raise ValueError(f'{img_id}: nothing more to ask; choose fewer --questions')
@@ -380,9 +390,9 @@ def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Ran
     return questions
 
 
-def _kinds(total: int, rng: random.Random) -> list[str]:
+def deck(shares: dict[str, float], total: int, rng: random.Random) -> list[str]:
     """`total` kinds in their shares (the largest remainders are rounded up), in random order."""
-    exact = {kind: share * total for kind, share in SHARES.items()}
+    exact = {kind: share * total for kind, share in shares.items()}
     counts = {kind: int(value) for kind, value in exact.items()}
     for kind in sorted(exact, key=lambda kind: counts[kind] - exact[kind])[:total - sum(counts.values())]:
         counts[kind] += 1
@@ -391,11 +401,11 @@ def _kinds(total: int, rng: random.Random) -> list[str]:
     return kinds
 
 
-def _question(kind: str, scene: Scene, given: dict, said: set[tuple], rng: random.Random) -> dict | None:
+def _question(forms: tuple[Form, ...], kind: str, scene: Scene, given: dict, said: set[tuple], rng: random.Random) -> dict | None:
     """A question of that kind about `scene`; None if there is none that asks for something not yet in `said`."""
-    indices = [index for index, form in enumerate(FORMS) if form.kind == kind]
+    indices = [index for index, form in enumerate(forms) if form.kind == kind]
     for index in rng.sample(indices, len(indices)):
-        form = FORMS[index]
+        form = forms[index]
         least = min(given[index][answer] for answer in form.answers)
         best = None
         for _ in range(TRIES):
@@ -412,17 +422,14 @@ def _question(kind: str, scene: Scene, given: dict, said: set[tuple], rng: rando
             answer, label, slots, asks = best
             given[index][answer] += 1
             said.add(asks)
-            return {'sent': _sentence(form, slots, rng), 'label': label,
+            return {'sent': sentence(form.templates, slots, rng), 'label': label,
                     'answer_type': form.answer_type, 'question_type': kind}
     return None
 
 
-def _sentence(form: Form, slots: dict, rng: random.Random) -> str:
+def sentence(templates: tuple[str, ...], slots: dict, rng: random.Random) -> str:
+    """One of the templates, filled with the slots in one of the ways to say them."""
     words = {'picture': rng.choice(('picture', 'image'))}
     for name, value in slots.items():
-        if isinstance(value, Description):
-            words[name] = value.phrase(rng)
-        else:
-            said_as = {'where': WHERE_WORDS, 'edge': EDGE_WORDS, 'value': SIZE_WORDS}[name]
-            words[name] = rng.choice(said_as.get(value, (value,)))
-    return rng.choice(form.templates).format(**words)
+        words[name] = value.phrase(rng) if isinstance(value, Description) else rng.choice(WORDS[name].get(value, (value,)))
+    return rng.choice(templates).format(**words)

@@ -1,48 +1,54 @@
 """Predictions read against the baselines: `python src/shapes/report.py data/shapes snap/vqa/NAME/minival_predict.json`."""
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from shapes.baselines import baselines
-from shapes.questions import SHARES
+from shapes.baselines import score_table, soft_label
+from tasks.files import DataError, read_json
+
+TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines learn from
 
 
-def report(train: list[dict], scored: list[dict], predictions: list[dict]) -> tuple[str, float, float]:
-    """Scores of `predictions` ([{'question_id', 'answer'}]) on the questions `scored`, by kind.
+def read_split(world: Path, task: str, split: str) -> list[dict]:
+    return read_json(world / task / f'{split}.json', f"the {split} split of the sample world's {task}")
 
-    Returns:
-        (a table, the score, the better baseline's), both in per cent.
-    """
-    answer = {one['question_id']: one['answer'] for one in predictions}
-    if lacking := [question['question_id'] for question in scored if question['question_id'] not in answer]:
-        raise ValueError(f'expected a prediction for each question of minival, {len(lacking)} lack one, such as {lacking[0]}')
-    lines = [f'{"kind":13} {"share":>6} {"majority":>9} {"text only":>10} {"score":>6}']
-    for kind in (*SHARES, 'all'):
-        asked = [question for question in scored if kind in (question['question_type'], 'all')]
-        if not asked:
-            continue
-        guessed = baselines(train, asked)
-        score = 100 * sum(q['label'].get(answer[q['question_id']], 0.0) for q in asked) / len(asked)
-        lines.append(f'{kind:13} {100 * len(asked) / len(scored):5.1f}% {guessed["majority"]:9.1f} '
-                     f'{guessed["text_only"]:10.1f} {score:6.1f}')
-    return '\n'.join(lines), score, max(guessed.values())
+
+def read_predictions(path: Path, task: str) -> dict:
+    """{id of the question or pair: predicted answer} of the file that the task's program writes."""
+    try:
+        if task == 'nlvr2':
+            return dict(line.rsplit(',', 1) for line in path.read_text().splitlines())
+        key, answer = {'vqa': ('question_id', 'answer'), 'gqa': ('questionId', 'prediction')}[task]
+        return {one[key]: one[answer] for one in read_json(path, f'the predictions of {task}')}
+    except (KeyError, TypeError, ValueError) as error:
+        form = 'lines such as valid-0-0-0,True' if task == 'nlvr2' else f'a list of objects with {key} and {answer}'
+        raise DataError(f'{path}: expected {form}, as src/tasks/{task}.py writes them; is this of --task {task}?') from error
+
+
+def scores_of(scored: list[dict], predictions: dict) -> list[float]:
+    """The score from 0 to 1 of each question's prediction. Raises DataError where one lacks."""
+    key = 'identifier' if 'identifier' in scored[0] else 'question_id'
+    if lacking := [question[key] for question in scored if question[key] not in predictions]:
+        raise DataError(f'expected a prediction for each of {len(scored)}, {len(lacking)} lack one, such as {lacking[0]}')
+    return [soft_label(question).get(predictions[question[key]], 0.0) for question in scored]
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='shapes/report.py', description=__doc__.splitlines()[0].split(':')[0] + '.')
     parser.add_argument('world', type=Path, help='folder of the sample world')
-    parser.add_argument('predictions', type=Path, help='a minival_predict.json')
+    parser.add_argument('predictions', type=Path, help='a file such as minival_predict.json or valid_predict.csv')
+    parser.add_argument('--task', choices=TRAIN, default='vqa', help='the task that was predicted (default: vqa)')
     options = parser.parse_args(argv)
-    files = [options.world / 'vqa' / f'{split}.json' for split in ('train', 'nominival', 'minival')] + [options.predictions]
-    for file in files:
-        if not file.is_file():
-            parser.error(f'{file}: no such file')
-    train, nominival, minival, predictions = (json.loads(file.read_text()) for file in files)
+    split = options.predictions.stem.removesuffix('_predict')
     try:
-        table, score, baseline = report(train + nominival, minival, predictions)
-    except ValueError as error:
-        parser.error(f'{options.predictions}: {error}')
+        train = [one for name in TRAIN[options.task] for one in read_split(options.world, options.task, name)]
+        scored = read_split(options.world, options.task, split)
+        if 'label' not in scored[0]:
+            raise DataError(f'{options.predictions}: the split {split} has no labels; expected predictions of one that has')
+        scores = scores_of(scored, read_predictions(options.predictions, options.task))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    table, score, baseline = score_table(train, scored, scores)
     print(f'{table}\n\nScore {score:.1f}, the better baseline {baseline:.1f}: {score - baseline:+.1f} points.')
 
 

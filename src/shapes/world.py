@@ -1,12 +1,16 @@
 """The sample world on disk, laid out as LXMERT's real data is below `data/`.
 
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
+    <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
+    <out>/nlvr2/{train,valid,test,hidden}.json
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
+    <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
     <out>/bert/{vocab.txt,config.json}
     <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
     <out>/world.json                                 the settings it was made with
 """
+import contextlib
 import json
 import os
 import random
@@ -23,9 +27,17 @@ from tqdm import tqdm
 
 from lxrt.tokenization import SPECIAL_TOKENS
 from regions import tsv
-from shapes import detect, draw, features, questions, scene
+from shapes import detect, draw, features, gqa_questions, pairs, questions, scene
 
-FORMAT = 1  # raise it whenever the same settings begin to give other bytes
+FORMAT = 2  # raise it whenever the same settings begin to give other bytes
+
+# GQA and NLVR2 see the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
+FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test2015', 'submit': 'val2014'},
+           'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'}}
+TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_testdev': ('test2015',),
+        **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
+UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # the split to be submitted, which gives nothing away
+SECRET = ('label', 'answer_type', 'question_type')
 
 # A small LXMERT that learns this world from scratch on two CPU cores; names as in BERT's and Hugging Face's configs.
 # Vectors this short want larger initial weights than BERT's 0.02; what else was tried: experience_in_pretraining.md.
@@ -42,7 +54,7 @@ class Settings:
     """All that the bytes of a world depend on."""
     images: int = 2000
     seed: int = 9595
-    questions: int = 10  # per image
+    questions: int = 10  # of VQA per image, and of GQA; of NLVR2 twice as many statements
 
     def __post_init__(self):
         if self.images < 12:
@@ -50,13 +62,17 @@ class Settings:
         if not 1 <= self.questions <= 20:
             raise ValueError(f'--questions {self.questions}: expected 1 to 20 questions an image')
 
-    def splits(self) -> dict[str, tuple[str, list[int]]]:
-        """{split of the questions: (split of the images, image indices)}; test's share is 8 %, val2014's 12 %."""
+    def splits(self, task: str = 'vqa') -> dict[str, tuple[str, list[int]]]:
+        """{split of the task: (folder of its images, image indices)}; test2015's share is 8 %, val2014's 12 %."""
         test, nominival, minival = (max(2, round(self.images * share)) for share in (0.08, 0.04, 0.08))
         train = self.images - test - nominival - minival
         ends = np.cumsum([0, train, nominival, minival, test]).tolist()
         names = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'test': 'test2015'}
-        return {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
+        vqa = {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
+        if task == 'vqa':
+            return vqa
+        return {split: (folder, [index for other, indices in vqa.values() if other == folder for index in indices])
+                for split, folder in FOLDERS[task].items()}
 
 
 def is_made(out: Path, settings: Settings) -> bool:
@@ -76,13 +92,13 @@ def is_made(out: Path, settings: Settings) -> bool:
     return True
 
 
-def make(out: Path, settings: Settings, processes: int | None = None) -> dict[str, list[dict]]:
+def make(out: Path, settings: Settings, processes: int | None = None) -> dict[str, dict[str, list[dict]]]:
     """Make a world; `out` appears only when it is complete.
 
     The bytes do not depend on `processes` (default: one a core).
 
     Returns:
-        The questions of each split, test's with their labels, which are not written anywhere.
+        The annotations of each split of each task, all with their labels, also where they are not written anywhere.
     """
     building = out.with_name(f'{out.name}.tmp-{os.getpid()}')
     building.mkdir(parents=True)
@@ -94,33 +110,51 @@ def make(out: Path, settings: Settings, processes: int | None = None) -> dict[st
     return asked
 
 
-def _fill(out: Path, settings: Settings, processes: int) -> dict[str, list[dict]]:
-    splits = settings.splits()
+def _fill(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, list[dict]]]:
     folders = {}  # images of nominival and minival share a folder and a TSV
-    for folder, indices in splits.values():
+    for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
-    for folder in ('vqa', 'mscoco_imgfeat', 'bert', *(f'images/{name}' for name in folders)):
+    images = [f'images/{folder}' for folder in folders]
+    for folder in ('bert', *UNLABELLED, 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', *images):
         (out / folder).mkdir(parents=True)
+    tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with Pool(processes) as pool, tqdm(total=settings.images, desc='pictures', unit='', disable=None) as bar:
-        waiting = {split: pool.apply_async(_ask, (settings, split)) for split in splits}
+        waiting = {task: {split: pool.apply_async(_ask, (settings, task, split)) for split in settings.splits(task)}
+                   for task in UNLABELLED}
         for folder, indices in folders.items():
             found = pool.imap(partial(_picture, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
-            tsv.write(out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv', _counted(found, bar))
-        asked = {split: result.get() for split, result in waiting.items()}
+            tsv.write(tsvs[folder], _counted(found, bar))
+        asked = {task: {split: result.get() for split, result in splits.items()} for task, splits in waiting.items()}
 
-    for split, items in asked.items():
-        kept = ('img_id', 'question_id', 'sent')  # a test split gives nothing away
-        _dump(out / 'vqa' / f'{split}.json', [{k: q[k] for k in kept} for q in items] if split == 'test' else items)
-    _dump(out / 'vqa/trainval_label2ans.json', list(questions.ANSWERS))
-    _dump(out / 'vqa/trainval_ans2label.json', {answer: i for i, answer in enumerate(questions.ANSWERS)})
-    pieces = vocabulary([q['sent'] for q in asked['train']])
+    for name, parts in TSVS.items():
+        _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
+    for task, splits in asked.items():
+        for split, items in splits.items():
+            secret = SECRET if split == UNLABELLED[task] else ()
+            _dump(out / task / f'{split}.json', [{k: v for k, v in item.items() if k not in secret} for item in items])
+    for task, answers in (('vqa', questions.ANSWERS), ('gqa', gqa_questions.ANSWERS)):
+        _dump(out / task / 'trainval_label2ans.json', list(answers))
+        _dump(out / task / 'trainval_ans2label.json', {answer: i for i, answer in enumerate(answers)})
+    pieces = vocabulary([item['sent'] for splits in asked.values() for items in splits.values() for item in items])
     _lines(out / 'bert/vocab.txt', pieces)
     _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
     _lines(out / 'objects_vocab.txt', detect.CLASSES)
     _lines(out / 'attributes_vocab.txt', detect.ATTRIBUTES)
     _dump(out / 'world.json', {'format': FORMAT, **asdict(settings)}, indent=2)
     return asked
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """The lines of `parts` under another name; of a single part without a copy where the disk can do that."""
+    if len(parts) == 1:
+        with contextlib.suppress(OSError):
+            os.link(parts[0], path)
+            return
+    with open(path, 'wb') as whole:
+        for part in parts:
+            with open(part, 'rb') as lines:
+                shutil.copyfileobj(lines, whole)
 
 
 def _img_id(folder: str, index: int) -> str:
@@ -137,11 +171,18 @@ def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegio
     return detect.regions(img_id, made, pixels, rng)
 
 
-def _ask(settings: Settings, split: str) -> list[dict]:
-    folder, indices = settings.splits()[split]
+def _ask(settings: Settings, task: str, split: str) -> list[dict]:
+    splits = settings.splits(task)
+    folder, indices = splits[split]
     scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
-    rng = random.Random(f'questions {settings.seed} {split}')
-    return questions.ask(scenes, settings.questions, indices[0] * settings.questions, rng)
+    if task == 'vqa':
+        rng = random.Random(f'questions {settings.seed} {split}')
+        return questions.ask(scenes, settings.questions, indices[0] * settings.questions, rng)
+    rng = random.Random(f'{task} {settings.seed} {split}')
+    if task == 'gqa':
+        return gqa_questions.ask(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
+    sentences = 2 * pairs.PAIRS  # examples of a set
+    return pairs.state(scenes, -(-2 * len(scenes) * settings.questions // sentences), split, rng)
 
 
 def _counted(items, bar: tqdm):

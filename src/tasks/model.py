@@ -15,19 +15,22 @@ from pretrain.qa_answer_table import read_table, transfer_answers
 
 
 class AnswerModel(nn.Module):
-    """Scores answers to a question about an image.
+    """Scores answers to a question about an image, or about several, each of which is encoded with the question.
 
     encoder: any module that turns (token ids, (features, boxes), mask) into pooled vectors (b, d).
     """
 
-    def __init__(self, encoder, num_answers):
+    def __init__(self, encoder, num_answers, images=1):
         super().__init__()
-        self.lxrt_encoder = encoder
-        self.logit_fc = answer_layers(encoder.config, num_answers)
+        self.lxrt_encoder, self.images = encoder, images
+        self.logit_fc = answer_layers(encoder.config, num_answers, images)
 
     def forward(self, input_ids, features, boxes, visual_attention_mask=None):
-        """input_ids (b, t); features (b, o, f); boxes (b, o, 4); visual_attention_mask (b, o) -> logits (b, answers)."""
-        return self.logit_fc(self.lxrt_encoder(input_ids, (features, boxes), visual_attention_mask))
+        """input_ids (b, t); of k images: features (b * k, o, f); boxes (b * k, o, 4); visual_attention_mask (b * k, o), the
+        images of an example one after the other -> logits (b, answers)."""
+        each = input_ids.repeat_interleave(self.images, 0) if self.images > 1 else input_ids
+        pooled = self.lxrt_encoder(each, (features, boxes), visual_attention_mask)  # (b * k, d)
+        return self.logit_fc(pooled.view(len(input_ids), -1))
 
 
 def bert_folder(options):
@@ -65,13 +68,22 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
-def build_model(options, config, folder, answers, max_length):
+def check_snapshots(options, task_class):
+    """Raises FileNotFoundError or ValueError for files to start from that are not there or do not fit the task."""
+    if options.loadLXMERTQA and len(task_class.form.images) > 1:
+        raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
+    for flag, endings in (('load', ['.pth']), ('loadLXMERT', ['_LXRT.pth', '.pth']), ('loadLXMERTQA', ['_LXRT.pth'])):
+        if (value := getattr(options, flag)) and not any(Path(value + ending).is_file() for ending in endings):
+            raise FileNotFoundError(f'--{flag} {value}: {value}{endings[0]}: no such file')
+
+
+def build_model(options, config, folder, answers, max_length, images=1):
     """An AnswerModel with its starting weights, drawn from --seed where they are random.
 
-    answers: the answer vocabulary (list of str); folder: where BERT's weights may lie.
+    answers: the answer vocabulary (list of str); folder: where BERT's weights may lie; images: how many an example has.
     """
     torch.manual_seed(options.seed)
-    model = AnswerModel(LXRTEncoder(config, max_seq_length=max_length), len(answers))
+    model = AnswerModel(LXRTEncoder(config, max_seq_length=max_length), len(answers), images)
     encoder = model.lxrt_encoder.model
     # Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT and
     # --loadLXMERTQA, 4. --fromScratch, 5. BERT's, for the language layers.
@@ -79,7 +91,8 @@ def build_model(options, config, folder, answers, max_length):
         path = f'{options.load}.pth'
         say(fill(model, read_state(path), path))
     elif options.loadLXMERT or options.loadLXMERTQA:
-        report, state = load_lxmert(encoder, f'{options.loadLXMERT or options.loadLXMERTQA}_LXRT.pth')
+        path = Path(f'{options.loadLXMERT or options.loadLXMERTQA}_LXRT.pth')
+        report, state = load_lxmert(encoder, path if path.is_file() else f'{options.loadLXMERT}.pth')  # the second: a snapshot
         say(report)
         if options.loadLXMERTQA:
             table = read_table(Path(options.dataRoot) / 'lxmert' / 'all_ans.json')

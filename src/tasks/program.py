@@ -15,7 +15,11 @@ from lxrt.tokenization import BertTokenizer
 from lxrt.weights import fill, read_state
 from param import Options, parse_args
 from tasks import model as models
-from tasks.data import DataError, DatasetSpec, load_questions, read_json, read_splits
+from tasks.answering import dump_probabilities
+from tasks.data import load_questions
+from tasks.examples import read_examples
+from tasks.files import DataError, read_json
+from tasks.spec import DatasetSpec
 from train import evaluate, fit
 
 
@@ -37,6 +41,10 @@ def main(task_class, argv=None):
     except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
         print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f'\n{Path(sys.argv[0]).name}: interrupted; a run that was training goes on with the same command and --resume',
+              file=sys.stderr)
+        return 130
     finally:
         if program is not None:
             program.folder.close()
@@ -63,28 +71,30 @@ class Program:
         spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
         if spec.kind != task_class.kind:
             raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
+        models.check_snapshots(options, task_class)
         folder = RunFolder(options.output)
         bert = models.bert_folder(options)
         config = models.read_config(bert, options)
-        answers = spec.read_answers()
+        if not task_class.form.answers and spec.answers is None:
+            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
+        answers = list(task_class.form.answers or spec.read_answers())
         check_answers(options, answers, spec)
         return cls(task_class, options, device, folder, spec, bert, config, models.read_tokenizer(bert, config), answers)
 
     def examples(self, names):
-        """The annotations of some splits, checked."""
-        return read_splits(self.spec, names, self.task_class.id_type)
+        """The Examples of some splits, checked."""
+        return read_examples([split.annotations for split in self.spec.named(names)], self.task_class.form, self.answers)
 
     def labelled(self, flag, names, advice=''):
-        """The annotations of the splits that a flag names, which must have labels."""
-        splits = self.examples(names)
-        if not all('label' in example for _, examples in splits for example in examples):
+        """The Examples of the splits that a flag names, which must have labels."""
+        examples = self.examples(names)
+        if not examples.labelled:
             raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
-        return splits
+        return examples
 
-    def load(self, names, splits, submit=False):
+    def load(self, names, examples, submit=False):
         """The dataset of some splits, with regions that fit the model."""
-        dataset = load_questions(self.spec, names, splits, self.tokenizer, self.answers, self.options, submit,
-                                 self.device)
+        dataset = load_questions(self.spec, names, examples, self.tokenizer, self.answers, self.options, submit, self.device)
         if dataset.regions.feature_size != self.config.visual_feat_dim:
             raise DataError(f'features of {names} have {dataset.regions.feature_size} numbers a region, but the model expects '
                             f'{self.config.visual_feat_dim} (visual_feat_dim in {self.bert / "config.json"})')
@@ -92,8 +102,9 @@ class Program:
 
     def build(self):
         """The task with its model, on the device."""
-        model = models.build_model(self.options, self.config, self.bert, self.answers, self.spec.max_length)
-        return self.task_class(model.to(self.device))
+        model = models.build_model(self.options, self.config, self.bert, self.answers, self.spec.max_length,
+                                   len(self.task_class.form.images))
+        return self.task_class(model.to(self.device), self.options)
 
     def train(self):
         options, folder = self.options, self.folder
@@ -131,15 +142,19 @@ class Program:
     def test(self):
         """Predicts a split, writes its file and, where labels are known, prints the score."""
         name = self.options.test
-        splits = self.examples(name)
+        examples = self.examples(name)
         task = self.build()
-        dataset = self.load(name, splits, submit=True)
+        dataset = self.load(name, examples, submit=True)
         predictions = evaluate(task, dataset, self.options, self.device, f'Testing on {name}')
-        path = self.folder.path / f'{name}_predict.json'
-        if dist.is_main():
-            write_whole(path, lambda part: task.dump(dataset, predictions, part))
-        dist.say(f'{len(dataset):,} predictions: {path}')
-        if dataset.labelled:
+        files = {f'{name}_predict.{task.suffix}': task.dump}
+        if self.options.dumpProbs:
+            files[f'{name}_probs.json'] = dump_probabilities
+        for file, dump in files.items():
+            path = self.folder.path / file
+            if dist.is_main():
+                write_whole(path, lambda part, dump=dump: dump(dataset, predictions, part))
+            dist.say(f'{len(dataset):,} predictions: {path}')
+        if dataset.examples.labelled:
             dist.say(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
         else:
             dist.say(f'{name} has no labels: no score.')

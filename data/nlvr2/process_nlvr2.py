@@ -1,0 +1,84 @@
+"""Make train, valid, test and hidden.json of the official NLVR2 files (json lines): is a statement true of two photographs?
+
+An identifier such as dev-354-0-1 is split, set, pair and sentence; its photographs are dev-354-0-img0 (left) and -img1 (right).
+"""
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from tasks.files import DataError, field, opened
+from tasks.raw import Outputs, find, run
+
+SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr2/data)'
+SPLITS = {'train': 'train.json', 'valid': 'dev.json', 'test': 'test1.json', 'hidden': 'test2.json'}
+LABELS = {'True': 1, 'False': 0}
+
+
+def parse(line, where):
+    """The example, without its uid, of one line (bytes); DataError with `where` (file:line) if it is not one."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f'{where}: expected one json object a line, found {error}; get the file again from {SOURCE}') from None
+    identifier = field(row, 'identifier', str, where)
+    pair = re.fullmatch(r'(\w+-\d+-\d+)-\d+', identifier)
+    if not pair:
+        raise DataError(f'{where}: key "identifier": expected a text like dev-354-0-1, found {identifier!r}')
+    example = {'identifier': identifier, 'img0': f'{pair[1]}-img0', 'img1': f'{pair[1]}-img1',
+               'sent': field(row, 'sentence', str, where)}
+    if 'label' in row:
+        if row['label'] not in LABELS:
+            raise DataError(f'{where}: key "label": expected "True" or "False", found {row["label"]!r}')
+        example['label'] = LABELS[row['label']]
+    return example
+
+
+def read(path):
+    """Yields the examples of a file in its order, without uid; DataError at the first bad line or repeated identifier."""
+    seen, labelled = {}, None
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            example = parse(line, f'{path}:{number}')
+            if seen.setdefault(example['identifier'], number) != number:
+                raise DataError(f'{path}:{number}: key "identifier": expected a new one, found {example["identifier"]}, which '
+                                f'line {seen[example["identifier"]]} has; get the file again from {SOURCE}')
+            labelled = 'label' in example if labelled is None else labelled
+            if ('label' in example) != labelled:
+                raise DataError(f'{path}:{number}: key "label": expected labels on all lines of a file or on none')
+            yield example
+    if not seen:
+        raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {SOURCE}')
+
+
+def main(argv):
+    """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     epilog=f'The official files: {SOURCE}. What is not there is not made.')
+    parser.add_argument('--raw', type=Path, required=True, help='folder of ' + ', '.join(SPLITS.values()) + ', also with .gz')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    args = parser.parse_args(argv)
+
+    found = {split: find(args.raw, name) for split, name in SPLITS.items()}
+    if not any(found.values()):
+        raise FileNotFoundError(f'{args.raw}: none of {", ".join(SPLITS.values())} is there; get them from {SOURCE}')
+    for split, path in found.items():
+        if path is None:
+            print(f'{SPLITS[split]} is not in {args.raw}: no {split}.json.')
+    with Outputs(args.out, [f'{split}.json' for split, path in found.items() if path]) as out:
+        for split, path in found.items():
+            if path is None:
+                continue
+            pairs, labels = set(), Counter()
+            for i, example in enumerate(read(path)):
+                pairs.add(example['img0'])
+                labels[example.get('label')] += 1
+                out.add(f'{split}.json', example | {'uid': f'nlvr2_{split}_{i}'})
+            true = f'{100 * labels[1] / labels.total():.1f} % of them true' if None not in labels else 'no labels'
+            print(f'{split}: {labels.total():,} statements about {len(pairs):,} pairs of photographs, {true}.')
+    print(f'made {", ".join(out.files)} in {args.out}')
+
+
+if __name__ == '__main__':
+    run(main)

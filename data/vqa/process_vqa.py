@@ -1,0 +1,209 @@
+"""Make train, nominival, minival and test.json and the answer vocabulary of the official VQA v2 files.
+
+The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of the ten people gave. As
+in the preparation that the original code builds on, the vocabulary holds the most common answers of questions after the official
+evaluator's normalisation, while people's answers count as they typed them: "two" is no label, since the vocabulary has "2".
+"""
+import argparse
+import random
+from collections import Counter
+from itertools import zip_longest
+from pathlib import Path
+
+from tasks.files import DataError, field, read_json, stream
+from tasks.raw import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
+from tasks.spec import read_answers
+from tasks.vqa_answers import normalise
+
+SOURCE = 'https://visualqa.org/download.html'
+QUESTIONS = 'v2_OpenEnded_mscoco_{}_questions.json'
+ANNOTATIONS = 'v2_mscoco_{}_annotations.json'
+IMAGES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015', 'testDev': 'test2015'}
+MADE = {'train': ['train.json'], 'val': ['nominival.json', 'minival.json'], 'test': ['test.json'], 'testDev': ['test-dev.json']}
+NAMES = IMAGES | {'testDev': 'test-dev2015'}  # what the official files are called by
+SCORES = (0, 0.3, 0.6, 0.9, 1)  # of an answer that so many people gave
+MINIVAL, SEED = 5000, 9595
+
+
+def img_id(split, image_id):
+    """COCO's name of an image: img_id('train', 9) is COCO_train2014_000000000009."""
+    return f'COCO_{IMAGES[split]}_{image_id:012d}'
+
+
+def soft_scores(answers, vocabulary):
+    """{answer: soft score} of people's raw answers (list of str), only those of the vocabulary (a set)."""
+    return {answer: SCORES[min(count, 4)] for answer, count in Counter(answers).items() if answer in vocabulary}
+
+
+def pair(questions, annotations):
+    """Yields (question, annotation) of the same question_id, and at the end, with None, those without their other half.
+
+    Both are iterables of (question_id, item). The official files are in the same order, so that nearly nothing waits for its
+    other half; in another order memory grows. Raises DataError if an id comes twice while it waits.
+    """
+    waiting = ({}, {})  # of questions and annotations: {question_id: item}
+    for both in zip_longest(questions, annotations):
+        for side, (key, item) in ((side, found) for side, found in enumerate(both) if found is not None):
+            if key in waiting[side]:
+                raise DataError(f'question_id {key} is there twice; expected each once: get the files again from {SOURCE}')
+            waiting[side][key] = item
+            if key in waiting[1 - side]:
+                yield waiting[0].pop(key), waiting[1].pop(key)
+    yield from ((question, None) for question in waiting[0].values())
+    yield from ((None, annotation) for annotation in waiting[1].values())
+
+
+def read_questions(path, split):
+    """Yields (question_id, {img_id, question_id, sent}) of a questions file."""
+    for item in stream(path, 'questions.item', 'questions'):
+        key = field(item, 'question_id', int, path)
+        yield key, {'img_id': img_id(split, field(item, 'image_id', int, path)), 'question_id': key,
+                    'sent': field(item, 'question', str, path)}
+
+
+def read_annotations(path):
+    """Yields (question_id, annotation) of an annotations file."""
+    for item in stream(path, 'annotations.item', 'annotations'):
+        yield field(item, 'question_id', int, path), item
+
+
+def labelled(split, paths, vocabulary, tally):
+    """Yields the examples of a split, and counts in `tally` (a Counter) what its last lines say.
+
+    paths: of questions and annotations; vocabulary: a set of answers. Raises DataError if the files do not belong together.
+    """
+    lacking = [], []  # question ids without annotation, without question
+    for question, annotation in pair(read_questions(paths[0], split), read_annotations(paths[1])):
+        if question is None or annotation is None:
+            lacking[annotation is not None].append((question or annotation)['question_id'])
+            continue
+        answers = [field(answer, 'answer', str, paths[1]) for answer in field(annotation, 'answers', list, paths[1])]
+        label = soft_scores(answers, vocabulary)
+        tally['questions'] += 1
+        tally['answers'] += len(answers)
+        tally['known'] += sum(answer in label for answer in answers)
+        tally['spelt otherwise'] += sum(answer not in label and normalise(answer) in vocabulary for answer in answers)
+        tally['no label'] += not label
+        yield question | {'label': label, 'answer_type': field(annotation, 'answer_type', str, paths[1]),
+                          'question_type': field(annotation, 'question_type', str, paths[1])}
+    for ids, what, other in zip(lacking, ('questions', 'annotations'), reversed(paths), strict=True):
+        if ids:
+            print(f'{split}: {len(ids):,} {what} dropped: {other} has nothing for their question_id{examples_of(ids)}.')
+    if not tally['questions']:
+        raise DataError(f'{paths[0]} and {paths[1]} have no question_id in common; do they belong together?')
+
+
+def count_answers(paths):
+    """How often each normalised answer is the most common one of a question, over some annotations files."""
+    return Counter(normalise(field(item, 'multiple_choice_answer', str, path))
+                   for path in paths for _, item in read_annotations(path))
+
+
+def choose_minival(path, questions):
+    """The img_ids of minival: those in `path`, a list of questions or of image ids; without it 5,000 of val2014, by a fixed seed.
+    """
+    if path:
+        listed = read_json(path, 'minival: a list of questions with img_id, or of image ids')
+        if not isinstance(listed, list) or not listed:
+            raise DataError(f'{path}: expected a list of questions with img_id, or of image ids')
+        ids = [item.get('img_id') if isinstance(item, dict) else item for item in listed]
+        ids = [img_id('val', item) if type(item) is int else item for item in ids]
+        for item in ids:
+            if not isinstance(item, str) or not item.startswith(f'COCO_{IMAGES["val"]}_'):
+                raise DataError(f'{path}: expected image ids like {img_id("val", 42)} or 42, found {item!r}')
+        return set(ids)
+    every = sorted({question['img_id'] for _, question in read_questions(questions, 'val')})
+    if len(every) <= MINIVAL:
+        raise DataError(f'{questions}: expected more than the {MINIVAL:,} images of minival, found {len(every):,}; '
+                        'name those of minival by --minival FILE')
+    return set(random.Random(SEED).sample(every, MINIVAL))
+
+
+def parse(argv):
+    """The command line, with each of train, val (two paths), test, testDev (one) resolved to a tuple of paths, or None."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f'The official files: {SOURCE}, unzipped.')
+    parser.add_argument('--raw', type=Path, help='folder of the files under their official names, also with .gz')
+    for split in ('train', 'val'):
+        parser.add_argument(f'--{split}', nargs=2, type=Path, metavar=('QUESTIONS', 'ANNOTATIONS'),
+                            help=f'the files of {split}2014, under other names')
+    for split in ('test', 'testDev'):
+        parser.add_argument(f'--{split}', nargs=1, type=Path, metavar='QUESTIONS', help=f'the file of {NAMES[split]}')
+    parser.add_argument('--minival', type=Path, metavar='FILE', help='json: a minival.json, or a list of image ids; '
+                        f'else {MINIVAL:,} images of val2014 by a fixed seed')
+    parser.add_argument('--like', type=Path, metavar='FILE', help='a trainval_label2ans.json whose answers and order are kept, '
+                        'so that snapshots made with it fit')
+    parser.add_argument('--least', type=int, default=9,
+                        help='an answer of the vocabulary is the most common one of at least so many questions')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    args = parser.parse_args(argv)
+    for split, name in NAMES.items():
+        if args.raw is None or getattr(args, split):
+            continue
+        names = [QUESTIONS.format(name)] + ([ANNOTATIONS.format(name)] if split in ('train', 'val') else [])
+        found = [find(args.raw, name) for name in names]
+        if None in found and len(names) == 2:
+            raise FileNotFoundError(f'{args.raw / names[found.index(None)]}: no such file, nor with .gz; get it from {SOURCE}')
+        if None in found:
+            print(f'{names[0]} is not in {args.raw}: no {split}.')
+        setattr(args, split, None if None in found else found)
+    if not (args.train or args.val or args.test or args.testDev):
+        parser.error('nothing to do: give --raw, or some of --train, --val, --test, --testDev')
+    if not (args.train or args.val or args.like):
+        parser.error('the vocabulary comes from --train and --val, or from --like')
+    if args.minival and not args.val:
+        parser.error('--minival divides --val, which is not given')
+    return args
+
+
+def main(argv):
+    """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
+    args = parse(argv)
+    made = [name for split, names in MADE.items() if getattr(args, split) for name in names]
+    with Outputs(args.out, [*made, *VOCABULARY]) as out:
+        minival = choose_minival(args.minival, args.val[0]) if args.val else set()
+        if args.like:
+            answers = read_answers(args.like)
+        else:
+            counts = count_answers([paths[1] for paths in (args.train, args.val) if paths])
+            # '' is what normalisation leaves of "a" and "the"; it is label 0 in the published vocabulary, and no one's answer
+            answers = ['', *frequent(Counter({answer: n for answer, n in counts.items() if answer}), args.least)]
+            share = 100 * sum(counts[answer] for answer in answers) / counts.total()
+            print(f'vocabulary: {len(answers):,} answers, "" and, of {len(counts):,}, those that are the most common one of at '
+                f'least {args.least} questions, which cover {share:.1f} % of them; first: {", ".join(answers[1:11])}')
+        dump_vocabulary(out, answers)
+        for split in ('train', 'val'):
+            if paths := getattr(args, split):
+                write_labelled(out, split, paths, set(answers), minival)
+        for split in ('test', 'testDev'):
+            if paths := getattr(args, split):
+                images = set()
+                for _, question in read_questions(paths[0], split):
+                    images.add(question['img_id'])
+                    out.add(MADE[split][0], question)
+                print(f'{MADE[split][0]}: {out.counts[MADE[split][0]]:,} questions on {len(images):,} images.')
+    print(f'made {", ".join([*made, *VOCABULARY])} in {args.out}')
+
+
+def write_labelled(out, split, paths, vocabulary, minival):
+    """Writes the examples of train, or those of val as nominival and minival, and says what was counted."""
+    tally, images = Counter(), {}
+    for example in labelled(split, paths, vocabulary, tally):
+        name = 'train.json' if split == 'train' else 'minival.json' if example['img_id'] in minival else 'nominival.json'
+        images.setdefault(name, set()).add(example['img_id'])
+        out.add(name, example)
+    for name, ids in images.items():
+        print(f'{name}: {out.counts[name]:,} questions on {len(ids):,} images.')
+    print(f'{split}: of {tally["answers"]:,} answers of people {tally["known"]:,} are in the vocabulary, '
+        f'{tally["spelt otherwise"]:,} more only once normalised, which do not count, as in the published labels; '
+        f'{tally["no label"]:,} questions have no label and stay: any answer to them scores 0.')
+    if split == 'val':
+        found = images.get('minival.json', set())
+        if not found:
+            raise DataError(f'{paths[0]}: none of its images is of minival; do the files belong together?')
+        if len(found) < len(minival):
+            print(f'{len(minival - found):,} of the {len(minival):,} images of minival have no questions here'
+                f'{examples_of(sorted(minival - found))}.')
+
+
+if __name__ == '__main__':
+    run(main)
