@@ -1,37 +1,51 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu]
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]
 # Sets everything up, makes the sample world, trains LXMERT on it from scratch, tests it and writes the submission file.
-# Expected: 68.1 on minival (34.8 without pictures); the time: README.md, "Results". Run again, it goes on.
+# NLVR2 starts from the VQA model, which is trained first. Expected scores and times: README.md, "Results". Run again, it goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-gpus=${1:-0}
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]" >&2; exit 2; }
+[ $# -le 2 ] && [[ ${1:-0} != -* ]] || usage
+gpus=${1:-0} task=${2:-vqa} run=quickstart
 world=(--dataRoot data/shapes --bert data/shapes/bert)
+case $task in
+    vqa) known=minival hidden=test flags=(--fromScratch --lr 5e-4 --epochs 5) ;;
+    gqa) known=testdev hidden=submit flags=(--fromScratch --lr 5e-4 --epochs 5) ;;
+    nlvr2) known=valid hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2) ;;
+    *) usage ;;
+esac
 step() { printf '\n== %s\n' "$*"; }
+trap 'kill $(jobs -p) 2>/dev/null; exit 143' TERM
+try() { "$@" & wait $!; }  # in the background, so that who ends this script ends the program
 
 step "Setting up .venv"
 bash run/setup.bash
 step "Making the sample world in data/shapes"
 bash run/shapes.bash
-step "Training LXMERT from scratch on it (snap/vqa/quickstart)"
-bash run/vqa_finetune.bash "$gpus" quickstart "${world[@]}" --fromScratch \
-    --lr 5e-4 --batchSize 32 --epochs 5 --evalBatchSize 256 --resume
-step "Testing it on minival, where answers are known"
-bash run/vqa_test.bash "$gpus" quickstart_results "${world[@]}" --test minival --load snap/vqa/quickstart/BEST
-step "Answering the test split, for a leaderboard"
-bash run/vqa_test.bash "$gpus" quickstart_results "${world[@]}" --test test --load snap/vqa/quickstart/BEST
+if [ $task = nlvr2 ] && [ ! -f snap/vqa/quickstart_results/test_predict.json ]; then
+    try bash run/quickstart.bash "$gpus" vqa
+fi
+step "Training LXMERT on it (snap/$task/$run)"
+try bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" --valid $known \
+    --batchSize 32 --evalBatchSize 256 --resume
+step "Testing it on $known, where answers are known"
+try bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $known --load "snap/$task/$run/BEST"
+step "Answering $hidden, for a leaderboard"
+try bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $hidden --load "snap/$task/$run/BEST"
 
 step "What came out"
-PYTHONPATH=src .venv/bin/python src/shapes/report.py data/shapes snap/vqa/quickstart_results/minival_predict.json
+results=(snap/"$task"/${run}_results/*_predict.*)
+PYTHONPATH=src .venv/bin/python src/shapes/report.py data/shapes --task $task "snap/$task/${run}_results/${known}_predict.${results##*.}"
 cat <<TEXT
 
 majority: always the commonest answer; text only: the best guess without looking at the picture.
 
-Pictures             data/shapes/images/            questions  data/shapes/vqa/
-Snapshots and log    snap/vqa/quickstart/           (BEST.pth, LAST.pth, log.log, options.json)
-Submission file      snap/vqa/quickstart_results/test_predict.json
+Pictures             data/shapes/images/            sentences  data/shapes/$task/
+Snapshots and log    snap/$task/$run/           (BEST.pth, LAST.pth, log.log, options.json)
+Submission file      snap/$task/${run}_results/${hidden}_predict.${results##*.}
 
 Next:
-  bash run/vqa_test.bash $gpus quickstart_results ${world[*]} --test minival --load snap/vqa/quickstart/BEST
-  .venv/bin/tensorboard --logdir snap/vqa/quickstart
-  the commands for VQA itself and for a dataset of your own: README.md
+  bash run/${task}_test.bash $gpus ${run}_results ${world[*]} --test $known --load snap/$task/$run/BEST
+  .venv/bin/tensorboard --logdir snap/$task/$run
+  the commands for the real data and for a dataset of your own: README.md
 TEXT
