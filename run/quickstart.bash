@@ -9,8 +9,8 @@ usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]" >&2;
 gpus=${1:-0} task=${2:-vqa} run=quickstart
 world=(--dataRoot data/shapes --bert data/shapes/bert)
 case $task in
-    vqa) known=minival hidden=test flags=(--fromScratch --lr 5e-4 --epochs 5) ;;
-    gqa) known=testdev hidden=submit flags=(--fromScratch --lr 5e-4 --epochs 5) ;;
+    vqa) known=minival hidden=test flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
+    gqa) known=testdev hidden=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     nlvr2) known=valid hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2) ;;
     *) usage ;;
 esac
