@@ -21,8 +21,11 @@ COMMANDS = [line for block in re.findall(r'```bash\n(.*?)```', README, re.S) for
 # What makes a command of the README quick; for argparse the last of a flag's values counts.
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
-    'run/vqa_finetune.bash': ['--epochs', '1', '--batchSize', '16', '--llayers', '1', '--rlayers', '1', '--xlayers', '1'],
-    'run/vqa_test.bash': [],
+    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '16', '--llayers', '1', '--rlayers', '1', '--xlayers', '1']
+       for task in ('vqa', 'gqa', 'nlvr2')},
+    **{f'run/{task}_test.bash': [] for task in ('vqa', 'gqa', 'nlvr2')},
+    'run/evaluate.bash': [],
+    'run/ensemble.bash': [],
     'run/nlvr.bash': ['--epochs', '1', '--batchSize', '2', '--llayers', '1'],
 }
 IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # .ci/run and, in them, run/setup.bash
@@ -63,13 +66,13 @@ def checkout(made_world, tmp_path_factory):
         shutil.copy(ROOT / path, folder / path)
     if (ROOT / '.venv').exists():
         (folder / '.venv').symlink_to(ROOT / '.venv')
-    for part in ('vqa', 'mscoco_imgfeat'):
-        shutil.copytree(made_world / part, folder / 'data' / part)
+    for part in ('vqa', 'gqa', 'nlvr2', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat'):
+        shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
     shutil.copytree(made_world / 'bert', folder / 'data/bert-base-uncased')
     config = LxrtConfig.from_json(made_world / 'bert/config.json')
     answers = json.loads((made_world / 'vqa/trainval_label2ans.json').read_text())[3:]
-    (folder / 'data/lxmert').mkdir()
+    (folder / 'data/lxmert').mkdir(exist_ok=True)
     (folder / 'data/lxmert/all_ans.json').write_text(json.dumps([{'ans': answer, 'dsets': ['vqa']} for answer in answers]))
     (folder / 'snap/pretrained').mkdir(parents=True)
     torch.save(LXRTPretraining(config, num_answers=len(answers)).state_dict(), folder / 'snap/pretrained/model_LXRT.pth')
@@ -101,7 +104,7 @@ def test_each_command_of_the_readme_runs(checkout):
 
 
 def test_launchers_tell_how_to_use_them(checkout):
-    for launcher in ('vqa_finetune', 'vqa_test', 'nlvr'):
+    for launcher in ('vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test', 'nlvr', 'ensemble'):
         run = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=checkout, capture_output=True, text=True)
         assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
     run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)
