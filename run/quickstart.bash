@@ -11,7 +11,7 @@ world=(--dataRoot data/shapes --bert data/shapes/bert)
 case $task in
     vqa) known=minival hidden=test flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     gqa) known=testdev hidden=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
-    nlvr2) known=valid hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2) ;;
+    nlvr2) known=test hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2) ;;
     *) usage ;;
 esac
 step() { printf '\n== %s\n' "$*"; }
@@ -26,7 +26,7 @@ if [ $task = nlvr2 ] && [ ! -f snap/vqa/quickstart_results/test_predict.json ]; 
     try bash run/quickstart.bash "$gpus" vqa
 fi
 step "Training LXMERT on it (snap/$task/$run)"
-try bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" --valid $known \
+try bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" \
     --batchSize 32 --evalBatchSize 256 --resume
 step "Testing it on $known, where answers are known"
 try bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $known --load "snap/$task/$run/BEST"

@@ -26,10 +26,13 @@ def make_optimizer(parameters, options, total_steps, warmup):
     return OPTIMIZERS[options.optim](list(parameters), lr=options.lr)
 
 
-def seed_step(*key):
+def seed_step(device, *key):
     """Makes what is drawn next a function of the key (seed, step, rank, part) alone, so that a resumed run goes on as
     if it had never stopped."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for devices, a millisecond a step
+    if device.type == 'cuda':
+        torch.cuda.manual_seed(seed)
 
 
 def steps_per_epoch(examples, batch_size):
@@ -74,7 +77,7 @@ def train_step(task, model, optimizer, parts, options, step, device):
     optimizer.zero_grad(set_to_none=True)
     shares, score = {}, 0.0
     for i, batch in enumerate(parts):
-        seed_step(options.seed, step, dist.rank(), i)
+        seed_step(device, options.seed, step, dist.rank(), i)
         last = i == len(parts) - 1
         with contextlib.nullcontext() if last or dist.world_size() == 1 else model.no_sync():
             with autocast(options, device):
