@@ -26,6 +26,7 @@ QUICK = {
     **{f'run/{task}_test.bash': [] for task in ('vqa', 'gqa', 'nlvr2')},
     'run/evaluate.bash': [],
     'run/ensemble.bash': [],
+    'run/check_dataset.bash': [],
     'run/nlvr.bash': ['--epochs', '1', '--batchSize', '2', '--llayers', '1'],
 }
 IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # .ci/run and, in them, run/setup.bash

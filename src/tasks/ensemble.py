@@ -4,7 +4,6 @@ An answer that a file does not list counts as 0 there, so --dumpProbs should be 
 """
 
 import argparse
-import importlib
 import sys
 from collections import Counter
 from itertools import zip_longest
@@ -13,8 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.files import DataError, field, stream
-
-TASKS = {'vqa': 'VQA', 'gqa': 'GQA', 'nlvr2': 'NLVR2', 'nlvr': 'NLVR'}
+from tasks.kinds import TASKS, task_class
 
 
 def mean(paths):
@@ -41,7 +39,7 @@ def main(argv=None):
     parser.add_argument('--out', type=Path, required=True, help='the file to write, as the leaderboard takes it')
     parser.add_argument('files', nargs='+', type=Path, help='what --dumpProbs wrote: SPLIT_probs.json of each model')
     options = parser.parse_args(argv)
-    task = getattr(importlib.import_module(f'tasks.{options.task}'), TASKS[options.task])
+    task = task_class(options.task)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))

@@ -71,12 +71,15 @@ class Program:
         spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
         if spec.kind != task_class.kind:
             raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
+        if not task_class.form.answers and spec.answers is None:
+            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
+        for flag in ('train', 'valid') if options.test is None else ('test',):
+            if flag != 'valid' or options.valid:
+                spec.named(getattr(options, flag), flag)
         models.check_snapshots(options, task_class)
         folder = RunFolder(options.output)
         bert = models.bert_folder(options)
         config = models.read_config(bert, options)
-        if not task_class.form.answers and spec.answers is None:
-            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
         answers = list(task_class.form.answers or spec.read_answers())
         check_answers(options, answers, spec)
         return cls(task_class, options, device, folder, spec, bert, config, models.read_tokenizer(bert, config), answers)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from tasks.files import DataError, read_json
 
+KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'made_from')  # the last: anything, for the record
+SPLIT_KEYS = ('annotations', 'features', 'whole')
+
 
 @dataclass(frozen=True)
 class Split:
@@ -43,16 +46,27 @@ class DatasetSpec:
                 raise DataError(f'{where}: key "{path}{key}": expected {expected[kind]}, found {found!r}')
             return found
 
+        def check_keys(holder, keys, path):
+            if not isinstance(holder, dict):
+                place = f'key "{path[:-1]}": ' if path else ''
+                raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {holder!r:.100}')
+            for key in holder:
+                if key not in keys:
+                    raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
+
         expected = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
-        if not isinstance(values, dict):
-            raise DataError(f'{where}: expected an object with kind, name, max_length, answers and splits')
+        check_keys(values, KEYS, '')
         splits = {}
         for name, split in get(values, 'splits', dict, '').items():
-            features = get(split, 'features', list, f'splits.{name}.')
-            if not all(isinstance(path, str) for path in features):
-                raise DataError(f'{where}: key "splits.{name}.features": expected a list of paths, found {features!r}')
-            annotations = root / get(split, 'annotations', str, f'splits.{name}.')
-            splits[name] = Split(annotations, tuple(root / path for path in features), split.get('whole') is True)
+            path = f'splits.{name}.'
+            check_keys(split, SPLIT_KEYS, path)
+            features = get(split, 'features', list, path)
+            for place, found in enumerate(features):
+                if not isinstance(found, str) or not found:
+                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {found!r}')
+            if not isinstance(whole := split.get('whole', False), bool):
+                raise DataError(f'{where}: key "{path}whole": expected true or false, found {whole!r}')
+            splits[name] = Split(root / get(split, 'annotations', str, path), tuple(root / found for found in features), whole)
         length = get(values, 'max_length', int, '')
         if length < 3:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
@@ -64,12 +78,13 @@ class DatasetSpec:
         values = read_json(path, 'the description of a dataset')
         return cls.from_dict(values, Path(path).parent, path)
 
-    def named(self, text):
-        """The splits of a comma-separated list. Raises DataError naming an unknown one and those there are."""
+    def named(self, text, flag=None):
+        """The splits of a comma-separated list. Raises DataError naming an unknown one, those there are, and the flag, if any."""
         names = [name.strip() for name in text.split(',') if name.strip()]
         for name in names or [text]:
             if name not in self.splits:
-                raise DataError(f'unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')
+                given = f'--{flag} {text}: ' if flag else ''
+                raise DataError(f'{given}unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')
         return [self.splits[name] for name in dict.fromkeys(names)]
 
     def read_answers(self):

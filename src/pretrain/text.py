@@ -1,0 +1,42 @@
+"""The text of pre-training: what people wrote about an image, by source, and the answers where it is questions.
+
+An example is {"img_id", "sentf": {source: [sentence, ...]}, "labelf": {source: [{answer: score}, ...]}}, an object an image. A
+source in `labelf` has a label for each of its sentences, in the same order; captions have none, and `labelf` may be missing.
+"""
+
+SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
+
+
+def first_fault(example):
+    """(path of the key such as 'sentf.vqa[2]', 'what was expected there, found what') of an example's first fault, or None."""
+    if not isinstance(example, dict):
+        return 'img_id', f'an object with img_id and sentf, found {example!r:.100}'
+    img_id = example.get('img_id')
+    if not isinstance(img_id, str) or not img_id.isprintable():
+        return 'img_id', f'an image id (text), found {img_id!r:.100}'
+    for key, shape in SHAPES.items():
+        sources = example.get(key, {} if key == 'labelf' else None)
+        if not isinstance(sources, dict):
+            return key, f'an object {shape}, found {sources!r:.100}'
+        for source, items in sources.items():
+            if not isinstance(items, list):
+                return f'{key}.{source}', f'a list, as in {shape}, found {items!r:.100}'
+            if key == 'labelf' and len(items) != (count := len(example['sentf'].get(source, ()))):
+                return f'labelf.{source}', f'a label for each of the {count} sentences of sentf.{source}, found {len(items)}'
+            for place, item in enumerate(items):
+                if not (is_label(item) if key == 'labelf' else isinstance(item, str)):
+                    expected = 'an object {answer: score from 0 to 1}' if key == 'labelf' else 'a sentence'
+                    return f'{key}.{source}[{place}]', f'{expected}, found {item!r:.100}'
+    return None
+
+
+def is_label(value):
+    return isinstance(value, dict) and all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in value.values())
+
+
+def sentences(example):
+    """Yields (source, sentence, label) of an example without fault; label: {answer: score}, or None for a caption."""
+    labels = example.get('labelf', {})
+    for source, texts in example['sentf'].items():
+        for text, label in zip(texts, labels.get(source) or [None] * len(texts), strict=True):
+            yield source, text, label
