@@ -143,16 +143,22 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
     size = options.evalBatchSize or options.batchSize
     chunks = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
     own = chunks[dist.rank()::dist.world_size()]
-    predictions = []
+    found, done = None, 0
     bar = progress_bar(len(own), 0, text, options)
     for batch in batches(dataset, own, options, device):
         with autocast(options, device):
-            predictions.append([tensor.cpu().numpy() for tensor in task.predict(model, batch)])
+            predictions = [tensor.cpu().numpy() for tensor in task.predict(model, batch)]
+        if found is None:
+            # In one piece: small arrays that stay among large ones that go would keep the heap from being used again.
+            found = [np.empty((sum(map(len, own)), *array.shape[1:]), array.dtype) for array in predictions]
+        for whole, array in zip(found, predictions, strict=True):
+            whole[done:done + len(array)] = array
+        done += len(predictions[0])
         bar.update()
     bar.close()
-    by_rank = [iter(part) for part in dist.gather(predictions)]
-    in_order = [next(by_rank[i % dist.world_size()]) for i in range(len(chunks))]
-    return tuple(np.concatenate(arrays) for arrays in zip(*in_order, strict=True))
+    place = np.argsort(np.concatenate([chunk for rank in range(dist.world_size()) for chunk in chunks[rank::dist.world_size()]]))
+    by_rank = [part for part in dist.gather(found) if part is not None]  # with few chunks a rank may have had none
+    return tuple(np.concatenate(arrays)[place] for arrays in zip(*by_rank, strict=True))
 
 
 def fit(task, train_set, valid_set, options, folder, state, device):

@@ -562,7 +562,7 @@ def test_the_encoder_takes_sentences_and_ids_alike(tmp_path):
     for wrong in ((features[:1], boxes[:1]), (features[..., :-1], boxes), (features, boxes[:, :-1])):
         with pytest.raises(ValueError, match=r'2 sentences: expected features \(2, o, 6\)'):
             LXRTEncoder(tiny())(words, wrong)
-    with pytest.raises(ValueError, match='divided by the width and height of the picture, found 300.0; are they in pixels'):
+    with pytest.raises(ValueError, match=r'divided by the width and height of the picture, found 300\.0; are they in pixels'):
         LXRTEncoder(tiny())(words, (features, torch.full_like(boxes, 300)))
 
 
