@@ -2,7 +2,7 @@
 # Several models, one submission: the mean of their probabilities.
 # bash run/ensemble.bash vqa 0 ensemble --test test --load snap/vqa/a/BEST,snap/vqa/b/BEST,snap/vqa/c/BEST [flags]
 # Runs run/<task>_test.bash for each snapshot with --dumpProbs 10, into snap/<task>/<name>/1, 2, ..., then writes
-# snap/<task>/<name>/<split>_predict.json (.csv for nlvr2). Of files that --dumpProbs wrote: python -m tasks.ensemble --help
+# snap/<task>/<name>/<split>_predict.json (.csv for nlvr2). In place of a snapshot a file that --dumpProbs wrote will do.
 source "$(dirname "$0")/launch.bash"
 help="TASK GPUS|cpu NAME --test SPLIT --load SNAPSHOT,SNAPSHOT,... [flags]"
 [ $# -ge 3 ] && [[ $3 != -* ]] || usage "$help"
@@ -18,6 +18,7 @@ done
 [ -n "$split" ] && [ -n "$snapshots" ] && [ -f "run/${task}_test.bash" ] || usage "$help"
 IFS=, read -ra snapshots <<<"$snapshots"
 for i in "${!snapshots[@]}"; do
+    [[ ${snapshots[i]} != *.json ]] || { files+=("${snapshots[i]}"); continue; }
     bash "run/${task}_test.bash" "$gpus" "$name/$((i + 1))" --test "$split" --load "${snapshots[i]}" --dumpProbs 10 "${flags[@]}" || exit
     files+=("snap/$task/$name/$((i + 1))/${split}_probs.json")
 done

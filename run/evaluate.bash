@@ -3,8 +3,5 @@
 # bash run/evaluate.bash vqa|gqa|nlvr2 PREDICTIONS ANNOTATIONS [--choices FILE] [--out FILE]   (--help says what each file is)
 # Prints a table, writes only --out. Exit status 0 well, 1 a bad file, 2 wrong usage. One core: VQA's val (214,000 questions) 8 s
 # in 0.3 GB, GQA's submission (4.2 million, checked only) 30 s in 1 GB.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=python3
-[[ -x .venv/bin/python ]] && python=.venv/bin/python
-PYTHONPATH=src exec "$python" -m tasks.evaluate "$@"
+source "$(dirname "$0")/launch.bash"
+exec "$PYTHON" -m tasks.evaluate "$@"

@@ -4,4 +4,4 @@
 # Writes snap/gqa/<name>/submit_predict.json, the file that the leaderboard takes. Flags: run/README.md
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME --test SPLIT --load SNAPSHOT [flags]"
-launch src/tasks/gqa.py "" "$1" --test submit --batchSize 1024 --output "snap/gqa/$2" "${@:3}"
+launch src/tasks/gqa.py "" "$1" --test submit --batchSize 256 --output "snap/gqa/$2" "${@:3}"

@@ -1,4 +1,4 @@
-# The one way in which launchers start a program; sourced, not run.
+# The one way in which launchers start a program; sourced, not run. It goes to the repository's root and sets PYTHON and PYTHONPATH.
 #
 #   launch PROGRAM START_FLAG GPUS FLAGS...
 #

@@ -15,8 +15,10 @@ case $task in
     *) usage ;;
 esac
 step() { printf '\n== %s\n' "$*"; }
+# In the background, so that who ends this script ends the program.
+trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT
 trap 'kill $(jobs -p) 2>/dev/null; exit 143' TERM
-try() { "$@" & wait $!; }  # in the background, so that who ends this script ends the program
+try() { "$@" & wait $!; }
 
 step "Setting up .venv"
 bash run/setup.bash

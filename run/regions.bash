@@ -3,8 +3,5 @@
 # Exit status 0 well, 1 something is wrong with the regions, 2 wrong usage. data/README.md, "Looking after regions", has examples.
 # One pass on one core, in the memory of one image: check reads about 200 MB of TSV a second, 120 out of a zip. Writes only what
 # --out names, and convert the store. Only convert (a store that is older than its TSV) and show (pictures) replace what is there.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=python3
-[[ -x .venv/bin/python ]] && python=.venv/bin/python
-PYTHONPATH=src exec "$python" -m regions.doctor "$@"
+source "$(dirname "$0")/launch.bash"
+exec "$PYTHON" -m regions.doctor "$@"

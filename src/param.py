@@ -42,7 +42,7 @@ class Options:
 
     batchSize: int = flag(256, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
     mceLoss: bool = flag(False, 'Training',
-                         'Cross entropy with the best answer instead of binary cross entropy (VQA, GQA).')
+                         'Cross entropy with the best answer instead of binary cross entropy (VQA, GQA); also with --dumpProbs.')
     optim: str = flag('bert', 'Training', 'The optimizer; all but bert run at a constant rate.',
                       choices=('bert', 'rms', 'adam', 'adamax', 'sgd'))
     lr: float = flag(1e-4, 'Training', 'Learning rate; for bert the highest, after the warm-up.')

@@ -156,6 +156,8 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
         done += len(predictions[0])
         bar.update()
     bar.close()
+    if dist.world_size() == 1:
+        return tuple(found)
     place = np.argsort(np.concatenate([chunk for rank in range(dist.world_size()) for chunk in chunks[rank::dist.world_size()]]))
     by_rank = [part for part in dist.gather(found) if part is not None]  # with few chunks a rank may have had none
     return tuple(np.concatenate(arrays)[place] for arrays in zip(*by_rank, strict=True))

@@ -134,7 +134,7 @@ def test_tiny_takes_pairs_whose_two_pictures_are_among_the_first_and_all_of_test
         asked = json.loads((world / 'nlvr2/train.json').read_text())
         first = [img_id for img_id in first if img_id in {e[key] for e in asked for key in ('img0', 'img1')}][:8]
         pairs = sum(e['img0'] in first and e['img1'] in first for e in asked)
-        assert 0 < pairs < len(asked) and f'train: {pairs:,} questions' in printed
+        assert 0 < pairs < len(asked) and f'train: {pairs:,} questions' in printed and 'without regions' not in printed
         printed = train('gqa', name='gqa')
         assert f'testdev: {len(json.loads((world / "gqa/testdev.json").read_text())):,} questions' in printed
         assert 'train: ' in printed and 'on 8 images' in printed
@@ -212,10 +212,14 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
     out = tmp_path / 'sub/test_predict.json'
     assert ensemble.main(['vqa', one, two, '--out', str(out)]) == 0
     assert json.loads(out.read_text()) == [{'question_id': 5, 'answer': 'blue'}, {'question_id': 6, 'answer': 'one'}]
-    for rows, message in (([(5, [])], 'expected as many predictions as in the other files, found 1'),
-                          ([(5, []), (7, [])], 'prediction 1: key "id": expected 6 as in')):
+    assert '2 predictions of 2 models' in capsys.readouterr().out
+    for rows, message in (([(5, [['red', 1]])], 'expected as many predictions as in the other files, found 1'),
+                          ([(5, [['red', 1]]), (7, [['red', 1]])], 'prediction 1: key "id": expected 6 as in'),
+                          ([(5, [['red', 1]]), (6, [])], 'prediction 1: expected {"id"')):
         assert ensemble.main(['vqa', one, write('3.json', *rows), '--out', str(out)]) == 1
         assert message in capsys.readouterr().err
+    assert ensemble.main(['vqa', one, str(out), '--out', str(out)]) == 1  # what the leaderboard takes
+    assert 'give the _probs.json' in capsys.readouterr().err and len(json.loads(out.read_text())) == 2
     pair = write('4.json', ('d-0-0-0', [['False', .7], ['True', .3]]))
     assert ensemble.main(['nlvr2', pair, pair, '--out', str(tmp_path / 'x.csv')]) == 0
     assert (tmp_path / 'x.csv').read_text() == 'd-0-0-0,False\n'

@@ -121,7 +121,10 @@ class _Conversion:
             return
         tqdm.write(f'{self.writer.folder} goes on after {len(self.writer.positions):,} images', file=sys.stderr)
         while self.offset < note['offset'] and (text := stream.read(min(BLOCK, note['offset'] - self.offset))):
+            before = self.sha256
             self._read([text], len(text))
+            if before:
+                before.result()  # no more than a block waits for its digest
             bar.update(len(text))
         if self.sha256 and self.sha256.result() == note['sha256']:
             self.lines, self.f, self.f_line = note['lines'], self.writer.feature_size, note['f_line']
@@ -171,6 +174,6 @@ class _Conversion:
         self.f, self.f_line = block.f, block.f_line
         self.lines += block.lines
         self.images += len(block.images)
+        note['sha256'] = note['sha256'].result()  # also after a fault, or blocks would pile up behind the digest
         if not self.faults:
-            note['sha256'] = note['sha256'].result()
             self.writer.checkpoint(note | {'made_of': self.made_of, 'lines': self.lines, 'f_line': self.f_line}, CHECKPOINT)

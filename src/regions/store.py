@@ -159,7 +159,11 @@ def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
     path, folder = Path(tsv_path), store_folder(tsv_path, store_root)
     source = origin.find(path)
     if source is None:
-        return _without_source(path, folder)
+        store = _without_source(path, folder)
+        if dtype not in (None, store.meta['dtypes']['features']):
+            raise RegionError(f'{folder}: its features are {np.dtype(store.meta["dtypes"]["features"])}; {path}, to make others '
+                              'from, is not there: bring it back')
+        return store
     store, _ = _fresh_store(folder, source, dtype)
     if store is None:
         with store_files.lock(folder):

@@ -25,7 +25,7 @@ from tasks.vqa import VQA
 SPLITS = {'vqa': (VQA, 'test', 'mscoco_imgfeat/test2015_obj36', 448_000, 3129),
           'gqa': (GQA, 'submit', 'vg_gqa_imgfeat/vg_gqa_obj36', 4_200_000, 1842)}
 IMAGES = 500  # of 36 regions with 2,048 numbers, in half precision
-BATCH = 64  # larger ones are fetched from the system anew each time, page by page
+BATCH = 256  # as in run/vqa_test.bash and run/gqa_test.bash
 WORDS = [a + b for a in 'abcdefghij' for b in 'aeiou']
 
 

@@ -134,14 +134,15 @@ def load_questions(spec, names, examples, tokenizer, answers, options, submit=Fa
     for number, (split, limit) in enumerate(zip(splits, limits, strict=True)):
         own = examples.part == number
         lacking = own & ~seen
-        if lacking.sum() == own.sum() and not options.allowMissing:
+        if not (rows[own] >= 0).any() and not options.allowMissing:
             some_ids = some([ids[i] for i in image.reshape(rows.shape)[lacking][rows[lacking] < 0][:10]])
             raise DataError(f'{split.annotations}: none of its images has regions, {some_ids} among them; do they belong to '
                             f'{split.features[0]}?')
         if not submit:
             keep &= ~lacking
         if limit is not None:
-            chosen = np.unique(rows[own & seen])[:limit]  # rows are in file order
+            named = rows[own]
+            chosen = np.unique(named[named >= 0])[:limit]  # rows are in file order
             keep &= ~own | np.isin(rows, chosen).all(1)
             if not whole and len(chosen) == limit:
                 lacking = np.zeros_like(own)  # there may be regions of them in what was not read
@@ -154,11 +155,13 @@ def load_questions(spec, names, examples, tokenizer, answers, options, submit=Fa
             raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
                             'from the words alone')
         say(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
+    if not keep.any():
+        raise DataError(f'{names}: no question is left whose images are all among those used; leave out --tiny or --fast')
     if unknown := examples.unknown:
         say(f'{unknown.total():,} labels of {names} are no answers of {spec.answers} ({some(unknown)}): left out.')
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     regions = residence.place(regions, options.featDevice, device)
     dataset = QuestionDataset(examples, regions, rows, tokenizer, answers, spec.max_length)
-    say(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows)):,} images.')
+    say(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     return dataset

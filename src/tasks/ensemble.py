@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from checkpoint import write_whole
 from tasks.files import DataError, field, stream
 from tasks.kinds import TASKS, task_class
 
@@ -25,10 +26,13 @@ def mean(paths):
         for path, row in zip(paths, rows, strict=True):
             if row is None:
                 raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
-            if row.get('id') != rows[0]['id']:
+            if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
+                raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
+                                f'found {row!r:.100}; give the _probs.json that --dumpProbs wrote')
+            if row['id'] != rows[0]['id']:
                 raise DataError(f'{path}: prediction {number}: key "id": expected {rows[0]["id"]!r} as in {paths[0]}, found '
-                                f'{row.get("id")!r}; make the files from one split')
-            for answer, probability in field(row, 'answers', list, path):
+                                f'{row["id"]!r}; make the files from one split')
+            for answer, probability in row['answers']:
                 total[answer] += probability / len(paths)
         yield rows[0]['id'], total
 
@@ -43,11 +47,12 @@ def main(argv=None):
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
-        count = task.write(options.out, tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None))
+        bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
+        write_whole(options.out, lambda part: count.append(task.write(part, bar)))
     except (ValueError, OSError) as error:
         print(f'ensemble.bash: error: {error}', file=sys.stderr)
         return 1
-    print(f'{count:,} predictions of {len(options.files)} models: {options.out}')
+    print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
     return 0
 
 

@@ -171,5 +171,6 @@ def check_answers(options, answers, spec):
     theirs = read_json(path, 'the answers of the snapshot')
     if theirs != answers:
         other = [a for a in theirs if a not in set(answers)] + [a for a in answers if a not in set(theirs)]
-        raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} of {spec.answers} '
-                        + (f'(different: {", ".join(other[:3])}, ...)' if other else '(another order)'))
+        different = f'different: {", ".join(other[:3])}, ...' if other else 'another order'
+        raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} of '
+                        f'{spec.answers or spec.kind} ({different}); a snapshot of another task is started from by --loadLXMERT')
