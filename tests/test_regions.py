@@ -650,8 +650,8 @@ def test_half_precision(path):
     with pytest.raises(RegionError, match=r'image COCO_0x: .*up to 65504'):
         store.write(path.with_name('direct.store'), [large], {}, dtype='float16')
     path.unlink()
-    with pytest.raises(RegionError, match='its features are float16; .* to make others from, is not there'):
-        store.convert(path)
+    with pytest.raises(RegionError, match=r'its features are float32; .* to make others from, is not there'):
+        store.convert(path, dtype='float16')
     with pytest.raises(ValueError, match="expected float32 or float16, found 'int8'"):
         store.convert(path, dtype='int8')
 
