@@ -25,7 +25,6 @@ from tasks.vqa import VQA
 SPLITS = {'vqa': (VQA, 'test', 'mscoco_imgfeat/test2015_obj36', 448_000, 3129),
           'gqa': (GQA, 'submit', 'vg_gqa_imgfeat/vg_gqa_obj36', 4_200_000, 1842)}
 IMAGES = 500  # of 36 regions with 2,048 numbers, in half precision
-BATCH = 256  # as in run/vqa_test.bash and run/gqa_test.bash
 WORDS = [a + b for a in 'abcdefghij' for b in 'aeiou']
 
 
@@ -50,18 +49,20 @@ class Submission(Program):
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog='bash run/bench.bash submit', description=__doc__, allow_abbrev=False)
     parser.add_argument('--share', type=float, default=1.0, help='of the questions: 448,000 of VQA and 4,200,000 of GQA')
+    parser.add_argument('--batchSize', type=int, default=64, help='questions in a batch; the launchers have 256, for GPUs')
     parser.add_argument('--folder', type=Path, default=Path('snap/bench/submit'), help='where data is made, and removed again')
     parser.add_argument('--out', type=Path, default=Path('snap/bench/submit.json'), help='the figures')
     parser.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs a process of its own
     options = parser.parse_args(argv)
     if options.part:
-        print(json.dumps(predict(options.part, options.folder)))
+        print(json.dumps(predict(options.part, options.folder, options.batchSize)))
         return 0
     figures = {}
     try:
         for task in SPLITS:
             make(task, options.folder, options.share)
-            command = [sys.executable, '-m', 'tasks.bench', '--part', task, '--folder', str(options.folder)]
+            command = [sys.executable, '-m', 'tasks.bench', '--part', task, '--folder', str(options.folder),
+                       '--batchSize', str(options.batchSize)]
             figures |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
             shutil.rmtree(options.folder)
     finally:
@@ -93,11 +94,11 @@ def make(task, folder, share):
     (folder / 'bert/stand_in.pth').touch()
 
 
-def predict(task, folder):
+def predict(task, folder, batch_size):
     """The figures of one submission, by a process of its own."""
     begin = time.perf_counter()
     options = Options(test=SPLITS[task][1], dataRoot=str(folder), bert=str(folder / 'bert'), load=str(folder / 'bert/stand_in'),
-                      batchSize=BATCH, device='cpu', output=str(folder / 'out'))
+                      batchSize=batch_size, device='cpu', output=str(folder / 'out'))
     program = Submission.prepare(SPLITS[task][0], options, torch.device('cpu'))
     program.test()
     program.folder.close()
