@@ -31,7 +31,7 @@ class Progress:
     step: int = 0  # optimizer steps done in the epoch that runs
     steps_per_epoch: int = 0
     data: str = ''  # digest of the training questions
-    best: float = -1.0  # best validation score so far, per cent
+    best: float = float('-inf')  # best validation score so far
     log_size: int = 0  # bytes of log.log that belong to this state
     skipped: int = 0  # steps skipped because a gradient was not finite
     skipped_in_a_row: int = 0

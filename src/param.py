@@ -52,6 +52,15 @@ class Options:
     resume: bool = flag(False, 'Training', 'Go on from the run state in --output if there is one, else start.')
     saveSteps: int = flag(0, 'Training', 'Save the run state every so many steps as well as every epoch; 0: only every epoch.')
 
+    taskMaskLM: bool = flag(False, 'Pre-training', 'Predict masked words.')
+    taskMatched: bool = flag(False, 'Pre-training', 'Tell whether sentence and image belong together; half of them do not.')
+    taskObjPredict: bool = flag(False, 'Pre-training', 'Predict regions, by --visualLosses.')
+    taskQA: bool = flag(False, 'Pre-training', 'Answer the questions among the sentences.')
+    visualLosses: str = flag('obj,attr,feat', 'Pre-training', 'What of regions: class (obj), attribute (attr), feature (feat).')
+    qaSets: str | None = flag(None, 'Pre-training', 'Only answers of these sets of the table, such as vqa,gqa; default: all.')
+    wordMaskRate: float = flag(0.15, 'Pre-training', 'Share of word pieces that are predicted.')
+    objMaskRate: float = flag(0.15, 'Pre-training', 'Share of regions whose features are predicted.')
+
     output: str = flag('snap/test', 'Output', 'Folder for snapshots, logs and predictions.')
     tqdm: bool = flag(False, 'Output', 'Show the bars of training and testing even where the output is no terminal.')
 
@@ -83,6 +92,12 @@ class Options:
             raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f'--dropout: expected a share from 0 to below 1, found {self.dropout}')
+        for name in ('wordMaskRate', 'objMaskRate'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'--{name}: expected a share from 0 to 1, found {getattr(self, name)}')
+        kinds = self.visualLosses.split(',') if self.visualLosses else []
+        if set(kinds) - {'obj', 'attr', 'feat'} or len(set(kinds)) < len(kinds):
+            raise ValueError(f'--visualLosses: expected some of obj,attr,feat, each once, found {self.visualLosses!r}')
         if self.test is not None and not self.load:
             raise ValueError('--test: give the snapshot to test with --load, a path without .pth')
         if self.test is None and self.dumpProbs:

@@ -1,6 +1,17 @@
-"""The one loop. A task gives it a model, datasets, losses and a score; it knows none by name."""
+"""The one loop. A task gives it a model, datasets, losses and a score; it knows none by name.
+
+A task has `model`, `warmup`, `clip`, the names of its snapshots, and
+
+    counts(parts) -> {loss: what it is a mean over, in these parts of a step}
+    losses(model, batch, counts) -> ({loss: the part's share of the step's}, {what else is summed over an epoch: number})
+    report(sums) -> (text, {name: number}) of an epoch of training
+    validate(dataset, options, device) -> (score, text, {name: number}); the best score is the highest
+    shown(score) -> text
+"""
 
 import contextlib
+import signal
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,24 +46,60 @@ def seed_step(device, *key):
         torch.cuda.manual_seed(seed)
 
 
+class Part(NamedTuple):
+    """What a dataset makes a batch of. Whatever it draws is a function of the seed, the epoch and an example's position in it,
+    so that it does not depend on the number of processes, nor on where a run was resumed."""
+
+    indices: np.ndarray  # of examples, in the order of the epoch
+    first: int  # position in the epoch of the first of them; the others follow
+    epoch: int | None = None  # None: validation and testing, which draw the same each time
+
+
+class Stopped(Exception):
+    """SIGTERM came; the run state is saved."""
+
+
+class Terminations:
+    """While it is entered: whether SIGTERM has come to this process, which then ends at the next step, not at once."""
+
+    def __enter__(self):
+        self.came = False
+        self.before = signal.signal(signal.SIGTERM, self.note)
+        return self
+
+    def note(self, *_):
+        self.came = True
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.before)
+
+
 def steps_per_epoch(examples, batch_size):
     """The last incomplete batch is dropped, unless it is the only one (as in the original code)."""
     return max(examples // batch_size, 1)
 
 
 def training_parts(examples, epoch, first_step, options):
-    """Index arrays of this rank's parts of an epoch's steps, in order; --accumulate parts make one step."""
+    """This rank's Parts of an epoch's steps, in order; --accumulate of them make one step."""
     order = np.random.default_rng([options.seed, epoch]).permutation(examples)
     for step in range(first_step, steps_per_epoch(examples, options.batchSize)):
-        batch = order[step * options.batchSize:(step + 1) * options.batchSize]
-        parts = np.array_split(batch, dist.world_size() * options.accumulate)
-        yield from parts[dist.rank()::dist.world_size()]
+        start = step * options.batchSize
+        batch = order[start:start + options.batchSize]
+        parts = np.array_split(np.arange(len(batch)), dist.world_size() * options.accumulate)
+        for part in parts[dist.rank()::dist.world_size()]:
+            yield Part(batch[part], start + int(part[0]), epoch)
+
+
+def evaluation_parts(examples, options):
+    """The Parts of one pass over all examples, in their order; every rank evaluates its share of them."""
+    size = options.evalBatchSize or options.batchSize
+    return [Part(np.arange(start, min(start + size, examples)), start) for start in range(0, examples, size)]
 
 
 def batches(dataset, parts, options, device):
-    """The dataset's batches (dicts of tensors) for a list of index arrays, on the device, where it finishes them."""
+    """The dataset's batches (dicts of tensors) for some Parts, on the device, where it finishes them."""
     pin = device.type == 'cuda'
-    loader = DataLoader(dataset, sampler=list(parts), batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
     for batch in loader:
         yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})
 
@@ -66,61 +113,72 @@ def progress_bar(total, start, text, options):
     return tqdm(total=total, initial=start, desc=text, unit='step', disable=hidden, leave=False)
 
 
-def train_step(task, model, optimizer, parts, options, step, device):
-    """One optimizer step over this rank's parts of a batch.
+def train_step(task, model, optimizer, parts, options, step, device, came=False):
+    """One optimizer step over this rank's parts of a batch; came: whether it is to be this rank's last.
 
-    Returns ({loss name: this rank's share of it}, sum of this rank's scores, whether the gradient was finite).
+    Returns ({name: this rank's share of what an epoch sums up}, whether the gradient was finite, whether SIGTERM came to any).
     """
     counts = task.counts(parts)
-    for count in counts.values():
-        dist.sum_over_ranks(count)  # every loss is a mean over the whole batch
+    # Every loss is a mean over the whole batch; and all ranks must stop at the same step.
+    whole = dist.sum_over_ranks(torch.stack([*counts.values(), torch.tensor(float(came), device=device)]))
+    counts = dict(zip(counts, whole, strict=False))
     optimizer.zero_grad(set_to_none=True)
-    shares, score = {}, 0.0
+    sums = {}
     for i, batch in enumerate(parts):
         seed_step(device, options.seed, step, dist.rank(), i)
         last = i == len(parts) - 1
         with contextlib.nullcontext() if last or dist.world_size() == 1 else model.no_sync():
             with autocast(options, device):
-                losses, part_score = task.losses(model, batch, counts)
+                losses, tallies = task.losses(model, batch, counts)
             # DistributedDataParallel averages gradients; the whole batch's gradient is their sum.
             (sum(losses.values()) * dist.world_size()).backward()
-        shares = {name: shares.get(name, 0.0) + loss.detach() for name, loss in losses.items()}
-        score = score + part_score
+        losses = {f'loss/{name}': loss.detach() for name, loss in losses.items()}
+        for name, value in (losses | tallies).items():
+            sums[name] = sums.get(name, 0.0) + value
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), task.clip)
-    finite = bool(torch.isfinite(norm))
+    finite, stop = torch.isfinite(norm).item(), whole[-1].item() > 0
     if finite:
         optimizer.step()
-    return shares, score, finite
+    return sums, finite, stop
 
 
-def train_epoch(task, model, optimizer, train_set, options, progress, folder, device):
+def train_epoch(task, model, optimizer, train_set, options, progress, folder, device, terminations):
     """Runs the rest of one epoch, keeping progress up to date. Returns its sums over all ranks, by name."""
     model.train()
     sums = progress.sums
     bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
-    loaded = batches(train_set, training_parts(len(train_set), progress.epoch, progress.step, options), options, device)
+    parts = list(training_parts(len(train_set), progress.epoch, progress.step, options))
+    loaded = batches(train_set, parts, options, device)
     while progress.step < progress.steps_per_epoch:
-        parts = [next(loaded) for _ in range(options.accumulate)]
-        losses, score, finite = train_step(task, model, optimizer, parts, options, progress.total_steps, device)
+        step = [next(loaded) for _ in range(options.accumulate)]
+        found, finite, stop = train_step(task, model, optimizer, step, options, progress.total_steps, device, terminations.came)
         progress.step += 1
         if finite:
             progress.skipped_in_a_row = 0
-            examples = sum(len(next(iter(part.values()))) for part in parts)
-            for name, value in {**losses, 'score': score, 'examples': examples}.items():
+            for name, value in {**found, 'steps': 1.0 / dist.world_size()}.items():
                 sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
         else:
             count_skipped(progress, folder)
         bar.update()
         if progress.step % REPORT_STEPS == 0:
-            loss = float(dist.sum_over_ranks(sum(losses.values())))
+            loss = float(dist.sum_over_ranks(sum(value for name, value in found.items() if name.startswith('loss/'))))
             bar.set_postfix_str(f'loss {loss:.3f}')
             folder.scalars({'train/loss': loss}, progress.total_steps)
-        if options.saveSteps and progress.step % options.saveSteps == 0 and progress.step < progress.steps_per_epoch:
+        due = options.saveSteps and progress.step % options.saveSteps == 0 and progress.step < progress.steps_per_epoch
+        if due or stop:
             progress.sums = sums = {name: float(value) for name, value in sums.items()}
             folder.save_state(options, progress, task.model, optimizer)
+        if stop:
+            raise Stopped(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, all saved; the same command '
+                          'with --resume goes on')
     bar.close()
+    return sum_by_name(sums)
+
+
+def sum_by_name(sums):
+    """{name: sum over all ranks} of every rank's {name: number or tensor}."""
     by_rank = dist.gather({name: float(value) for name, value in sums.items()})
-    return {name: sum(part.get(name, 0.0) for part in by_rank) for name in by_rank[0]}
+    return {name: sum(part.get(name, 0.0) for part in by_rank) for name in dict.fromkeys(key for part in by_rank for key in part)}
 
 
 def count_skipped(progress, folder):
@@ -140,8 +198,7 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
     """The task's predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array
     for each tensor that the task predicts for a batch."""
     model = task.model.eval()
-    size = options.evalBatchSize or options.batchSize
-    chunks = [np.arange(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    chunks = evaluation_parts(len(dataset), options)
     own = chunks[dist.rank()::dist.world_size()]
     found, done = None, 0
     bar = progress_bar(len(own), 0, text, options)
@@ -150,7 +207,7 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
             predictions = [tensor.cpu().numpy() for tensor in task.predict(model, batch)]
         if found is None:
             # In one piece: small arrays that stay among large ones that go would keep the heap from being used again.
-            found = [np.empty((sum(map(len, own)), *array.shape[1:]), array.dtype) for array in predictions]
+            found = [np.empty((sum(len(part.indices) for part in own), *array.shape[1:]), array.dtype) for array in predictions]
         for whole, array in zip(found, predictions, strict=True):
             whole[done:done + len(array)] = array
         done += len(predictions[0])
@@ -158,17 +215,39 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
     bar.close()
     if dist.world_size() == 1:
         return tuple(found)
-    place = np.argsort(np.concatenate([chunk for rank in range(dist.world_size()) for chunk in chunks[rank::dist.world_size()]]))
+    order = [part.indices for rank in range(dist.world_size()) for part in chunks[rank::dist.world_size()]]
+    place = np.argsort(np.concatenate(order))
     by_rank = [part for part in dist.gather(found) if part is not None]  # with few chunks a rank may have had none
     return tuple(np.concatenate(arrays)[place] for arrays in zip(*by_rank, strict=True))
+
+
+@torch.no_grad()
+def evaluate_losses(task, dataset, options, device, text='Validating'):
+    """({loss: its mean over a whole dataset}, {what else the task sums up: its sum}), the same on every rank."""
+    model, sums = task.model.eval(), {}
+    own = evaluation_parts(len(dataset), options)[dist.rank()::dist.world_size()]
+    bar = progress_bar(len(own), 0, text, options)
+    for batch in batches(dataset, own, options, device):
+        counts = task.counts([batch])
+        with autocast(options, device):
+            losses, tallies = task.losses(model, batch, dict.fromkeys(counts, torch.ones((), device=device)))
+        found = tallies | {f'loss/{name}': value for name, value in losses.items()}
+        for name, value in (found | {f'count/{name}': value for name, value in counts.items()}).items():
+            sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
+        bar.update()
+    bar.close()
+    sums = sum_by_name(sums)
+    losses = {name.removeprefix('loss/'): value for name, value in sums.items() if name.startswith('loss/')}
+    return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 
 
 def fit(task, train_set, valid_set, options, folder, state, device):
     """Trains task.model for --epochs passes, validating after each, from the start or from a saved run state.
 
-    Writes BEST.pth (by validation score), LAST.pth, log.log, TensorBoard events and the run state to `folder`.
-    A kill at any moment loses nothing but the work since the last state: each file is whole, and what was written after
-    that state is written again with the same bits.
+    Writes the task's snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run
+    state to `folder`. A kill at any moment loses nothing but the work since the last state: each file is whole, and what was
+    written after that state is written again with the same bits. SIGTERM saves the state after the step that is under way, or
+    the epoch that is being validated, and raises Stopped.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
     optimizer = make_optimizer(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task.warmup)
@@ -177,23 +256,30 @@ def fit(task, train_set, valid_set, options, folder, state, device):
     model = task.model
     if dist.world_size() > 1:
         model = DistributedDataParallel(model, find_unused_parameters=True)
-    while progress.epoch < options.epochs:
-        sums = train_epoch(task, model, optimizer, train_set, options, progress, folder, device)
-        epoch, report = progress.epoch, {'train/score': 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)}
-        lines = [f'Epoch {epoch}: Train {report["train/score"]:.2f}']
-        if valid_set is not None:
-            report['valid/score'] = valid = task.score(valid_set, evaluate(task, valid_set, options, device, 'Validating'))
-            if valid > progress.best:
-                progress.best = valid
-                folder.save_snapshot('BEST.pth', task.model)
-            lines += [f'Epoch {epoch}: Valid {valid:.2f}', f'Epoch {epoch}: Best {progress.best:.2f}']
-        if progress.skipped:
-            lines.append(f'Epoch {epoch}: {progress.skipped} steps skipped so far: their gradients were not finite')
-        progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
-        folder.scalars(report, progress.total_steps)
-        folder.log(*lines)
-        folder.save_snapshot('LAST.pth', task.model)
-        folder.save_state(options, progress, task.model, optimizer)
+    with Terminations() as terminations:
+        while progress.epoch < options.epochs:
+            sums = train_epoch(task, model, optimizer, train_set, options, progress, folder, device, terminations)
+            finish_epoch(task, valid_set, sums, options, progress, folder, device)
+            folder.save_state(options, progress, task.model, optimizer)
+
+
+def finish_epoch(task, valid_set, sums, options, progress, folder, device):
+    """Validates, logs and writes the snapshots of an epoch that has been trained. sums: what train_epoch returned."""
+    epoch, (text, scalars) = progress.epoch, task.report(sums)
+    lines, scalars = [f'Epoch {epoch}: Train {text}'], {f'train/{name}': value for name, value in scalars.items()}
+    if valid_set is not None:
+        score, text, valid = task.validate(valid_set, options, device)
+        scalars |= {f'valid/{name}': value for name, value in valid.items()}
+        if score > progress.best:
+            progress.best = score
+            folder.save_snapshot(task.best_name, task.model)
+        lines += [f'Epoch {epoch}: Valid {text}', f'Epoch {epoch}: Best {task.shown(progress.best)}']
+    if progress.skipped:
+        lines.append(f'Epoch {epoch}: {progress.skipped} steps skipped so far: their gradients were not finite')
+    progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
+    folder.scalars(scalars, progress.total_steps)
+    folder.log(*lines)
+    folder.save_snapshot(task.epoch_name.format(epoch + 1), task.model)
 
 
 def resume(state, model, optimizer, folder):

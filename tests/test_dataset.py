@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, SMALL
 
+from annotations.files import DataError
+from annotations.spec import DatasetSpec
 from lxrt.tokenization import SPECIAL_TOKENS
 from pretrain import text
 from regions import store, tsv
 from tasks import check_dataset
 from tasks.examples import PAIR, QUESTION, TEXT_QUESTION
-from tasks.files import DataError
 from tasks.kinds import TASKS, task_class
-from tasks.spec import DatasetSpec
 
 SECTIONS = re.split(r'^(?=##+ )', (ROOT / 'data/README.md').read_text(), flags=re.M)
 DESCRIBED = {'kind': 'vqa', 'name': 'mine', 'max_length': 5, 'answers': 'answers.json', 'splits': {

@@ -12,9 +12,10 @@ from collections import Counter
 import pytest
 from conftest import ROOT, SHARED
 
-from tasks import files, raw
+from annotations import files
+from annotations.files import DataError
+from tasks import raw
 from tasks.examples import QUESTION, TEXT_QUESTION, read_examples
-from tasks.files import DataError
 
 
 def script(name):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+import start
 from param import Options
 from regions import residence, store, tsv
 from regions.arrays import RegionView
 from regions.tsv import RegionError
 from tasks.data import load_questions
 from tasks.examples import read_examples
-from tasks.program import models
 from tasks.vqa import VQA
-from train import batches
+from train import Part, batches
 
 CPU = torch.device('cpu')
 
@@ -24,8 +24,8 @@ CPU = torch.device('cpu')
 def load(world):
     """load('train', **options): the dataset of some splits of a world."""
     spec = VQA.spec(world)
-    config = models.read_config(world / 'bert', Options(bert=str(world / 'bert')))
-    tokenizer = models.read_tokenizer(world / 'bert', config)
+    config = start.read_config(world / 'bert', Options(bert=str(world / 'bert')))
+    tokenizer = start.read_tokenizer(world / 'bert', config)
 
     def dataset(names, **options):
         answers = spec.read_answers()
@@ -53,7 +53,7 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
     ragged(world)
     dataset = load('train,minival')
     assert isinstance(dataset.regions, RegionView)
-    parts = [np.arange(20), np.arange(len(dataset))[::-7]]
+    parts = [Part(np.arange(20), 0), Part(np.arange(len(dataset))[::-7], 20)]
     options = Options()
     expected = list(batches(dataset, parts, options, CPU))
     assert any('visual_attention_mask' in batch for batch in expected)
@@ -69,7 +69,7 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
     for one, other in zip(batches(dataset, parts, options, CPU), expected, strict=True):
         same(one, other)
     rows = np.array([0, -1])  # an image without regions
-    places = dataset.see(rows)['places']
+    places = residence.see(dataset.regions, rows)['places']
     assert (places[1] == -1).all() and not dataset.regions.look_up(torch.from_numpy(places))['features'][1].any()
     with pytest.raises(IndexError, match='expected rows from 0 to'):
         dataset.regions.places([len(disk)])
@@ -97,7 +97,7 @@ def test_what_does_not_fit_on_the_gpu(load):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 def test_on_a_gpu(load):
     dataset = load('minival')
-    parts, device = [np.arange(8)], torch.device('cuda')
+    parts, device = [Part(np.arange(8), 0)], torch.device('cuda')
     expected = next(batches(dataset, parts, Options(), device))
     dataset.regions = residence.place(dataset.regions, 'cuda', device)
     found = next(batches(dataset, parts, Options(), device))
@@ -120,7 +120,7 @@ def test_tiny_without_a_store_leaves_none_and_gives_the_same_batches(world, load
     whole = load('train,minival', tiny=True)
     assert said.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]  # as many questions on as many images
     assert len(np.unique(few.rows)) == 6 and few.digest() == whole.digest()
-    parts = [np.arange(len(few))]
+    parts = [Part(np.arange(len(few)), 0)]
     for one, other in zip(batches(few, parts, Options(), CPU), batches(whole, parts, Options(), CPU), strict=True):
         same(one, other)
     assert 'without regions' not in said  # there may be some in what was not read

@@ -10,13 +10,13 @@ import torch
 from conftest import ROOT, SMALL
 from torch.nn import functional as F
 
+from annotations.files import DataError
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from param import Options
 from regions import tsv
 from tasks import ensemble, evaluate
 from tasks.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
-from tasks.files import DataError
 from tasks.gqa import GQA
 from tasks.model import AnswerModel
 from tasks.nlvr import NLVR

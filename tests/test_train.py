@@ -12,7 +12,8 @@ import torch
 
 from checkpoint import Progress, RunFolder
 from param import Options
-from tasks.model import build_model, read_config
+from start import read_config
+from tasks.model import build_model
 from tasks.vqa import VQA
 from train import count_skipped, steps_per_epoch, training_parts
 
@@ -161,8 +162,8 @@ def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(
         assert not (tmp_path / name / 'BEST.pth').exists()  # no validation: only LAST is written
     options = Options(fromScratch=True, dropout=0.0)
     answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
-    start = build_model(options, read_config(world / 'bert', options), world / 'bert', answers, 20).state_dict()
-    for name, value in start.items():
+    initial = build_model(options, read_config(world / 'bert', options), world / 'bert', answers, 20).state_dict()
+    for name, value in initial.items():
         for run in ('one', 'two'):
             assert torch.equal(value, weights(tmp_path / run)[name]) == bool(is_dead(name)), name
 
@@ -184,22 +185,26 @@ class Parts:
 def test_an_epoch_visits_every_example_once_but_for_the_last_incomplete_batch():
     parts = list(training_parts(83, 3, 0, Parts))
     assert len(parts) == 2 * steps_per_epoch(83, 8) == 20
-    seen = np.concatenate(parts)
+    seen = np.concatenate([part.indices for part in parts])
     assert len(seen) == len(set(seen)) == 80
-    assert not np.array_equal(seen, np.concatenate(list(training_parts(83, 4, 0, Parts))))
+    assert [part.first for part in parts] == list(range(0, 80, 4)) and {part.epoch for part in parts} == {3}
+    assert not np.array_equal(seen, np.concatenate([part.indices for part in training_parts(83, 4, 0, Parts)]))
     # From its seventh step on, an epoch is what it is as a whole.
-    np.testing.assert_array_equal(np.concatenate(list(training_parts(83, 3, 6, Parts))), seen[48:])
-    assert steps_per_epoch(5, 8) == 1 and sum(map(len, training_parts(5, 0, 0, Parts))) == 5
+    later = list(training_parts(83, 3, 6, Parts))
+    np.testing.assert_array_equal(np.concatenate([part.indices for part in later]), seen[48:])
+    assert later[0].first == 48
+    assert steps_per_epoch(5, 8) == 1 and sum(len(part.indices) for part in training_parts(5, 0, 0, Parts)) == 5
 
 
 def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_clipping():
     logits, target = torch.randn(4, 7), torch.rand(4, 7)
     task = VQA(None, Options())
     batch = {'input_ids': None, 'features': None, 'boxes': None, 'target': target}
-    losses, score = task.losses(lambda *_: logits, batch, task.counts([batch]))
+    losses, sums = task.losses(lambda *_: logits, batch, task.counts([batch]))
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * 7
     torch.testing.assert_close(losses['BCE'], plain)
-    assert float(score) == pytest.approx(sum(float(target[i, logits[i].argmax()]) for i in range(4)))
+    assert sums['examples'] == 4
+    assert float(sums['score']) == pytest.approx(sum(float(target[i, logits[i].argmax()]) for i in range(4)))
     assert (VQA.warmup, VQA.clip) == (0.1, 5.0)  # as in the original code
 
 

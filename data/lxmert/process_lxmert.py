@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from annotations.files import DataError, field, read_json, stream
 from pretrain.qa_answer_table import normalise, read_table
-from tasks.files import DataError, field, read_json, stream
 from tasks.raw import Outputs, examples_of, find, frequent, run
 
 COCO = {'train2014': 'captions_train2014.json', 'val2014': 'captions_val2014.json'}

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from tasks.files import DataError, field, opened
+from annotations.files import DataError, field, opened
 from tasks.raw import Outputs, find, run
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr2/data)'

@@ -10,9 +10,9 @@ from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from tasks.files import DataError, field, read_json, stream
+from annotations.files import DataError, field, read_json, stream
+from annotations.spec import read_answers
 from tasks.raw import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
-from tasks.spec import read_answers
 from tasks.vqa_answers import normalise
 
 SOURCE = 'https://visualqa.org/download.html'

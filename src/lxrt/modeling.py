@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from lxrt.config import LxrtConfig
+from lxrt.losses import WEIGHTS, class_loss, feature_loss, label_counts
 
 __all__ = ['LXRTFeatureExtraction', 'LXRTModel', 'LXRTPretraining', 'LxrtConfig', 'answer_layers']
 
 MASKED_SCORE = -10000.0  # BERT's 'minus infinity'; its exponential is exactly 0 beside any real score
-VISUAL_LOSS_WEIGHT = 1 / 0.15  # brings region losses, a mean over all regions, to the scale of losses on masked ones
 
 
 def layer_norm(size):
@@ -334,11 +334,6 @@ def initialise(config):
     return set_weights
 
 
-def sum_over_labels(logits, labels):
-    """Cross entropy of logits (n, classes) summed over the labels (n,) that are not -1."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction='sum')
-
-
 class LXRTPretraining(nn.Module):
     """LXMERT with the heads and losses of its five pre-training objectives (paper, section 3.1)."""
 
@@ -359,12 +354,15 @@ class LXRTPretraining(nn.Module):
         self.apply(initialise(config))
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, masked_lm_labels=None, visual_feats=None,
-                pos=None, obj_labels=None, matched_label=None, ans=None, visual_attention_mask=None):
+                pos=None, obj_labels=None, matched_label=None, ans=None, visual_attention_mask=None, counts=None):
         """
         input_ids, token_type_ids, attention_mask, masked_lm_labels (b, t); visual_feats (b, o, f); pos (b, o, 4);
         obj_labels = {'obj': (classes (b, o), confidences (b, o)), 'attr': the same, 'feat': (features (b, o, f),
-        mask (b, o))}; matched_label (b,), 1 = the pair belongs together; ans (b,); visual_attention_mask (b, o).
+        mask (b, o), 1 = masked)}; matched_label (b,), 1 = the pair belongs together; ans (b,); visual_attention_mask (b, o).
         A label of -1 is ignored; an objective whose labels are None is not computed.
+
+        counts: {loss: number that its sum is divided by}, as `losses.label_counts` has them of these labels, which None means;
+        those of a whole batch, where this is a part of it.
 
         Returns (losses, answer logits (b, answers) or None). losses: scalars by name, of Mask_LM, Matched, Obj, Attr,
         Feat, QA those asked for. Mask_LM, Matched and QA are means over their labels; Obj, Attr and Feat are means
@@ -373,33 +371,31 @@ class LXRTPretraining(nn.Module):
         (lang, visn), pooled = self.bert(
             input_ids, token_type_ids, attention_mask, (visual_feats, pos), visual_attention_mask
         )
-        losses, answer_logits = {}, None
+        sums, answer_logits = {}, None
         if self.task_mask_lm and masked_lm_labels is not None:
             masked = masked_lm_labels != -1  # the vocabulary's logits are needed nowhere else
-            words = masked_lm_labels[masked]
-            losses['Mask_LM'] = sum_over_labels(self.cls.predictions(lang[masked]), words) / max(len(words), 1)
+            sums['Mask_LM'] = class_loss(self.cls.predictions(lang[masked]), masked_lm_labels[masked])
         if self.task_matched and matched_label is not None:
-            total = sum_over_labels(self.cls.seq_relationship(pooled), matched_label)
-            losses['Matched'] = total / (matched_label != -1).sum().clamp(min=1)
+            sums['Matched'] = class_loss(self.cls.seq_relationship(pooled), matched_label)
         if self.visual_losses and obj_labels is not None:
-            losses.update(self._visual_losses(visn, obj_labels, visual_attention_mask))
+            sums.update(self._visual_sums(visn, obj_labels, visual_attention_mask))
         if self.task_qa:
             answer_logits = self.answer_head(pooled)
             if ans is not None:
-                losses['QA'] = sum_over_labels(answer_logits, ans) / (ans != -1).sum().clamp(min=1)
-        return losses, answer_logits
+                sums['QA'] = class_loss(answer_logits, ans)
+        if counts is None:
+            counts = label_counts(pos, masked_lm_labels, matched_label, ans, visual_attention_mask)
+        return {name: total * WEIGHTS[name] / counts[name].clamp(min=1) for name, total in sums.items()}, answer_logits
 
-    def _visual_losses(self, visn, obj_labels, visual_attention_mask):
-        real = torch.ones_like(visn[..., 0]) if visual_attention_mask is None else visual_attention_mask.float()  # (b, o)
-        losses = {}
-        for kind, predicted in self.obj_predict_head(visn).items():
+    def _visual_sums(self, visn, obj_labels, visual_attention_mask):
+        real = visn.new_ones(visn.shape[:2]) if visual_attention_mask is None else visual_attention_mask  # (b, o)
+        head = self.obj_predict_head
+        hidden, sums = head.transform(visn), {}
+        for kind, decoder in head.decoder_dict.items():
             target, weight = obj_labels[kind]
             if kind == 'feat':
-                per_region = F.smooth_l1_loss(predicted.float(), target, reduction='none').mean(-1)  # (b, o)
+                masked = (weight * real) != 0  # predicted nowhere else
+                sums['Feat'] = feature_loss(decoder(hidden[masked]), target[masked])
             else:
-                per_region = F.cross_entropy(
-                    predicted.float().transpose(1, 2), target, ignore_index=-1, reduction='none'
-                )  # (b, o)
-            total = (per_region * weight * real).sum()
-            losses[kind.capitalize()] = total / real.sum().clamp(min=1) * VISUAL_LOSS_WEIGHT
-        return losses
+                sums[kind.capitalize()] = class_loss(decoder(hidden).flatten(0, 1), target.flatten(), (weight * real).flatten())
+        return sums

@@ -107,19 +107,23 @@ POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Fa
 
 
 def load_lxmert(encoder, path):
-    """Fills an LXRTFeatureExtraction from a pre-trained LXMERT file or a task's snapshot: all of `bert.` must be there and fit.
+    """Fills an LXRTFeatureExtraction from a pre-trained LXMERT file or a task's snapshot: all of `bert.` must fit.
 
-    Returns (LoadReport, the file's tensors), since the answer head's rows may be wanted next.
+    Of an LXRTPretraining the heads are filled too, where the file has them, but for the answer head, whose answers may be
+    others (as in the original code). Returns (LoadReport, the file's tensors), since the answer head's rows may be wanted next.
     """
     state = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in read_state(path).items()}
-    return fill(encoder, state, str(path), may_have=(*PRETRAINING_HEADS, TASK_HEAD, POSITION_IDS)), state
+    own = {name for name in encoder.state_dict() if name.startswith('answer_head.')}
+    given = {name: tensor for name, tensor in state.items() if name not in own}
+    return fill(encoder, given, str(path), PRETRAINING_HEADS, (*PRETRAINING_HEADS, TASK_HEAD, POSITION_IDS)), state
 
 
 def load_bert(encoder, path):
-    """Fills the embeddings, language layers and pooler of an LXRTFeatureExtraction from BERT's weights.
+    """Fills the embeddings, language layers and pooler of an LXRTFeatureExtraction, and `cls` of an LXRTPretraining where the
+    file has it, from BERT's weights.
 
-    BERT's names may lack the prefix `bert.`; its further layers and its own heads are left aside. The rest of the
-    model keeps its initial weights, as in the original code. Returns the LoadReport.
+    BERT's names may lack the prefix `bert.`; its further layers and heads are left aside. The rest of the model keeps
+    its initial weights, as in the original code. Returns the LoadReport.
     """
     state = read_state(path)
     if not any(name.startswith('bert.') for name in state):
@@ -128,7 +132,8 @@ def load_bert(encoder, path):
     further = [n for n in state if (m := re.match(r'bert\.encoder\.layer\.(\d+)\.', n)) and int(m[1]) >= layers]
     return fill(
         encoder, {name: value for name, value in state.items() if name not in further}, str(path),
-        may_miss=(r'bert\.encoder\.(visn_fc|r_layers|x_layers)\.',), may_have=(*PRETRAINING_HEADS, POSITION_IDS),
+        may_miss=(r'bert\.encoder\.(visn_fc|r_layers|x_layers)\.', *PRETRAINING_HEADS),
+        may_have=(*PRETRAINING_HEADS, POSITION_IDS),
     )
 
 

@@ -22,18 +22,27 @@ def normalise(answer):
     return SAME.get(answer, answer)
 
 
-def read_table(path):
+def read_table(path, sets=None):
     """The answers of an all_ans.json, [{"ans", "dsets"}, ...], in the order of the pre-trained answer head.
 
-    Raises FileNotFoundError, or ValueError that names the file.
+    sets: only the answers of these sets (an iterable of str), as --qaSets. Raises FileNotFoundError, or ValueError that names
+    the file, or the sets that it does not have.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such answer table; it names the rows of the pre-trained answer head')
     try:
-        return [entry['ans'] for entry in json.loads(path.read_text(encoding='utf-8'))]
+        table = [(entry['ans'], set(entry['dsets'])) for entry in json.loads(path.read_text(encoding='utf-8'))]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: expected a list of {{"ans", "dsets"}}, found a fault at {error!r}') from None
+    if len({answer for answer, _ in table}) < len(table):
+        raise ValueError(f'{path}: expected each answer once, found {len(table)} answers that are '
+                         f'{len({answer for answer, _ in table})} different ones')
+    there = set().union(*(dsets for _, dsets in table))
+    sets = there if sets is None else set(sets)
+    if unknown := sets - there:
+        raise ValueError(f'--qaSets: {path} has answers of {", ".join(sorted(there))}, none of {", ".join(sorted(unknown))}')
+    return [answer for answer, dsets in table if dsets & sets or sets == there]
 
 
 @torch.no_grad()

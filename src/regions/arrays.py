@@ -1,6 +1,7 @@
 """Regions in arrays, on disk or in RAM: looking images up by id and gathering batches, from one set, several or a part.
 
-All of them have len(), ids, feature_size, max_regions, rows(img_ids), gather(rows), objects(rows), subset(img_ids).
+All of them have len(), ids, feature_size, max_regions, rows(img_ids), gather(rows), objects(rows), pick(rows, shares),
+subset(img_ids).
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ class Regions:
 
         Padded with 0 as in `gather`, whose mask holds here too.
         """
+        raise NotImplementedError
+
+
+    def pick(self, rows, shares) -> np.ndarray:
+        """The features (k, f) of one region of each of k images: that at a share (k,) from 0 to below 1 of its regions."""
         raise NotImplementedError
 
 
@@ -93,6 +99,10 @@ class RegionArrays(Regions):
     def objects(self, rows) -> dict[str, np.ndarray]:
         _, starts, counts = self.spans(rows)
         return {name: self._read(name, starts, counts) for name in OBJECTS}
+
+    def pick(self, rows, shares) -> np.ndarray:
+        _, starts, counts = self.spans(rows)
+        return self.arrays['features'][starts + (shares * counts).astype(np.int64)]
 
     def image(self, row: int) -> ImageRegions:
         """The regions of one image as a TSV has them, features as float32 whatever is kept; nothing is checked."""
@@ -160,6 +170,14 @@ class RegionView(Regions):
     def objects(self, rows) -> dict[str, np.ndarray]:
         return self._each('objects', rows)
 
+    def pick(self, rows, shares) -> np.ndarray:
+        rows, owner, owners = self.owners(rows)
+        parts = [self.stores[which].pick(rows[owner == which] - self.starts[which], shares[owner == which]) for which in owners]
+        picked = np.zeros((len(rows), self.feature_size), np.result_type(np.float16, *parts))
+        for which, part in zip(owners, parts, strict=True):
+            picked[owner == which] = part
+        return picked
+
     def owners(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (b,), checked as by `gather`; which of the sets each is of (b,); which of them occur, in order."""
         rows = np.asarray(rows, np.int64)
@@ -215,6 +233,9 @@ class RegionSubset(Regions):
 
     def objects(self, rows) -> dict[str, np.ndarray]:
         return self.regions.objects(self._there(rows))
+
+    def pick(self, rows, shares) -> np.ndarray:
+        return self.regions.pick(self._there(rows), shares)
 
     def _there(self, rows) -> np.ndarray:
         rows = np.asarray(rows, np.int64)

@@ -25,6 +25,39 @@ def place(regions: Regions, where: str, device: torch.device) -> Regions:
     return OnDevice(regions, device) if where == 'cuda' else regions
 
 
+def see(regions: Regions, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The regions of b rows, for a batch, and their mask (b, o); of a row that is -1, every region is masked and empty.
+
+    Features and boxes as from `gather`, or, of regions on a device, places (b, o) int64; `finish` takes either.
+    """
+    if isinstance(regions, OnDevice):
+        places = regions.places(rows)
+        return {'places': places, 'mask': places >= 0}
+    seen = regions.gather(np.maximum(rows, 0))
+    blind = rows < 0
+    if blind.any():
+        seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
+    return seen
+
+
+def finish(regions: Regions, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch that has reached the device: features of places that are there, or float32 of features that crossed in half; and
+    likewise `noise` (k, f) of what was picked."""
+    if 'noise_places' in batch:
+        batch['noise'] = regions.look_up(batch.pop('noise_places'))['features']
+    if 'places' in batch:
+        batch |= regions.look_up(batch.pop('places'))
+    return batch | {name: batch[name].float() for name in ('features', 'noise') if name in batch}
+
+
+def pick(regions: Regions, rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+    """One region's features of each of k rows, as `Regions.pick`: noise (k, f), or, of regions on a device, noise_places (k,)."""
+    if isinstance(regions, OnDevice):
+        places = regions.places(rows)  # (k, o)
+        return {'noise_places': places[np.arange(len(rows)), (shares * (places >= 0).sum(1)).astype(np.int64)]}
+    return {'noise': regions.pick(rows, shares)}
+
+
 def in_ram(regions: RegionArrays | RegionView) -> RegionArrays | RegionView:
     """The same regions with features and boxes in the RAM of this process; a worker that is forked shares it."""
     if isinstance(regions, RegionView):
@@ -43,6 +76,7 @@ class OnDevice:
         self.regions = regions
         self.name, self.feature_size, self.max_regions, self.ids = (
             regions.name, regions.feature_size, regions.max_regions, regions.ids)
+        self.objects = regions.objects
         self.rows, self.stores = regions.rows, getattr(regions, 'stores', [regions])
         totals = [len(store.arrays['features']) for store in self.stores]
         self.starts = np.cumsum([0] + totals).tolist()  # of each store's regions, among those of all

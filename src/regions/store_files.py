@@ -151,7 +151,7 @@ class Writer:
             if self.saving:
                 self.saving.result()
             for name, array in per_image.items():
-                self.columns[name] = _Column(self.temporary / f'{name}.npy', array.dtype.str, array.shape[1:])
+                self.columns[name] = Column(self.temporary / f'{name}.npy', array.dtype.str, array.shape[1:])
                 self.columns[name].append(array)
             meta['digests'] = {name: column.close() for name, column in self.columns.items()}
             write_json(self.temporary / 'meta.json', meta)
@@ -177,12 +177,12 @@ class Writer:
     def _open_columns(self, feature_size: int, mode: str, length: int = 0) -> None:
         self.feature_size = feature_size
         widths = {'boxes': (4,), 'features': (feature_size,)}
-        self.columns = {name: _Column(self.temporary / f'{name}.npy', dtype, widths.get(name, ()), mode, length)
+        self.columns = {name: Column(self.temporary / f'{name}.npy', dtype, widths.get(name, ()), mode, length)
                         for name, dtype in self.dtypes.items()}
         self.synced, self.indexed = sum(column.size for column in self.columns.values()), len(self.counts)
 
 
-class _Column:
+class Column:
     """An .npy file that grows by rows; numpy leaves room in the header for the length, known when it is closed."""
 
     def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], mode: str = 'wb', length: int = 0):

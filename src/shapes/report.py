@@ -3,8 +3,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from annotations.files import DataError, read_json
 from shapes.baselines import score_table, soft_label
-from tasks.files import DataError, read_json
 
 TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines learn from
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from tasks.examples import QUESTION
+from train import evaluate
 
 MOST_TYPES = 30  # VQA v2 has 65 question types; a table that long tells nothing
 
@@ -22,6 +23,7 @@ class Answering:
     factor = None  # of a cross entropy; None: the number of answers (as in the original code)
     suffix = 'json'  # of the leaderboard's file
     warmup, clip = 0.1, 5.0  # share of the steps; highest norm of the gradient (as in the original code)
+    best_name, epoch_name = 'BEST.pth', 'LAST.pth'  # snapshots
 
     def __init__(self, model, options):
         self.model, self.most = model, options.dumpProbs or 1
@@ -50,7 +52,7 @@ class Answering:
         return {'CE': sum((target.amax(1) > 0).sum() for target in targets).to(targets[0].dtype)}
 
     def losses(self, model, batch, counts):
-        """({name: share of the whole batch's loss}, sum of the predicted answers' soft scores).
+        """({name: share of the whole batch's loss}, {'score': sum of the predicted answers' soft scores, 'examples': how many}).
 
         BCE: binary cross entropy, mean over examples and answers, times the number of answers. CE: cross entropy with the
         answer that has the highest score, mean over the examples that have one, times `factor` (as in the original code).
@@ -63,7 +65,20 @@ class Answering:
             answer = answer.masked_fill(best == 0, -1)
             loss = F.cross_entropy(logits, answer, ignore_index=-1, reduction='sum') * (self.factor or target.shape[1])
         score = target.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
-        return {self.loss: loss / counts[self.loss].clamp(min=1)}, score
+        return {self.loss: loss / counts[self.loss].clamp(min=1)}, {'score': score, 'examples': len(target)}
+
+    def report(self, sums):
+        """The mean soft score of an epoch of training, per cent."""
+        score = 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)
+        return self.shown(score), {'score': score}
+
+    def validate(self, dataset, options, device):
+        score = self.score(dataset, evaluate(self, dataset, options, device, 'Validating'))
+        return score, self.shown(score), {'score': score}
+
+    @staticmethod
+    def shown(score):
+        return f'{score:.2f}'
 
     def predict(self, model, batch):
         """The --dumpProbs best answers, else the best one: their places (b, k) int64 and probabilities (b, k) float32."""

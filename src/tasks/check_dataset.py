@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from annotations.files import DataError, some, stream
+from annotations.spec import DatasetSpec
 from lxrt.tokenization import CHUNK, BertTokenizer
 from pretrain import text
 from pretrain.qa_answer_table import normalise, read_table
 from regions import origin, store
 from tasks.examples import read_examples
-from tasks.files import DataError, some, stream
 from tasks.kinds import TASKS, task_class
-from tasks.spec import DatasetSpec
 
 PRETRAINING = 'lxmert'  # the kind whose examples are all sentences of an image
 

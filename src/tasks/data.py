@@ -5,13 +5,14 @@ import hashlib
 import numpy as np
 import torch
 
+from annotations.files import DataError, some
+from annotations.sight import open_regions, say_twice
 from dist import say
-from regions import arrays, residence, store
-from tasks.files import DataError, some
+from regions import residence
 
 
 class QuestionDataset(torch.utils.data.Dataset):
-    """Examples about images, k an example, as columns over n examples; dataset[array of indices] is a batch.
+    """Examples about images, k an example, as columns over n examples; dataset[a train.Part] is a batch.
 
     A batch: input_ids (b, t) int64, cut to its longest sentence; features (b * k, o, f) and boxes (b * k, o, 4) float32
     scaled to 0..1, or, of regions on the GPU, places (b * k, o) int64; `finish` makes them of those, and float32 of half
@@ -32,9 +33,10 @@ class QuestionDataset(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.rows)
 
-    def __getitem__(self, indices):
+    def __getitem__(self, part):
+        indices = part.indices
         sentence = self.sentence[indices]
-        seen = self.see(self.rows[indices].ravel())
+        seen = residence.see(self.regions, self.rows[indices].ravel())
         mask = seen.pop('mask')
         batch = {'input_ids': self.input_ids[sentence, :self.lengths[sentence].max()].astype(np.int64), **seen}
         if not mask.all():
@@ -43,22 +45,9 @@ class QuestionDataset(torch.utils.data.Dataset):
             batch['target'] = self.target(indices)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
-    def see(self, rows):
-        """The regions of b rows and their mask (b, o); of a row that is -1, every region is masked and empty."""
-        if isinstance(self.regions, residence.OnDevice):
-            places = self.regions.places(rows)
-            return {'places': places, 'mask': places >= 0}
-        seen = self.regions.gather(np.maximum(rows, 0))
-        blind = rows < 0
-        if blind.any():
-            seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
-        return seen
-
     def finish(self, batch):
-        """A batch that has reached the device, with the regions that were there before, or features that crossed in half."""
-        if 'places' in batch:
-            return batch | self.regions.look_up(batch.pop('places'))
-        return batch | {'features': batch['features'].float()}
+        """A batch that has reached the device."""
+        return residence.finish(self.regions, batch)
 
     def digest(self):
         """Tells whether two datasets hold the same questions, labels and images."""
@@ -90,30 +79,6 @@ class QuestionDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
-def open_regions(splits, examples, limits, store_root):
-    """The regions of some splits as one, and whether they are all that their files hold.
-
-    limits: how many images of each split are used (None: all). Where one has a limit, a TSV without a store is not converted:
-    the images needed are read into RAM.
-    """
-    users = {}  # path -> the numbers of the splits that use it, in the order of the files
-    for number, split in enumerate(splits):
-        for path in split.features:
-            users.setdefault(path, []).append(number)
-    if not any(limits) or all(store.fresh(path, store_root) for path in users):
-        return store.open_all(list(users), store_root), True
-    wanted = [{img_id.decode() for img_id in np.unique(examples.images[examples.part == number]).tolist()}
-              for number in range(len(splits))]
-    limits = [limit or len(ids) for limit, ids in zip(limits, wanted, strict=True)]
-    few = [store.fresh(path, store_root) or store.read_few(path, [wanted[i] for i in numbers], [limits[i] for i in numbers])
-           for path, numbers in users.items()]
-    few = [regions for regions in few if regions is not None]
-    if not few:
-        raise DataError(f'none of the images of {", ".join(str(split.annotations) for split in splits)} has regions in '
-                        f'{", ".join(map(str, users))}; do they belong together?')
-    return arrays.RegionView(few) if len(few) > 1 else few[0], False
-
-
 def load_questions(spec, names, examples, tokenizer, answers, options, submit=False, device=None):
     """The QuestionDataset of some splits, with what was left out said on the screen.
 
@@ -123,13 +88,12 @@ def load_questions(spec, names, examples, tokenizer, answers, options, submit=Fa
     """
     splits = spec.named(names)
     limits = [None if submit or split.whole else options.image_limit for split in splits]
-    regions, whole = open_regions(splits, examples, limits, options.storeRoot)
+    wanted = [np.unique(examples.images[examples.part == number]) for number in range(len(splits))]
+    regions, whole = open_regions(splits, wanted, limits, options.storeRoot)
     ids, image = np.unique(examples.images, return_inverse=True)
     ids = [img_id.decode() for img_id in ids.tolist()]
     rows = regions.rows(ids)[image.reshape(examples.images.shape)]  # (n, k)
-    twice = sum((part.rows(ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
-    if twice.any():
-        say(f'{twice.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')
+    say_twice(regions, ids, names)
     seen, keep, missing = (rows >= 0).all(1), np.ones(len(rows), bool), np.zeros(len(rows), bool)
     for number, (split, limit) in enumerate(zip(splits, limits, strict=True)):
         own = examples.part == number

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from annotations.files import DataError, field, stream
 from checkpoint import write_whole
-from tasks.files import DataError, field, stream
 from tasks.kinds import TASKS, task_class
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from tasks.files import DataError, field, stream
+from annotations.files import DataError, field, stream
 from tasks.metrics import consistency, gqa_belongs, gqa_consistency
 from tasks.predictions import Faults, matched, read_csv_predictions, read_gqa, read_json_predictions, read_nlvr2, read_vqa
 

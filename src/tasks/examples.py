@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tasks.files import DataError, stream
+from annotations.files import DataError, stream
 
 CHUNK = 1 << 16  # values that are collected as Python objects
 

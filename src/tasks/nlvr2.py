@@ -2,11 +2,11 @@
 
 import sys
 
+from annotations.spec import DatasetSpec
 from tasks.answering import Answering
 from tasks.examples import PAIR
 from tasks.metrics import consistency
 from tasks.program import main
-from tasks.spec import DatasetSpec
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
 

@@ -1,54 +1,30 @@
 """What every task's program does: read the options, load data and model, then train or test."""
 
-import json
-import os
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import dist
+import start
+from annotations.files import DataError, read_json
+from annotations.spec import DatasetSpec
 from checkpoint import RunFolder, write_whole
 from lxrt.config import LxrtConfig
 from lxrt.tokenization import BertTokenizer
 from lxrt.weights import fill, read_state
-from param import Options, parse_args
+from param import Options
 from tasks import model as models
 from tasks.answering import dump_probabilities
 from tasks.data import load_questions
 from tasks.examples import read_examples
-from tasks.files import DataError, read_json
-from tasks.spec import DatasetSpec
-from train import evaluate, fit
+from train import evaluate
 
 
 def main(task_class, argv=None):
-    """Runs a task's program; returns its exit status. Faults of the input end it with one message, not a traceback."""
-    options = parse_args(argv)
-    program = None
-    try:
-        device = dist.start(options.device)
-        if options.deterministic:
-            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
-            torch.use_deterministic_algorithms(True)
-        program = Program.prepare(task_class, options, device)
-        if options.test is not None:
-            program.test()
-        else:
-            program.train()
-        dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
-    except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
-        print(f'{Path(sys.argv[0]).name}: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f'\n{Path(sys.argv[0]).name}: interrupted; a run that was training goes on with the same command and --resume',
-              file=sys.stderr)
-        return 130
-    finally:
-        if program is not None:
-            program.folder.close()
-    return 0
+    """Runs a task's program; returns its exit status."""
+    return start.run(partial(Program.prepare, task_class), argv)
 
 
 @dataclass
@@ -78,11 +54,11 @@ class Program:
                 spec.named(getattr(options, flag), flag)
         models.check_snapshots(options, task_class)
         folder = RunFolder(options.output)
-        bert = models.bert_folder(options)
-        config = models.read_config(bert, options)
+        bert = start.bert_folder(options)
+        config = start.read_config(bert, options)
         answers = list(task_class.form.answers or spec.read_answers())
         check_answers(options, answers, spec)
-        return cls(task_class, options, device, folder, spec, bert, config, models.read_tokenizer(bert, config), answers)
+        return cls(task_class, options, device, folder, spec, bert, config, start.read_tokenizer(bert, config), answers)
 
     def examples(self, names):
         """The Examples of some splits, checked."""
@@ -98,9 +74,7 @@ class Program:
     def load(self, names, examples, submit=False):
         """The dataset of some splits, with regions that fit the model."""
         dataset = load_questions(self.spec, names, examples, self.tokenizer, self.answers, self.options, submit, self.device)
-        if dataset.regions.feature_size != self.config.visual_feat_dim:
-            raise DataError(f'features of {names} have {dataset.regions.feature_size} numbers a region, but the model expects '
-                            f'{self.config.visual_feat_dim} (visual_feat_dim in {self.bert / "config.json"})')
+        start.check_features(dataset.regions, self.config, names, self.bert)
         return dataset
 
     def build(self):
@@ -109,38 +83,35 @@ class Program:
                                    len(self.task_class.form.images))
         return self.task_class(model.to(self.device), self.options)
 
+    def run(self):
+        if self.options.test is not None:
+            self.test()
+        else:
+            self.train()
+
     def train(self):
         options, folder = self.options, self.folder
-        beside = {
-            'config.json': self.config.to_json(),
-            'vocab.txt': '\n'.join(self.tokenizer.ids_to_tokens) + '\n',
-            'answers.json': json.dumps(self.answers, indent=0) + '\n',
-        }
-        state = folder.read_state(options, beside)
-        if state is not None and state['progress']['epoch'] >= options.epochs:
-            dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume. Scores by type of '
-                     f'question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
-            return
+        made = start.train(options, folder, start.files_beside(self.config, self.tokenizer, self.answers), self.make, self.device)
+        if made is None:
+            dist.say(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
+        elif options.valid:
+            task, valid_set = made
+            fill(task.model, read_state(folder.path / 'BEST.pth'), 'BEST.pth')
+            predictions = evaluate(task, valid_set, options, self.device)
+            dist.say(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
+
+    def make(self):
+        """The task, the training set, and that of --valid or None."""
+        options = self.options
         # What is read fast comes first, so that its faults are found before regions are converted.
         train_examples = self.labelled('train', options.train)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task = self.build()
         train_set = self.load(options.train, train_examples)
-        step, parts = min(len(train_set), options.batchSize), dist.world_size() * options.accumulate
-        if step < parts:
-            raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
         valid_set = self.load(options.valid, valid_examples) if options.valid else None
-        folder.begin(options, beside, state, train_set.digest())
         if valid_set is not None:
             dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
-        parameters = sum(p.numel() for p in task.model.parameters())
-        dist.say(f'Training {parameters / 1e6:.1f} M parameters on {self.device}, processes: {dist.world_size()}.')
-        fit(task, train_set, valid_set, options, folder, state, self.device)
-        if valid_set is not None:
-            fill(task.model, read_state(folder.path / 'BEST.pth'), 'BEST.pth')
-            predictions = evaluate(task, valid_set, options, self.device)
-            dist.say(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
-        dist.say(f'\nSnapshots, log and events: {folder.path}')
+        return task, train_set, valid_set
 
     def test(self):
         """Predicts a split, writes its file and, where labels are known, prints the score."""

@@ -2,9 +2,9 @@
 
 import sys
 
+from annotations.spec import DatasetSpec
 from tasks.answering import Answering
 from tasks.program import main
-from tasks.spec import DatasetSpec
 
 IMAGES = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'valid': 'val2014',
           'test': 'test2015', 'test-dev': 'test2015'}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.files import DataError, read_json
+from annotations.files import DataError, read_json
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'made_from')  # the last: anything, for the record
 SPLIT_KEYS = ('annotations', 'features', 'whole')

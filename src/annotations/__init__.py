@@ -1,0 +1,1 @@
+"""What a dataset is made of: which files, and how they are read."""

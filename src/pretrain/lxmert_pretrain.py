@@ -1,0 +1,200 @@
+"""Pre-training LXMERT on sentences and regions (paper, section 3). The program behind run/lxmert_pretrain.bash."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import start
+from annotations.files import DataError
+from annotations.spec import DatasetSpec
+from checkpoint import RunFolder
+from dist import say
+from lxrt.config import LxrtConfig
+from lxrt.losses import label_counts
+from lxrt.modeling import LXRTPretraining
+from lxrt.tokenization import BertTokenizer
+from lxrt.weights import bert_weights_file, fill, load_bert, load_lxmert, read_state
+from param import Options
+from pretrain.lxmert_data import load_sentences
+from pretrain.qa_answer_table import read_table
+from train import evaluate_losses
+
+KIND = 'lxmert'  # of a --dataset
+FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
+            'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
+FLAGS = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')
+CLASSES = {'classes': 'num_object_labels', 'attributes': 'num_attr_labels'}
+
+
+class Pretraining:
+    """Up to five objectives at once: masked words, matching, region features, region labels, and question answering."""
+
+    warmup, clip = 0.05, 1.0  # share of the steps; highest norm of the gradient (as in the original code)
+    best_name, epoch_name = 'BEST_EVAL_LOSS_LXRT.pth', 'Epoch{:02d}_LXRT.pth'  # snapshots
+
+    def __init__(self, model, sources):
+        """sources: the names of the sources of sentences, in the order of the training data's."""
+        self.model, self.sources = model, sources
+
+    @staticmethod
+    def counts(parts):
+        """What each loss is a mean over, in some parts of a step."""
+        counts = {}
+        for part in parts:
+            found = label_counts(part['boxes'], part.get('masked_lm_labels'), part.get('matched_label'), part.get('ans'),
+                                 part.get('visual_attention_mask'))
+            counts = {name: counts.get(name, 0) + count for name, count in found.items()}
+        return counts
+
+    def losses(self, model, batch, counts):
+        """({loss: share of the whole batch's}, {'asked SOURCE', 'right SOURCE': how many questions})."""
+        given = {name: batch.get(name) for name in ('input_ids', 'attention_mask', 'masked_lm_labels', 'visual_feats', 'obj_labels',
+                                                    'matched_label', 'ans', 'visual_attention_mask')}
+        losses, logits = model(**given, pos=batch['boxes'], counts=counts)
+        tallies = {}
+        if 'ans' in batch:
+            asked = batch['ans'] != -1
+            for what, chosen in (('asked', asked), ('right', asked & (logits.argmax(1) == batch['ans']))):
+                counted = torch.bincount(batch['source'], weights=chosen.double(), minlength=len(self.sources))
+                tallies |= {f'{what} {source}': counted[i] for i, source in enumerate(self.sources)}
+        return losses, tallies
+
+    def report(self, sums):
+        """The mean losses of an epoch of training, with the accuracy of its answers."""
+        steps = max(sums.get('steps', 0), 1)
+        return self.told({name.removeprefix('loss/'): value / steps for name, value in sums.items() if 'loss/' in name}, sums)
+
+    def validate(self, dataset, options, device):
+        """The same of a dataset; its score is the loss, negated."""
+        losses, sums = evaluate_losses(self, dataset, options, device)
+        return -sum(losses.values()), *self.told(losses, sums)
+
+    def told(self, losses, sums):
+        """(text, {name: number}) of {loss: mean} and of the sums of what was asked and right."""
+        figures = {'loss': sum(losses.values()), **losses}
+        text = f'{self.shown(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
+        asked = {source: sums.get(f'asked {source}', 0) for source in self.sources}
+        right = {source: sums.get(f'right {source}', 0) for source in self.sources}
+        if any(asked.values()):
+            figures['QA accuracy'] = 100 * sum(right.values()) / sum(asked.values())
+            each = {source: 100 * right[source] / count for source, count in sorted(asked.items()) if count}
+            figures |= {f'QA accuracy of {source}': value for source, value in each.items()}
+            by_source = ", ".join(f"{source} {value:.2f}" for source, value in each.items())
+            text += f', QA accuracy {figures["QA accuracy"]:.2f} ({by_source})'
+        return text, figures
+
+    @staticmethod
+    def shown(score):
+        return f'loss {-score:.4f}'
+
+
+def published(root):
+    """The DatasetSpec of the pre-training data of the paper below a data folder."""
+    return DatasetSpec.from_dict({
+        'kind': KIND, 'name': 'pre-training', 'max_length': 20, 'answers': 'lxmert/all_ans.json',
+        'splits': {split: {'annotations': f'lxmert/{split}.json', 'features': [f'{features}_obj36.tsv']}
+                   for split, features in FEATURES.items()},
+    }, root, root)
+
+
+@dataclass
+class Program:
+    """A pre-training run with all that it reads and writes."""
+
+    options: Options
+    device: torch.device
+    folder: RunFolder
+    spec: DatasetSpec
+    bert: Path  # folder of vocabulary, config and perhaps BERT's weights
+    config: LxrtConfig
+    tokenizer: BertTokenizer
+    answers: list  # the answer table, in the order of the answer head; empty without --taskQA
+
+    @classmethod
+    def prepare(cls, options, device):
+        """Reads what is small, so that a fault in it is found before anything large is touched."""
+        check_flags(options)
+        spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
+        if spec.kind != KIND:
+            raise DataError(f'{options.dataset}: key "kind": expected "{KIND}" for this program, found "{spec.kind}"')
+        for flag in ('train', 'valid') if options.valid else ('train',):
+            spec.named(getattr(options, flag), flag)
+        answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
+        for flag in ('load', 'loadLXMERT'):
+            if (path := snapshot(options, flag)) and not path.is_file():
+                raise FileNotFoundError(f'--{flag}: {path}: no such file')
+        bert = start.bert_folder(options)
+        config = start.read_config(bert, options)
+        if spec.max_length > config.max_position_embeddings:
+            raise DataError(f'sentences of {spec.max_length} tokens do not fit the model: max_position_embeddings is '
+                            f'{config.max_position_embeddings}')
+        tokenizer = start.read_tokenizer(bert, config)
+        return cls(options, device, RunFolder(options.output), spec, bert, config, tokenizer, answers)
+
+    def run(self):
+        beside = start.files_beside(self.config, self.tokenizer, self.answers)
+        start.train(self.options, self.folder, beside, self.make, self.device)
+
+    def make(self):
+        """The task, the training set, and that of --valid or None."""
+        model = build_model(self.options, self.config, self.bert, len(self.answers)).to(self.device)
+        train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
+        if valid_set is not None:  # sources are counted by their place
+            valid_set.name_sources(train_set.sources)
+        return Pretraining(model, (valid_set or train_set).sources), train_set, valid_set
+
+    def load(self, names):
+        dataset = load_sentences(self.spec, names, self.tokenizer, self.answers, self.options, self.device)
+        regions = dataset.regions
+        start.check_features(regions, self.config, names, self.bert)
+        for store in getattr(regions, 'stores', [regions]) if self.options.taskObjPredict else ():
+            for name, size in CLASSES.items():
+                if (most := int(store.arrays[name].max(initial=0))) >= (expected := getattr(self.config, size)):
+                    raise DataError(f'{store.name}: has {name} up to {most}, but the model knows {expected} ({size} in '
+                                    f'{self.bert / "config.json"})')
+        return dataset
+
+
+def check_flags(options):
+    """Raises ValueError for flags that mean nothing here, or no objective."""
+    if not any(getattr(options, flag) for flag in FLAGS):
+        raise ValueError(f'nothing to learn: give some of {", ".join(f"--{flag}" for flag in FLAGS)}')
+    if options.taskObjPredict and not options.visualLosses:
+        raise ValueError('--taskObjPredict: --visualLosses names nothing to predict of regions')
+    for flag in ('test', 'loadLXMERTQA', 'mceLoss', 'dumpProbs', 'allowMissing'):
+        if getattr(options, flag):
+            raise ValueError(f'--{flag}: has no meaning in pre-training')
+
+
+def snapshot(options, flag):
+    """The file that --load or --loadLXMERT names, or None: a path without _LXRT.pth, or a task's snapshot without .pth."""
+    if not (value := getattr(options, flag)):
+        return None
+    path = Path(f'{value.removesuffix("_LXRT")}_LXRT.pth')
+    return Path(f'{value}.pth') if flag == 'loadLXMERT' and not path.is_file() else path
+
+
+def build_model(options, config, folder, num_answers):
+    """An LXRTPretraining with its starting weights, drawn from --seed where they are random; folder: where BERT's may lie."""
+    torch.manual_seed(options.seed)
+    model = LXRTPretraining(config, options.taskMaskLM, options.taskMatched, options.taskObjPredict, options.visualLosses,
+                            options.taskQA, num_answers)
+    # Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT, 4. --fromScratch,
+    # 5. BERT's, for the language layers and the heads of words.
+    if options.load:
+        path = snapshot(options, 'load')
+        say(fill(model, read_state(path), str(path)))
+    elif options.loadLXMERT:
+        say(load_lxmert(model, snapshot(options, 'loadLXMERT'))[0])
+    elif not options.fromScratch:
+        path = bert_weights_file(folder)
+        if path is None:
+            raise start.no_bert_weights(folder)
+        say(load_bert(model, path))
+    return model
+
+
+if __name__ == '__main__':
+    sys.exit(start.run(Program.prepare))

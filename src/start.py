@@ -1,0 +1,127 @@
+"""How every program starts and ends: options, device, the folder that --bert names; faults as messages."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import dist
+from annotations.files import DataError
+from lxrt.config import LxrtConfig
+from lxrt.tokenization import BertTokenizer
+from param import parse_args
+from train import Stopped, fit
+
+STOPPED = 75  # exit status of a run that SIGTERM ended with all saved: 'failed for now, try again' (sysexits.h)
+
+
+def run(prepare, argv=None):
+    """Runs a program; returns its exit status. Faults of the input end it with one message, not a traceback.
+
+    prepare: (options, device) -> an object with `folder`, a RunFolder, and `run()`.
+    """
+    options, name = parse_args(argv), Path(sys.argv[0]).name
+    program = None
+    try:
+        device = dist.start(options.device)
+        if options.deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
+            torch.use_deterministic_algorithms(True)
+        program = prepare(options, device)
+        program.run()
+        dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
+    except Stopped as stopped:
+        dist.say(f'{name}: {stopped}')
+        dist.stop()
+        return STOPPED
+    except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
+        print(f'{name}: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'\n{name}: interrupted; a run that was training goes on with the same command and --resume', file=sys.stderr)
+        return 130
+    finally:
+        if program is not None:
+            program.folder.close()
+    return 0
+
+
+def bert_folder(options):
+    """The folder that --bert names: a path, or a name below --dataRoot. Raises FileNotFoundError that says what to do."""
+    beside = Path(options.load).parent if options.load else None
+    if beside and (beside / 'vocab.txt').is_file() and (beside / 'config.json').is_file():
+        return beside  # a snapshot carries its own
+    for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
+        if (folder / 'vocab.txt').is_file():
+            return folder
+    raise FileNotFoundError(
+        f'--bert {options.bert}: found no vocab.txt in {options.bert}/ or {Path(options.dataRoot) / options.bert}/; '
+        "put BERT's vocab.txt, config.json and pytorch_model.bin (or model.safetensors) there"
+    )
+
+
+def read_config(folder, options):
+    """The model's config: the folder's config.json (BERT base and lxr955 if there is none) with --llayers, --xlayers,
+    --rlayers and --dropout over it."""
+    path = folder / 'config.json'
+    config = LxrtConfig.from_json(path) if path.is_file() else LxrtConfig()
+    for name, value in (('l_layers', options.llayers), ('x_layers', options.xlayers), ('r_layers', options.rlayers),
+                        ('hidden_dropout_prob', options.dropout), ('attention_probs_dropout_prob', options.dropout)):
+        if value is not None:
+            setattr(config, name, value)
+    return config
+
+
+def read_tokenizer(folder, config):
+    """The folder's tokenizer. Raises ValueError if the vocabulary is larger than the model's."""
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f'{tokenizer.vocab_file}: {len(tokenizer)} word pieces, but vocab_size of the config is '
+                         f'{config.vocab_size}')
+    return tokenizer
+
+
+def no_bert_weights(folder):
+    """The error of a folder without BERT's weights."""
+    return FileNotFoundError(f"{folder}: found no pytorch_model.bin or model.safetensors with BERT's weights; put one there, or "
+                             'give --fromScratch to start from random weights')
+
+
+def files_beside(config, tokenizer, answers):
+    """{file name: text} of what lies beside snapshots, so that they can be used without anything else."""
+    return {
+        'config.json': config.to_json(),
+        'vocab.txt': '\n'.join(tokenizer.ids_to_tokens) + '\n',
+        'answers.json': json.dumps(answers, indent=0) + '\n',
+    }
+
+
+def check_features(regions, config, names, folder):
+    """Raises DataError if the regions of the splits that `names` calls do not fit the model."""
+    if regions.feature_size != config.visual_feat_dim:
+        raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
+                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
+
+
+def train(options, folder, beside, make, device):
+    """Trains from the start or from a saved run state, unless the run in `folder` is finished.
+
+    beside: {file name: text} of what lies beside its snapshots; make: () -> (task, training set, validation set or None).
+    Returns (task, validation set), or None if there was nothing to do.
+    """
+    state = folder.read_state(options, beside)
+    if state is not None and state['progress']['epoch'] >= options.epochs:
+        dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+        return None
+    task, train_set, valid_set = make()
+    step, parts = min(len(train_set), options.batchSize), dist.world_size() * options.accumulate
+    if step < parts:
+        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
+    folder.begin(options, beside, state, train_set.digest())
+    parameters = sum(p.numel() for p in task.model.parameters())
+    dist.say(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {dist.world_size()}.')
+    fit(task, train_set, valid_set, options, folder, state, device)
+    dist.say(f'\nSnapshots, log and events: {folder.path}')
+    return task, valid_set
