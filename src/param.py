@@ -21,7 +21,7 @@ class Options:
     dataRoot: str = flag('data', 'Data', 'Folder that holds annotations and features, laid out as data/ is.')
     dataset: str | None = flag(None, 'Data', 'A json file that describes a dataset of your own (see data/README.md).')
     storeRoot: str | None = flag(None, 'Data', 'Folder for region stores where the folder of the TSV cannot be written.')
-    tiny: bool = flag(False, 'Data', 'For each split only the first 512 images that its questions name.')
+    tiny: bool = flag(False, 'Data', 'For each split only the first 512 images that its questions name (pre-training: 500).')
     fast: bool = flag(False, 'Data', 'For each split only the first 5,000 images that its questions name.')
     dumpProbs: int = flag(0, 'Data', 'With --test: also write the so many best answers with their probabilities.')
     allowMissing: bool = flag(False, 'Data', 'With --test: answer questions on images without regions from the words alone.')
@@ -34,7 +34,7 @@ class Options:
     xlayers: int | None = flag(None, 'Model', 'Number of cross-modality layers; default: the config\'s x_layers, else 5.')
     rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
     dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
-    load: str | None = flag(None, 'Model', 'Start from a fine-tuned snapshot; a path without .pth.')
+    load: str | None = flag(None, 'Model', 'Start from a snapshot; a path without .pth (in pre-training: without _LXRT.pth).')
     loadLXMERT: str | None = flag(None, 'Model',
                                    "Start from pre-trained LXMERT, or another task's snapshot; a path without _LXRT.pth.")
     loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the pre-trained one.')

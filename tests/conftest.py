@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Two threads on two busy cores wait for each other: tests are several times faster with one.
@@ -42,26 +43,51 @@ def world(made_world, tmp_path):
     return shutil.copytree(made_world, tmp_path / 'shapes')
 
 
+def ragged(world):
+    """Fewer regions on some lines of the world's files, so that batches are padded."""
+    from regions import tsv
+
+    for path in (world / 'mscoco_imgfeat').glob('*.tsv'):
+        images = [replace(one, **{name: getattr(one, name)[:1 + i % 7] for name in tsv.ARRAYS})
+                  for i, (_, one) in enumerate(tsv.read(path))]
+        tsv.write(path, images)
+
+
 @pytest.fixture
 def vqa(world, tmp_path):
     """vqa(*flags, name='run'): runs the VQA program on the world in a process of its own, with output in tmp_path/name.
 
     Returns the finished process, with its output as text.
     """
-    def run(*flags, name='run', start=True, processes=1, wait=True):
-        flags = [str(flag) for flag in (
-            '--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', tmp_path / name,
-            *(['--valid', 'minival', '--batchSize', '16', '--lr', '1e-3', '--epochs', '2', '--fromScratch'] if start else []),
-            *flags)]
-        by = [] if processes == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
-        command = [sys.executable, *by, 'src/tasks/vqa.py', *flags]
-        environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
-        if not wait:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
-                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    def run(*flags, name='run', start=True, **how):
+        first = ['--valid', 'minival', '--batchSize', '16', '--lr', '1e-3', '--epochs', '2', '--fromScratch'] if start else []
+        return run_program('tasks/vqa.py', world, tmp_path / name, *first, *flags, **how)
 
     return run
+
+
+@pytest.fixture
+def pretrain(world, tmp_path):
+    """pretrain(*flags, name='run'): the same with the pre-training program, and all objectives."""
+    def run(*flags, name='run', **how):
+        start = [] if {'--load', '--loadLXMERT'} & set(map(str, flags)) else ['--fromScratch']
+        return run_program(
+            'pretrain/lxmert_pretrain.py', world, tmp_path / name, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
+            '--valid', 'mscoco_minival', '--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA', '--batchSize', '64',
+            '--lr', '1e-3', '--epochs', '2', *start, *flags, **how)
+
+    return run
+
+
+def run_program(program, world, output, *flags, processes=1, wait=True):
+    """Runs a program below src on a world in a process of its own; returns it, finished unless wait is False."""
+    flags = [str(flag) for flag in ('--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', output, *flags)]
+    by = [] if processes == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+    command = [sys.executable, *by, f'src/{program}', *flags]
+    environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
+    if not wait:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture

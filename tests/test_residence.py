@@ -1,15 +1,15 @@
 """Regions in RAM and on a device give what a store gives; --tiny without a store gives the batches it gives with one."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ragged
 
 import start
 from param import Options
-from regions import residence, store, tsv
+from regions import residence, store
 from regions.arrays import RegionView
 from regions.tsv import RegionError
 from tasks.data import load_questions
@@ -39,14 +39,6 @@ def same(one: dict, other: dict) -> None:
     assert sorted(one) == sorted(other)
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
-
-
-def ragged(world):
-    """Fewer regions on some lines of the world's files, so that batches are padded."""
-    for path in (world / 'mscoco_imgfeat').glob('*.tsv'):
-        images = [replace(one, **{name: getattr(one, name)[:1 + i % 7] for name in tsv.ARRAYS})
-                  for i, (_, one) in enumerate(tsv.read(path))]
-        tsv.write(path, images)
 
 
 def test_ram_and_device_give_what_the_store_gives(world, load):

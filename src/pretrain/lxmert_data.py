@@ -17,6 +17,7 @@ from pretrain.columns import open_columns
 from regions import residence
 
 NO_LABEL = -1
+TINY, FAST = 500, 5000  # images of a split with --tiny and --fast, as in the original code
 MASKED, RANDOM = 0.8, 0.9  # of what is predicted, below the first is masked, from there to the second random, the rest kept
 WORDS, REGIONS, ANSWERS, MATCHED, OTHERS = range(5)  # what is drawn, each independent of the others; OTHERS and above: attempts
 
@@ -194,10 +195,11 @@ def load_sentences(spec, names, tokenizer, table, options, device):
     """
     splits = spec.named(names)
     columns = [open_columns(split.annotations, tokenizer, spec.max_length, options.storeRoot) for split in splits]
-    limits = [None if split.whole else 500 if options.tiny else 5000 if options.fast else None for split in splits]
+    limits = [None if split.whole else TINY if options.tiny else FAST if options.fast else None for split in splits]
     regions, whole = open_regions(splits, [np.unique(file.image_ids) for file in columns], limits, options.storeRoot)
     ids = [[img_id.decode() for img_id in file.image_ids.tolist()] for file in columns]
-    say_twice(regions, list(set().union(*ids)), names)
+    if any(len(split.features) > 1 for split in splits):  # splits of their own may share images with other files, as COCO with VG
+        say_twice(regions, list(set().union(*ids)), names)
     rows, lost = [], []
     for split, named, limit in zip(splits, ids, limits, strict=True):
         own = regions.rows(named)

@@ -25,6 +25,8 @@ KIND = 'lxmert'  # of a --dataset
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
             'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
 FLAGS = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')
+ARGUMENTS = ('input_ids', 'attention_mask', 'masked_lm_labels', 'visual_feats', 'obj_labels', 'matched_label', 'ans',
+             'visual_attention_mask')  # of the model, which a batch has or not
 CLASSES = {'classes': 'num_object_labels', 'attributes': 'num_attr_labels'}
 
 
@@ -50,9 +52,7 @@ class Pretraining:
 
     def losses(self, model, batch, counts):
         """({loss: share of the whole batch's}, {'asked SOURCE', 'right SOURCE': how many questions})."""
-        given = {name: batch.get(name) for name in ('input_ids', 'attention_mask', 'masked_lm_labels', 'visual_feats', 'obj_labels',
-                                                    'matched_label', 'ans', 'visual_attention_mask')}
-        losses, logits = model(**given, pos=batch['boxes'], counts=counts)
+        losses, logits = model(**{name: batch.get(name) for name in ARGUMENTS}, pos=batch['boxes'], counts=counts)
         tallies = {}
         if 'ans' in batch:
             asked = batch['ans'] != -1

@@ -38,11 +38,12 @@ def read_table(path, sets=None):
     if len({answer for answer, _ in table}) < len(table):
         raise ValueError(f'{path}: expected each answer once, found {len(table)} answers that are '
                          f'{len({answer for answer, _ in table})} different ones')
+    if sets is None:
+        return [answer for answer, _ in table]
     there = set().union(*(dsets for _, dsets in table))
-    sets = there if sets is None else set(sets)
-    if unknown := sets - there:
+    if unknown := set(sets) - there:
         raise ValueError(f'--qaSets: {path} has answers of {", ".join(sorted(there))}, none of {", ".join(sorted(unknown))}')
-    return [answer for answer, dsets in table if dsets & sets or sets == there]
+    return [answer for answer, dsets in table if dsets & set(sets)]
 
 
 @torch.no_grad()

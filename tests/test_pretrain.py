@@ -1,0 +1,260 @@
+"""Pre-training as a program: what it writes, its losses, resuming, several processes, and what starts from it."""
+
+import json
+import random
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ragged, run_program
+from test_train import assert_same, kill, weights
+
+from lxrt.losses import class_loss, feature_loss, label_counts
+from lxrt.modeling import LXRTPretraining
+from lxrt.tokenization import BertTokenizer
+from param import Options
+from pretrain.lxmert_data import load_sentences
+from pretrain.lxmert_pretrain import Pretraining, Program, check_flags, published
+from pretrain.qa_answer_table import read_table
+from start import read_config
+from train import Part, evaluate_losses
+
+LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
+ALL = ['--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA']
+
+
+def trained(log):
+    """[{loss: mean}] of the training lines of a log."""
+    return [{name: float(value) for name, value in re.findall(r'(\w+) ([\d.]+)[,)]', line.split('), QA')[0] + ')')}
+            for line in log.read_text().splitlines() if ': Train' in line]
+
+
+# ---- losses, by hand
+
+def test_losses_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0], [5.0, 5.0]])
+    assert float(class_loss(logits, torch.tensor([0, 0, -1]))) == pytest.approx(np.log(2) + np.log(4 / 3))
+    weighted = class_loss(logits, torch.tensor([0, 1, -1]), torch.tensor([0.5, 2.0, 9.0]))
+    assert float(weighted) == pytest.approx(0.5 * np.log(2) + 2 * np.log(4))
+    predicted, target = torch.tensor([[0.5, 3.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert float(feature_loss(predicted, target)) == pytest.approx((0.125 + 2.5) / 2)
+    for loss in (class_loss(logits[:0], torch.tensor([], dtype=torch.long)), feature_loss(predicted[:0], target[:0]),
+                 class_loss(logits, torch.full((3,), -1))):
+        assert float(loss) == 0
+
+
+def test_counts_by_hand():
+    boxes, words = torch.zeros(2, 5, 4), torch.tensor([[-1, 3, 4], [-1, -1, 2]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = label_counts(boxes, words, torch.tensor([1, 0]), torch.tensor([-1, 7]), mask)
+    assert {name: float(count) for name, count in found.items()} == {
+        'Mask_LM': 3, 'Matched': 2, 'QA': 1, 'Obj': 8, 'Attr': 8, 'Feat': 8}
+    assert label_counts(boxes).keys() == {'Obj', 'Attr', 'Feat'} and float(label_counts(boxes)['Obj']) == 10
+
+
+@pytest.fixture
+def program(world, tmp_path):
+    """program(**options): a Program of the world, with its task and datasets."""
+    made = []
+
+    def make(**changes):
+        given = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True, 'dataRoot': str(world),
+                 'bert': str(world / 'bert'), 'train': 'mscoco_train', 'valid': 'mscoco_minival', 'fromScratch': True,
+                 'output': str(tmp_path / f'program{len(made)}'), 'device': 'cpu', 'dropout': 0.0}
+        made.append(Program.prepare(Options(**{**given, **changes}), torch.device('cpu')))
+        return made[-1], *made[-1].make()
+
+    yield make
+    for one in made:
+        one.folder.close()
+
+
+def plain_losses(model, batch):
+    """The losses of a whole batch with every logit computed, as the paper and the original code have them."""
+    model.eval()
+    (lang, visn), pooled = model.bert(batch['input_ids'], None, batch['attention_mask'], (batch['visual_feats'], batch['boxes']),
+                                      batch.get('visual_attention_mask'))
+    words = model.cls.predictions(lang)
+    losses = {'Mask_LM': F.cross_entropy(words.flatten(0, 1), batch['masked_lm_labels'].flatten(), ignore_index=-1),
+              'Matched': F.cross_entropy(model.cls.seq_relationship(pooled), batch['matched_label']),
+              'QA': F.cross_entropy(model.answer_head(pooled), batch['ans'], ignore_index=-1)}
+    found, labels = model.obj_predict_head(visn), batch['obj_labels']
+    real = torch.ones(visn.shape[:2]) if (mask := batch.get('visual_attention_mask')) is None else mask.float()
+    for kind in ('obj', 'attr'):
+        each = F.cross_entropy(found[kind].flatten(0, 1), labels[kind][0].flatten(), reduction='none').view_as(real)
+        losses[kind.capitalize()] = (each * labels[kind][1] * real).sum() / real.sum() / 0.15
+    each = F.smooth_l1_loss(found['feat'], labels['feat'][0], reduction='none').mean(-1)
+    losses['Feat'] = (each * labels['feat'][1] * real).sum() / real.sum() / 0.15
+    return losses
+
+
+def test_a_batch_split_into_parts_has_the_losses_of_the_plain_whole(program, world):
+    ragged(world)
+    _, task, train_set, _ = program()
+    indices = np.arange(40)
+    whole = train_set.finish(train_set[Part(indices, 0, 0)])
+    parts = [train_set.finish(train_set[Part(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
+    plain = plain_losses(task.model, whole)
+    counts = task.counts(parts)
+    found = [task.losses(task.model, part, counts)[0] for part in parts]
+    for name in LOSSES:
+        assert float(sum(one[name] for one in found)) == pytest.approx(float(plain[name]), rel=1e-5), name
+    gradients = torch.autograd.grad(sum(sum(one.values()) for one in found), task.model.bert.embeddings.word_embeddings.weight)
+    expected = torch.autograd.grad(sum(plain.values()), task.model.bert.embeddings.word_embeddings.weight)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_is_the_mean_over_the_whole_set_whatever_the_batch(program):
+    made, task, _, valid_set = program()
+    plain = plain_losses(task.model, valid_set.finish(valid_set[Part(np.arange(len(valid_set)), 0)]))
+    for size in (7, 1000):
+        made.options.evalBatchSize = size
+        losses, sums = evaluate_losses(task, valid_set, made.options, torch.device('cpu'))
+        assert losses == pytest.approx({name: float(value) for name, value in plain.items()}, rel=1e-5)
+    batch = valid_set[Part(np.arange(len(valid_set)), 0)]
+    asked = sum(value for name, value in sums.items() if name.startswith('asked'))
+    assert asked == int((batch['ans'] != -1).sum()) > 0
+    vqa = valid_set.sources.index('vqa')
+    assert sums['asked vqa'] == int(((batch['ans'] != -1) & (batch['source'] == vqa)).sum())
+
+
+def test_losses_left_out(program):
+    for changes, left in (
+            ({'taskMaskLM': False}, {'Mask_LM'}), ({'taskMatched': False}, {'Matched'}), ({'taskQA': False}, {'QA'}),
+            ({'taskObjPredict': False}, {'Obj', 'Attr', 'Feat'}), ({'visualLosses': 'attr'}, {'Obj', 'Feat'}),
+            ({'visualLosses': 'obj,feat'}, {'Attr'})):
+        _, task, train_set, _ = program(**changes)
+        batch = train_set.finish(train_set[Part(np.arange(6), 0, 0)])
+        losses, _ = task.losses(task.model, batch, task.counts([batch]))
+        assert set(LOSSES) - losses.keys() == left
+        assert all(torch.isfinite(loss) for loss in losses.values())
+    captions = np.array([0])  # one that is no question: nothing to answer
+    _, task, train_set, _ = program()
+    batch = train_set.finish(train_set[Part(captions, 0, 0)])
+    assert float(task.losses(task.model, batch, task.counts([batch]))[0]['QA']) == 0
+
+
+def test_flags_that_mean_nothing():
+    for flags, message in (({}, 'nothing to learn'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: has no meaning'),
+                           ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses names nothing')):
+        with pytest.raises(ValueError, match=message):
+            check_flags(Options(**flags))
+    for flags, message in (({'visualLosses': 'obj,box'}, 'expected some of obj,attr,feat'),
+                           ({'wordMaskRate': 1.5}, '--wordMaskRate'), ({'visualLosses': 'obj,obj'}, 'each once')):
+        with pytest.raises(ValueError, match=message):
+            Options(**flags)
+
+
+# ---- the program
+
+def test_what_a_run_writes(pretrain, tmp_path, world):
+    run = pretrain()
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / 'run'
+    names = {path.name for path in folder.glob('*.pth')}
+    assert names == {'Epoch01_LXRT.pth', 'Epoch02_LXRT.pth', 'BEST_EVAL_LOSS_LXRT.pth', 'RUN_STATE.pth'}
+    lines = (folder / 'log.log').read_text().splitlines()
+    assert [line.split()[2] for line in lines] == ['Train', 'Valid', 'Best'] * 2
+    first, last = trained(folder / 'log.log')
+    assert set(first) >= set(LOSSES) and sum(last[name] for name in LOSSES) < sum(first[name] for name in LOSSES)
+    assert all(re.search(r'QA accuracy \d+\.\d\d \(gqa \d+\.\d\d, vqa \d', line) for line in lines[:2])
+    state = weights(folder, 'Epoch02_LXRT.pth')
+    spec = published(world)
+    table = read_table(spec.answers)
+    model = LXRTPretraining(read_config(world / 'bert', Options()), num_answers=len(table))
+    assert state.keys() == model.state_dict().keys() and json.loads((folder / 'answers.json').read_text()) == table
+    # The validation loss of the log is that of the snapshot.
+    model.load_state_dict(state)
+    options = Options(taskMaskLM=True, taskMatched=True, taskObjPredict=True, taskQA=True)
+    valid = load_sentences(spec, 'mscoco_minival', BertTokenizer(world / 'bert/vocab.txt'), table, options, 'cpu')
+    losses, _ = evaluate_losses(Pretraining(model, valid.sources), valid, options, torch.device('cpu'))
+    assert f'Valid loss {sum(losses.values()):.4f}' in lines[-2]
+
+    # Fine-tuning starts from it, its answer rows by their names, which lie beside it.
+    (world / 'lxmert/all_ans.json').unlink()
+    run = run_program('tasks/vqa.py', world, tmp_path / 'fine', '--loadLXMERTQA', folder / 'BEST_EVAL_LOSS', '--epochs', '1',
+                      '--train', 'nominival', '--valid', 'minival', '--batchSize', '8')
+    assert run.returncode == 0, run.stderr
+    answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
+    known = sum(answer in table for answer in answers)
+    assert f'Answer head: {known} answers from the pre-trained head, {len(answers) - known} start at 0.' in run.stdout
+
+
+def test_starting_from_snapshots(pretrain, tmp_path, world):
+    assert pretrain('--epochs', '1', '--valid', '').returncode == 0
+    assert not (tmp_path / 'run/BEST_EVAL_LOSS_LXRT.pth').exists()
+    again = ['--epochs', '1', '--lr', '1e-30']
+    run = pretrain('--load', tmp_path / 'run/Epoch01', *again, name='loaded')
+    assert run.returncode == 0, run.stderr
+    assert_same(weights(tmp_path / 'loaded', 'Epoch01_LXRT.pth'), weights(tmp_path / 'run', 'Epoch01_LXRT.pth'))
+    # Names as several GPUs wrote them in the original, and another answer head: all but that head is taken.
+    state = {f'module.{name}': value for name, value in weights(tmp_path / 'run', 'Epoch01_LXRT.pth').items()}
+    torch.save(state, tmp_path / 'old_LXRT.pth')
+    table = world / 'lxmert/all_ans.json'
+    table.write_text(json.dumps(json.loads(table.read_text())[1:]))
+    run = pretrain('--load', tmp_path / 'old', *again, name='strict')
+    assert run.returncode == 1 and 'answer_head.logit_fc.3.bias: expected' in run.stderr and 'Traceback' not in run.stderr
+    run = pretrain('--loadLXMERT', tmp_path / 'old', *again, name='lxmert')
+    assert run.returncode == 0, run.stderr
+    for name, value in weights(tmp_path / 'lxmert', 'Epoch01_LXRT.pth').items():
+        if name.startswith('answer_head.logit_fc.0.weight'):
+            assert not torch.equal(value, state[f'module.{name}'])
+        elif not name.startswith('answer_head'):
+            assert torch.equal(value, state[f'module.{name}']), name
+    run = pretrain('--load', tmp_path / 'nothing', name='none')
+    assert run.returncode == 1 and 'nothing_LXRT.pth: no such file' in run.stderr and 'Traceback' not in run.stderr
+
+
+def test_two_processes_and_accumulation_learn_as_one_does(pretrain, tmp_path):
+    flags = ['--dropout', '0', '--batchSize', '24']
+    for name, more, processes in (('one', [], 1), ('two', ['--multiGPU'], 2), ('parts', ['--accumulate', '2'], 1),
+                                  ('workers', ['--numWorkers', '2'], 1)):
+        run = pretrain(*flags, *more, name=name, processes=processes)
+        assert run.returncode == 0, run.stderr
+    one = (tmp_path / 'one/log.log').read_text()
+    numbers = np.array([float(x) for x in re.findall(r'\d+\.\d+', one)])
+    for name in ('two', 'parts'):
+        log = (tmp_path / name / 'log.log').read_text()
+        np.testing.assert_allclose([float(x) for x in re.findall(r'\d+\.\d+', log)], numbers, atol=2e-4)
+        assert_same(weights(tmp_path / name, 'Epoch02_LXRT.pth'), weights(tmp_path / 'one', 'Epoch02_LXRT.pth'), 2e-5)
+    assert_same(weights(tmp_path / 'workers', 'Epoch02_LXRT.pth'), weights(tmp_path / 'one', 'Epoch02_LXRT.pth'))
+
+
+def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_bits(pretrain, tmp_path):
+    flags = ['--saveSteps', '3', '--epochs', '8', '--batchSize', '16']
+    assert pretrain(*flags, name='whole').returncode == 0
+    state = tmp_path / 'killed/RUN_STATE.pth'
+    draw = random.Random(time.time_ns())  # other moments in every run of the tests
+    for _ in range(5):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = pretrain(*flags, '--resume', name='killed', wait=False)
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.005)  # until it is in the midst of training
+        time.sleep(draw.uniform(0, 0.15))
+        kill(process, tmp_path / 'killed')
+    run = pretrain(*flags, '--resume', name='killed')
+    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
+    for name in ('Epoch08_LXRT.pth', 'Epoch01_LXRT.pth', 'BEST_EVAL_LOSS_LXRT.pth'):
+        assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
+    assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()
+
+
+def test_sigterm_saves_the_state_and_says_so(pretrain, tmp_path):
+    flags = ['--epochs', '8', '--batchSize', '16']
+    assert pretrain(*flags, name='whole').returncode == 0
+    for _ in range(2):
+        process = pretrain(*flags, '--resume', name='stopped', wait=False)
+        for line in process.stdout:
+            if 'Epoch' in line or 'Going on' in line:
+                break
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate()[0]
+        assert process.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d, all saved', printed), printed
+    assert pretrain(*flags, '--resume', name='stopped').returncode == 0
+    assert_same(weights(tmp_path / 'whole', 'Epoch08_LXRT.pth'), weights(tmp_path / 'stopped', 'Epoch08_LXRT.pth'))
+    assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'stopped/log.log').read_text()
