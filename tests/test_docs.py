@@ -24,6 +24,8 @@ QUICK = {
     **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '16', '--llayers', '1', '--rlayers', '1', '--xlayers', '1']
        for task in ('vqa', 'gqa', 'nlvr2')},
     **{f'run/{task}_test.bash': [] for task in ('vqa', 'gqa', 'nlvr2')},
+    'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--llayers', '1', '--rlayers', '1', '--xlayers', '1'],
+    'run/study.bash': ['--epochs', '1', '--fineEpochs', '1', '--seeds', '1', '--leaveOut', ''],
     'run/evaluate.bash': [],
     'run/ensemble.bash': [],
     'run/check_dataset.bash': [],
@@ -67,13 +69,12 @@ def checkout(made_world, tmp_path_factory):
         shutil.copy(ROOT / path, folder / path)
     if (ROOT / '.venv').exists():
         (folder / '.venv').symlink_to(ROOT / '.venv')
-    for part in ('vqa', 'gqa', 'nlvr2', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat'):
+    for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
     shutil.copytree(made_world / 'bert', folder / 'data/bert-base-uncased')
     config = LxrtConfig.from_json(made_world / 'bert/config.json')
     answers = json.loads((made_world / 'vqa/trainval_label2ans.json').read_text())[3:]
-    (folder / 'data/lxmert').mkdir(exist_ok=True)
     (folder / 'data/lxmert/all_ans.json').write_text(json.dumps([{'ans': answer, 'dsets': ['vqa']} for answer in answers]))
     (folder / 'snap/pretrained').mkdir(parents=True)
     torch.save(LXRTPretraining(config, num_answers=len(answers)).state_dict(), folder / 'snap/pretrained/model_LXRT.pth')
@@ -99,13 +100,17 @@ def test_each_command_of_the_readme_runs(checkout):
         run = subprocess.run([*words, *QUICK[words[1]]], cwd=checkout, capture_output=True, text=True, timeout=200,
                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
         assert run.returncode == 0, f'{command}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}'
+        if words[1] == 'run/lxmert_pretrain.bash':
+            last = checkout / 'snap/pretrain' / ('tiny' if '--tiny' in words else 'lxmert') / 'Epoch01_LXRT.pth'
+            shutil.copy(last, last.with_name('Epoch20_LXRT.pth'))  # the last, of a whole run
         if words[1] == 'run/vqa_finetune.bash' and words[3] in ('vqa_tiny', 'vqa_lxr955'):
             assert 'Answer head:' in run.stdout and ' 3 start at 0' in run.stdout  # the launcher's --loadLXMERTQA
     assert (checkout / 'snap/vqa/vqa_lxr955/run.bash').is_file()
 
 
 def test_launchers_tell_how_to_use_them(checkout):
-    for launcher in ('vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test', 'nlvr', 'ensemble'):
+    for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
+                     'nlvr', 'ensemble'):
         run = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=checkout, capture_output=True, text=True)
         assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
     run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)

@@ -138,7 +138,8 @@ class SentenceDataset(torch.utils.data.Dataset):
             pieces = (draws[:, 1::2] * self.vocabulary).astype(np.int64)
             batch['input_ids'] = np.where(masked, self.mask_id, np.where(random, pieces, ids))
             batch['masked_lm_labels'] = np.where(predicted, ids, NO_LABEL)
-        return {name: array[:, :mask.sum(1).max()] for name, array in batch.items()}
+        length = np.flatnonzero(mask.any(0))[-1] + 1
+        return {name: array[:, :length] for name, array in batch.items()}
 
     def answers(self, part):
         """An answer in the table for each example, drawn in proportion to the scores; -1 where there is none."""
@@ -221,8 +222,8 @@ def load_sentences(spec, names, tokenizer, table, options, device):
     if options.taskQA:
         for file, places in zip(columns, dataset.answer_of, strict=True):
             counts = np.bincount(file.label_answer, minlength=len(places))
-            if unknown := counts[places < 0].sum():
-                names_ = [file.answers[i] for i in np.argsort(-np.where(places < 0, counts, -1), kind='stable')[:3]]
-                say(f'{file.folder.name}: {unknown:,} of {counts.sum():,} answers are not in the answer table '
-                    f'({", ".join(names_)}, ...): left out.')
+            unknown = [i for i in np.argsort(-counts, kind='stable').tolist() if places[i] == NO_LABEL]
+            if unknown:
+                say(f'{file.folder.name}: {counts[unknown].sum():,} of {counts.sum():,} answers are not in the answer table '
+                    f'({some([file.answers[i] for i in unknown])}): left out.')
     return dataset
