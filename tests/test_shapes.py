@@ -3,13 +3,18 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
+from itertools import product
 
 import numpy as np
 import pytest
 
+from pretrain import text
+from pretrain.lxmert_pretrain import FEATURES
+from pretrain.qa_answer_table import normalise, read_table
 from regions import tsv
-from shapes import detect, draw, features, gqa_questions, make, pairs, questions, report, scene, world
+from shapes import captions, detect, draw, features, gqa_questions, make, pairs, questions, report, scene, world
 from shapes.baselines import baselines, masked
+from tasks import check_dataset
 
 SETTINGS = world.Settings(images=60, seed=3, questions=10)
 SPLITS = ('train', 'nominival', 'minival', 'test')
@@ -46,6 +51,13 @@ def many_pairs():
     """Statements about pairs of the same scenes."""
     return [pairs.state({str(i): scene.sample(7, i) for i in indices}, sets, 'train', random.Random(indices[0]))
             for indices, sets in ((range(400), 1000), (range(400, 560), 300))]
+
+
+@pytest.fixture(scope='module')
+def told():
+    """[(scene, its captions)] of 400 scenes."""
+    scenes = {str(i): scene.sample(7, i) for i in range(400)}
+    return [(scenes[i], found) for i, found in captions.tell(scenes, 5, random.Random(0)).items()]
 
 
 def best(question):
@@ -124,15 +136,77 @@ def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
         assert 1.5 * 10 * len(images[folder]) < len(found) <= 2 * 10 * len(images[folder]) + 8
 
 
+def read_text(out):
+    return {file: json.loads((out / f'lxmert/{file}.json').read_text()) for file in FEATURES}
+
+
+def test_pretraining_text_is_about_pictures_of_its_own(made):
+    out, asked = made
+    found = read_text(out)
+    assert found == asked['lxmert'] and not any(text.first_fault(one) for images in found.values() for one in images)
+    ids = {file: [one['img_id'] for one in images] for file, images in found.items()}
+    assert {file: len(named) for file, named in ids.items()} == {
+        'mscoco_train': 39, 'mscoco_nominival': 2, 'mscoco_minival': 5, 'vgnococo': 9}
+    assert len({img_id for named in ids.values() for img_id in named}) == 55
+    images = {split: {question['img_id'] for question in json.loads((out / f'vqa/{split}.json').read_text())} for split in SPLITS}
+    assert {*ids['mscoco_train'], *ids['vgnococo']} == images['train']
+    assert all({*ids[f'mscoco_{split}']} == images[split] for split in ('nominival', 'minival'))
+    kept = {one[key] for name in ('vqa/test', 'gqa/testdev', 'nlvr2/test', 'nlvr2/hidden')
+            for one in json.loads((out / f'{name}.json').read_text()) for key in ('img_id', 'img0', 'img1') if key in one}
+    assert kept and not kept & {img_id for named in ids.values() for img_id in named}
+    for file, named in ids.items():
+        assert {*named} <= {image.img_id for _, image in tsv.read(out / f'{FEATURES[file]}_obj36.tsv')}
+
+
+def test_pretraining_text_holds_the_questions_of_the_tasks(made):
+    out, _ = made
+    asked = {task: defaultdict(list) for task in ('vqa', 'gqa')}
+    for task, splits in (('vqa', ('train', 'nominival', 'minival')), ('gqa', ('train', 'valid'))):
+        for question in [one for split in splits for one in json.loads((out / f'{task}/{split}.json').read_text())]:
+            asked[task][question['img_id']].append((question['sent'], question['label']))
+    table = read_table(out / 'lxmert/all_ans.json')
+    assert table == sorted(table) == [normalise(answer) for answer in table]
+    for task in asked:
+        labels = json.loads((out / f'{task}/trainval_label2ans.json').read_text())
+        assert read_table(out / 'lxmert/all_ans.json', [task]) == sorted(map(normalise, labels))
+    for file, images in read_text(out).items():
+        caption, tasks = ('vg', ['gqa']) if file == 'vgnococo' else ('mscoco', ['vqa', 'gqa'])
+        for one in images:
+            assert list(one['sentf']) == [caption, *tasks] and list(one['labelf']) == tasks
+            assert len({*one['sentf'][caption]}) == len(one['sentf'][caption]) == 5
+            for task in tasks:
+                own = list(zip(one['sentf'][task], one['labelf'][task], strict=True))
+                assert own == asked[task][one['img_id']] and len(own) == 10
+
+
+def test_check_dataset_finds_no_fault_in_the_pretraining_text(made, tmp_path, capsys):
+    out, _ = made
+    described = {'kind': 'lxmert', 'name': 'shapes', 'max_length': 20, 'answers': f'{out}/lxmert/all_ans.json', 'splits': {
+        file: {'annotations': f'{out}/lxmert/{file}.json', 'features': [f'{out}/{regions}_obj36.tsv']}
+        for file, regions in FEATURES.items()}}
+    path = tmp_path / 'shapes.json'
+    path.write_text(json.dumps(described))
+    assert check_dataset.main([str(path), '--bert', str(out / 'bert')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(' ')] == [
+        'mscoco_train: 975 sentences on 39 images, 780 with labels', 'mscoco_nominival: 50 sentences on 2 images, 40 with labels',
+        'mscoco_minival: 125 sentences on 5 images, 100 with labels', 'vgnococo: 135 sentences on 9 images, 90 with labels',
+        f'{path}: 0 faults']
+    # Nothing is cut, left out or lacking.
+    assert all('with regions have no sentences' in line for line in lines if line.startswith(' '))
+
+
 def test_vocabulary_knows_every_word(made):
     out, asked = made
     pieces = (out / 'bert/vocab.txt').read_text().split('\n')[:-1]
     assert pieces[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and len(set(pieces)) == len(pieces)
-    words = {word for splits in asked.values() for items in splits.values() for item in items
-             for word in re.findall(r'\w+|[^\w\s]', item['sent'].lower())}
+    said = [sentence for splits in asked.values() for items in splits.values() for item in items
+            for sentence in ([item['sent']] if 'sent' in item else [one for found in item['sentf'].values() for one in found])]
+    words = {word for sentence in said for word in re.findall(r'\w+|[^\w\s]', sentence.lower())}
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())
     assert config['vocab_size'] == len(pieces) and config['visual_feat_dim'] == features.FEATURE_DIM
+    assert (config['num_object_labels'], config['num_attr_labels']) == (len(detect.CLASSES), len(detect.ATTRIBUTES))
 
 
 def test_kinds_have_their_shares(many):
@@ -361,6 +435,145 @@ def test_neither_words_nor_one_picture_tell_the_truth(many_pairs):
         kinds = {kind: known(by_both, kind) for kind in pairs.SHARES}
         assert max(kinds[kind] for kind in ('both', 'neither', 'either')) < 0.82 and kinds['one'] < 0.70
         assert known(by_both) < 0.80 and known(by_picture) < 0.55
+
+
+NAMED = (rf'((?:(?:small|little|large|big) )?(?:(?:{"|".join(scene.COLOURS)}) )?'
+         rf'(?:{"|".join(scene.SHAPES)}|thing|object)(?:e?s)?)')
+SLOTS = {'A': f'an? {NAMED}', 'M': NAMED, 'N': '(two|three|four|five|six|[2-6])', 'V': '(small|little|large|big)',
+         'W': r'(above|below|higher up than|lower than|left of|right of|(?:to|on) the (?:left|right)(?: side)? of)',
+         'C': f'({"|".join(scene.COLOURS)})', 'E': '((?:furthest|closest|highest|lowest) [a-z ]+?)',
+         'P': r'((?:on|at|in) the \w+(?: half)?)', 'Q': '(upper|top|lower|bottom)', 'L': '(left|right)'}
+STEMS = {'left': 'left', 'right': 'right', 'above': 'above', 'high': 'above', 'top': 'above', 'upper': 'above',
+         'below': 'below', 'low': 'below', 'bottom': 'below'}
+
+
+def some(rule, *groups):
+    """Whether different things, one of each group, follow the rule."""
+    return any(len({*things}) == len(things) and rule(*things) for things in product(*groups))
+
+
+def beside(x, y, side):
+    return some(lambda one, other: clearly([one], [other], side), x, y)
+
+
+def smaller(x, y):
+    return some(lambda one, other: one.radius < other.radius - 5, x, y)
+
+
+def all_beside(many, number, x, side, turned=False):
+    return len(many) == number and some(
+        lambda one: one not in many and all(clearly(*([one], [thing])[::-1 if turned else 1], side) for thing in many), x)
+
+
+def inside(thing, side):
+    """Whether it lies 14 pixels or more beyond the middle of the picture."""
+    return {'left': 80 - thing.x, 'right': thing.x - 80, 'above': 60 - thing.y, 'below': thing.y - 60}[side] >= 14
+
+
+def first(made, thing, side):
+    """Whether no other lies as far to that side."""
+    def reach(other):
+        return {'left': -other.x, 'right': other.x, 'above': -other.y, 'below': other.y}[side]
+    return all(reach(other) < reach(thing) for other in made.things if other != thing)
+
+
+def counted(number, many, *others):
+    return len(many) == number and some(lambda *things: not {*things} & {*many}, *others)
+
+
+# What each sentence says, plainly: a capital is a slot; x, y, z and m are all things of a phrase, m that of a plural.
+READ = {
+    '(?:(?:there are |the picture shows |you can see )?A, A and A|A and A together with A)':
+        lambda s, x, y, z: some(lambda *_: True, x, y, z),
+    '(?:there is |the picture shows )?A(?: is)? W A': lambda s, x, w, y: beside(x, y, w),
+    'W A there is A': lambda s, w, y, x: beside(x, y, w),
+    'A(?: is)? W A and W A': lambda s, x, w, y, v, z: some(
+        lambda one, two, three: clearly([one], [two], w) and clearly([one], [three], v), x, y, z),
+    '(?:(?:the picture shows )?A and a smaller M|A that is larger than A)': lambda s, x, y: smaller(y, x),
+    '(?:A that is smaller than A|there are A and a bigger M)': lambda s, x, y: smaller(x, y),
+    '(?:there are )?N M(?: are)? W A': lambda s, n, m, w, x: all_beside(m, n, x, w, turned=True),
+    'W A there are N M': lambda s, w, x, n, m: all_beside(m, n, x, w, turned=True),
+    '(?:there is )?A(?: is)? W N M': lambda s, x, w, n, m: all_beside(m, n, x, w),
+    '(?:N M, A and A|there are N M as well as A and A)': lambda s, n, m, x, y: counted(n, m, x, y),
+    'A and A with N M': lambda s, x, y, n, m: counted(n, m, x, y),
+    '(?:N things, among them N M and A|among N things there are N M and A)':
+        lambda s, total, n, m, x: len(s.things) == total and counted(n, m, x),
+    'N of the N things are M, and there is A': lambda s, n, total, m, x: len(s.things) == total and counted(n, m, x),
+    '(?:the only|the two) M are A and A': lambda s, m, x, y: some(lambda *two: {*two} == {*m}, x, y),
+    'A and A are the only M': lambda s, x, y, m: some(lambda *two: {*two} == {*m}, x, y),
+    '(?:only one thing is V, A|the only V thing in the picture is A)': lambda s, v, x: things_of(v, s) in [[one] for one in x],
+    'A is the only V thing': lambda s, x, v: things_of(v, s) in [[one] for one in x],
+    '(?:there is )?A(?: is)? P and A(?: is)? P':
+        lambda s, x, p, y, q: some(lambda one, two: inside(one, p) and inside(two, q), x, y),
+    '(?:there is )?A in the Q L quarter(?: of the picture)?':
+        lambda s, x, q, p: some(lambda one: inside(one, q) and inside(one, p), x),
+    'in the Q L quarter there is A': lambda s, q, p, x: some(lambda one: inside(one, q) and inside(one, p), x),
+    'A is E and A is E': lambda s, x, e, y, f: some(lambda one, two: first(s, one, e) and first(s, two, f), x, y),
+    'E is A and E is A': lambda s, e, x, f, y: some(lambda one, two: first(s, one, e) and first(s, two, f), x, y),
+    'A and A, but nothing C': lambda s, x, y, c: some(lambda *_: True, x, y) and not things_of(c, s),
+    'nothing is C, but there are A and A': lambda s, c, x, y: some(lambda *_: True, x, y) and not things_of(c, s),
+}
+PLAIN = {re.compile(re.sub(r'\b[A-Z]\b', lambda slot: SLOTS[slot[0]], said)): holds for said, holds in READ.items()}
+
+
+def read_plainly(sent, made):
+    """(the pattern of a caption, whether it is true of a scene)."""
+    (found, holds), = ((match, holds) for pattern, holds in PLAIN.items()
+                       if (match := pattern.fullmatch(sent.lower().removesuffix('.').replace('image', 'picture'))))
+
+    def meant(words):
+        if words in (*scene.COLOURS, 'small', 'little', 'large', 'big'):
+            return words
+        if re.fullmatch(NAMED, words):
+            return things_of(words, made)
+        numbers = ('two', 'three', 'four', 'five', 'six')
+        if words.isdigit() or words in numbers:
+            return int(words) if words.isdigit() else 2 + numbers.index(words)
+        return STEMS[re.search('|'.join(STEMS), words)[0]]
+    return found.re, holds(made, *(meant(words) for words in found.groups() if words))
+
+
+def test_captions_are_true_when_read_plainly(told):
+    seen = Counter()
+    for made, found in told:
+        for caption in found:
+            pattern, truth = read_plainly(caption.sent, made)
+            assert truth and caption.holds(made), caption
+            seen[pattern] += 1
+    assert min(seen[pattern] for pattern in PLAIN) >= 5
+
+
+def test_captions_of_other_pictures_are_false(told):
+    rng, true, all_ = random.Random(1), 0, 0
+    for made, found in told:
+        for caption in found:
+            for other, _ in rng.sample(told, 5):
+                truth = other != made and read_plainly(caption.sent, other)[1]
+                assert truth or other == made or not caption.holds(other), (caption, other)
+                true, all_ = true + truth, all_ + (other != made)
+    assert all_ > 9000 and true / all_ < 0.01
+
+
+def test_captions_tell_several_things_and_differ(told):
+    forms, words = Counter(), Counter()
+    for _, found in told:
+        assert len(found) == 5 and len({one.sent for one in found}) == 5
+        assert len({(one.form.templates, frozenset(one.slots.items())) for one in found}) == 5
+        for caption in found:
+            tokens = re.findall(r'\w+|[^\w\s]', caption.sent)
+            assert 8 <= len(tokens) <= 18 and caption.sent[0] in caption.sent[0].upper() and tokens[-1] == '.'
+            forms[caption.form.templates] += 1
+            words.update({*caption.sent.lower().split()})
+    assert len(forms) == len(captions.FORMS) and all(0.01 < count / 2000 < 0.3 for count in forms.values())
+    assert words['nothing'] / 2000 < 0.04
+    assert all(words[name] + words[f'{name}.'] > 20 for name in (*scene.COLOURS, *scene.SHAPES))
+
+
+def test_too_many_captions_are_refused():
+    with pytest.raises(ValueError, match='--captions 0: expected 1 to 6'):
+        world.Settings(captions=0)
+    with pytest.raises(ValueError, match='few: nothing more to tell; choose fewer --captions'):
+        captions.tell({'few': scene.sample(7, 0)}, 10_000, random.Random(0))
 
 
 def test_report_reads_the_predictions_of_each_task(made, tmp_path, capsys):

@@ -2,6 +2,7 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from shapes import world
@@ -17,10 +18,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--seed', type=int, default=standard.seed, help='the same seed gives the same bytes')
     parser.add_argument('--questions', type=int, default=standard.questions,
                         help='about each picture, of VQA and of GQA; NLVR2: twice as many')
+    parser.add_argument('--captions', type=int, default=standard.captions, help='for pre-training, about each picture')
     options = parser.parse_args(argv)
     started = time.monotonic()
     try:
-        settings = world.Settings(options.images, options.seed, options.questions)
+        settings = world.Settings(options.images, options.seed, options.questions, options.captions)
         if world.is_made(options.out, settings):
             print(f'{options.out}: already there with the same settings; nothing to do')
             return
@@ -35,13 +37,18 @@ EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid'}  # the labell
 
 
 def summary(asked: dict[str, dict[str, list[dict]]]) -> str:
-    """For each task a table of its splits, of the kinds of questions, and the two baselines."""
+    """For each task a table of its splits, of the kinds of questions, and the two baselines; of pre-training the sentences by
+    file and source."""
     lines = []
-    for task, splits in asked.items():
+    for task, evaluated in EVALUATED.items():
         lines += [f'{task:6} {split:10} {pictures(items):6} images {len(items):7} sentences'
-                  for split, items in splits.items()]
-        lines += [score_table(splits['train'], splits[EVALUATED[task]])[0], '']
-    lines.append('majority: always the commonest answer of train; text only: the commonest for the same words')
+                  for split, items in asked[task].items()]
+        lines += [score_table(asked[task]['train'], asked[task][evaluated])[0], '']
+    for file, images in asked['lxmert'].items():
+        counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)
+        lines.append(f'lxmert {file:16} {len(images):6} images {counts.total():7} sentences: '
+                     + ', '.join(f'{count} {source}' for source, count in counts.items()))
+    lines.append('\nmajority: always the commonest answer of train; text only: the commonest for the same words')
     return '\n'.join(lines)
 
 

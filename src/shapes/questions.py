@@ -1,6 +1,6 @@
 """Questions about scenes, with soft answers: honest, varied, and balanced so that words alone say little.
 
-The questions of VQA, and what those of GQA (`gqa_questions`) and the statements of NLVR2 (`pairs`) are made of too.
+The questions of VQA, and what those of GQA (`gqa_questions`), the statements of NLVR2 (`pairs`) and `captions` are made of too.
 
 A `Form` is one way to ask: what it mentions, how it is worded, and a function that proposes such a question about a
 scene together with its answer. `ask` draws proposals and takes the one whose answer its form has given least so far:
@@ -22,6 +22,7 @@ YES_NO = ('yes', 'no')
 SIDES = {'left': (-1, 0), 'right': (1, 0), 'above': (0, -1), 'below': (0, 1)}  # unit steps, y points down
 ANSWERS = (*YES_NO, *COUNTS, *FIELDS['colour'], *SHAPES, *FIELDS['size'], 'left', 'right', 'top', 'bottom')
 
+MIDDLE = Thing('', '', '', WIDTH / 2, HEIGHT / 2, 0.0)  # of the picture
 MARGIN = 14.0  # pixels between two centres, from which on one lies clearly to a side of the other
 TRIES = 24  # proposals of one form for one question
 
@@ -141,6 +142,18 @@ def clear(thing: Thing, other: Thing, side: str) -> bool:
     return ahead(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
 
 
+def placed(thing: Thing, side: str) -> bool:
+    """Whether `thing` clearly lies in that half of the picture."""
+    return ahead(thing, MIDDLE, side) >= MARGIN
+
+
+def furthest(scene: Scene, side: str) -> Thing | None:
+    """The thing furthest to that side; None where another competes, by its centre or by its outline."""
+    first, *others = sorted(scene.things, key=lambda thing: -ahead(thing, MIDDLE, side))
+    far = all(ahead(first, other, side) + min(0, first.radius - other.radius) >= MARGIN / 2 for other in others)
+    return first if far else None
+
+
 # ---- the forms, a function a pattern: each returns `propose`
 
 def existence(*fields):
@@ -244,12 +257,8 @@ def query_edge(field):
     """What is the thing furthest to that side?"""
     def propose(scene, rng):
         side = rng.choice(tuple(SIDES))
-        dx, dy = SIDES[side]
-        reach = sorted(scene.things, key=lambda thing: -(thing.x * dx + thing.y * dy))
-        edge = [thing.x * dx + thing.y * dy + thing.radius for thing in reach]
-        if ahead(reach[0], reach[1], side) < MARGIN / 2 or edge[0] < max(edge[1:]) + MARGIN / 2:
-            return None  # neither by its centre nor by its outline may another compete
-        return {'edge': side}, _soft(field, reach[0])
+        most = furthest(scene, side)
+        return ({'edge': side}, _soft(field, most)) if most else None
     return propose
 
 
@@ -258,9 +267,9 @@ def half(answers, *named):
     def propose(scene, rng):
         if not (found := unique(scene, rng, named)):
             return None
-        thing = found[1]
-        offset = thing.x - WIDTH / 2 if answers[0] == 'left' else thing.y - HEIGHT / 2
-        return ({'x': found[0]}, sure(answers[offset > 0])) if abs(offset) >= MARGIN else None
+        sides = ('left', 'right') if answers[0] == 'left' else ('above', 'below')
+        lies = next((answer for answer, side in zip(answers, sides, strict=True) if placed(found[1], side)), None)
+        return ({'x': found[0]}, sure(lies)) if lies else None
     return propose
 
 
@@ -427,9 +436,10 @@ def _question(forms: tuple[Form, ...], kind: str, scene: Scene, given: dict, sai
     return None
 
 
-def sentence(templates: tuple[str, ...], slots: dict, rng: random.Random) -> str:
-    """One of the templates, filled with the slots in one of the ways to say them."""
+def sentence(templates: tuple[str, ...], slots: dict, rng: random.Random, said: dict[str, dict] = WORDS) -> str:
+    """One of the templates, filled with the slots in one of the ways to say them, as in WORDS; others are plain words."""
     words = {'picture': rng.choice(('picture', 'image'))}
     for name, value in slots.items():
-        words[name] = value.phrase(rng) if isinstance(value, Description) else rng.choice(WORDS[name].get(value, (value,)))
+        ways = said.get(name, {})
+        words[name] = value.phrase(rng) if isinstance(value, Description) else rng.choice(ways.get(value, (value,)))
     return rng.choice(templates).format(**words)

@@ -53,7 +53,7 @@ def main(argv=None):
         parser.exit(1, f'study.bash: error: {error}\n')
     table = tabulate(options, [None, *names])
     (options.out / 'table.md').write_text(table)
-    draw(options.out / folder_of(ALL) / 'log.log', options.out / 'losses.svg')
+    draw(options.out / folder_of(ALL) / 'pretrain/log.log', options.out / 'losses.svg')
     print(f'{table}\n{options.out}/losses.svg: the losses of pre-training with {ALL} objectives')
 
 

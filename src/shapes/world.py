@@ -3,6 +3,7 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
+    <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions, the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import shutil
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import Pool
@@ -27,9 +29,9 @@ from tqdm import tqdm
 
 from lxrt.tokenization import SPECIAL_TOKENS
 from regions import tsv
-from shapes import detect, draw, features, gqa_questions, pairs, questions, scene
+from shapes import captions, detect, draw, features, gqa_questions, pairs, questions, scene
 
-FORMAT = 2  # raise it whenever the same settings begin to give other bytes
+FORMAT = 3  # raise it whenever the same settings begin to give other bytes
 
 # GQA and NLVR2 see the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
 FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test2015', 'submit': 'val2014'},
@@ -38,6 +40,11 @@ TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_t
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # the split to be submitted, which gives nothing away
 SECRET = ('label', 'answer_type', 'question_type')
+ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
+
+# Pre-training: the sources of each file's sentences, captions first. The last fifth of train2014's pictures plays Visual Genome.
+COCO = ('mscoco', 'vqa', 'gqa')
+SOURCES = {'mscoco_train': COCO, 'mscoco_nominival': COCO, 'mscoco_minival': COCO, 'vgnococo': ('vg', 'gqa')}
 
 # A small LXMERT that learns this world from scratch on two CPU cores; names as in BERT's and Hugging Face's configs.
 # Vectors this short want larger initial weights than BERT's 0.02; what else was tried: experience_in_pretraining.md.
@@ -55,15 +62,19 @@ class Settings:
     images: int = 2000
     seed: int = 9595
     questions: int = 10  # of VQA per image, and of GQA; of NLVR2 twice as many statements
+    captions: int = 5  # per image of pre-training
 
     def __post_init__(self):
         if self.images < 12:
             raise ValueError(f'--images {self.images}: at least 12 are needed, so that every split gets some')
         if not 1 <= self.questions <= 20:
             raise ValueError(f'--questions {self.questions}: expected 1 to 20 questions an image')
+        if not 1 <= self.captions <= 6:
+            raise ValueError(f'--captions {self.captions}: expected 1 to 6 captions an image')
 
     def splits(self, task: str = 'vqa') -> dict[str, tuple[str, list[int]]]:
-        """{split of the task: (folder of its images, image indices)}; test2015's share is 8 %, val2014's 12 %."""
+        """{split of the task, or file of `lxmert`: (folder of its images, image indices)}; test2015's share is 8 %, val2014's
+        12 %."""
         test, nominival, minival = (max(2, round(self.images * share)) for share in (0.08, 0.04, 0.08))
         train = self.images - test - nominival - minival
         ends = np.cumsum([0, train, nominival, minival, test]).tolist()
@@ -71,6 +82,10 @@ class Settings:
         vqa = {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
         if task == 'vqa':
             return vqa
+        if task == 'lxmert':
+            coco = train - train // 5
+            cut = {'mscoco_train': ('train2014', list(range(coco))), 'vgnococo': ('train2014', list(range(coco, train)))}
+            return {file: cut.get(file) or vqa[file.removeprefix('mscoco_')] for file in SOURCES}
         return {split: (folder, [index for other, indices in vqa.values() if other == folder for index in indices])
                 for split, folder in FOLDERS[task].items()}
 
@@ -98,7 +113,8 @@ def make(out: Path, settings: Settings, processes: int | None = None) -> dict[st
     The bytes do not depend on `processes` (default: one a core).
 
     Returns:
-        The annotations of each split of each task, all with their labels, also where they are not written anywhere.
+        The annotations of each split of each task, all with their labels, also where they are not written anywhere; under
+        'lxmert' those of pre-training, by file.
     """
     building = out.with_name(f'{out.name}.tmp-{os.getpid()}')
     building.mkdir(parents=True)
@@ -115,28 +131,32 @@ def _fill(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, 
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *UNLABELLED, 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', *images):
+    for folder in ('bert', *UNLABELLED, 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with Pool(processes) as pool, tqdm(total=settings.images, desc='pictures', unit='', disable=None) as bar:
         waiting = {task: {split: pool.apply_async(_ask, (settings, task, split)) for split in settings.splits(task)}
-                   for task in UNLABELLED}
+                   for task in (*UNLABELLED, 'lxmert')}
         for folder, indices in folders.items():
             found = pool.imap(partial(_picture, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
             tsv.write(tsvs[folder], _counted(found, bar))
         asked = {task: {split: result.get() for split, result in splits.items()} for task, splits in waiting.items()}
+    told = asked['lxmert']
+    asked['lxmert'] = pretraining(told, asked)
 
     for name, parts in TSVS.items():
         _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
     for task, splits in asked.items():
         for split, items in splits.items():
-            secret = SECRET if split == UNLABELLED[task] else ()
+            secret = SECRET if split == UNLABELLED.get(task) else ()
             _dump(out / task / f'{split}.json', [{k: v for k, v in item.items() if k not in secret} for item in items])
-    for task, answers in (('vqa', questions.ANSWERS), ('gqa', gqa_questions.ANSWERS)):
+    for task, answers in ANSWERS.items():
         _dump(out / task / 'trainval_label2ans.json', list(answers))
         _dump(out / task / 'trainval_ans2label.json', {answer: i for i, answer in enumerate(answers)})
-    pieces = vocabulary([item['sent'] for splits in asked.values() for items in splits.values() for item in items])
+    _dump(out / 'lxmert/all_ans.json', answer_table())
+    pieces = vocabulary([*(item['sent'] for task in UNLABELLED for items in asked[task].values() for item in items),
+                         *(sentence for images in told.values() for sentences in images.values() for sentence in sentences)])
     _lines(out / 'bert/vocab.txt', pieces)
     _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
     _lines(out / 'objects_vocab.txt', detect.CLASSES)
@@ -171,7 +191,8 @@ def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegio
     return detect.regions(img_id, made, pixels, rng)
 
 
-def _ask(settings: Settings, task: str, split: str) -> list[dict]:
+def _ask(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:
+    """The annotations of a split of a task; of `lxmert` the captions of a file by image id."""
     splits = settings.splits(task)
     folder, indices = splits[split]
     scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
@@ -179,10 +200,37 @@ def _ask(settings: Settings, task: str, split: str) -> list[dict]:
         rng = random.Random(f'questions {settings.seed} {split}')
         return questions.ask(scenes, settings.questions, indices[0] * settings.questions, rng)
     rng = random.Random(f'{task} {settings.seed} {split}')
+    if task == 'lxmert':
+        told = captions.tell(scenes, settings.captions, rng)
+        return {img_id: [caption.sent for caption in found] for img_id, found in told.items()}
     if task == 'gqa':
         return gqa_questions.ask(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
     sentences = 2 * pairs.PAIRS  # examples of a set
     return pairs.state(scenes, -(-2 * len(scenes) * settings.questions // sentences), split, rng)
+
+
+def pretraining(told: dict[str, dict[str, list[str]]], asked: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
+    """{file: [{'img_id', 'sentf', 'labelf'}, ...]}, an object an image, in the form of LXMERT's pre-training data.
+
+    Args:
+        told: {file: {img_id: its captions}}.
+        asked: the annotations of `make`, of which the labelled questions about these images are taken as they are.
+    """
+    about = {task: defaultdict(list) for task in ANSWERS}
+    for task, images in about.items():
+        for split, items in asked[task].items():
+            for item in items if split != UNLABELLED[task] else ():
+                images[item['img_id']].append(item)
+    return {file: [{'img_id': img_id,
+                    'sentf': {told_by: sentences, **{task: [item['sent'] for item in about[task][img_id]] for task in asked_by}},
+                    'labelf': {task: [item['label'] for item in about[task][img_id]] for task in asked_by}}
+                   for img_id, sentences in told[file].items()] for file, (told_by, *asked_by) in SOURCES.items()}
+
+
+def answer_table() -> list[dict]:
+    """all_ans.json: {'ans', 'dsets'} of each answer of VQA and GQA, in alphabetical order. As they stand they are normalised."""
+    return [{'ans': answer, 'dsets': [task for task, answers in ANSWERS.items() if answer in answers]}
+            for answer in sorted(set().union(*ANSWERS.values()))]
 
 
 def _counted(items, bar: tqdm):
