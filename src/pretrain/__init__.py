@@ -1,1 +1,1 @@
-"""Pre-training: its answer table."""
+"""Pre-training: sentences and regions, objectives, the answer table."""

@@ -19,9 +19,9 @@ from lxrt.weights import bert_weights_file, fill, load_bert, load_lxmert, read_s
 from param import Options
 from pretrain.lxmert_data import load_sentences
 from pretrain.qa_answer_table import read_table
+from pretrain.text import KIND
 from train import evaluate_losses
 
-KIND = 'lxmert'  # of a --dataset
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
             'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
 FLAGS = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')

@@ -4,6 +4,7 @@ An example is {"img_id", "sentf": {source: [sentence, ...]}, "labelf": {source: 
 source in `labelf` has a label for each of its sentences, in the same order; captions have none, and `labelf` may be missing.
 """
 
+KIND = 'lxmert'  # of a --dataset of such text
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
 
 

@@ -20,8 +20,6 @@ from regions import origin, store
 from tasks.examples import read_examples
 from tasks.kinds import TASKS, task_class
 
-PRETRAINING = 'lxmert'  # the kind whose examples are all sentences of an image
-
 
 @dataclass
 class Contents:
@@ -101,8 +99,8 @@ def check(path, tokenizer, store_root, fault):
         return (tokenizer.encode(sentences, spec.max_length + 1)[:, -1] if tokenizer else np.zeros(len(sentences))) != 0
 
     spec = DatasetSpec.from_json(path)
-    if spec.kind not in (*TASKS, PRETRAINING):
-        raise DataError(f'{path}: key "kind": expected one of {", ".join((*TASKS, PRETRAINING))}, found "{spec.kind}"')
+    if spec.kind not in (*TASKS, text.KIND):
+        raise DataError(f'{path}: key "kind": expected one of {", ".join((*TASKS, text.KIND))}, found "{spec.kind}"')
     form = task_class(spec.kind).form if spec.kind in TASKS else None
     own = form.answers if form else None
     if bool(own) == bool(spec.answers):
