@@ -247,7 +247,7 @@ def fit(task, train_set, valid_set, options, folder, state, device):
     Writes the task's snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run
     state to `folder`. A kill at any moment loses nothing but the work since the last state: each file is whole, and what was
     written after that state is written again with the same bits. SIGTERM saves the state after the step that is under way, or
-    the epoch that is being validated, and raises Stopped.
+    after the first step that follows a validation, and raises Stopped.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
     optimizer = make_optimizer(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task.warmup)
