@@ -18,8 +18,10 @@ SHARE = 10  # the first tenth of the examples of each task, which are those of a
 # The splits, and the flag that names the weights to start from.
 TASKS = {'vqa': ('train', 'minival', '--loadLXMERTQA'), 'gqa': ('train', 'testdev', '--loadLXMERTQA'),
          'nlvr2': ('train', 'test', '--loadLXMERT')}
-# What suits each start (experience_in_pretraining.md): from nothing a higher rate, and twice as long.
-FROM_NOTHING, PRETRAINED = ['--fromScratch', '--lr', '5e-4', '--epochs', 20], ['--lr', '2e-4', '--epochs', 10]
+# What suits each start (experience_in_pretraining.md): from nothing a higher rate, and twice as long. NLVR2 has twice as many
+# examples, and two pictures in each.
+EPOCHS = {'vqa': 10, 'gqa': 10, 'nlvr2': 5}
+RATE = {'pre-trained': '2e-4', 'from nothing': '5e-4'}
 WORDS, MATCHED, REGIONS, QA = '--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA'
 ALL = 'all five'
 PRETRAINING = {ALL: [WORDS, MATCHED, REGIONS, QA],
@@ -33,8 +35,8 @@ PRETRAINING = {ALL: [WORDS, MATCHED, REGIONS, QA],
 def main(argv=None):
     parser = argparse.ArgumentParser(prog='bash run/study.bash', description=__doc__, allow_abbrev=False)
     parser.add_argument('--world', type=Path, default=Path('data/shapes'), help='a sample world, made by run/shapes.bash')
-    parser.add_argument('--epochs', type=int, default=5, help='of pre-training')
-    parser.add_argument('--fineEpochs', type=int, help='of fine-tuning; default: 20 from nothing, 10 from pre-trained models')
+    parser.add_argument('--epochs', type=int, default=3, help='of pre-training')
+    parser.add_argument('--fineEpochs', type=int, help='of fine-tuning; default: 10, from nothing 20, half of that for NLVR2')
     parser.add_argument('--seeds', default='9595,1,2', help='of fine-tuning from nothing and with all objectives, else the first')
     parser.add_argument('--leaveOut', default=','.join(name for name in PRETRAINING if name != ALL),
                         help='objectives to leave out, one at a time; "" for none')
@@ -46,14 +48,14 @@ def main(argv=None):
     try:
         for task in TASKS:
             cut(options.world, task, options.out)
-        names = [ALL, *filter(None, options.leaveOut.split(','))]
+        names = [ALL, None, *filter(None, options.leaveOut.split(','))]
         with ThreadPoolExecutor(options.jobs) as pool:
-            jobs = [pool.submit(pretrain, options, name) for name in names]
-            for job in (*jobs, pool.submit(fine_tune, options, None)):
+            jobs = [pool.submit(pretrain if name else fine_tune, options, name) for name in names]
+            for job in jobs:
                 job.result()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         parser.exit(1, f'study.bash: error: {error}\n')
-    table = tabulate(options, [None, *names])
+    table = tabulate(options, names)
     (options.out / 'table.md').write_text(table)
     draw(options.out / folder_of(ALL) / 'pretrain/log.log', options.out / 'losses.svg')
     print(f'{table}\n{options.out}/losses.svg: the losses of pre-training with {ALL} objectives')
@@ -79,9 +81,10 @@ def cut(world, task, out):
 
 def pretrain(options, name):
     """Pre-trains, and fine-tunes what came out."""
-    launch(options, name, 'pretrain', 'pretrain/lxmert_pretrain', '--fromScratch', '--dataRoot', options.world,
-           '--train', 'mscoco_train,mscoco_nominival,vgnococo', '--valid', 'mscoco_minival', *PRETRAINING[name],
-           '--batchSize', 64, '--lr', '5e-4', '--epochs', options.epochs)
+    launch(options, name, 'pretrain', 'pretrain/lxmert_pretrain', '--fromScratch', *PRETRAINING[name],
+           '--dataRoot', options.world, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
+           '--valid', 'mscoco_minival' if name == ALL else '', '--batchSize', 64, '--lr', RATE['from nothing'],
+           '--epochs', options.epochs, '--resume')
     fine_tune(options, name)
 
 
@@ -89,20 +92,23 @@ def fine_tune(options, name):
     seeds = options.seeds.split(',')
     for task, (train, valid, load) in TASKS.items():
         for seed in seeds if name in (None, ALL) else seeds[:1]:
-            start = options.out / folder_of(name) / 'pretrain' / f'Epoch{options.epochs:02d}'
             load = '--loadLXMERT' if name == 'questions' else load  # without questions there is no answer head
-            launch(options, name, f'{task}_{seed}', f'tasks/{task}', '--dataset', options.out / f'{task}.json', '--train', train,
-                   '--valid', valid, '--seed', seed, '--batchSize', 32, '--evalBatchSize', 256,
-                   *([load, start, *PRETRAINED] if name else FROM_NOTHING),
-                   *(['--epochs', options.fineEpochs] if options.fineEpochs else []))
+            start = [load, options.out / folder_of(name) / 'pretrain' / f'Epoch{options.epochs:02d}', '--lr', RATE['pre-trained']]
+            start = start if name else ['--fromScratch', '--lr', RATE['from nothing']]
+            run, program, given = f'{task}_{seed}', f'tasks/{task}', ('--dataset', options.out / f'{task}.json')
+            epochs = options.fineEpochs or EPOCHS[task] * (1 if name else 2)
+            launch(options, name, run, program, *given, *start, '--train', train, '--valid', '', '--seed', seed,
+                   '--batchSize', 32, '--epochs', epochs, '--resume')
+            launch(options, name, f'{run}_results', program, *given, '--test', valid, '--batchSize', 256,
+                   '--load', options.out / folder_of(name) / run / 'LAST')
 
 
 def launch(options, name, run, program, *flags):
-    """Runs a program unless it has come to its end, with what it prints in a file."""
+    """Runs a program, with what it prints in a file."""
     output = options.out / folder_of(name) / run
     output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, f'src/{program}.py', '--device', 'cpu', '--bert', options.world / 'bert', '--output', output,
-               '--resume', *flags]
+               *flags]
     print(output, flush=True)
     with open(output / 'printed.txt', 'w') as printed:
         subprocess.run([str(word) for word in command], check=True, stdout=printed, stderr=subprocess.STDOUT,
@@ -110,9 +116,9 @@ def launch(options, name, run, program, *flags):
 
 
 def score(options, name, task, seed):
-    """The validation score after the last epoch; the best would be chosen by what it is measured on."""
-    log = options.out / folder_of(name) / f'{task}_{seed}' / 'log.log'
-    return float(re.findall(r': Valid ([\d.]+)', log.read_text())[-1])
+    """The score after the last epoch; the best would be chosen by what it is measured on."""
+    printed = options.out / folder_of(name) / f'{task}_{seed}_results' / 'printed.txt'
+    return float(re.search(r'Score on \w+: ([\d.]+)', printed.read_text())[1])
 
 
 def tabulate(options, names):
