@@ -45,8 +45,8 @@ launch() {
         echo "$(basename "$0"): first argument: expected GPU ids such as 0 or 0,1, or cpu; found '$gpus'" >&2
         exit 2
     fi
-    if [ $several = yes ] && [ "$count" -gt 1 ]; then
-        by=(-m torch.distributed.run --standalone --nproc-per-node "$count")
+    if { [ $several = yes ] && [ "$count" -gt 1 ]; } || [ "${NNODES:-1}" != 1 ]; then
+        by=(src/machines.py "$count")
         # torchrun's own default is one thread a process
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
     fi

@@ -7,16 +7,18 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from dist import gather, is_main, say
+from dist import gather, is_main, restarted, say
 from lxrt.weights import canonical_name
 
 STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
+PATIENCE = 60  # seconds until a file of another machine is there (NFS), or the helpers of a process that died are gone
 # Options that may change when a run is resumed: where and how it is computed. With another number of processes or parts
 # dropout draws other numbers, so that the weights are as good but not the same bits.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
@@ -67,10 +69,12 @@ class RunFolder:
         self.path = Path(path)
         self.writer = None
         self.lock = FileLock(self.path / '.lock')  # let go by the system, whatever ends the process
+        again = restarted()
         if is_main():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                self.lock.acquire(timeout=0)
+                # Workers of --numWorkers hold the lock too, and outlive a process that is killed by seconds.
+                self.lock.acquire(timeout=PATIENCE if again else 0)
             except Timeout:
                 raise OSError(f'--output {self.path}: another process is writing there; wait for it, or end it') from None
             except OSError as error:
@@ -80,8 +84,29 @@ class RunFolder:
         """The saved run state to go on from, or None to start anew.
 
         options: Options of the run; beside: {file name: text} that lies beside its snapshots. Raises ValueError if the
-        folder holds a run and --resume is not given, or if the run there was made with something else. Changes nothing.
+        folder holds a run and --resume is not given, or if the run there was made with something else, on every rank alike;
+        and if the machines of a run do not find the same in the folder. Changes nothing.
         """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                state, fault = self._read_run(options, beside), None
+            except ValueError as error:
+                state, fault = None, str(error)
+            progress = state and [state['progress'][name] for name in ('epoch', 'step', 'log_size')]
+            found = gather((self.path.is_dir(), progress, fault))
+            others = [rank for rank, what in enumerate(found) if what != found[0]]
+            if not others:
+                break
+            if max(gather(time.monotonic() > deadline)):
+                raise ValueError(f'--output {self.path}: process {others[0]} does not find there what process 0 does; this '
+                                 'folder must be on a disk that all machines share')
+            time.sleep(1)
+        if fault:
+            raise ValueError(fault)
+        return state
+
+    def _read_run(self, options, beside):
         snapshots = sorted(path.name for path in self.path.glob('*.pth'))
         if not snapshots:
             return None

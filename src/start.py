@@ -26,26 +26,27 @@ def run(prepare, argv=None):
     program = None
     try:
         device = dist.start(options.device)
+        options.resume |= options.test is None and dist.restarted()
         if options.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
             torch.use_deterministic_algorithms(True)
         program = prepare(options, device)
         program.run()
         dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
+        return dist.end(0)
     except Stopped as stopped:
         dist.say(f'{name}: {stopped}')
         dist.stop()
-        return STOPPED
+        return dist.end(STOPPED)
     except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
         print(f'{name}: error: {error}', file=sys.stderr)
-        return 1
+        return dist.end(1)
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted; a run that was training goes on with the same command and --resume', file=sys.stderr)
         return 130
     finally:
         if program is not None:
             program.folder.close()
-    return 0
 
 
 def bert_folder(options):
