@@ -1,21 +1,36 @@
 #!/usr/bin/env bash
-# Makes the NLVR v1 dataset, trains on it and evaluates: bash run/nlvr.bash cpu nlvr --nlvr PATH [--withoutPictures] [flags]
+# Makes the NLVR v1 datasets, pre-trains on invented statements, trains, evaluates: bash run/nlvr.bash cpu nlvr --nlvr PATH [flags]
 # PATH: the folder with the corpus's train.json and dev.json (from the public repository lil-lab/nlvr, folder nlvr/).
-# Expected on dev: 55.9, README.md says why so little; 10 minutes on one CPU core. Writes snap/nlvr/<name>. Flags: run/README.md
+# --withoutPretraining, --withoutPictures: to compare with. Expected on dev: README.md, "Results", with the time that it takes.
+# Writes snap/nlvr/<name>, with pretrain_easy and pretrain_full in it; killed, it goes on with the same command.
+# Flags, which go to all three runs: run/README.md
 source "$(dirname "$0")/launch.bash"
-help="GPUS|cpu NAME --nlvr PATH [--withoutPictures] [flags]"
+help="GPUS|cpu NAME --nlvr PATH [--withoutPretraining] [--withoutPictures] [--statements N] [flags]"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "$help"
-gpus=$1 name=$2 corpus='' data=data/nlvr/made
+gpus=$1 name=$2 corpus='' data=data/nlvr/made pretraining=yes
 shift 2
 make=() flags=()
 while [ $# -gt 0 ]; do
     case $1 in
         --nlvr) corpus=${2:-}; shift 2 || usage "$help" ;;
-        --withoutPictures) data=data/nlvr/made_without_pictures; make=(--withoutPictures); shift ;;
+        --statements) make+=(--statements "${2:-}"); shift 2 || usage "$help" ;;
+        --withoutPictures) data=data/nlvr/made_without_pictures; make+=(--withoutPictures); shift ;;
+        --withoutPretraining) pretraining=no; shift ;;
         *) flags+=("$1"); shift ;;
     esac
 done
 [ -n "$corpus" ] || usage "$help"
 "$PYTHON" data/nlvr/process_nlvr.py --nlvr "$corpus" "${make[@]}" || exit 1
-launch src/tasks/nlvr.py --fromScratch "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
-    --batchSize 64 --evalBatchSize 256 --lr 5e-4 --epochs 2 --output "snap/nlvr/$name" "${flags[@]}"
+out=snap/nlvr/$name
+train() {  # train START...
+    launch src/tasks/nlvr.py '' "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
+        --evalBatchSize 256 --output "$out" --resume "$@" "${flags[@]}"
+}
+pretrain() {  # pretrain SPLIT START...: in a process of its own, since launch does not return
+    (launch src/pretrain/lxmert_pretrain.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" --valid '' \
+        --taskQA --batchSize 32 --lr 4e-4 --epochs 1 --output "$out/pretrain_$1" --resume "${@:2}" "${flags[@]}") || exit $?
+}
+[ $pretraining = yes ] || train --fromScratch --batchSize 64 --lr 5e-4 --epochs 2
+pretrain easy --fromScratch
+pretrain full --load "$out/pretrain_easy/Epoch01"
+train --loadLXMERTQA "$out/pretrain_full/Epoch01" --batchSize 32 --lr 5e-5 --epochs 1

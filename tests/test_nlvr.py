@@ -1,13 +1,16 @@
-"""data/nlvr/process_nlvr.py on a corpus of three pictures written by hand, and on the real one where it is there."""
+"""data/nlvr/process_nlvr.py and shapes.boxes on a few pictures written by hand, and on the real corpus where it is there."""
 import base64
 import importlib.util
 import itertools
 import json
 import math
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from shapes import boxes
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
@@ -46,8 +49,8 @@ def corpus(tmp_path):
                                       row('1304-1', 'there is a blue tower', 'false', *TOWER)])
 
 
-def make(corpus, out, *flags):
-    nlvr.main(['--nlvr', str(corpus), '--out', str(out), *flags])
+def make(corpus, out, *flags, statements=0):
+    nlvr.main(['--nlvr', str(corpus), '--out', str(out), '--statements', str(statements), *flags])
     return out
 
 
@@ -71,11 +74,15 @@ def restated(scene):
         boxes.append([150 * b + x, y, 150 * b + x + size, y + size])
         cx, cy = (x + size / 2 - 50) / 50, (y + size / 2 - 50) / 50
         angles = [2 * math.pi * cx, 2 * math.pi * cy, 4 * math.pi * cx, 4 * math.pi * cy]
-        features.append([item['type'] == t for t in ('square', 'triangle', 'circle', 'box')]
-                        + [item['color'] == c for c in ('Black', 'Yellow', '#0099ff', 'none')]
-                        + [size == s for s in (10, 20, 30, 100)] + [b == i for i in range(3)] + [cx, cy]
-                        + [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-                        + [x == 0, y == 0, x + size == 100, y + size == 100])
+        others = [other['y_loc'] for other in scene[b]]
+        lower, higher = sum(other > y for other in others), sum(other < y for other in others)
+        item_of_box = item['type'] != 'box'
+        features.append([3 * (item['type'] == t) for t in ('square', 'triangle', 'circle', 'box')]
+                        + [3 * (item['color'] == c) for c in ('Black', 'Yellow', '#0099ff', 'none')]
+                        + [1.5 * (size == s) for s in (10, 20, 30, 100)] + [1.5 * (b == i) for i in range(3)] + [cx, cy]
+                        + [math.sin(a) / 2 for a in angles] + [math.cos(a) / 2 for a in angles]
+                        + [x == 0, y == 0, x + size == 100, y + size == 100]
+                        + [item_of_box and n == i for n in (lower, higher) for i in (0, 1)])
     return np.array(boxes, np.float32), np.array(features, np.float32)
 
 
@@ -187,3 +194,129 @@ def test_real_corpus():
     assert len(set(pictures)) == 74460
     image = nlvr.regions('x', train[0].boxes)
     assert image.features.shape == (14, nlvr.FEATURES) and image.boxes.max() == 400
+    rules = [(example, boxes.understand(example.sentence)) for example in train]
+    right = [bool(rule(boxes.Pictures.of([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
+    assert len(right) / len(train) > 0.9 and sum(right) / len(right) > 0.92
+
+
+# ---- statements with known truth
+
+# squares 0, triangles 1, circles 2; black 0, yellow 1, blue 2; size, x, y
+SCATTERED = [[(2, 1, 10, 0, 33), (1, 2, 30, 70, 0), (2, 1, 20, 40, 80)],  # left wall, right upper corner, floor
+             [(0, 0, 20, 5, 60), (0, 2, 10, 26, 60)],  # they touch
+             [(2, 0, 30, 70, 70)]]
+TOWERS = [[(0, 0, 20, 40, 80)],
+          [(0, 1, 20, 40, 80), (0, 2, 20, 40, 59)],
+          [(0, 0, 20, 40, 80), (0, 1, 20, 40, 59), (0, 0, 20, 40, 38), (0, 0, 20, 40, 17)]]
+
+
+@pytest.mark.parametrize(('scene', 'sentence', 'truth'), [
+    (SCATTERED, 'There is a yellow circle.', True),
+    (SCATTERED, 'there is a yellow triangle', False),
+    (SCATTERED, 'There are two yellow circles', True),
+    (SCATTERED, 'there are exactly 3 circles', True),
+    (SCATTERED, 'there are at least 4 circles', False),
+    (SCATTERED, 'there is no black triangle', True),
+    (SCATTERED, 'there is exactly one yellow circle closely touching the bottom of a box', True),
+    (SCATTERED, 'there is a blue triangle touching the corner', True),
+    (SCATTERED, 'there is a yelow circle not touching any edge', False),
+    (SCATTERED, 'there are exactly three circles touching the wall', True),
+    (SCATTERED, 'none of the squares are touching any edge', True),
+    (SCATTERED, 'there is a black circle closely touching right wall of a box', True),
+    (SCATTERED, 'there is a box with only black items', True),
+    (SCATTERED, 'there is a box with 3 items of which 2 are yellow', True),
+    (SCATTERED, 'there is a box with 3 items of which 1 is black', False),
+    (SCATTERED, 'there is a box with only yellow and blue items', True),
+    (SCATTERED, 'there is a box with only black and yellow items', False),
+    (SCATTERED, 'there is a box with a black square and a blue square', True),
+    (SCATTERED, 'there is a box with 2 squares touching each other', True),
+    (SCATTERED, 'there is a box with 2 yellow circles touching each other', False),
+    (SCATTERED, 'there is a box with a small yellow circle', True),
+    (SCATTERED, 'there is a box with 3 items of 2 different colors', True),
+    (SCATTERED, 'there is a box with 2 items of the same color', False),
+    (SCATTERED, 'one of the grey square contains exactly three objects', True),
+    (SCATTERED, 't least one grey box contains exactly four objects', False),
+    (SCATTERED, 'each box has at least 1 yellow item', False),
+    (TOWERS, 'there is a black tower', True),
+    (TOWERS, 'there is a yellow tower', False),
+    (TOWERS, 'there is a tower with exactly four blocks', True),
+    (TOWERS, 'there is one tower with a blue block at the top', True),
+    (TOWERS, 'there are 2 towers with a black block at the base', True),
+    (TOWERS, 'there are exactly 3 towers with a black block at the base', False),
+    (TOWERS, 'there is a black block as the base of a tower with 4 blocks', True),
+    (TOWERS, 'there is a blue block on a yellow block', True),
+    (TOWERS, 'there is a blue block bellow a yellow block', False),
+    (TOWERS, 'there is a yellow block below a blue block', True),
+    (TOWERS, 'the second block from the base of a tower is yellow', True),
+    (TOWERS, 'the tower with four blocks has a black block at the top', True),
+    (TOWERS, 'there is no tower with three blocks', True),
+    (TOWERS, 'there is a tower that the base and second block are the same in color', False),
+    (TOWERS, 'there is a tower with 3 black blocks and 1 yellow block', True),
+    (TOWERS, 'there is at least 1 yellow block in each box', False),
+    (TOWERS, 'ladies and gentlemen', None)])
+def test_truth(scene, sentence, truth):
+    rule = boxes.understand(sentence)
+    assert (rule if rule is None else bool(rule(boxes.Pictures.of([scene]))[0])) == truth
+
+
+@pytest.mark.parametrize(('scene', 'sentence', 'question', 'number'), [
+    (SCATTERED, 'there are 2 yellow circles touching the wall', 'yellow circle touching wall', 2),
+    (SCATTERED, 'there is a box with only 1 item', None, None),                    # a number of its own
+    (TOWERS, 'there are 3 towers with a black block at the base', 'tower with a black item at the base', 2),
+    (TOWERS, 'there is a black block', 'black item', 4)])
+def test_number_asked_for(scene, sentence, question, number):
+    found = boxes.count_of(sentence)
+    assert (found and found[0]) == question
+    assert found is None or found[1](boxes.Pictures.of([scene])).tolist() == [number]
+
+
+CORPUS = [('there is a black circle touching the wall', SCATTERED), ('there are 2 blue squares', SCATTERED),
+          ('there is a box with a yellow item and 2 black items', SCATTERED),
+          ('there are 2 towers with a blue block at the top', TOWERS), ('there is a yellow block on a black block', TOWERS)]
+
+
+def test_every_sentence_is_as_often_true_as_false():
+    scenes, said = boxes.make(7, CORPUS, statements=60, questions=0.4, size=60)
+    pictures, answers = boxes.Pictures.of(scenes), defaultdict(Counter)
+    for picture, source, sentence, answer in said:
+        answers[source, sentence][answer] += 1
+        if source == 'statements':
+            assert bool(boxes.understand(sentence)(pictures[[picture]])[0]) == (answer == 'true')
+    assert {source for source, _ in answers} == {'statements', 'counts'}
+    assert all(counts['true'] == counts['false'] for (source, _), counts in answers.items() if source == 'statements')
+    assert len(answers) > 20 and {picture for picture, *_ in said} == set(range(len(scenes)))
+    assert all(('how many ' in sentence) == (source == 'counts') for source, sentence in answers)
+
+
+def test_drawn_and_changed_pictures_are_like_the_corpus():
+    rng = np.random.default_rng(3)
+    for tower in (True, False):
+        for _ in range(50):
+            scene = boxes.draw(rng, tower)
+            changed = boxes.change(rng, scene, tower)
+            assert boxes.is_tower(scene) == tower and (not tower or boxes.is_tower(changed))
+            for box in (*scene, *changed):
+                assert 1 <= len(box) <= boxes.ROOM and all(boxes.free(box, item, i) for i, item in enumerate(box))
+            differ = [sorted(before) != sorted(after) for before, after in zip(scene, changed, strict=True)]
+            assert sum(differ) == 1
+
+
+def test_pretraining_data(tmp_path):
+    corpus = save(tmp_path / 'corpus', [
+        row('1-0', 'there is a black box', 'true', *SCATTER), row('2-0', 'there is a blue tower', 'false', *TOWER),
+        row('3-0', 'there is a box with a yellow circle', 'true', *SCATTER),
+        row('4-0', 'there are 2 black squares', 'false', *SCATTER)])
+    out, again = (make(corpus, tmp_path / name, statements=24) for name in ('made', 'again'))
+    described, answers = (json.loads((out / f'{name}.json').read_text()) for name in ('pretraining', 'all_ans'))
+    assert described['kind'] == 'lxmert' and list(described['splits']) == ['easy', 'full']
+    assert [answer['ans'] for answer in answers[:3]] == ['false', 'true', '0']
+    for split in ('easy', 'full'):
+        pictures = json.loads((out / f'{split}.json').read_text())
+        assert [picture['img_id'] for picture in pictures] == list(read_tsv(out / f'{split}_obj.tsv'))
+        for picture in pictures:
+            assert {source: len(said) for source, said in picture['sentf'].items()} == {
+                source: len(labels) for source, labels in picture['labelf'].items()}
+        for name in (f'{split}.json', f'{split}_obj.tsv'):
+            assert (out / name).read_bytes() == (again / name).read_bytes()
+    other = make(corpus, tmp_path / 'other', '--seed', '1', statements=24)
+    assert (out / 'full.json').read_bytes() != (other / 'full.json').read_bytes()

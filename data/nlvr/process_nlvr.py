@@ -1,8 +1,9 @@
-"""Make a dataset for `src/tasks/nlvr.py --dataset` of NLVR v1 (Suhr et al., ACL 2017): is a statement true of a picture?
+"""Make the datasets of NLVR v1 (Suhr et al., ACL 2017), is a statement true of a picture?, and of pre-training for it.
 
 The corpus lists every object of every picture, so that the regions are exact and no detector is needed. A picture is
 three boxes of 100 x 100 pixels, 50 pixels apart; the order of the boxes never changes the truth of a statement, so
 each training picture is made in all six orders (the corpus ships its pictures in six orders for the same reason).
+Pre-training has statements of known truth and questions for numbers that `shapes.boxes` makes in the corpus's language.
 """
 import argparse
 import dataclasses
@@ -16,7 +17,7 @@ import shutil
 import string
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from lxrt.tokenization import SPECIAL_TOKENS
 from regions import store, tsv
+from shapes import boxes
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
 SPLITS = ('train', 'dev')
@@ -37,8 +39,12 @@ COLOURS = {'black': 0, 'yellow': 1, '#0099ff': 2, 'blue': 2}       # attribute i
 SIDE, PITCH, WIDTH = 100, 150, 400                                 # pixels: a box, from box to box, the whole picture
 SIZES = (10, 20, 30, SIDE)
 BOX = (3, 3, SIDE, 0, 0)                                           # a box as an object: type, colour, size, x, y
-FEATURES = 29
+FEATURES = 33
 POSITIONS = 64
+# The splits of pre-training: arguments of boxes.make. A chunk of `part` sentences has pictures and a seed of its own.
+PART, POOL = 1500, 500
+EASY = {'questions': 0.85, 'most': 2, 'longest': 7, 'each': 6}                      # few objects, short sentences
+FULL = {'questions': 0.7}
 
 
 class CorpusError(ValueError):
@@ -107,9 +113,10 @@ def read(path):
 def regions(img_id, boxes):
     """The picture of three boxes, (n, 5) each, from left to right: a region an object, then one for each box.
 
-    A feature is, in this order: type (4), colour (4), size 10, 20, 30, box (4) and which box (3), all one-hot; centre
-    x, y in -1..1 of the box (2), its sine and cosine with periods of 50 and 25 pixels (8; fine differences of place,
-    such as a gap of one pixel); touches the left, top, right, bottom wall (4).
+    A feature is, in this order: type (4) and colour (4), size 10, 20, 30, box (4) and which box (3), all one-hot, times 3,
+    3, 1.5 and 1.5, so that the many numbers of places do not drown them; centre x, y in -1..1 of the box (2), half its sine
+    and cosine with periods of 50 and 25 pixels (8; fine differences of place, such as a gap of one pixel); touches the
+    left, top, right, bottom wall (4); is the lowest, second lowest, highest, second highest object of its box (4).
     """
     kind, colour, size, x, y = np.concatenate([*boxes, [BOX] * 3]).T
     which = np.concatenate([np.repeat(range(3), [len(box) for box in boxes]), range(3)])
@@ -117,11 +124,15 @@ def regions(img_id, boxes):
     centre = (corner + size[:, None] / 2) / (SIDE / 2) - 1
     waves = np.concatenate([2 * np.pi * centre, 4 * np.pi * centre], 1)             # (o, 4)
     four, three = np.eye(4), np.eye(3)
+    item = kind < len(TYPES)
+    beside = (which[:, None] == which) & item[:, None] & item                       # (o, o): in the same box
+    lower, higher = ((beside & other).sum(1) for other in (y > y[:, None], y < y[:, None]))
     features = np.concatenate([
-        four[kind], four[colour], four[np.searchsorted(SIZES, size)], three[which],
-        centre, np.sin(waves), np.cos(waves),
+        3 * four[kind], 3 * four[colour], 1.5 * four[np.searchsorted(SIZES, size)], 1.5 * three[which],
+        centre, np.sin(waves) / 2, np.cos(waves) / 2,
         # touching is an exact 0 here: that fits the labels as well as 1 pixel does, and a gap of 2 fits them worse
-        corner == 0, corner + size[:, None] == SIDE], 1, dtype=np.float32)          # (o, FEATURES)
+        corner == 0, corner + size[:, None] == SIDE,
+        np.stack([item & (n == i) for n in (lower, higher) for i in (0, 1)], 1)], 1, dtype=np.float32)  # (o, FEATURES)
     corner = corner + np.stack([PITCH * which, 0 * which], 1)
     sure = np.ones(len(kind), np.float32)
     return tsv.ImageRegions(img_id, SIDE, WIDTH, kind, sure, colour, sure,
@@ -162,19 +173,63 @@ def vocabulary(sentences):
     return [*SPECIAL_TOKENS, *characters, *('##' + c for c in characters), *whole]
 
 
+def invent(examples, statements, seed):
+    """What pre-training reads: {split: list of (img_id, boxes, {source: [(sentence, answer)]})}."""
+    corpus = [(example.sentence, example.boxes) for example in examples if boxes.understand(example.sentence)]
+    # first the easy ones, to find out which word goes with which object; then all, with a sixth of easy ones
+    amounts = ('easy', statements // 12, EASY), ('full', statements // 6, EASY), ('full', statements - statements // 6, FULL)
+    jobs = [(split, {'statements': min(PART, amount - done), 'size': POOL, **kind})
+            for split, amount, kind in amounts for done in range(0, amount, PART)]
+    jobs = [(split, job | {'seed': [seed, i]}) for i, (split, job) in enumerate(jobs)]
+    made = {'easy': [], 'full': []}
+    results = boxes.make_all(corpus, [job for _, job in jobs])
+    for (split, _), (scenes, said) in zip(jobs, tqdm(results, 'inventing', len(jobs), unit='part', disable=None), strict=True):
+        sentences = [defaultdict(list) for _ in scenes]
+        for picture, source, sentence, answer in said:
+            sentences[picture][source].append((sentence, answer))
+        first = len(made[split])
+        made[split] += [(f'nlvr-{split}-{first + i}', scene, sentences[i]) for i, scene in enumerate(scenes)]
+    return made
+
+
+def write_pretraining(out, made, max_length, with_pictures):
+    """Writes the pre-training dataset of `invent` into the folder `out`: pretraining.json describes it."""
+    asked = {(answer, source) for pictures in made.values() for *_, said in pictures
+             for source, told in said.items() for _, answer in told}
+    answers = sorted({answer for answer, _ in asked}, key=('false', 'true', *map(str, range(100))).index)
+    dump([{'ans': answer, 'dsets': sorted(source for other, source in asked if other == answer)} for answer in answers],
+         out / 'all_ans.json')
+    for split, pictures in made.items():
+        dump([{'img_id': img_id, 'sentf': {source: [sentence for sentence, _ in said[source]] for source in said},
+               'labelf': {source: [{answer: 1.0} for _, answer in said[source]] for source in said}}
+              for img_id, _, said in pictures], out / f'{split}.json')
+        images = (regions(img_id, scene) if with_pictures else dataclasses.replace(BLANK, img_id=img_id)
+                  for img_id, scene, _ in pictures)
+        tsv.write(out / f'{split}_obj.tsv', tqdm(images, split, len(pictures), unit='picture', disable=None))
+        count = Counter(source for *_, said in pictures for source in said for _ in said[source])
+        print(f'pre-training, {split}: {len(pictures):,} pictures, {count["statements"]:,} statements, as many true as false, '
+              f'{count["counts"]:,} questions for numbers')
+    dump({'kind': 'lxmert', 'name': 'nlvr-pretraining', 'max_length': max_length, 'answers': 'all_ans.json',
+          'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in made}},
+         out / 'pretraining.json')
+
+
 def dump(value, path):
     path.write_text(json.dumps(value) + '\n', encoding='utf-8')
 
 
 def write(out, corpus, made_from, with_pictures):
-    """Writes the dataset of corpus {split: Examples} into the new folder `out` and prints its figures."""
-    vocab = vocabulary(example.sentence for example in corpus['train'])
+    """Writes the datasets of corpus {split: Examples} into the new folder `out` and prints their figures."""
+    made = invent(corpus['train'], made_from['statements'], made_from['seed'])
+    invented = (sentence for pictures in made.values() for *_, said in pictures for told in said.values() for sentence, _ in told)
+    vocab = vocabulary([*(example.sentence for example in corpus['train']), *invented])
     (out / 'bert').mkdir(parents=True)
     (out / 'bert' / 'vocab.txt').write_text('\n'.join(vocab) + '\n', encoding='utf-8')
     dump({'vocab_size': len(vocab), 'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256,
-          'l_layers': 2, 'r_layers': 1, 'x_layers': 3, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.1,
-          'attention_probs_dropout_prob': 0.1, 'max_position_embeddings': POSITIONS, 'type_vocab_size': 2,
-          'initializer_range': 0.05, 'visual_feat_dim': FEATURES, 'visual_pos_dim': 4}, out / 'bert' / 'config.json')
+          'l_layers': 1, 'r_layers': 1, 'x_layers': 2, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.0,
+          'attention_probs_dropout_prob': 0.0, 'max_position_embeddings': POSITIONS, 'type_vocab_size': 2,
+          'initializer_range': 0.05, 'visual_feat_dim': FEATURES, 'visual_pos_dim': 4,
+          'num_object_labels': len(TYPES) + 1, 'num_attr_labels': len(TYPES) + 1}, out / 'bert' / 'config.json')
     tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(vocab)}, lowercase=True)
     lengths = {split: [len(e.ids) for e in tokenizer.encode_batch([example.sentence for example in examples])]
                for split, examples in corpus.items()}                               # with [CLS] and [SEP]
@@ -194,6 +249,8 @@ def write(out, corpus, made_from, with_pictures):
               f'{100 * most / len(examples):.1f}, {sum(n > max_length for n in lengths[split])} statements are longer '
               f'than {max_length} pieces and will be cut')
 
+    if made_from['statements']:
+        write_pretraining(out, made, max_length, with_pictures)
     dump({'kind': 'nlvr', 'name': 'nlvr', 'max_length': max_length,
           'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in corpus},
           'made_from': made_from}, out / 'dataset.json')
@@ -224,12 +281,15 @@ def main(argv):
     parser.add_argument('--out', type=Path, help='folder to make; made or made_without_pictures beside this script')
     parser.add_argument('--withoutPictures', action='store_true',
                         help='give each picture one constant region: what the statements alone give away')
+    parser.add_argument('--statements', type=int, default=60000, help='sentences to invent for pre-training; 0: none')
+    parser.add_argument('--seed', type=int, default=9595, help='seed of what is invented')
     args = parser.parse_args(argv)
     out = args.out or Path(__file__).parent / ('made_without_pictures' if args.withoutPictures else 'made')
 
     files = {split: find(args.nlvr, split) for split in SPLITS}
-    made_from = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*files.values(), Path(__file__)]}
-    made_from['pictures'] = not args.withoutPictures
+    made_from = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                 for path in [*files.values(), Path(__file__), Path(boxes.__file__)]}
+    made_from |= {'pictures': not args.withoutPictures, 'statements': args.statements, 'seed': args.seed}
     described = out / 'dataset.json'
     before = made_before(described)
     if before == made_from:
@@ -245,7 +305,7 @@ def main(argv):
         write(Path(making) / 'made', corpus, made_from, with_pictures=not args.withoutPictures)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(Path(making) / 'made', out)
-    for split in SPLITS:
+    for split in (*SPLITS, 'easy', 'full')[:4 if args.statements else 2]:
         store.open_regions(out / f'{split}_obj.tsv')  # made now rather than when training starts
     print(f'made {described}')
 
