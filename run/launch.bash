@@ -5,6 +5,7 @@
 # PROGRAM is a file below src/. GPUS: ids such as 0 or 0,1,2,3, or `cpu`. START_FLAG (may be empty) says which weights to
 # start from; it is added only where FLAGS say nothing of it. With --multiGPU and several GPUs torchrun starts one process
 # a GPU; `NPROC=2 ... cpu ... --multiGPU` starts two processes on the CPU.
+# With NNODES set, this machine is one of several (run/README.md), and --multiGPU is not needed.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

@@ -139,12 +139,9 @@ def launch(place, processes, restarts, command, folder):
         return read_status(told) or (code if code > 0 else 128 - code)
     except RendezvousError as error:
         why = str(error.__cause__ or error or 'one did not come').splitlines()[0]
-        print(f'machines.py: error: the {place.machines} machines do not meet at {place.address}:{place.port}: {why}',
-              file=sys.stderr)
-        return 1
+        return fault(f'the {place.machines} machines do not meet at {place.address}:{place.port}: {why}')
     except ValueError as error:
-        print(f'machines.py: error: {error}', file=sys.stderr)
-        return 1
+        return fault(error)
     return 0
 
 
@@ -153,13 +150,17 @@ def read_status(path):
     return int(path.read_text()) if path.exists() else None
 
 
+def fault(error, status=1):
+    print(f'machines.py: error: {error}', file=sys.stderr)
+    return status
+
+
 def main(arguments):
     try:
         place = read_place(os.environ)
         restarts = number(os.environ, 'RESTARTS', '0', 1000)
     except ValueError as error:
-        print(f'machines.py: error: {error} (see "Several machines" in run/README.md)', file=sys.stderr)
-        return 2
+        return fault(f'{error} (see "Several machines" in run/README.md)', USAGE)
     processes, command = int(arguments[0]), [sys.executable, '-u', *arguments[1:]]
     with tempfile.TemporaryDirectory(prefix='lxmert-') as folder:
         return launch(place, processes, restarts, command, folder)
