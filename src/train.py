@@ -74,6 +74,11 @@ class Terminations:
         signal.signal(signal.SIGTERM, self.before)
 
 
+def ignore_sigterm(_worker):
+    """Schedulers signal all processes of a run: those that prepare batches must last until it has saved its state."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def steps_per_epoch(examples, batch_size):
     """The last incomplete batch is dropped, unless it is the only one (as in the original code)."""
     return max(examples // batch_size, 1)
@@ -99,7 +104,8 @@ def evaluation_parts(examples, options):
 def batches(dataset, parts, options, device):
     """The dataset's batches (dicts of tensors) for some Parts, on the device, where it finishes them."""
     pin = device.type == 'cuda'
-    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin,
+                        worker_init_fn=ignore_sigterm)
     for batch in loader:
         yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})
 

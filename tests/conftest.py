@@ -86,7 +86,8 @@ def run_program(program, world, output, *flags, processes=1, wait=True):
     command = [sys.executable, *by, f'src/{program}', *flags]
     environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
     if not wait:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                start_new_session=True)  # a process group of its own, to be signalled
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -1,6 +1,7 @@
 """Pre-training as a program: what it writes, its losses, resuming, several processes, and what starts from it."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -250,13 +251,13 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_bits(pretr
 def test_sigterm_saves_the_state_and_says_so(pretrain, tmp_path):
     flags = SHORT
     assert pretrain(*flags, name='whole').returncode == 0
-    for _ in range(2):
-        process = pretrain(*flags, '--resume', name='stopped', wait=False)
+    for workers in (0, 1):
+        process = pretrain(*flags, '--resume', '--numWorkers', workers, name='stopped', wait=False)
         for line in process.stdout:
             if 'Epoch' in line or 'Going on' in line:
                 break
         time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as schedulers do
         printed = process.communicate()[0]
         assert process.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d, all saved', printed), printed
     assert pretrain(*flags, '--resume', name='stopped').returncode == 0

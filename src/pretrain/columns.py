@@ -59,10 +59,11 @@ def open_columns(path, tokenizer, max_length, store_root=None):
         raise FileNotFoundError(f'{path}: no such file; expected the sentences of pre-training (data/README.md)')
     folder = columns_folder(path, store_root)
     made_by = how_made(tokenizer, max_length)
-    with locked(folder):
-        if not fresh(folder, path, made_by):
-            make(folder, path, made_by, tokenizer, max_length)
-        return Columns(folder)
+    if not fresh(folder, path, made_by):
+        with locked(folder):
+            if not fresh(folder, path, made_by):  # another process may have made it while we waited
+                make(folder, path, made_by, tokenizer, max_length)
+    return Columns(folder)
 
 
 def columns_folder(path, store_root=None):

@@ -155,7 +155,7 @@ def draw(log, path):
         axis.set_title(name)
         axis.set_xlabel('epoch')
     axes.flat[0].legend()
-    plt.rcParams['svg.hashsalt'] = 'losses'  # the same curves, the same bytes
+    plt.rcParams.update({'svg.hashsalt': 'losses', 'svg.fonttype': 'none'})  # the same curves, the same bytes; text as text
     figure.savefig(path, metadata={'Date': None})
 
 
