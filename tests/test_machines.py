@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,15 +31,21 @@ def workers(launcher):
     return found
 
 
+@pytest.fixture(scope='module')
+def own_world(made_world, tmp_path_factory):
+    """A copy: runs make stores beside the regions."""
+    return shutil.copytree(made_world, tmp_path_factory.mktemp('world') / 'shapes')
+
+
 @pytest.fixture
-def launch(made_world):
+def launch(own_world):
     """launch(output, *flags, **variables): starts run/vqa_finetune.bash on the sample world; returns the process."""
     started = []
 
     def start(output, *flags, **variables):
         environment = {name: value for name, value in os.environ.items() if name not in (*machines.VARIABLES, 'NPROC')}
         command = ['bash', 'run/vqa_finetune.bash', 'cpu', 'name', '--output', output, '--fromScratch',
-                   '--dataRoot', made_world, '--bert', made_world / 'bert', '--batchSize', '16', '--lr', '1e-3',
+                   '--dataRoot', own_world, '--bert', own_world / 'bert', '--batchSize', '16', '--lr', '1e-3',
                    '--epochs', '3', '--saveSteps', '4', *flags]
         started.append(subprocess.Popen([str(word) for word in command], cwd=ROOT, text=True, start_new_session=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
