@@ -16,6 +16,9 @@ while [ $# -gt 0 ]; do
         --statements) make+=(--statements "${2:-}"); shift 2 || usage "$help" ;;
         --withoutPictures) data=data/nlvr/made_without_pictures; make+=(--withoutPictures); shift ;;
         --withoutPretraining) pretraining=no; shift ;;
+        --epochs* | --output* | --load* | --train* | --valid* | --test* | --dataset* | --fromScratch)
+            echo "nlvr.bash: $1: is not to be given, since three runs follow each other; call the programs that run/README.md names" >&2
+            exit 2 ;;
         *) flags+=("$1"); shift ;;
     esac
 done

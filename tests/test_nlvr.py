@@ -208,6 +208,7 @@ SCATTERED = [[(2, 1, 10, 0, 33), (1, 2, 30, 70, 0), (2, 1, 20, 40, 80)],  # left
 TOWERS = [[(0, 0, 20, 40, 80)],
           [(0, 1, 20, 40, 80), (0, 2, 20, 40, 59)],
           [(0, 0, 20, 40, 80), (0, 1, 20, 40, 59), (0, 0, 20, 40, 38), (0, 0, 20, 40, 17)]]
+MANY = [[(2, 1, 10, 20 * i, 33) for i in range(5)], [(0, 0, 10, 30 * i, 50) for i in range(4)], [(0, 2, 20, 2, 40)]]
 
 
 @pytest.mark.parametrize(('scene', 'sentence', 'truth'), [
@@ -247,6 +248,19 @@ TOWERS = [[(0, 0, 20, 40, 80)],
     (TOWERS, 'there is a blue block on a yellow block', True),
     (TOWERS, 'there is a blue block bellow a yellow block', False),
     (TOWERS, 'there is a yellow block below a blue block', True),
+    (TOWERS, 'there is a black block on a black block', True),  # the next one, not any that is lower
+    (TOWERS[2:] * 3, 'there are 3 towers with a yellow block on top of a black block', True),
+    (TOWERS[2:] * 3, 'there is a box with a black block over a yellow block', True),
+    ([TOWERS[2][:3]] * 3, 'there is a yellow block at the middle of a tower', True),
+    (TOWERS, 'there is a yellow block at the middle of a tower', False),  # of three only
+    (MANY, 'there is a box with many circles', True),
+    (MANY, 'there is a box with many squares', False),  # four
+    (MANY, 'there is a blue square touching the wall', False),  # two pixels away
+    (MANY, 'there is a box with 4 black squares not touching each other', True),
+    (SCATTERED, 'there is a box with 2 squares not touching each other', False),
+    (SCATTERED, 'all squares are touching the wall', False),
+    (SCATTERED, 'all circles are touching the wall', True),
+    (SCATTERED, 'there are at least 2 or more black squares', False),
     (TOWERS, 'the second block from the base of a tower is yellow', True),
     (TOWERS, 'the tower with four blocks has a black block at the top', True),
     (TOWERS, 'there is no tower with three blocks', True),
@@ -282,6 +296,8 @@ def test_every_sentence_is_as_often_true_as_false():
         answers[source, sentence][answer] += 1
         if source == 'statements':
             assert bool(boxes.understand(sentence)(pictures[[picture]])[0]) == (answer == 'true')
+        else:
+            assert truth_of(source, sentence, scenes[picture]) == answer
     assert {source for source, _ in answers} == {'statements', 'counts'}
     assert all(counts['true'] == counts['false'] for (source, _), counts in answers.items() if source == 'statements')
     assert len(answers) > 20 and {picture for picture, *_ in said} == set(range(len(scenes)))
@@ -301,6 +317,23 @@ def test_drawn_and_changed_pictures_are_like_the_corpus():
             assert sum(differ) == 1
 
 
+def objects_of(seen):
+    """The three boxes of a picture, from its regions, the last three of which are the boxes."""
+    _, _, corners, _, classes, attributes = seen
+    scene = [[], [], []]
+    for (x, y, right, _), kind, colour in zip(*(column[:-3].tolist() for column in (corners, classes, attributes)), strict=True):
+        scene[int(x // 150)].append((kind, colour, int(right - x), int(x % 150), int(y)))
+    return scene
+
+
+def truth_of(source, sentence, scene):
+    """The answer to what is written about a picture."""
+    picture = boxes.Pictures.of([scene])
+    if source == 'counts':
+        return str(boxes.count_of(f'there is a {sentence.removeprefix("how many ")}')[1](picture)[0])
+    return str(boxes.understand(sentence)(picture)[0]).lower()
+
+
 def test_pretraining_data(tmp_path):
     corpus = save(tmp_path / 'corpus', [
         row('1-0', 'there is a black box', 'true', *SCATTER), row('2-0', 'there is a blue tower', 'false', *TOWER),
@@ -312,10 +345,16 @@ def test_pretraining_data(tmp_path):
     assert [answer['ans'] for answer in answers[:3]] == ['false', 'true', '0']
     for split in ('easy', 'full'):
         pictures = json.loads((out / f'{split}.json').read_text())
+        seen = read_tsv(out / f'{split}_obj.tsv')
         assert [picture['img_id'] for picture in pictures] == list(read_tsv(out / f'{split}_obj.tsv'))
         for picture in pictures:
             assert {source: len(said) for source, said in picture['sentf'].items()} == {
                 source: len(labels) for source, labels in picture['labelf'].items()}
+            scene = objects_of(seen[picture['img_id']])
+            assert split == 'full' or max(map(len, scene)) <= 3  # two, and one that a change may add
+            for source, said in picture['sentf'].items():
+                for sentence, label in zip(said, picture['labelf'][source], strict=True):
+                    assert list(label) == [truth_of(source, sentence, scene)], (sentence, scene)
         for name in (f'{split}.json', f'{split}_obj.tsv'):
             assert (out / name).read_bytes() == (again / name).read_bytes()
     other = make(corpus, tmp_path / 'other', '--seed', '1', statements=24)

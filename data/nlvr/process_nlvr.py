@@ -29,20 +29,20 @@ from tqdm import tqdm
 
 from lxrt.tokenization import SPECIAL_TOKENS
 from regions import store, tsv
-from shapes import boxes
+from shapes import boxes as language
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
 SPLITS = ('train', 'dev')
 ORDERS = {'train': tuple(itertools.permutations(range(3))), 'dev': ((0, 1, 2),)}
-TYPES = ('square', 'triangle', 'circle')                           # class ids 0..2; 3 is a box itself
-COLOURS = {'black': 0, 'yellow': 1, '#0099ff': 2, 'blue': 2}       # attribute ids; 3 is none. The corpus: #0099ff
-SIDE, PITCH, WIDTH = 100, 150, 400                                 # pixels: a box, from box to box, the whole picture
-SIZES = (10, 20, 30, SIDE)
+TYPES = tuple(language.SHAPES)                                     # class ids 0..2; 3 is a box itself
+COLOURS = language.COLOURS | {'#0099ff': language.COLOURS['blue']}  # attribute ids; 3 is none. The corpus: #0099ff
+SIDE, PITCH, WIDTH = language.SIDE, 150, 400                       # pixels: a box, from box to box, the whole picture
+SIZES = (*language.SIZES.values(), SIDE)
 BOX = (3, 3, SIDE, 0, 0)                                           # a box as an object: type, colour, size, x, y
 FEATURES = 33
 POSITIONS = 64
-# The splits of pre-training: arguments of boxes.make. A chunk of `part` sentences has pictures and a seed of its own.
-PART, POOL = 1500, 500
+# The splits of pre-training: arguments of language.make. A chunk of `part` sentences has pictures and a seed of its own.
+PART, POOL, LEAST = 1500, 500, 12
 EASY = {'questions': 0.85, 'most': 2, 'longest': 7, 'each': 6}                      # few objects, short sentences
 FULL = {'questions': 0.7}
 
@@ -88,8 +88,9 @@ def parse(line, where):
     identifier = field(row, 'identifier', where, 'text like 1304-0', lambda v: re.fullmatch(r'\d+-\d+', str(v)))
     sentence = field(row, 'sentence', where, 'a statement', lambda v: isinstance(v, str) and v.strip())
     label = field(row, 'label', where, '"true" or "false"', lambda v: v in ('true', 'false'))
-    scene = field(row, 'structured_rep', where, 'a list of 3 boxes, each a list of objects',
-                  lambda v: isinstance(v, list) and len(v) == 3 and all(isinstance(box, list) for box in v))
+    scene = field(row, 'structured_rep', where, f'a list of 3 boxes, each a list of up to {language.ROOM} objects',
+                  lambda v: isinstance(v, list) and len(v) == 3 and all(
+                      isinstance(box, list) and len(box) <= language.ROOM for box in v))
     boxes = (np.array([parse_object(item, f'{where}: structured_rep[{b}][{i}]') for i, item in enumerate(box)],
                       np.int64).reshape(-1, 5) for b, box in enumerate(scene))
     return Example(identifier, sentence.strip(), label, tuple(boxes))
@@ -154,8 +155,7 @@ def pictures(split, examples):
 
 def annotate(img_id, example):
     """The annotation of one picture: `tower` if all is blocks stacked in the middle of their boxes, else `scatter`."""
-    objects = np.concatenate(example.boxes)
-    tower = (objects[:, [0, 2, 3]] == (TYPES.index('square'), 20, 40)).all()        # type, size, x
+    tower = language.is_tower(example.boxes)
     return {'img_id': img_id, 'identifier': img_id, 'sent': example.sentence, 'label': int(example.label == 'true'),
             'answer_type': 'yes/no', 'question_type': 'tower' if tower else 'scatter'}
 
@@ -175,14 +175,14 @@ def vocabulary(sentences):
 
 def invent(examples, statements, seed):
     """What pre-training reads: {split: list of (img_id, boxes, {source: [(sentence, answer)]})}."""
-    corpus = [(example.sentence, example.boxes) for example in examples if boxes.understand(example.sentence)]
+    corpus = [(example.sentence, example.boxes) for example in examples if language.understand(example.sentence)]
     # first the easy ones, to find out which word goes with which object; then all, with a sixth of easy ones
     amounts = ('easy', statements // 12, EASY), ('full', statements // 6, EASY), ('full', statements - statements // 6, FULL)
     jobs = [(split, {'statements': min(PART, amount - done), 'size': POOL, **kind})
             for split, amount, kind in amounts for done in range(0, amount, PART)]
     jobs = [(split, job | {'seed': [seed, i]}) for i, (split, job) in enumerate(jobs)]
     made = {'easy': [], 'full': []}
-    results = boxes.make_all(corpus, [job for _, job in jobs])
+    results = language.make_all(corpus, [job for _, job in jobs])
     for (split, _), (scenes, said) in zip(jobs, tqdm(results, 'inventing', len(jobs), unit='part', disable=None), strict=True):
         sentences = [defaultdict(list) for _ in scenes]
         for picture, source, sentence, answer in said:
@@ -200,6 +200,9 @@ def write_pretraining(out, made, max_length, with_pictures):
     dump([{'ans': answer, 'dsets': sorted(source for other, source in asked if other == answer)} for answer in answers],
          out / 'all_ans.json')
     for split, pictures in made.items():
+        if not pictures:
+            raise CorpusError(f'--nlvr: no picture could be made for {split} of pre-training: too few sentences of train are '
+                              'understood, or --statements asks for too few; give --statements 0 for none')
         dump([{'img_id': img_id, 'sentf': {source: [sentence for sentence, _ in said[source]] for source in said},
                'labelf': {source: [{answer: 1.0} for _, answer in said[source]] for source in said}}
               for img_id, _, said in pictures], out / f'{split}.json')
@@ -281,14 +284,17 @@ def main(argv):
     parser.add_argument('--out', type=Path, help='folder to make; made or made_without_pictures beside this script')
     parser.add_argument('--withoutPictures', action='store_true',
                         help='give each picture one constant region: what the statements alone give away')
-    parser.add_argument('--statements', type=int, default=60000, help='sentences to invent for pre-training; 0: none')
+    parser.add_argument('--statements', type=int, default=60000,
+                        help='sentences to invent for pre-training, and a twelfth more of easy ones; 0: none')
     parser.add_argument('--seed', type=int, default=9595, help='seed of what is invented')
     args = parser.parse_args(argv)
+    if args.statements and args.statements < LEAST:
+        parser.error(f'--statements: expected 0 or at least {LEAST}, found {args.statements}')
     out = args.out or Path(__file__).parent / ('made_without_pictures' if args.withoutPictures else 'made')
 
     files = {split: find(args.nlvr, split) for split in SPLITS}
     made_from = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                 for path in [*files.values(), Path(__file__), Path(boxes.__file__)]}
+                 for path in [*files.values(), Path(__file__), Path(language.__file__)]}
     made_from |= {'pictures': not args.withoutPictures, 'statements': args.statements, 'seed': args.seed}
     described = out / 'dataset.json'
     before = made_before(described)

@@ -227,7 +227,7 @@ QUANTITY = rf'((?:{AMOUNT} )?\d(?: or more| at most)?|a|no|many|any|the)'
 
 def quantity(text):
     """The rule of 'a', 'no', 'many', 'exactly 2', ... on counts; a number alone is exact, as the labels mostly have it."""
-    if m := re.fullmatch(r'(\d) (or more|at most)', text):
+    if m := re.fullmatch(rf'(?:{AMOUNT} )?(\d) (or more|at most)', text):
         text = f'{"at least" if m[2] == "or more" else "at most"} {m[1]}'
     if m := re.fullmatch(rf'({AMOUNT})? ?(\d)', text):
         n = int(m[2])
@@ -506,7 +506,7 @@ def vary(rng, sentence, highest):
 
 def pool(rng, scenes, tower, size, most=ROOM - 1):
     """Pictures to choose from, 2 * size of them: the first half, a third of them from the corpus, and of each a changed one."""
-    known = [scene for scene in scenes if is_tower(scene) == tower and max(map(len, scene)) <= most]
+    known = [scene for scene in scenes if is_tower(scene) == tower and 0 < max(map(len, scene)) <= most]
     chosen = [known[i] for i in rng.permutation(len(known))[:size // 3].tolist()]
     chosen += [draw(rng, tower, most) for _ in range(size - len(chosen))]
     return Pictures.of(chosen + [change(rng, scene, tower) for scene in chosen])

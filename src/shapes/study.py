@@ -8,13 +8,13 @@ import re
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from annotations.files import read_json
 from tasks.kinds import task_class
 
-SHARE = 10  # the first tenth of the examples of each task, which are those of a tenth of the pictures
+SHARE = 10  # the first tenth of the examples of each task: VQA's and GQA's are about a tenth of the pictures, NLVR2's about most
 # The splits, and the flag that names the weights to start from.
 TASKS = {'vqa': ('train', 'minival', '--loadLXMERTQA'), 'gqa': ('train', 'testdev', '--loadLXMERTQA'),
          'nlvr2': ('train', 'test', '--loadLXMERT')}
@@ -51,9 +51,13 @@ def main(argv=None):
         names = [ALL, None, *filter(None, options.leaveOut.split(','))]
         with ThreadPoolExecutor(options.jobs) as pool:
             jobs = [pool.submit(pretrain if name else fine_tune, options, name) for name in names]
-            for job in jobs:
-                job.result()
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what runs ends; what has not begun never does
+                raise
+    except (OSError, ValueError) as error:
         parser.exit(1, f'study.bash: error: {error}\n')
     table = tabulate(options, names)
     (options.out / 'table.md').write_text(table)
@@ -111,8 +115,11 @@ def launch(options, name, run, program, *flags):
                *flags]
     print(output, flush=True)
     with open(output / 'printed.txt', 'w') as printed:
-        subprocess.run([str(word) for word in command], check=True, stdout=printed, stderr=subprocess.STDOUT,
-                       env={**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'})
+        run = subprocess.run([str(word) for word in command], stdout=printed, stderr=subprocess.STDOUT,
+                             env={**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'})
+    if run.returncode:
+        last = (output / 'printed.txt').read_text().strip().rsplit('\n', 1)[-1]
+        raise ValueError(f'{output}/printed.txt: a program ended with status {run.returncode}: {last}')
 
 
 def score(options, name, task, seed):
