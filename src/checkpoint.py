@@ -19,10 +19,10 @@ from lxrt.weights import canonical_name
 STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
 PATIENCE = 60  # seconds until a file of another machine is there (NFS), or the helpers of a process that died are gone
-# Options that may change when a run is resumed: where and how it is computed. With another number of processes or parts
-# dropout draws other numbers, so that the weights are as good but not the same bits.
+# Options that may change when a run is resumed: where and how it is computed. With another number of processes or parts, or
+# compiled, dropout draws other numbers, so that the weights are as good but not the same bits.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
-              'storeRoot', 'deterministic', 'dataRoot', 'accumulate'}
+              'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing'}
 
 
 @dataclasses.dataclass
@@ -179,7 +179,7 @@ class RunFolder:
             state = {canonical_name(key): value.detach().float().cpu() for key, value in model.state_dict().items()}
             write_whole(self.path / name, lambda part: torch.save(state, part))
 
-    def save_state(self, options, progress, model, optimizer):
+    def save_state(self, options, progress, model, update):
         """Writes all that a resumed run needs. Random states are not among it: they are a function of seed and step."""
         sums = gather(progress.sums)
         total = {name: sum(part.get(name, 0.0) for part in sums) for name in sums[0]}
@@ -187,7 +187,7 @@ class RunFolder:
             progress = dataclasses.replace(progress, sums=total, log_size=(self.path / 'log.log').stat().st_size)
             state = {
                 'progress': dataclasses.asdict(progress), 'options': dataclasses.asdict(options),
-                'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
+                'model': model.state_dict(), **update.state_dict(),
             }
             write_whole(self.path / STATE, lambda part: torch.save(state, part))
 

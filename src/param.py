@@ -67,7 +67,12 @@ class Options:
     evalBatchSize: int | None = flag(None, 'Machine', 'Examples in one batch of validation and --test; default: --batchSize.')
     device: str | None = flag(None, 'Machine', 'Where to compute; default: cuda where there is a GPU, else cpu.', ('cpu', 'cuda'))
     multiGPU: bool = flag(False, 'Machine', 'One process a GPU (with NPROC=2 and cpu: two processes), started by the launchers.')
-    bf16: bool = flag(False, 'Machine', 'Compute in bfloat16 where it is safe (autocast); weights stay in float32.')
+    bf16: bool = flag(False, 'Machine', 'Compute in bfloat16 where it is safe (autocast); weights stay in float32. Recommended '
+                      'on GPUs since Ampere, and for models of the published size on CPUs with AVX512-BF16 or AMX.')
+    fp16: bool = flag(False, 'Machine', 'The same in half precision, with scaled losses, for GPUs before Ampere.')
+    compile: bool = flag(False, 'Machine', 'Compile the encoder (torch.compile; on a GPU with CUDA graphs), a minute or more.')
+    checkpointing: bool = flag(False, 'Machine', 'Compute what is inside a layer twice instead of keeping it, to save memory.')
+    apex: bool = flag(False, 'Machine', "Use the layer norms and Adam of NVIDIA's apex, where it is installed.")
     deterministic: bool = flag(False, 'Machine', 'Only operations that give the same bits each time on a GPU, slower.')
 
     def __post_init__(self):
@@ -88,6 +93,10 @@ class Options:
                 raise ValueError(f'--{name}: expected at least {least}, found {value}')
         if self.accumulate > self.batchSize:
             raise ValueError(f'--accumulate {self.accumulate}: more parts than examples in a step (--batchSize {self.batchSize})')
+        if self.bf16 and self.fp16:
+            raise ValueError('--bf16 and --fp16: give only one of them')
+        if self.apex and self.optim != 'bert':
+            raise ValueError(f'--apex: has its own form of --optim bert only, found --optim {self.optim}')
         if not 0 < self.lr < float('inf'):
             raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
         if self.dropout is not None and not 0 <= self.dropout < 1:

@@ -10,6 +10,7 @@ import torch
 import dist
 from annotations.files import DataError
 from lxrt.config import LxrtConfig
+from lxrt.speed import accelerate
 from lxrt.tokenization import BertTokenizer
 from param import parse_args
 from train import Stopped, fit
@@ -104,6 +105,12 @@ def check_features(regions, config, names, folder):
     if regions.feature_size != config.visual_feat_dim:
         raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
                         f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
+
+
+def place(model, options, device):
+    """The model on the device, to be computed there as the options say."""
+    accelerate(model.to(device), options)
+    return model
 
 
 def train(options, folder, beside, make, device):

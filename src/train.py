@@ -22,6 +22,7 @@ from tqdm import tqdm
 import dist
 from checkpoint import Progress
 from lxrt.optimization import BertAdam
+from lxrt.speed import ApexAdam
 from lxrt.weights import fill
 
 REPORT_STEPS = 20  # steps between two of the losses that are shown and written as events
@@ -32,9 +33,69 @@ OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': to
 
 def make_optimizer(parameters, options, total_steps, warmup):
     """BertAdam with its schedule, or one of PyTorch's at a constant rate (as in the original code)."""
+    if options.apex:
+        return ApexAdam(list(parameters), lr=options.lr, warmup=warmup, t_total=total_steps)
     if options.optim == 'bert':
         return BertAdam(list(parameters), lr=options.lr, warmup=warmup, t_total=total_steps)
     return OPTIMIZERS[options.optim](list(parameters), lr=options.lr)
+
+
+class Update:
+    """From a loss to new weights: gradients, their norm clipped, the optimizer; with --fp16 losses are scaled up for the way."""
+
+    def __init__(self, parameters, options, total_steps, task, device):
+        self.parameters, self.clip = list(parameters), task.clip
+        self.optimizer = make_optimizer(self.parameters, options, total_steps, task.warmup)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.fp16)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    def __call__(self):
+        """Takes the step, unless a gradient is not finite. Returns whether it did, a bool scalar on the device."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        finite, divisor = torch.isfinite(norm), ((norm + 1e-6) / self.clip).clamp(min=1.0)  # as torch.nn.utils.clip_grad_norm_
+        if isinstance(self.optimizer, BertAdam):
+            self.optimizer.step(divisor=divisor, skip=(~finite).float())
+        elif finite:  # which waits for the device
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return finite
+
+    def state_dict(self):
+        return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.scaler.load_state_dict(state['scaler'])
+
+
+class Told:
+    """What steps tell the host, tensors on the device. On a GPU a step's are read when the next one is under way, so that the
+    host never waits for the device."""
+
+    def __init__(self, device):
+        self.late, self.waiting = int(device.type == 'cuda'), []
+
+    def put(self, step, *tensors):
+        """What a step has found; the values may not be there yet."""
+        copies, done = [tensor.to('cpu', non_blocking=True) for tensor in tensors], None
+        if self.late:
+            done = torch.cuda.Event()
+            done.record()
+        self.waiting.append((step, copies, done))
+
+    def take(self, everything=False):
+        """(step, what it has found, on the CPU) of those that are due, or of all that are waiting."""
+        while len(self.waiting) > (0 if everything else self.late):
+            step, copies, done = self.waiting.pop(0)
+            if done:
+                done.synchronize()
+            yield step, copies
 
 
 def seed_step(device, *key):
@@ -53,6 +114,7 @@ class Part(NamedTuple):
     indices: np.ndarray  # of examples, in the order of the epoch
     first: int  # position in the epoch of the first of them; the others follow
     epoch: int | None = None  # None: validation and testing, which draw the same each time
+    whole: bool = False  # sentences as long as the data allows, not cut to the longest of the batch: always of one shape
 
 
 class Stopped(Exception):
@@ -92,13 +154,14 @@ def training_parts(examples, epoch, first_step, options):
         batch = order[start:start + options.batchSize]
         parts = np.array_split(np.arange(len(batch)), dist.world_size() * options.accumulate)
         for part in parts[dist.rank()::dist.world_size()]:
-            yield Part(batch[part], start + int(part[0]), epoch)
+            yield Part(batch[part], start + int(part[0]), epoch, options.compile)
 
 
 def evaluation_parts(examples, options):
     """The Parts of one pass over all examples, in their order; every rank evaluates its share of them."""
     size = options.evalBatchSize or options.batchSize
-    return [Part(np.arange(start, min(start + size, examples)), start) for start in range(0, examples, size)]
+    return [Part(np.arange(start, min(start + size, examples)), start, None, options.compile)
+            for start in range(0, examples, size)]
 
 
 def batches(dataset, parts, options, device):
@@ -107,11 +170,13 @@ def batches(dataset, parts, options, device):
     loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin,
                         worker_init_fn=ignore_sigterm)
     for batch in loader:
+        if options.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last batch came to may be overwritten
         yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})
 
 
 def autocast(options, device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=options.bf16)
+    return torch.autocast(device.type, torch.float16 if options.fp16 else torch.bfloat16, enabled=options.bf16 or options.fp16)
 
 
 def progress_bar(total, start, text, options):
@@ -119,16 +184,17 @@ def progress_bar(total, start, text, options):
     return tqdm(total=total, initial=start, desc=text, unit='step', disable=hidden, leave=False)
 
 
-def train_step(task, model, optimizer, parts, options, step, device, came=False):
-    """One optimizer step over this rank's parts of a batch; came: whether it is to be this rank's last.
+def train_step(task, model, update, parts, options, step, device, came=False):
+    """One optimizer step over this rank's parts of a batch; came: whether SIGTERM has come to this rank.
 
-    Returns ({name: this rank's share of what an epoch sums up}, whether the gradient was finite, whether SIGTERM came to any).
+    Returns ({name: this rank's share of what an epoch sums up}, whether all gradients were finite, whether SIGTERM came to any
+    rank): all scalars on the device, for which nothing has waited.
     """
     counts = task.counts(parts)
     # Every loss is a mean over the whole batch; and all ranks must stop at the same step.
-    whole = dist.sum_over_ranks(torch.stack([*counts.values(), torch.tensor(float(came), device=device)]))
+    whole = dist.sum_over_ranks(torch.stack([*counts.values(), torch.full((), float(came), device=device)]))
     counts = dict(zip(counts, whole, strict=False))
-    optimizer.zero_grad(set_to_none=True)
+    update.optimizer.zero_grad(set_to_none=True)
     sums = {}
     for i, batch in enumerate(parts):
         seed_step(device, options.seed, step, dist.rank(), i)
@@ -137,43 +203,49 @@ def train_step(task, model, optimizer, parts, options, step, device, came=False)
             with autocast(options, device):
                 losses, tallies = task.losses(model, batch, counts)
             # DistributedDataParallel averages gradients; the whole batch's gradient is their sum.
-            (sum(losses.values()) * dist.world_size()).backward()
+            update.backward(sum(losses.values()) * dist.world_size())
         losses = {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         for name, value in (losses | tallies).items():
             sums[name] = sums.get(name, 0.0) + value
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), task.clip)
-    finite, stop = torch.isfinite(norm).item(), whole[-1].item() > 0
-    if finite:
-        optimizer.step()
-    return sums, finite, stop
+    return sums, update(), whole[-1] > 0
 
 
-def train_epoch(task, model, optimizer, train_set, options, progress, folder, device, terminations):
+def train_epoch(task, model, update, train_set, options, progress, folder, device, terminations):
     """Runs the rest of one epoch, keeping progress up to date. Returns its sums over all ranks, by name."""
     model.train()
-    sums = progress.sums
+    sums, told = progress.sums, Told(device)
     bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
     parts = list(training_parts(len(train_set), progress.epoch, progress.step, options))
     loaded = batches(train_set, parts, options, device)
+
+    def listen(everything):
+        """Counts and shows what steps told. Returns whether SIGTERM came to any rank."""
+        came = False
+        for at, (finite, stop, *loss) in told.take(everything):
+            count_skipped(progress, folder, bool(finite), at)
+            came |= bool(stop)
+            for value in map(float, loss):
+                bar.set_postfix_str(f'loss {value:.3f}')
+                folder.scalars({'train/loss': value}, progress.total_steps - progress.step + at)
+        return came
+
     while progress.step < progress.steps_per_epoch:
         step = [next(loaded) for _ in range(options.accumulate)]
-        found, finite, stop = train_step(task, model, optimizer, step, options, progress.total_steps, device, terminations.came)
+        found, finite, stopping = train_step(task, model, update, step, options, progress.total_steps, device, terminations.came)
         progress.step += 1
-        if finite:
-            progress.skipped_in_a_row = 0
-            for name, value in {**found, 'steps': 1.0 / dist.world_size()}.items():
-                sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
-        else:
-            count_skipped(progress, folder)
+        for name, value in {**found, 'steps': 1.0 / dist.world_size()}.items():
+            value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
+            sums[name] = sums.get(name, 0.0) + value
+        loss = [sum(value for name, value in found.items() if name.startswith('loss/'))]
+        told.put(progress.step, finite, stopping, *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
         bar.update()
-        if progress.step % REPORT_STEPS == 0:
-            loss = float(dist.sum_over_ranks(sum(value for name, value in found.items() if name.startswith('loss/'))))
-            bar.set_postfix_str(f'loss {loss:.3f}')
-            folder.scalars({'train/loss': loss}, progress.total_steps)
-        due = options.saveSteps and progress.step % options.saveSteps == 0 and progress.step < progress.steps_per_epoch
-        if due or stop:
+        last = progress.step == progress.steps_per_epoch
+        due = options.saveSteps and progress.step % options.saveSteps == 0 and not last
+        stop = listen(everything=due or last)
+        if stop or due:
+            listen(everything=True)
             progress.sums = sums = {name: float(value) for name, value in sums.items()}
-            folder.save_state(options, progress, task.model, optimizer)
+            folder.save_state(options, progress, task.model, update)
         if stop:
             raise Stopped(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, all saved; the same command '
                           'with --resume goes on')
@@ -187,15 +259,18 @@ def sum_by_name(sums):
     return {name: sum(part.get(name, 0.0) for part in by_rank) for name in dict.fromkeys(key for part in by_rank for key in part)}
 
 
-def count_skipped(progress, folder):
-    """Counts a step whose gradient was not finite; too many in a row end the run (FloatingPointError)."""
+def count_skipped(progress, folder, finite, step):
+    """Counts a step of the epoch whose gradient was not finite; too many in a row end the run (FloatingPointError)."""
+    if finite:
+        progress.skipped_in_a_row = 0
+        return
     progress.skipped += 1
     progress.skipped_in_a_row += 1
     if progress.skipped_in_a_row == BAD_STEPS:
         saved = folder.path / 'RUN_STATE.pth'
         raise FloatingPointError(
-            f'{BAD_STEPS} steps in a row had a gradient that is not finite, the last of them step {progress.step} of epoch '
-            f'{progress.epoch}; lower --lr, or leave out --bf16; '
+            f'{BAD_STEPS} steps in a row had a gradient that is not finite, the last of them step {step} of epoch '
+            f'{progress.epoch}; lower --lr, or leave out --bf16 or --fp16; '
             + (f'the last good state is in {saved}' if saved.exists() else 'no state had been saved yet'))
 
 
@@ -206,18 +281,19 @@ def evaluate(task, dataset, options, device, text='Evaluating'):
     model = task.model.eval()
     chunks = evaluation_parts(len(dataset), options)
     own = chunks[dist.rank()::dist.world_size()]
-    found, done = None, 0
+    found, starts, told = None, np.cumsum([0, *(len(part.indices) for part in own)]), Told(device)
     bar = progress_bar(len(own), 0, text, options)
-    for batch in batches(dataset, own, options, device):
+    for number, batch in enumerate(batches(dataset, own, options, device)):
         with autocast(options, device):
-            predictions = [tensor.cpu().numpy() for tensor in task.predict(model, batch)]
-        if found is None:
-            # In one piece: small arrays that stay among large ones that go would keep the heap from being used again.
-            found = [np.empty((sum(len(part.indices) for part in own), *array.shape[1:]), array.dtype) for array in predictions]
-        for whole, array in zip(found, predictions, strict=True):
-            whole[done:done + len(array)] = array
-        done += len(predictions[0])
-        bar.update()
+            told.put(number, *task.predict(model, batch))
+        for at, tensors in told.take(everything=number == len(own) - 1):
+            predictions = [tensor.numpy() for tensor in tensors]
+            if found is None:
+                # In one piece: small arrays that stay among large ones that go would keep the heap from being used again.
+                found = [np.empty((starts[-1], *array.shape[1:]), array.dtype) for array in predictions]
+            for whole, array in zip(found, predictions, strict=True):
+                whole[starts[at]:starts[at + 1]] = array
+            bar.update()
     bar.close()
     if dist.world_size() == 1:
         return tuple(found)
@@ -256,17 +332,17 @@ def fit(task, train_set, valid_set, options, folder, state, device):
     after the first step that follows a validation, and raises Stopped.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
-    optimizer = make_optimizer(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task.warmup)
+    update = Update(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task, device)
     if state is not None:
-        progress = resume(state, task.model, optimizer, folder)
+        progress = resume(state, task.model, update, folder)
     model = task.model
     if dist.world_size() > 1:
         model = DistributedDataParallel(model, find_unused_parameters=True)
     with Terminations() as terminations:
         while progress.epoch < options.epochs:
-            sums = train_epoch(task, model, optimizer, train_set, options, progress, folder, device, terminations)
+            sums = train_epoch(task, model, update, train_set, options, progress, folder, device, terminations)
             finish_epoch(task, valid_set, sums, options, progress, folder, device)
-            folder.save_state(options, progress, task.model, optimizer)
+            folder.save_state(options, progress, task.model, update)
 
 
 def finish_epoch(task, valid_set, sums, options, progress, folder, device):
@@ -288,11 +364,11 @@ def finish_epoch(task, valid_set, sums, options, progress, folder, device):
     folder.save_snapshot(task.epoch_name.format(epoch + 1), task.model)
 
 
-def resume(state, model, optimizer, folder):
-    """Puts a saved run state into model and optimizer and returns its Progress."""
+def resume(state, model, update, folder):
+    """Puts a saved run state into the model and its Update and returns its Progress."""
     progress = Progress(**state['progress'])
     fill(model, state['model'], f'the run state in {folder.path}')
-    optimizer.load_state_dict(state['optimizer'])
+    update.load_state_dict(state)
     state.clear()  # the largest thing in memory, no longer needed
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
+from lxrt import modeling
 from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTModel, LXRTPretraining, answer_layers
+from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTModel, LXRTPretraining, Sequences, answer_layers
 from lxrt.tokenization import BertTokenizer
 
 torch.set_num_threads(1)  # on models this small a second thread only waits: measured, 25 s against 2 on two busy cores
@@ -126,13 +127,17 @@ def test_states_and_logits_equal_hugging_face(seed, padded):
         base, theirs = other.lxmert(**as_theirs(batch)), other(**as_theirs(batch))
         _, answers = model(**batch)
         assert lang.std() > 0.1 and visn.std() > 0.1 and pooled.std() > 0.01
-        close(lang, base.language_output)
-        close(visn, base.vision_output)
+        for found, expected, mask in ((lang, base.language_output, batch['attention_mask']),
+                                      (visn, base.vision_output, batch['visual_attention_mask'])):
+            real = torch.ones(found.shape[:2], dtype=torch.bool) if mask is None else mask
+            close(found[real], expected[real])
         close(pooled, base.pooled_output)
-        close(model.cls.predictions(lang), theirs.prediction_logits)
+        words = slice(None) if batch['attention_mask'] is None else batch['attention_mask']
+        close(model.cls.predictions(lang)[words], theirs.prediction_logits[words])
         close(model.cls.seq_relationship(pooled), theirs.cross_relationship_score)
         close(answers, theirs.question_answering_score)
-        regions, expected = model.obj_predict_head(visn), other.obj_predict_head(base.vision_output)
+        seen = slice(None) if batch['visual_attention_mask'] is None else batch['visual_attention_mask']
+        regions, expected = model.obj_predict_head(visn[seen]), other.obj_predict_head(base.vision_output[seen])
         assert list(regions) == list(expected) == ['obj', 'attr', 'feat']
         for kind in regions:
             close(regions[kind], expected[kind])
@@ -189,14 +194,14 @@ def test_cross_attention_has_one_set_of_weights_and_starts_from_the_inputs():
     layer = pretraining().bert.encoder.x_layers[0]
     for part in ('self_att', 'inter', 'output'):
         getattr(layer, f'visn_{part}').load_state_dict(getattr(layer, f'lang_{part}').state_dict())
-    one, other = torch.randn(2, 2, 5, 16, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(2, 1, 1, 5)
-    mask[1, ..., 3:] = -10000
-    lang, visn = layer(one, mask, other, None)
-    swapped_lang, swapped_visn = layer(other, None, one, mask)
+    mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2])
+    some, whole = (Sequences(found, 2, 5, torch.device('cpu')) for found in (mask, None))
+    one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (8, 10))
+    lang, visn = layer(one, other, some, whole)
+    swapped_lang, swapped_visn = layer(other, one, whole, some)
     close(swapped_visn, lang)
     close(swapped_lang, visn)
-    assert (lang - visn).abs().max() > 0.1
+    assert (lang - visn[:8]).abs().max() > 0.1
 
 
 def test_row_0_of_word_position_and_segment_embeddings_gets_no_gradient():
@@ -362,7 +367,7 @@ def test_the_pooled_vector_alone_equals_that_of_the_whole_model_gradients_too(x_
     for mode in ('lxr', 'x'):
         model = randomise(LXRTFeatureExtraction(tiny(x_layers=x_layers), mode))
         if mode == 'x' and x_layers:
-            model.bert.encoder.x_layers[-1].lang_inter.register_forward_hook(lambda _, args, out: widths.append(out.shape[1]))
+            model.bert.encoder.x_layers[-1].lang_inter.register_forward_hook(lambda _, args, out: widths.append(len(out)))
         out = model(batch['input_ids'], batch['token_type_ids'], batch['attention_mask'],
                     (batch['visual_feats'], batch['pos']), batch['visual_attention_mask'])
         pooled[mode] = out[1] if mode == 'lxr' else out
@@ -372,7 +377,49 @@ def test_the_pooled_vector_alone_equals_that_of_the_whole_model_gradients_too(x_
     assert set(gradients['x']) == set(gradients['lxr'])
     for name, gradient in gradients['x'].items():
         close(gradient, gradients['lxr'][name])
-    assert widths == ([1] if x_layers else [])
+    assert widths == ([3] if x_layers else [])
+
+
+def losses_and_gradients(padded, checkpointing=False, dropout=0.0, dtype=None):
+    """Of a pre-training step; and how many rows a layer of words and one of regions computed."""
+    config = tiny(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model, rows = pretraining(config).train(), []
+    model.bert.encoder.checkpointing = checkpointing
+    for layer in (model.bert.encoder.layer[0], model.bert.encoder.r_layers[0]):
+        layer.intermediate.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    torch.manual_seed(0)
+    with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+        losses, answers = model(**make_batch(config, padded=padded))
+    sum(losses.values()).backward()
+    return losses | {'answers': answers, **{name: p.grad for name, p in model.named_parameters()}}, rows
+
+
+HABITS = ('PACKED', 'IN_ONE_PRODUCT', 'PLAIN_PRODUCTS', 'CHEAP_DRAWS')
+
+
+@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('habits', [(), *((name,) for name in HABITS), HABITS], ids='+'.join)
+def test_what_differs_by_device_computes_the_same(habits, padded, monkeypatch):
+    """Each alone, none and all of them; gradients too. Packed, nothing is computed on padding."""
+    for name in HABITS:
+        monkeypatch.setattr(modeling, name, set())
+    expected, rows = losses_and_gradients(padded)
+    assert rows == [21, 15]
+    for name in habits:
+        monkeypatch.setattr(modeling, name, {'cpu'})
+    found, rows = losses_and_gradients(padded)
+    assert rows == ([7 + 3 + 5, 4 + 5 + 2] if padded and 'PACKED' in habits else [21, 15])
+    for name, value in expected.items():
+        close(found[name], value)
+
+
+def test_checkpointing_computes_the_same_twice():
+    """Dropout draws the same in both passes."""
+    kept, rows = losses_and_gradients(True, dropout=0.3)
+    again, twice = losses_and_gradients(True, checkpointing=True, dropout=0.3)
+    assert sorted(twice) == sorted(rows * 2)
+    for name, value in kept.items():
+        assert torch.equal(again[name], value), name
 
 
 # ---------------------------------------------------------------------------- names, sizes, initial weights
@@ -486,6 +533,22 @@ def test_dropout_acts_in_training_only(kind):
     close(moving, still)
     close(still_with, still)
     assert (moving_with - still).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(('rate', 'dtype'), [(0.1, torch.float32), (0.1, torch.bfloat16), (0.37, torch.float32)])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
+    out = modeling.drop_out(x, rate)
+    out.sum().backward()
+    dropped = out == 0
+    deviation = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert abs(dropped.float().mean() - rate) < 5 * deviation
+    assert (dropped.float().mean(0) - rate).abs().max() < 5 * deviation * 999 ** 0.5  # no column is special
+    torch.testing.assert_close(out[~dropped].float(), torch.full_like(out[~dropped], 1 / (1 - rate)).float(), rtol=1e-4, atol=0)
+    assert torch.equal(x.grad, out)
+    assert not torch.equal(modeling.drop_out(x, rate), out)
+    assert modeling.drop_out(x, 0) is x or torch.equal(modeling.drop_out(x, 0), x)
 
 
 def test_dropout_of_states_acts_wherever_it_does_at_hugging_face():
@@ -623,5 +686,6 @@ def test_layers_may_be_none_at_all():
     config = tiny(l_layers=0, r_layers=0, x_layers=0)
     model, batch = pretraining(config), make_batch(tiny())
     (lang, visn), _ = body(model, batch)
-    close(lang, model.bert.embeddings(batch['input_ids'], batch['token_type_ids']))
+    positions = torch.arange(7).expand(3, 7)
+    close(lang, model.bert.embeddings(batch['input_ids'], positions, batch['token_type_ids']))
     close(visn, copy.deepcopy(model.bert.encoder.visn_fc)(batch['visual_feats'], batch['pos']))

@@ -21,7 +21,7 @@ from pretrain.lxmert_pretrain import Program, published
 from pretrain.qa_answer_table import read_table
 from regions import store
 from regions.tsv import ImageRegions
-from train import Part, make_optimizer, train_step
+from train import Part, Update, train_step
 
 OBJECTIVES = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True}
 CPU = 'cpu'
@@ -319,8 +319,8 @@ def test_the_real_sample_goes_through_loading_masking_and_a_step(tmp_path):
     assert len(dataset.table) == 9500 and set(dataset.sources) == {source for example in content for source in example['sentf']}
     batch = dataset.finish(dataset[Part(np.arange(128) * 41, 0, 0)])
     assert (batch['ans'] != -1).any() and (batch['masked_lm_labels'] != -1).any()
-    optimizer = make_optimizer(task.model.parameters(), options, 2, 0)
-    sums, finite, stop = train_step(task, task.model, optimizer, [batch], options, 0, torch.device('cpu'))
+    update = Update(task.model.parameters(), options, 2, task, torch.device('cpu'))
+    sums, finite, stop = train_step(task, task.model, update, [batch], options, 0, torch.device('cpu'))
     assert finite and not stop
     expected = {'Mask_LM': np.log(30522), 'Matched': np.log(2), 'Obj': 0.5 * np.log(1600) / 0.15,
                 'Attr': 0.5 * np.log(400) / 0.15, 'QA': np.log(9500)}  # of a model that knows nothing

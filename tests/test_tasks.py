@@ -95,7 +95,10 @@ def test_two_pictures_are_encoded_each_with_the_sentence(world):
     words, features, boxes = torch.randint(1, 30, (3, 5)), torch.randn(6, 4, 7), torch.rand(6, 4, 4)
     mask = torch.arange(4) < torch.tensor([4, 2, 3, 4, 1, 4])[:, None]
     pooled = [model.lxrt_encoder(words, (features[side::2], boxes[side::2]), mask[side::2]) for side in (0, 1)]
+    read = []
+    model.lxrt_encoder.model.bert.encoder.layer[0].register_forward_hook(lambda _, args, out: read.append(len(out)))
     torch.testing.assert_close(model(words, features, boxes, mask), model.logit_fc(torch.cat(pooled, 1)))
+    assert read == [3 * 5]  # the sentence is read once, not once a picture
 
 
 def test_cross_entropies():

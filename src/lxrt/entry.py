@@ -28,18 +28,19 @@ class LXRTEncoder(nn.Module):
     def forward(self, sents, feats, visual_attention_mask=None):
         """
         sents: a list of b sentences, or token ids (b, t) padded with 0 ([PAD] is id 0 in every vocabulary);
-        feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding.
-        Returns what the mode says: for 'x' the pooled vectors (b, d). Raises ValueError for other shapes, and on the CPU for
-        boxes in pixels.
+        feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding; or of k images
+        a sentence, one after the other, b * k each.
+        Returns what the mode says: for 'x' the pooled vectors (b, d), or (b * k, d). Raises ValueError for other shapes, and on
+        the CPU for boxes in pixels.
         """
         if not isinstance(sents, torch.Tensor):
             if self.tokenizer is None:
                 raise ValueError('this encoder was made without a tokenizer: give token ids (b, t), not sentences')
             sents = torch.from_numpy(self.tokenizer.encode(list(sents), self.max_seq_length)).to(feats[0].device)
         features, boxes = feats
-        b, o, f = len(sents), features.shape[-2], self.config.visual_feat_dim
-        if features.shape != (b, o, f) or boxes.shape != (b, o, 4):
-            raise ValueError(f'{b} sentences: expected features ({b}, o, {f}) and boxes ({b}, o, 4), found '
+        n, o, f = len(sents) * max(len(features) // max(len(sents), 1), 1), features.shape[-2], self.config.visual_feat_dim
+        if features.shape != (n, o, f) or boxes.shape != (n, o, 4):
+            raise ValueError(f'{len(sents)} sentences: expected features ({n}, o, {f}) and boxes ({n}, o, 4), found '
                              f'{tuple(features.shape)} and {tuple(boxes.shape)}')
         if boxes.device.type == 'cpu' and boxes.numel() and boxes.max() > 2:
             raise ValueError(f'boxes: expected x1, y1, x2, y2 divided by the width and height of the picture, found '

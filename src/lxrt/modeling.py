@@ -1,12 +1,14 @@
 """The LXMERT model (Tan & Bansal, EMNLP 2019), with the parameter names of the original code.
 
-Shapes: b batch, t tokens, o objects (regions), h heads, d hidden size, f feature size.
+Shapes: b batch, t tokens, o objects (regions), h heads, d hidden size, f feature size; r rows: of states that are real, those of
+all sequences of a batch one after the other.
 BERT's conventions hold throughout: layer norm after each residual, eps 1e-12, exact (erf) GELU.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lxrt.config import LxrtConfig
 from lxrt.losses import WEIGHTS, class_loss, feature_loss, label_counts
@@ -20,9 +22,56 @@ def layer_norm(size):
     return nn.LayerNorm(size, eps=1e-12)
 
 
-def additive_mask(mask):
-    """Turns a mask (b, n), 1 to attend and 0 to ignore, into scores to be added, (b, 1, 1, n); None stays None."""
-    return None if mask is None else ((1.0 - mask.float()) * MASKED_SCORE)[:, None, None, :]
+# What is fastest differs by device, and computes the same (experience_in_pretraining.md, "Speed").
+PACKED = {'cpu'}  # no arithmetic on padding; elsewhere it costs less than to find out where it is
+IN_ONE_PRODUCT = {'cuda'}  # query, key and value of the same states
+CHEAP_DRAWS = {'cpu'}  # for dropout, where drawing a number takes longer than what is done with it
+PLAIN_PRODUCTS = {'cpu'}  # attention in training; the backward pass of the fused one is up to 18 times slower there in bfloat16
+
+
+def drop_out(x, rate):
+    """F.dropout; where draws are to be cheap, four numbers of 16 bits at a time: the rate is right to 1e-5, the scale exact."""
+    if x.device.type not in CHEAP_DRAWS or rate == 0 or torch.compiler.is_compiling():
+        return F.dropout(x, rate)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2 ** 63), None).view(torch.int16)
+    dropped = round(rate * 2 ** 16)
+    keep = bits[:x.numel()].view(x.shape) >= dropped - 2 ** 15
+    return x * keep.to(x.dtype).mul_(1 / (1 - dropped / 2 ** 16))
+
+
+class Dropout(nn.Dropout):
+    def forward(self, x):
+        return drop_out(x, self.p) if self.training else x
+
+
+class Sequences:
+    """The real positions of b sequences (words or regions) that are padded to length n. States are kept as rows (r, d), of the
+    real positions only, one sequence after the other, and padded to (b, n, d) where positions meet: in attention."""
+
+    def __init__(self, mask, b, n, device):
+        """mask (b, n): 1 to attend and 0 to ignore; None: all are real."""
+        self.shape, self.real, self.mask, self.rows = (b, n), mask, None, None
+        if mask is not None:
+            self.mask = ((1.0 - mask.float()) * MASKED_SCORE)[:, None, None, :]  # to be added to scores (b, h, m, n)
+            if device.type in PACKED and not torch.compiler.is_compiling() and not mask.all():
+                self.rows = mask.flatten().nonzero()[:, 0]  # (r,)
+
+    def pack(self, padded):
+        """(b, n, ...) -> (r, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
+
+    def repeat(self, rows, times):
+        """Each sequence several times: (rows (r * times, d), their Sequences)."""
+        real = None if self.real is None else self.real.repeat_interleave(times, 0)
+        several = Sequences(real, self.shape[0] * times, self.shape[1], rows.device)
+        return several.pack(self.pad(rows).repeat_interleave(times, 0)), several
+
+    def pad(self, rows):
+        """(r, ...) -> (b, n, ...), 0 where there is padding."""
+        if self.rows is not None:
+            rows = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:]).index_copy(0, self.rows, rows)
+        return rows.unflatten(0, self.shape)
 
 
 class BertEmbeddings(nn.Module):
@@ -35,11 +84,11 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=0)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size, padding_idx=0)
         self.LayerNorm = layer_norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids, token_type_ids):
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        embedded = self.word_embeddings(input_ids) + self.position_embeddings(positions)  # (b, t, d)
+    def forward(self, input_ids, positions, token_type_ids):
+        """Each (r,) -> (r, d)."""
+        embedded = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         return self.dropout(self.LayerNorm(embedded + self.token_type_embeddings(token_type_ids)))
 
 
@@ -52,11 +101,11 @@ class VisualFeatEncoder(nn.Module):
         self.visn_layer_norm = layer_norm(config.hidden_size)
         self.box_fc = nn.Linear(config.visual_pos_dim, config.hidden_size)
         self.box_layer_norm = layer_norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, features, boxes):
-        seen = self.visn_layer_norm(self.visn_fc(features))  # (b, o, f) -> (b, o, d)
-        placed = self.box_layer_norm(self.box_fc(boxes))  # (b, o, 4) -> (b, o, d)
+        seen = self.visn_layer_norm(self.visn_fc(features))  # (r, f) -> (r, d)
+        placed = self.box_layer_norm(self.box_fc(boxes))  # (r, 4) -> (r, d)
         return self.dropout((seen + placed) / 2)
 
 
@@ -71,18 +120,37 @@ class BertAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden, context, context_mask):
-        """hidden (b, n, d), context (b, m, d), context_mask additive (b, 1, 1, m) or None -> (b, n, d)."""
-        query, key, value = (  # each (b, h, n or m, d/h)
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x in (self.query(hidden), self.key(context), self.value(context))
+    def forward(self, hidden, context, queries, keys):
+        """hidden (r, d), of the Sequences queries, attends to context (s, d), of the Sequences keys -> (r, d)."""
+        if hidden is context:
+            query, key, value = project(hidden, self.query, self.key, self.value)
+        else:
+            query, (key, value) = self.query(hidden), project(context, self.key, self.value)
+        query, key, value = (  # each (b, h, n, d/h)
+            where.pad(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for rows, where in ((query, queries), (key, keys), (value, keys))
         )
-        if context_mask is not None:
-            context_mask = context_mask.to(query.dtype)  # autocast changes the projections' dtype
-        attended = F.scaled_dot_product_attention(
-            query, key, value, context_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return attended.transpose(1, 2).flatten(2)  # (b, h, n, d/h) -> (b, n, d)
+        mask = None if keys.mask is None else keys.mask.to(query.dtype)  # autocast changes the projections' dtype
+        attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        return queries.pack(attended.transpose(1, 2).flatten(2))  # (b, h, n, d/h) -> (r, d)
+
+
+def project(hidden, *layers):
+    """hidden (r, d) through each of some linear layers."""
+    if hidden.device.type not in IN_ONE_PRODUCT:
+        return [layer(hidden) for layer in layers]
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ('weight', 'bias'))
+    return F.linear(hidden, weight, bias).chunk(len(layers), -1)
+
+
+def attend(query, key, value, mask, dropout):
+    """Scaled dot-product attention: query (b, h, n, d/h), key and value (b, h, m, d/h), mask (b, 1, 1, m) added to the scores or
+    None -> (b, h, n, d/h)."""
+    if query.device.type not in PLAIN_PRODUCTS or not query.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    return drop_out(weights, dropout) @ value
 
 
 class BertOutput(nn.Module):
@@ -92,7 +160,7 @@ class BertOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(size, config.hidden_size)
         self.LayerNorm = layer_norm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, residual):
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
@@ -113,10 +181,12 @@ class BertSelfattLayer(nn.Module):
         self.self = BertAttention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden, mask, queries=None):
-        """New states of `queries` (b, q, d), which are some of hidden (b, n, d); of all of them if None."""
-        queries = hidden if queries is None else queries
-        return self.output(self.self(queries, hidden, mask), queries)
+    def forward(self, hidden, where):
+        return self.output(self.self(hidden, hidden, where, where), hidden)
+
+    def of_some(self, some, queries, hidden, where):
+        """forward's new states of `some` (q, d), of the Sequences queries, that are among hidden."""
+        return self.output(self.self(some, hidden, queries, where), some)
 
 
 class BertCrossattLayer(nn.Module):
@@ -125,8 +195,8 @@ class BertCrossattLayer(nn.Module):
         self.att = BertAttention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden, context, context_mask):
-        return self.output(self.att(hidden, context, context_mask), hidden)
+    def forward(self, hidden, context, queries, keys):
+        return self.output(self.att(hidden, context, queries, keys), hidden)
 
 
 class BertLayer(nn.Module):
@@ -138,8 +208,8 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, mask):
-        hidden = self.attention(hidden, mask)
+    def forward(self, hidden, where):
+        hidden = self.attention(hidden, where)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -157,20 +227,21 @@ class LXRTXLayer(nn.Module):
         self.visn_inter = BertIntermediate(config)
         self.visn_output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, lang, lang_mask, visn, visn_mask):
+    def forward(self, lang, visn, words, regions):
         # Both directions start from the layer's inputs, not from each other's result.
         lang, visn = (
-            self.visual_attention(lang, visn, visn_mask),
-            self.visual_attention(visn, lang, lang_mask),
+            self.visual_attention(lang, visn, words, regions),
+            self.visual_attention(visn, lang, regions, words),
         )
-        lang = self.lang_self_att(lang, lang_mask)
-        visn = self.visn_self_att(visn, visn_mask)
+        lang = self.lang_self_att(lang, words)
+        visn = self.visn_self_att(visn, regions)
         return self.lang_output(self.lang_inter(lang), lang), self.visn_output(self.visn_inter(visn), visn)
 
-    def first_word(self, lang, lang_mask, visn, visn_mask):
-        """The state of [CLS] alone, (b, 1, d), equal to forward's: all that a pooler reads of the last layer."""
-        lang = self.visual_attention(lang, visn, visn_mask)
-        lang = self.lang_self_att(lang, lang_mask, queries=lang[:, :1])
+    def first_word(self, lang, visn, words, regions):
+        """The state of [CLS] alone, (b, d), equal to forward's: all that a pooler reads of the last layer."""
+        lang = self.visual_attention(lang, visn, words, regions)
+        first = Sequences(None, words.shape[0], 1, lang.device)
+        lang = self.lang_self_att.of_some(words.pad(lang)[:, 0], first, lang, words)
         return self.lang_output(self.lang_inter(lang), lang)
 
 
@@ -183,20 +254,30 @@ class LXRTEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.l_layers))  # BERT's own name
         self.x_layers = nn.ModuleList(LXRTXLayer(config) for _ in range(config.x_layers))
         self.r_layers = nn.ModuleList(BertLayer(config) for _ in range(config.r_layers))
+        self.checkpointing = False  # in training, compute what is inside a layer again for its gradient instead of keeping it
 
-    def forward(self, lang, lang_mask, features, boxes, visn_mask, pooled_only=False):
-        """Word states (b, t, d) and region states (b, o, d); with pooled_only (b, 1, d), that of [CLS], and None."""
+    def run(self, layer, *inputs):
+        if self.checkpointing and self.training:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def forward(self, lang, features, boxes, words, regions, pooled_only=False):
+        """lang (r, d), of the Sequences words; features (s, f) and boxes (s, 4), of the Sequences regions, k for each of words.
+        Returns padded word states (b * k, t, d) and region states (b * k, o, d); with pooled_only those of [CLS], (b * k, 1, d),
+        and None."""
         visn = self.visn_fc(features, boxes)
         for layer in self.layer:
-            lang = layer(lang, lang_mask)
+            lang = self.run(layer, lang, words)
+        if regions.shape[0] > words.shape[0]:  # the images of a sentence do not read it apart until here
+            lang, words = words.repeat(lang, regions.shape[0] // words.shape[0])
         for layer in self.r_layers:
-            visn = layer(visn, visn_mask)
+            visn = self.run(layer, visn, regions)
         whole = len(self.x_layers) - pooled_only
         for layer in self.x_layers[:whole]:
-            lang, visn = layer(lang, lang_mask, visn, visn_mask)
+            lang, visn = self.run(layer, lang, visn, words, regions)
         for layer in self.x_layers[whole:]:
-            lang, visn = layer.first_word(lang, lang_mask, visn, visn_mask), None
-        return lang, visn
+            return self.run(layer.first_word, lang, visn, words, regions)[:, None], None
+        return words.pad(lang), None if pooled_only else regions.pad(visn)
 
 
 class BertPooler(nn.Module):
@@ -224,15 +305,20 @@ class LXRTModel(nn.Module):
         """
         input_ids (b, t) int; token_type_ids (b, t), zeros if None; attention_mask (b, t), ones if None;
         visual_feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), ones if None.
-        Returns ((word states (b, t, d), region states (b, o, d)), pooled (b, d)); with pooled_only what the pooler does
-        not read is not computed, and the states are not to be used.
+        Returns ((word states (b, t, d), region states (b, o, d)), pooled (b, d)); the states of padding mean nothing. With
+        pooled_only what the pooler does not read is not computed, and the states are not to be used. A sentence may have k
+        images, one after the other: features (b * k, o, f), and b * k of all that is returned.
         """
+        features, boxes = visual_feats
+        (b, t), o = input_ids.shape, features.shape[1]
+        words = Sequences(attention_mask, b, t, input_ids.device)
+        regions = Sequences(visual_attention_mask, len(features), o, features.device)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        features, boxes = visual_feats
+        positions = torch.arange(t, device=input_ids.device).expand(b, t)
         lang, visn = self.encoder(
-            self.embeddings(input_ids, token_type_ids), additive_mask(attention_mask),
-            features, boxes, additive_mask(visual_attention_mask), pooled_only,
+            self.embeddings(*(words.pack(ids) for ids in (input_ids, positions, token_type_ids))),
+            regions.pack(features), regions.pack(boxes), words, regions, pooled_only,
         )
         return (lang, visn), self.pooler(lang)
 
@@ -354,7 +440,8 @@ class LXRTPretraining(nn.Module):
         self.apply(initialise(config))
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, masked_lm_labels=None, visual_feats=None,
-                pos=None, obj_labels=None, matched_label=None, ans=None, visual_attention_mask=None, counts=None):
+                pos=None, obj_labels=None, matched_label=None, ans=None, visual_attention_mask=None, counts=None,
+                predicted=None):
         """
         input_ids, token_type_ids, attention_mask, masked_lm_labels (b, t); visual_feats (b, o, f); pos (b, o, 4);
         obj_labels = {'obj': (classes (b, o), confidences (b, o)), 'attr': the same, 'feat': (features (b, o, f),
@@ -362,7 +449,8 @@ class LXRTPretraining(nn.Module):
         A label of -1 is ignored; an objective whose labels are None is not computed.
 
         counts: {loss: number that its sum is divided by}, as `losses.label_counts` has them of these labels, which None means;
-        those of a whole batch, where this is a part of it.
+        those of a whole batch, where this is a part of it. predicted: {'words': (m,), 'regions': (k,)}, the places in (b * t) and
+        (b * o) of the words and features to predict; where None, they are found here, which waits for the device.
 
         Returns (losses, answer logits (b, answers) or None). losses: scalars by name, of Mask_LM, Matched, Obj, Attr,
         Feat, QA those asked for. Mask_LM, Matched and QA are means over their labels; Obj, Attr and Feat are means
@@ -371,14 +459,16 @@ class LXRTPretraining(nn.Module):
         (lang, visn), pooled = self.bert(
             input_ids, token_type_ids, attention_mask, (visual_feats, pos), visual_attention_mask
         )
-        sums, answer_logits = {}, None
+        sums, answer_logits, predicted = {}, None, predicted or {}
         if self.task_mask_lm and masked_lm_labels is not None:
-            masked = masked_lm_labels != -1  # the vocabulary's logits are needed nowhere else
-            sums['Mask_LM'] = class_loss(self.cls.predictions(lang[masked]), masked_lm_labels[masked])
+            labels, masked = masked_lm_labels.flatten(), predicted.get('words')
+            if masked is None:
+                masked = (labels != -1).nonzero()[:, 0]  # the vocabulary's logits are needed nowhere else
+            sums['Mask_LM'] = class_loss(self.cls.predictions(lang.flatten(0, 1)[masked]), labels[masked])
         if self.task_matched and matched_label is not None:
             sums['Matched'] = class_loss(self.cls.seq_relationship(pooled), matched_label)
         if self.visual_losses and obj_labels is not None:
-            sums.update(self._visual_sums(visn, obj_labels, visual_attention_mask))
+            sums.update(self._visual_sums(visn, obj_labels, visual_attention_mask, predicted.get('regions')))
         if self.task_qa:
             answer_logits = self.answer_head(pooled)
             if ans is not None:
@@ -387,15 +477,15 @@ class LXRTPretraining(nn.Module):
             counts = label_counts(pos, masked_lm_labels, matched_label, ans, visual_attention_mask)
         return {name: total * WEIGHTS[name] / counts[name].clamp(min=1) for name, total in sums.items()}, answer_logits
 
-    def _visual_sums(self, visn, obj_labels, visual_attention_mask):
+    def _visual_sums(self, visn, obj_labels, visual_attention_mask, masked):
         real = visn.new_ones(visn.shape[:2]) if visual_attention_mask is None else visual_attention_mask  # (b, o)
         head = self.obj_predict_head
         hidden, sums = head.transform(visn), {}
         for kind, decoder in head.decoder_dict.items():
             target, weight = obj_labels[kind]
             if kind == 'feat':
-                masked = (weight * real) != 0  # predicted nowhere else
-                sums['Feat'] = feature_loss(decoder(hidden[masked]), target[masked])
+                masked = (weight * real).flatten().nonzero()[:, 0] if masked is None else masked  # predicted nowhere else
+                sums['Feat'] = feature_loss(decoder(hidden.flatten(0, 1)[masked]), target.flatten(0, 1)[masked])
             else:
                 sums[kind.capitalize()] = class_loss(decoder(hidden).flatten(0, 1), target.flatten(), (weight * real).flatten())
         return sums

@@ -28,7 +28,7 @@ class BertAdam(torch.optim.Optimizer):
 
     The rate is lr * schedule(step / t_total), with a step counter of each parameter's own that starts at 0: the first
     step has rate 0. A parameter without gradient is skipped altogether, its decay included. t_total -1: a constant
-    rate. warmup: share of t_total, -1 for none. Gradients are clipped outside.
+    rate. warmup: share of t_total, -1 for none. Gradients are clipped outside, or by step's `divisor`.
     """
 
     def __init__(self, params, lr, warmup=-1, t_total=-1, schedule='warmup_linear', b1=0.9, b2=0.999, e=1e-6,
@@ -48,7 +48,9 @@ class BertAdam(torch.optim.Optimizer):
         return group['lr'] * SCHEDULES[group['schedule']](step / group['t_total'], group['warmup'])
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None, divisor=None, skip=None):
+        """One step. divisor: what gradients are to be divided by, in place; skip: 1 leaves parameters and averages as they are,
+        though the step counts. Both are float32 scalars on the device, so that the step waits for nothing; None: 1 and 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,21 +64,18 @@ class BertAdam(torch.optim.Optimizer):
                         state.update(step=0, next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
                     by_step[state['step']].append(p)
             for step, params in by_step.items():
-                self._update(group, step, params)
+                self._update(group, step, params, divisor, skip)
+                for p in params:
+                    self.state[p]['step'] = step + 1
         return loss
 
-    def _update(self, group, step, params):
-        grads = [p.grad for p in params]
-        m = [self.state[p]['next_m'] for p in params]
-        v = [self.state[p]['next_v'] for p in params]
-        torch._foreach_lerp_(m, grads, 1 - group['b1'])
-        torch._foreach_mul_(v, group['b2'])
-        torch._foreach_addcmul_(v, grads, grads, 1 - group['b2'])
-        update = torch._foreach_sqrt(v)
-        torch._foreach_add_(update, group['e'])
-        update = torch._foreach_div(m, update)
-        if group['weight_decay']:
-            torch._foreach_add_(update, params, alpha=group['weight_decay'])
-        torch._foreach_add_(params, update, alpha=-self.rate(group, step))
-        for p in params:
-            self.state[p]['step'] = step + 1
+    def _gradients_and_averages(self, params):
+        return [p.grad for p in params], *([self.state[p][name] for p in params] for name in ('next_m', 'next_v'))
+
+    def _update(self, group, step, params, divisor, skip):
+        # PyTorch's fused AdamW is the same rule after infinitely many steps, when its bias correction is 1.
+        forever = torch.full((), math.inf, device=params[0].device)
+        torch._fused_adamw_(
+            params, *self._gradients_and_averages(params), [], [forever] * len(params), lr=self.rate(group, step),
+            beta1=group['b1'], beta2=group['b2'], eps=group['e'], weight_decay=group['weight_decay'], amsgrad=False,
+            maximize=False, grad_scale=divisor, found_inf=skip)

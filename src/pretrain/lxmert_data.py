@@ -42,11 +42,12 @@ def choose(draws, rate):
 class SentenceDataset(torch.utils.data.Dataset):
     """Sentences with their images, n of them; dataset[a train.Part] is a batch of b, whose masks are drawn for the Part.
 
-    A batch: input_ids, attention_mask and, of --taskMaskLM, masked_lm_labels (b, t) int64, cut to the longest sentence; of
-    --taskMatched, matched_label (b,) int64; of --taskQA, ans (b,) int64; source (b,) int64, a place in `sources`;
-    features (b, o, f), boxes (b, o, 4) as in `regions.residence.see`; visual_attention_mask (b, o) bool, only where numbers of
-    regions differ; of --taskObjPredict also classes, attributes (b, o) int64, class_conf, attribute_conf (b, o) float32,
-    region_mask (b, o) bool: the regions that are predicted, zeroed (b, o) bool, noise_at (k,) int64: places in (b * o,), and
+    A batch: input_ids, attention_mask and, of --taskMaskLM, masked_lm_labels (b, t) int64, cut to the longest sentence unless the
+    Part is `whole`, and words_at (m,) int64: places in (b * t,) of the words that are predicted; of --taskMatched, matched_label
+    (b,) int64; of --taskQA, ans (b,) int64; source (b,) int64, a place in `sources`; features (b, o, f), boxes (b, o, 4) as in
+    `regions.residence.see`; visual_attention_mask (b, o) bool, only where numbers of regions differ; of --taskObjPredict also
+    classes, attributes (b, o) int64, class_conf, attribute_conf (b, o) float32, region_mask (b, o) bool: the regions that are
+    predicted, regions_at (p,) int64: their places in (b * o,), zeroed (b, o) bool, noise_at (k,) int64: places in (b * o,), and
     their features, noise (k, f), or, on the GPU, noise_places (k,). `finish` makes visual_feats and obj_labels of these.
     A label of -1 is none.
     """
@@ -138,8 +139,11 @@ class SentenceDataset(torch.utils.data.Dataset):
             pieces = (draws[:, 1::2] * self.vocabulary).astype(np.int64)
             batch['input_ids'] = np.where(masked, self.mask_id, np.where(random, pieces, ids))
             batch['masked_lm_labels'] = np.where(predicted, ids, NO_LABEL)
-        length = np.flatnonzero(mask.any(0))[-1] + 1
-        return {name: array[:, :length] for name, array in batch.items()}
+        length = ids.shape[1] if part.whole else np.flatnonzero(mask.any(0))[-1] + 1
+        batch = {name: array[:, :length] for name, array in batch.items()}
+        if self.options.taskMaskLM:
+            batch['words_at'] = np.flatnonzero(batch['masked_lm_labels'] != NO_LABEL)
+        return batch
 
     def answers(self, part):
         """An answer in the table for each example, drawn in proportion to the scores; -1 where there is none."""
@@ -171,8 +175,8 @@ class SentenceDataset(torch.utils.data.Dataset):
         predicted, zeroed, random = (chosen & mask for chosen in choose(draws[..., 0], self.options.objMaskRate))
         others = self.row[(draws[..., 1][random] * len(self.row)).astype(np.int64)]
         return batch | self.regions.objects(rows) | {
-            'region_mask': predicted, 'zeroed': zeroed, 'noise_at': np.flatnonzero(random),
-            **residence.pick(self.regions, others, draws[..., 2][random])}
+            'region_mask': predicted, 'regions_at': np.flatnonzero(predicted),
+            'zeroed': zeroed, 'noise_at': np.flatnonzero(random), **residence.pick(self.regions, others, draws[..., 2][random])}
 
     def finish(self, batch):
         """A batch on the device, with visual_feats (b, o, f) float32, as the model is to see them, and obj_labels."""

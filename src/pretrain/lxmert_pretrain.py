@@ -52,12 +52,14 @@ class Pretraining:
 
     def losses(self, model, batch, counts):
         """({loss: share of the whole batch's}, {'asked SOURCE', 'right SOURCE': how many questions})."""
-        losses, logits = model(**{name: batch.get(name) for name in ARGUMENTS}, pos=batch['boxes'], counts=counts)
+        losses, logits = model(**{name: batch.get(name) for name in ARGUMENTS}, pos=batch['boxes'], counts=counts,
+                               predicted={'words': batch.get('words_at'), 'regions': batch.get('regions_at')})
         tallies = {}
         if 'ans' in batch:
             asked = batch['ans'] != -1
             for what, chosen in (('asked', asked), ('right', asked & (logits.argmax(1) == batch['ans']))):
-                counted = torch.bincount(batch['source'], weights=chosen.double(), minlength=len(self.sources))
+                # Not bincount, which waits for the device to tell it the largest source.
+                counted = chosen.new_zeros(len(self.sources), dtype=torch.double).index_add_(0, batch['source'], chosen.double())
                 tallies |= {f'{what} {source}': counted[i] for i, source in enumerate(self.sources)}
         return losses, tallies
 
@@ -139,7 +141,8 @@ class Program:
 
     def make(self):
         """The task, the training set, and that of --valid or None."""
-        model = build_model(self.options, self.config, self.bert, len(self.answers)).to(self.device)
+        model = build_model(self.options, self.config, self.bert, len(self.answers))
+        model = start.place(model, self.options, self.device)
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if valid_set is not None:  # sources are counted by their place
             valid_set.name_sources(train_set.sources)

@@ -48,7 +48,7 @@ class Answering:
         """What each loss is a mean over: the examples of a step's parts; for a cross entropy those that have an answer."""
         targets = [part['target'] for part in parts]
         if self.loss == 'BCE':
-            return {'BCE': targets[0].new_tensor(sum(len(target) for target in targets))}
+            return {'BCE': targets[0].new_full((), sum(len(target) for target in targets))}
         return {'CE': sum((target.amax(1) > 0).sum() for target in targets).to(targets[0].dtype)}
 
     def losses(self, model, batch, counts):

@@ -14,10 +14,10 @@ from regions import residence
 class QuestionDataset(torch.utils.data.Dataset):
     """Examples about images, k an example, as columns over n examples; dataset[a train.Part] is a batch.
 
-    A batch: input_ids (b, t) int64, cut to its longest sentence; features (b * k, o, f) and boxes (b * k, o, 4) float32
-    scaled to 0..1, or, of regions on the GPU, places (b * k, o) int64; `finish` makes them of those, and float32 of half
-    features; visual_attention_mask (b * k, o) bool, only where numbers of regions differ; target (b, answers) float32, the
-    soft scores, only where the examples have labels.
+    A batch: input_ids (b, t) int64, cut to its longest sentence unless the Part is `whole`; features (b * k, o, f) and boxes
+    (b * k, o, 4) float32 scaled to 0..1, or, of regions on the GPU, places (b * k, o) int64; `finish` makes them of those, and
+    float32 of half features; visual_attention_mask (b * k, o) bool, only where numbers of regions differ; target (b, answers)
+    float32, the soft scores, only where the examples have labels.
     """
 
     def __init__(self, examples, regions, rows, tokenizer, answers, max_length):
@@ -38,7 +38,8 @@ class QuestionDataset(torch.utils.data.Dataset):
         sentence = self.sentence[indices]
         seen = residence.see(self.regions, self.rows[indices].ravel())
         mask = seen.pop('mask')
-        batch = {'input_ids': self.input_ids[sentence, :self.lengths[sentence].max()].astype(np.int64), **seen}
+        length = self.input_ids.shape[1] if part.whole else self.lengths[sentence].max()
+        batch = {'input_ids': self.input_ids[sentence, :length].astype(np.int64), **seen}
         if not mask.all():
             batch['visual_attention_mask'] = mask.astype(bool)
         if self.examples.labelled:

@@ -17,7 +17,8 @@ from start import no_bert_weights
 class AnswerModel(nn.Module):
     """Scores answers to a question about an image, or about several, each of which is encoded with the question.
 
-    encoder: any module that turns (token ids, (features, boxes), mask) into pooled vectors (b, d).
+    encoder: any module that turns (token ids (b, t), (features, boxes), mask), the last two of b * k images, into pooled vectors
+    (b * k, d).
     """
 
     def __init__(self, encoder, num_answers, images=1):
@@ -28,8 +29,7 @@ class AnswerModel(nn.Module):
     def forward(self, input_ids, features, boxes, visual_attention_mask=None):
         """input_ids (b, t); of k images: features (b * k, o, f); boxes (b * k, o, 4); visual_attention_mask (b * k, o), the
         images of an example one after the other -> logits (b, answers)."""
-        each = input_ids.repeat_interleave(self.images, 0) if self.images > 1 else input_ids
-        pooled = self.lxrt_encoder(each, (features, boxes), visual_attention_mask)  # (b * k, d)
+        pooled = self.lxrt_encoder(input_ids, (features, boxes), visual_attention_mask)  # (b * k, d)
         return self.logit_fc(pooled.view(len(input_ids), -1))
 
 

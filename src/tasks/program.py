@@ -81,7 +81,7 @@ class Program:
         """The task with its model, on the device."""
         model = models.build_model(self.options, self.config, self.bert, self.answers, self.spec.max_length,
                                    len(self.task_class.form.images))
-        return self.task_class(model.to(self.device), self.options)
+        return self.task_class(start.place(model, self.options, self.device), self.options)
 
     def run(self):
         if self.options.test is not None:
