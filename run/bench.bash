@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Measures what the design promises, on data that it makes and removes: bash run/bench.bash regions|submit|pretrain [flags]; --help
+# Measures what the design promises: bash run/bench.bash PART [flags]; each part has --help, prints a table and writes
+# snap/bench/PART.json. Without a part: model, loop, scaling and project, one after the other.
+# model: steps of training and inference beside Hugging Face's (on 2 CPU cores 20 minutes). loop: the real loop against its steps
+# alone. scaling: 1 and 2 processes. project: hours of the published trainings from the rates of model.
 # regions: opening, reading and converting 18 GB of features (25 GB of disk, 8 GB of memory; 3 minutes on 2 CPU cores; --images
 # 3000 --convert 300 --batches 100 takes half a minute). submit: answering 448,000 and 4.2 million questions beside the model.
 # pretrain: starting on 9 million sentences about 180,000 images (3 GB of disk; 10 minutes, most of them to make the sentences).
-# Prints a table and writes snap/bench/<part>.json.
 source "$(dirname "$0")/launch.bash"
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 case ${1:-} in
-    regions) program=regions.bench ;;
-    submit) program=tasks.bench ;;
-    pretrain) program=pretrain.bench ;;
-    *) usage "regions|submit|pretrain [flags]" ;;
+    '')
+        for part in model loop scaling project; do
+            echo "== $part"
+            "$PYTHON" -m bench.$part || exit
+        done
+        ;;
+    model | loop | scaling | project | regions | submit | pretrain) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;
+    *) usage "[model|loop|scaling|project|regions|submit|pretrain [flags]]" ;;
 esac
-exec "$PYTHON" -m $program "${@:2}"

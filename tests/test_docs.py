@@ -25,11 +25,11 @@ QUICK = {
        for task in ('vqa', 'gqa', 'nlvr2')},
     **{f'run/{task}_test.bash': [] for task in ('vqa', 'gqa', 'nlvr2')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--llayers', '1', '--rlayers', '1', '--xlayers', '1'],
-    'run/study.bash': ['--epochs', '1', '--fineEpochs', '1', '--seeds', '1', '--leaveOut', ''],
+    'run/study.bash': ['--epochs', '1', '--fineEpochs', '1', '--seeds', '1', '--leaveOut', 'questions'],
     'run/evaluate.bash': [],
     'run/ensemble.bash': [],
     'run/check_dataset.bash': [],
-    'run/nlvr.bash': ['--statements', '24', '--epochs', '1', '--batchSize', '2', '--llayers', '1'],
+    'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
 IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # .ci/run and, in them, run/setup.bash
 
@@ -115,6 +115,9 @@ def test_launchers_tell_how_to_use_them(checkout):
         assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
     run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)
     assert run.returncode == 2 and "found 'gpu0'" in run.stderr
+    run = subprocess.run(['bash', 'run/nlvr.bash', 'cpu', 'x', '--nlvr', 'corpus', '--epochs', '2'], cwd=checkout,
+                         capture_output=True, text=True)
+    assert run.returncode == 2 and '--epochs: is not to be given' in run.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')

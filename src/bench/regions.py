@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from bench import report
 from regions import store, store_files, tsv
 from regions.tsv import ImageRegions
 
@@ -23,13 +24,10 @@ RAM_BYTES = 4e9  # of the array that is compared with the store
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog='bash run/bench.bash regions', description=__doc__, allow_abbrev=False)
+    parser = report.parser('regions', __doc__)
     parser.add_argument('--images', type=int, default=123_000, help='images of the large store (147 KB each)')
     parser.add_argument('--convert', type=int, default=5_000, help='images that are converted (0.4 MB of TSV each)')
     parser.add_argument('--batches', type=int, default=1_000, help='random batches of 32 in each measurement')
-    parser.add_argument('--folder', type=Path, default=Path('snap/bench/regions'), help='where data is made, and removed again')
-    parser.add_argument('--out', type=Path, default=Path('snap/bench/regions.json'), help='the figures')
-    parser.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs a process of its own
     parser.add_argument('--workers', type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.part:
@@ -46,12 +44,7 @@ def main(argv=None) -> int:
         figures = measure(options)
     finally:
         shutil.rmtree(options.folder)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + '\n')
-    for name, value in figures.items():
-        print(f'{name:58s} {value:12,.3f}' if isinstance(value, float) else f'{name:58s} {value:>12}')
-    print(f'Written to {options.out}.')
-    return 0
+    return report.tell(figures, options.out)
 
 
 def measure(options) -> dict:
@@ -79,7 +72,7 @@ def part(options, name: str, path: Path) -> dict:
 
 
 def start(options, name: str, path: Path, workers: int = 0) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'regions.bench', '--part', name, '--folder', str(path), '--batches', str(options.batches),
+    command = [sys.executable, '-m', 'bench.regions', '--part', name, '--folder', str(path), '--batches', str(options.batches),
                '--workers', str(workers)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -234,7 +227,7 @@ def make_store(folder: Path, images: int) -> None:
     with store_files.lock(folder), store_files.Writer(folder, 'float16') as writer:
         for number in tqdm(range(images), desc=folder.name, unit=' images', disable=None):
             writer.extend({f'COCO_train2014_{number:012d}': number + 1}, [(400, 400)], [O], columns[number % 50])
-        writer.commit({'made by': 'regions.bench'}, None)
+        writer.commit({'made by': 'bench.regions'}, None)
 
 
 def evict(folder: Path) -> None:

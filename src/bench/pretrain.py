@@ -1,24 +1,23 @@
 """Measures how pre-training starts on as many sentences as the paper's: made-up ones, 9 million about 180,000 images, whose
 columns are made by the first start and mapped by the second. See run/bench.bash."""
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from bench import report
+from bench.regions import anon
 from lxrt.tokenization import SPECIAL_TOKENS
 from param import Options
 from pretrain.lxmert_pretrain import Program
 from regions import store
-from regions.bench import anon
 from regions.tsv import ImageRegions
 from train import Part
 
@@ -31,12 +30,9 @@ WORDS = [a + b + c for a in 'bdfgklmnprst' for b in 'aeiou' for c in 'lmnrst']
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog='bash run/bench.bash pretrain', description=__doc__, allow_abbrev=False)
+    parser = report.parser('pretrain', __doc__)
     parser.add_argument('--images', type=int, default=180_000, help='with 50 sentences each (5 KB of json an image)')
     parser.add_argument('--processes', type=int, default=4, help='that start together the third time')
-    parser.add_argument('--folder', type=Path, default=Path('snap/bench/pretrain'), help='where data is made, and removed again')
-    parser.add_argument('--out', type=Path, default=Path('snap/bench/pretrain.json'), help='the figures')
-    parser.add_argument('--part', action='store_true', help=argparse.SUPPRESS)  # one start, in a process of its own
     options = parser.parse_args(argv)
     if options.part:
         print(json.dumps(start(options.folder)))
@@ -45,12 +41,7 @@ def main(argv=None) -> int:
         figures = measure(options)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + '\n')
-    for name, value in figures.items():
-        print(f'{name:62s} {value:12,.2f}' if isinstance(value, float) else f'{name:62s} {value:12,}')
-    print(f'Written to {options.out}.')
-    return 0
+    return report.tell(figures, options.out)
 
 
 def measure(options) -> dict:
@@ -58,7 +49,7 @@ def measure(options) -> dict:
     make(options.folder, options.images)
     annotations = options.folder / 'lxmert/mscoco_train.json'
     figures = {'sentences': options.images * sum(PER_IMAGE.values()), 'json, MB': annotations.stat().st_size / 1e6}
-    command = [sys.executable, '-m', 'pretrain.bench', '--part', '--folder', str(options.folder)]
+    command = [sys.executable, '-m', 'bench.pretrain', '--part', 'start', '--folder', str(options.folder)]
 
     def together(processes):
         started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
@@ -126,14 +117,8 @@ def start(folder):
         dataset[Part(order[step * BATCH:(step + 1) * BATCH], step * BATCH, 0)]
     program.folder.close()
     return {'s': seconds, 'memory of its own, MB': anon(os.getpid()) / 1e6,
-            'most resident memory, MB': most_resident() / 1e6,
+            'most resident memory, MB': report.most_resident() / 1e6,
             f'ms for a batch of {BATCH}': 1e3 * (time.perf_counter() - begin) / BATCHES}
-
-
-def most_resident():
-    """Bytes; unlike ru_maxrss, not those of the process that started this one."""
-    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == '__main__':

@@ -1,22 +1,20 @@
 """Measures what a submission costs beside the model: made-up splits as large as VQA's test and GQA's submission, answered by a
 stand-in of a few neurons. See run/bench.bash."""
 
-import argparse
 import json
 import resource
 import shutil
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from bench import report
+from bench.regions import make_store
 from lxrt.tokenization import SPECIAL_TOKENS
 from param import Options
-from regions.bench import make_store
 from tasks.answering import write_list
 from tasks.gqa import GQA
 from tasks.program import Program
@@ -47,12 +45,9 @@ class Submission(Program):
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog='bash run/bench.bash submit', description=__doc__, allow_abbrev=False)
+    parser = report.parser('submit', __doc__)
     parser.add_argument('--share', type=float, default=1.0, help='of the questions: 448,000 of VQA and 4,200,000 of GQA')
     parser.add_argument('--batchSize', type=int, default=64, help='questions in a batch; the launchers have 256, for GPUs')
-    parser.add_argument('--folder', type=Path, default=Path('snap/bench/submit'), help='where data is made, and removed again')
-    parser.add_argument('--out', type=Path, default=Path('snap/bench/submit.json'), help='the figures')
-    parser.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs a process of its own
     options = parser.parse_args(argv)
     if options.part:
         print(json.dumps(predict(options.part, options.folder, options.batchSize)))
@@ -61,18 +56,12 @@ def main(argv=None) -> int:
     try:
         for task in SPLITS:
             make(task, options.folder, options.share)
-            command = [sys.executable, '-m', 'tasks.bench', '--part', task, '--folder', str(options.folder),
-                       '--batchSize', str(options.batchSize)]
-            figures |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+            figures |= report.measured_apart('submit', '--part', task, '--folder', options.folder,
+                                             '--batchSize', options.batchSize)
             shutil.rmtree(options.folder)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + '\n')
-    for name, value in figures.items():
-        print(f'{name:58s} {value:12,.1f}')
-    print(f'Written to {options.out}.')
-    return 0
+    return report.tell(figures, options.out)
 
 
 def make(task, folder, share):

@@ -1,0 +1,50 @@
+"""What the measurements have in common: their flags, processes of their own, the table and the json."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def parser(part, text, folder=True, world=False):
+    """The command line of `bash run/bench.bash part`, to which it adds flags of its own; folder: whether it makes data; world:
+    whether it measures on sentences of real length."""
+    made = argparse.ArgumentParser(prog=f'bash run/bench.bash {part}', description=text, allow_abbrev=False)
+    if folder:
+        made.add_argument('--folder', type=Path, default=Path('snap/bench') / part, help='where data is made, and removed again')
+    if world:
+        made.add_argument('--world', type=Path, default=Path('data/shapes'),
+                          help='a sample world, whose questions tell how long sentences are, where there are none of VQA')
+    made.add_argument('--out', type=Path, default=Path('snap/bench') / f'{part}.json', help='the figures')
+    made.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs a process of its own
+    return made
+
+
+def measured_apart(module, *flags):
+    """The figures that a bench module prints in a process of its own, given these flags."""
+    command = [sys.executable, '-m', f'bench.{module}', *map(str, flags)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def most_resident():
+    """Bytes of this process; unlike ru_maxrss, not those of the process that started it."""
+    line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
+    return int(line.split()[1]) * 1024
+
+
+def tell(figures, out):
+    """Prints {what, with its unit: number or text} as a table and writes it as json; returns exit status 0."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(figures, indent=1) + '\n')
+    wide = max(map(len, figures))
+    for name, value in figures.items():
+        print(f'{name:{wide}s}  {shown(value):>12}')
+    print(f'Written to {out}.')
+    return 0
+
+
+def shown(value):
+    if isinstance(value, float) and abs(value) < 100:
+        return f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3f}'
+    return f'{value:,.0f}' if isinstance(value, (int, float)) else value
