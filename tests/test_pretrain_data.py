@@ -277,9 +277,10 @@ def test_images_without_regions_and_limits(load, world, capsys, monkeypatch):
     path.write_text(json.dumps([{**content[0], 'img_id': 'none'}]))
     with pytest.raises(DataError, match='none of its images has regions, none among them'):
         load('mscoco_train')
-    path.write_text(json.dumps(content[:1]))
-    with pytest.raises(DataError, match='--taskMatched needs sentences of at least two images'):
-        load('mscoco_train')
+    for other in ([], [{'img_id': content[1]['img_id'], 'sentf': {}, 'labelf': {}}]):
+        path.write_text(json.dumps(content[:1] + other))
+        with pytest.raises(DataError, match='--taskMatched needs sentences of at least two images'):
+            load('mscoco_train')
 
 
 def test_answers_of_some_sets_only(tmp_path):

@@ -56,12 +56,13 @@ class SentenceDataset(torch.utils.data.Dataset):
         """columns: a Columns a file; rows: of each file the row in `regions` of each image, or -1 for one that is left out;
         table: the answers of the answer head, in order."""
         self.columns, self.regions, self.options, self.table = columns, regions, options, table
-        # Examples are counted through the images that are used; an image is a block of sentences of one file.
-        self.file = np.concatenate([np.full((own >= 0).sum(), i, np.int16) for i, own in enumerate(rows)])
-        self.row = np.concatenate([own[own >= 0] for own in rows])
-        self.begin = np.concatenate([file.image_start[:-1][own >= 0] for file, own in zip(columns, rows, strict=True)])
-        counts = np.concatenate([np.diff(file.image_start)[own >= 0] for file, own in zip(columns, rows, strict=True)])
-        self.start = np.concatenate([[0], np.cumsum(counts)])
+        # Examples are counted through the images that are used; an image is a block of sentences of one file, at least one.
+        counts = [np.diff(file.image_start) for file in columns]
+        used = [(own >= 0) & (count > 0) for own, count in zip(rows, counts, strict=True)]
+        self.file = np.concatenate([np.full(own.sum(), i, np.int16) for i, own in enumerate(used)])
+        self.row = np.concatenate([row[own] for row, own in zip(rows, used, strict=True)])
+        self.begin = np.concatenate([file.image_start[:-1][own] for file, own in zip(columns, used, strict=True)])
+        self.start = np.cumsum(np.concatenate([[0], *(count[own] for count, own in zip(counts, used, strict=True))]))
         self.name_sources()
         place = {answer: i for i, answer in enumerate(table)}
         self.answer_of = [np.array([place.get(answer, NO_LABEL) for answer in file.answers], np.int64) for file in columns]
