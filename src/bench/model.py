@@ -58,12 +58,12 @@ def measure(options) -> dict:
     lengths, source = work.question_lengths(options.world)
     figures = {'device': torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU', 'threads': torch.get_num_threads(),
                'sentences': source, 'tokens a sentence': float(lengths.mean())}
-    for name in options.modes.split(','):
-        if name in MODES and (name != 'fp16' or options.device == 'cuda'):
-            figures[f'matrix products, {name}, TFLOP/s'] = matrix_rate(MODES[name], device) / 1e12
-    figures |= measure_optimizers(device)
+    rates = {mode: matrix_rate(MODES[mode], device) / 1e12 for mode in dict.fromkeys(['fp32', *options.modes.split(',')])
+             if mode in MODES}
+    figures |= {f'matrix products, {mode}, TFLOP/s': rate for mode, rate in rates.items()} | measure_optimizers(device)
+    rates[THEIRS] = rates['fp32']
     for task in options.tasks.split(','):
-        figures |= measure_task(options, task, config, lengths, device)
+        figures |= measure_task(options, task, config, lengths, device, rates)
         for who in contenders(options):
             if '/' in who:
                 continue
@@ -81,7 +81,7 @@ def contenders(options):
     return [*([] if options.alone else [THEIRS]), *options.modes.split(',')]
 
 
-def measure_task(options, task, config, lengths, device) -> dict:
+def measure_task(options, task, config, lengths, device, rates) -> dict:
     figures, runners = {}, {}
     for who in contenders(options):  # modes of ours share weights, but for what is compiled
         shared = next((runners[mode] for mode in runners if mode != THEIRS and who not in (THEIRS, 'compiled')), None)
@@ -110,6 +110,8 @@ def measure_task(options, task, config, lengths, device) -> dict:
             figures[f'{task}, {what}, {who}: s a step of {size}'] = median
             figures[f'{task}, {what}, {who}: examples/s'] = size / median
             figures[f'{task}, {what}, {who}: useful TFLOP/s'] = useful / median / 1e12
+            if who in rates:
+                figures[f'{task}, {what}, {who}: per cent of the rate of matrix products'] = useful / median / 1e10 / rates[who]
             if THEIRS in seconds and who != THEIRS:
                 figures[f'{task}, {what}, {who}: times as fast as {THEIRS}'] = statistics.median(seconds[THEIRS][1:]) / median
     return figures
