@@ -109,6 +109,8 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
             median = statistics.median(each[1:])
             figures[f'{task}, {what}, {who}: s a step of {size}'] = median
             figures[f'{task}, {what}, {who}: examples/s'] = size / median
+            if 'compiled' in who:
+                figures[f'{task}, {what}, {who}: s of the first step, compiling'] = each[0]
             figures[f'{task}, {what}, {who}: useful TFLOP/s'] = useful / median / 1e12
             if who in rates:
                 figures[f'{task}, {what}, {who}: per cent of the rate of matrix products'] = useful / median / 1e10 / rates[who]
