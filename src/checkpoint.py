@@ -116,6 +116,8 @@ class RunFolder:
         state = self._load_state()
         about = self.path / 'options.json'
         old = state['options'] if state else json.loads(about.read_text())['options'] if about.is_file() else {}
+        if old:  # options newer than the run were what they are by default
+            old = {field.name: field.default for field in dataclasses.fields(options)} | old
         different = [f'--{name} {old.get(name)!r} there, {value!r} now' for name, value in dataclasses.asdict(options).items()
                      if name not in MAY_CHANGE and old.get(name) != value]
         different += [f'{name} there is not what it would be now' for name, text in beside.items()

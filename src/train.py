@@ -71,12 +71,12 @@ class Update:
 
     def load_state_dict(self, state):
         self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state['scaler'])
+        self.scaler.load_state_dict(state.get('scaler', {}))  # states older than --fp16 have none
 
 
 class Told:
     """What steps tell the host, tensors on the device. On a GPU a step's are read when the next one is under way, so that the
-    host never waits for the device."""
+    host has not to wait for the device."""
 
     def __init__(self, device):
         self.late, self.waiting = int(device.type == 'cuda'), []
@@ -114,7 +114,7 @@ class Part(NamedTuple):
     indices: np.ndarray  # of examples, in the order of the epoch
     first: int  # position in the epoch of the first of them; the others follow
     epoch: int | None = None  # None: validation and testing, which draw the same each time
-    whole: bool = False  # sentences as long as the data allows, not cut to the longest of the batch: always of one shape
+    whole: bool = False  # sentences and regions as many as the data allows, not as this batch needs: always of one shape
 
 
 class Stopped(Exception):
@@ -328,8 +328,8 @@ def fit(task, train_set, valid_set, options, folder, state, device):
 
     Writes the task's snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run
     state to `folder`. A kill at any moment loses nothing but the work since the last state: each file is whole, and what was
-    written after that state is written again with the same bits. SIGTERM saves the state after the step that is under way, or
-    after the first step that follows a validation, and raises Stopped.
+    written after that state is written again with the same bits. SIGTERM saves the state after the step that is under way (on a
+    GPU the next), or after the first step that follows a validation, and raises Stopped.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
     update = Update(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task, device)

@@ -128,6 +128,19 @@ def test_regions_that_are_padding_are_neither_masked_nor_drawn(load, world):
     assert (batch['noise'] != 0).any(1).all()  # no picked region is padding
 
 
+def test_a_part_that_is_whole_always_has_one_shape(load, world):
+    ragged(world)
+    dataset = load()
+    for i in range(6):
+        narrow, wide = (dataset.finish(dataset[Part(np.array([i]), i, 0, whole)]) for whole in (False, True))
+        t, o = narrow['input_ids'].shape[1], narrow['boxes'].shape[1]
+        assert wide['input_ids'].shape == (1, 20) and wide['visual_feats'].shape[1] == dataset.regions.max_regions
+        assert torch.equal(wide['input_ids'][:, :t], narrow['input_ids']) and not wide['input_ids'][:, t:].any()
+        assert torch.equal(wide['visual_feats'][:, :o], narrow['visual_feats']) and not wide['visual_feats'][:, o:].any()
+        assert torch.equal(wide['obj_labels']['obj'][0][:, :o], narrow['obj_labels']['obj'][0])
+        assert wide['boxes'].shape[1] == o or not wide['visual_attention_mask'][:, o:].any()
+
+
 def test_half_of_the_sentences_are_of_another_image_and_have_no_answer(load):
     dataset, plain = load(), load(taskMatched=False)
     batch, original = batch_of(dataset, 20_000), batch_of(plain, 20_000)

@@ -60,6 +60,13 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
         batch['features'] = batch['features'].half().float()
     for one, other in zip(batches(dataset, parts, options, CPU), expected, strict=True):
         same(one, other)
+    few = np.flatnonzero(disk.gather(np.arange(len(disk)))['mask'].sum(1) < disk.max_regions)[:2]
+    narrow, wide = residence.see(disk, few), residence.see(disk, few, whole=True)
+    o = narrow['mask'].shape[1]
+    for name, array in wide.items():
+        assert array.shape[1] == disk.max_regions > o and not array[:, o:].any()
+        np.testing.assert_array_equal(array[:, :o], narrow[name])
+    np.testing.assert_array_equal(residence.see(dataset.regions, few, whole=True)['mask'], wide['mask'])
     rows = np.array([0, -1])  # an image without regions
     places = residence.see(dataset.regions, rows)['places']
     assert (places[1] == -1).all() and not dataset.regions.look_up(torch.from_numpy(places))['features'][1].any()

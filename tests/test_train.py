@@ -112,6 +112,18 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_pa
     assert (tmp_path / 'run/LAST.pth').read_bytes() == before
 
 
+def test_a_run_of_before_an_option_was_there_is_resumed(vqa, tmp_path):
+    assert vqa('--epochs', '1', '--saveSteps', '3').returncode == 0
+    path = tmp_path / 'run/RUN_STATE.pth'
+    state = torch.load(path, weights_only=True)
+    del state['options']['fp16'], state['options']['apex'], state['scaler']
+    torch.save(state, path)
+    run = vqa('--epochs', '1', '--saveSteps', '3', '--resume')
+    assert run.returncode == 0 and 'finished' in run.stdout, run.stderr
+    run = vqa('--epochs', '1', '--saveSteps', '3', '--resume', '--fp16')
+    assert run.returncode == 1 and '--fp16 False there, True now' in run.stderr
+
+
 def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
     flags = ['--saveSteps', '5', '--epochs', '300']  # so long that it is still running when the next one starts
 
@@ -265,8 +277,9 @@ def test_what_steps_tell_is_read_a_step_late_where_the_device_is_waited_for():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
-def test_a_gpu_trains_and_resumes(vqa, tmp_path):
-    flags = ['--device', 'cuda', '--bf16', '--numWorkers', '2', '--saveSteps', '5']
+@pytest.mark.parametrize('how', ['--bf16', '--fp16', '--bf16 --compile', '--bf16 --compile --checkpointing --featDevice cuda'])
+def test_a_gpu_trains_and_resumes(vqa, tmp_path, how):
+    flags = ['--device', 'cuda', *how.split(), '--numWorkers', '2', '--saveSteps', '5']
     run = vqa(*flags)
     assert run.returncode == 0, run.stderr
     assert vqa(*flags, '--resume').returncode == 0

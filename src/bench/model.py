@@ -83,9 +83,9 @@ def contenders(options):
 
 def measure_task(options, task, config, lengths, device, rates) -> dict:
     figures, runners = {}, {}
-    for who in contenders(options):  # modes of ours share weights, but for what is compiled
-        shared = next((runners[mode] for mode in runners if mode != THEIRS and who not in (THEIRS, 'compiled')), None)
-        runners[who] = Runner(task, who, config, device, shared)
+    for who in contenders(options):  # of a mode with one habit or another, and of the plain modes, weights are shared
+        kind = kind_of(who)
+        runners[who] = Runner(task, who, config, device, next((runners[each] for each in runners if kind_of(each) == kind), None))
     if not options.alone:
         batch = work.make_batch(task, config, lengths[:4], 0, device)
         ours, theirs = (runners[who].exact_loss(batch) for who in (options.modes.split(',')[0], THEIRS))
@@ -96,9 +96,10 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
         seconds, tokens = {who: [] for who in runners}, []
         for turn in tqdm(range(options.runs + 1), f'{task}, {what}', disable=None):
             own = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
-            batch = work.make_batch(task, config, own, turn, device)
+            batches = {whole: work.make_batch(task, config, own, turn, device, whole) for whole in (False, True)}
             tokens.append(float(own.mean()))
             for who, runner in runners.items():
+                batch = batches[kind_of(who) == 'compiled']
                 begin = time.perf_counter()
                 getattr(runner, what)(batch, turn)
                 if device.type == 'cuda':
@@ -117,6 +118,11 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
             if THEIRS in seconds and who != THEIRS:
                 figures[f'{task}, {what}, {who}: times as fast as {THEIRS}'] = statistics.median(seconds[THEIRS][1:]) / median
     return figures
+
+
+def kind_of(who):
+    mode = who.partition('/')[0]
+    return 'plain' if mode in ('fp32', 'bf16') else mode
 
 
 class Runner:
@@ -210,7 +216,7 @@ def peak_memory(options, part):
     device, config = torch.device(options.device), config_of(options)
     runner, (lengths, _) = Runner(task, who, config, device), work.question_lengths(options.world)
     for turn in range(2):
-        runner.training(work.make_batch(task, config, lengths[:options.batchSize], turn, device), turn)
+        runner.training(work.make_batch(task, config, lengths[:options.batchSize], turn, device, who == 'compiled'), turn)
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated() / 1e6
     return report.most_resident() / 1e6

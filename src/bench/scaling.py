@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import torch
+
 from bench import loop, report
 
 
@@ -18,6 +20,9 @@ def main(argv=None) -> int:
     try:
         figures = {'sentences': loop.make(options)}
         for count in map(int, options.processes.split(',')):
+            if options.device == 'cuda' and count > torch.cuda.device_count():
+                print(f'{count} processes: left out, there are {torch.cuda.device_count()} GPUs', file=sys.stderr)
+                continue
             figures[f'processes: {count}, examples/s'] = examples_per_second(options, count)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         parser.exit(1, f'bench.bash: error: {error}\n')

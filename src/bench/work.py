@@ -45,10 +45,11 @@ def make_task(task, config, options):
     return TASKS[task](AnswerModel(LXRTEncoder(config, max_seq_length=LENGTH), ANSWERS[task], IMAGES[task]), options)
 
 
-def make_batch(task, config, lengths, seed, device):
-    """A batch of the task as its dataset makes it, of b = len(lengths) examples with random content."""
+def make_batch(task, config, lengths, seed, device, whole=False):
+    """A batch of the task as its dataset makes it for a Part that is `whole` or not, of b = len(lengths) examples with random
+    content."""
     g = torch.Generator().manual_seed(seed)
-    b, t, images = len(lengths), int(lengths.max()), IMAGES[task]
+    b, t, images = len(lengths), LENGTH if whole else int(lengths.max()), IMAGES[task]
     real = torch.arange(t) < torch.as_tensor(lengths)[:, None]
     ids = torch.randint(1, config.vocab_size, (b, t), generator=g) * real
     features = torch.rand(b * images, REGIONS, config.visual_feat_dim, generator=g)

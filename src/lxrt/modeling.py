@@ -34,7 +34,7 @@ def drop_out(x, rate):
     if x.device.type not in CHEAP_DRAWS or rate == 0 or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2 ** 63), None).view(torch.int16)
-    dropped = round(rate * 2 ** 16)
+    dropped = min(round(rate * 2 ** 16), 2 ** 16 - 1)
     keep = bits[:x.numel()].view(x.shape) >= dropped - 2 ** 15
     return x * keep.to(x.dtype).mul_(1 / (1 - dropped / 2 ** 16))
 
@@ -53,7 +53,8 @@ class Sequences:
         self.shape, self.real, self.mask, self.rows = (b, n), mask, None, None
         if mask is not None:
             self.mask = ((1.0 - mask.float()) * MASKED_SCORE)[:, None, None, :]  # to be added to scores (b, h, m, n)
-            if device.type in PACKED and not torch.compiler.is_compiling() and not mask.all():
+            # An image without any region stays padded: what is attended to there, though blind, is then the same everywhere.
+            if device.type in PACKED and not torch.compiler.is_compiling() and not mask.all() and mask.any(1).all():
                 self.rows = mask.flatten().nonzero()[:, 0]  # (r,)
 
     def pack(self, padded):

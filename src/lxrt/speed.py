@@ -8,7 +8,7 @@ from torch import nn
 from lxrt.modeling import LXRTModel
 from lxrt.optimization import BertAdam
 
-SHAPES = 64  # of batches that are compiled, each by itself, before PyTorch gives up
+SHAPES = 64  # of batches that are compiled, each by itself, at the most
 
 
 def accelerate(model, options, backend='inductor'):
@@ -21,6 +21,8 @@ def accelerate(model, options, backend='inductor'):
             mode = 'reduce-overhead' if on_gpu else None  # CUDA graphs
             bert.compile(dynamic=False, fullgraph=True, mode=mode, backend=backend)
     if options.apex:
+        for module in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # now rather than after all data is loaded
+            from_apex(module)
         fuse_layer_norms(model)
 
 
@@ -39,11 +41,14 @@ class ApexAdam(BertAdam):
     """BertAdam by the kernel of apex's FusedAdam, whose rule without bias correction is the same."""
 
     def _update(self, group, step, params, divisor, skip):
+        if skip:  # which waits for the device: apex's kernel does not know how to skip
+            return
         grads, m, v = self._gradients_and_averages(params)
         torch._foreach_div_(grads, divisor)
+        overflow = torch.zeros(1, dtype=torch.int32, device=params[0].device)  # theirs, which the kernel does not heed
         # What follows the rate: averages' shares, e, the step (not used), decoupled decay (1), bias correction (0), decay.
         from_apex('apex.multi_tensor_apply').multi_tensor_applier(
-            from_apex('amp_C').multi_tensor_adam, skip.int(), [grads, params, m, v], self.rate(group, step), group['b1'],
+            from_apex('amp_C').multi_tensor_adam, overflow, [grads, params, m, v], self.rate(group, step), group['b1'],
             group['b2'], group['e'], step + 1, 1, 0, group['weight_decay'])
 
 

@@ -166,7 +166,7 @@ class SentenceDataset(torch.utils.data.Dataset):
 
     def see(self, part, rows):
         """The regions of b images, and what is to be predicted of them."""
-        seen = residence.see(self.regions, rows)
+        seen = residence.see(self.regions, rows, part.whole)
         mask = seen.pop('mask')
         batch = seen if mask.all() else seen | {'visual_attention_mask': mask}
         if not self.options.taskObjPredict:
@@ -175,7 +175,8 @@ class SentenceDataset(torch.utils.data.Dataset):
         draws = self.draw(part, REGIONS, 3 * self.regions.max_regions).reshape(len(rows), -1, 3)[:, :o]
         predicted, zeroed, random = (chosen & mask for chosen in choose(draws[..., 0], self.options.objMaskRate))
         others = self.row[(draws[..., 1][random] * len(self.row)).astype(np.int64)]
-        return batch | self.regions.objects(rows) | {
+        objects = {name: residence.widen(array, o) for name, array in self.regions.objects(rows).items()}
+        return batch | objects | {
             'region_mask': predicted, 'regions_at': np.flatnonzero(predicted),
             'zeroed': zeroed, 'noise_at': np.flatnonzero(random), **residence.pick(self.regions, others, draws[..., 2][random])}
 

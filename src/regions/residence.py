@@ -25,19 +25,29 @@ def place(regions: Regions, where: str, device: torch.device) -> Regions:
     return OnDevice(regions, device) if where == 'cuda' else regions
 
 
-def see(regions: Regions, rows: np.ndarray) -> dict[str, np.ndarray]:
+def see(regions: Regions, rows: np.ndarray, whole: bool = False) -> dict[str, np.ndarray]:
     """The regions of b rows, for a batch, and their mask (b, o); of a row that is -1, every region is masked and empty.
 
-    Features and boxes as from `gather`, or, of regions on a device, places (b, o) int64; `finish` takes either.
+    Features and boxes as from `gather`, or, of regions on a device, places (b, o) int64; `finish` takes either. whole: o is the
+    most regions that any image has, not any of these.
     """
     if isinstance(regions, OnDevice):
         places = regions.places(rows)
+        places = widen(places, regions.max_regions, -1) if whole else places
         return {'places': places, 'mask': places >= 0}
     seen = regions.gather(np.maximum(rows, 0))
+    if whole:
+        seen = {name: widen(array, regions.max_regions) for name, array in seen.items()}
     blind = rows < 0
     if blind.any():
         seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
     return seen
+
+
+def widen(array: np.ndarray, o: int, fill=0) -> np.ndarray:
+    """(b, n, ...) -> (b, o, ...), filled up."""
+    more = o - array.shape[1]
+    return np.pad(array, [(0, 0), (0, more), *[(0, 0)] * (array.ndim - 2)], constant_values=fill) if more else array
 
 
 def finish(regions: Regions, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ class QuestionDataset(torch.utils.data.Dataset):
     def __getitem__(self, part):
         indices = part.indices
         sentence = self.sentence[indices]
-        seen = residence.see(self.regions, self.rows[indices].ravel())
+        seen = residence.see(self.regions, self.rows[indices].ravel(), part.whole)
         mask = seen.pop('mask')
         length = self.input_ids.shape[1] if part.whole else self.lengths[sentence].max()
         batch = {'input_ids': self.input_ids[sentence, :length].astype(np.int64), **seen}
