@@ -10,6 +10,7 @@ source "$(dirname "$0")/launch.bash"
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 case ${1:-} in
     '')
+        echo "Four measurements; the first takes 25 minutes on 2 CPU cores, the others 10. Each alone: bash run/bench.bash PART"
         for part in model loop scaling project; do
             echo "== $part"
             "$PYTHON" -m bench.$part || exit

@@ -15,7 +15,7 @@ export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}
 
 usage() {  # usage TEXT: how to call the launcher, then the end
     echo "Usage: bash run/$(basename "$0") $1" >&2
-    echo "Every flag is explained in run/README.md." >&2
+    echo "Every flag is explained in run/README.md, or by --help after what stands above." >&2
     exit 2
 }
 

@@ -96,7 +96,8 @@ class Options:
         if self.bf16 and self.fp16:
             raise ValueError('--bf16 and --fp16: give only one of them')
         if self.apex and (self.optim != 'bert' or self.device == 'cpu'):
-            raise ValueError(f'--apex: has --optim bert on GPUs only, found --optim {self.optim} --device {self.device}')
+            raise ValueError(f'--apex: needs a GPU and --optim bert, found --device {self.device} --optim {self.optim}; '
+                             'leave --apex out')
         if not 0 < self.lr < float('inf'):
             raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
         if self.dropout is not None and not 0 <= self.dropout < 1:

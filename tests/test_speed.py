@@ -183,10 +183,17 @@ def test_every_measurement_of_speed_runs(made_world, tmp_path):
     assert bench('scaling', *small)['processes: 2, times as fast as 1'] > 0
     run = subprocess.run(['bash', 'run/bench.bash', 'project', '--rates', tmp_path / 'model.json'], capture_output=True,
                          text=True)
-    assert run.returncode == 1 and '--tasks nlvr2' in run.stderr
+    assert run.returncode == 1 and 'nlvr2, training' in run.stderr
     known = tmp_path / 'known.json'
     known.write_text(json.dumps(model | {f'{task}, training, bf16: s a step of 32': 1.0 for task in work.ANSWERS}))
     hours = bench('project', '--rates', known, '--GBps', '1e9')
     assert hours['VQA, 4 epochs, devices: 1, hours'] == pytest.approx(8 * hours['VQA, 4 epochs, devices: 8, hours'], rel=1e-3)
     run = subprocess.run(['bash', 'run/bench.bash', 'project', '--rates', tmp_path / 'none.json'], capture_output=True, text=True)
     assert run.returncode == 1 and 'run/bench.bash model' in run.stderr
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/file').touch()
+    for flags, says in ((['loop', '--folder', tmp_path / 'mine'], 'is not empty'),
+                        (['scaling', '--processes', '0'], '--processes'), (['model', '--runs', 'x'], '--runs')):
+        run = subprocess.run(['bash', 'run/bench.bash', *flags], capture_output=True, text=True)
+        assert run.returncode == 2 and says in run.stderr and 'Traceback' not in run.stderr
+    assert (tmp_path / 'mine/file').exists()

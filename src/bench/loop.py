@@ -31,9 +31,9 @@ def add_flags(parser):
     """The flags that bench.scaling has too."""
     parser.add_argument('--task', choices=tuple(SPLIT), default='vqa')
     parser.add_argument('--mode', choices=tuple(MODES), default='bf16', help='compiled: bf16 with --compile')
-    parser.add_argument('--batchSize', type=int, default=32, help='examples in a step')
-    parser.add_argument('--steps', type=int, default=5, help='of a turn')
-    parser.add_argument('--turns', type=int, default=3, help='after one that does not count')
+    parser.add_argument('--batchSize', type=report.count, default=32, help='examples in a step')
+    parser.add_argument('--steps', type=report.count, default=5, help='of a turn')
+    parser.add_argument('--turns', type=report.count, default=3, help='after one that does not count')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--featDevice', choices=('cpu', 'ram', 'cuda'), default='cpu', help='where features are kept')
     parser.add_argument('--small', action='store_true', help='a model of a few neurons, to try the program')

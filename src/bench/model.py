@@ -31,9 +31,9 @@ def main(argv=None) -> int:
     parser.add_argument('--tasks', default='vqa,nlvr2,pretrain', help='some of %(default)s')
     parser.add_argument('--modes', default='fp32,bf16', help=f'some of {",".join(MODES)}; compiled: bf16 with --compile; '
                         f'bf16/HABIT: with one of {", ".join(HABITS)} (src/lxrt/modeling.py) not as it is on this device')
-    parser.add_argument('--batchSize', type=int, default=32, help='of a step of training')
+    parser.add_argument('--batchSize', type=report.count, default=32, help='of a step of training')
     parser.add_argument('--evalBatchSize', type=int, default=256, help='of a step of inference; 0: none')
-    parser.add_argument('--runs', type=int, default=5, help='turns, after one that does not count')
+    parser.add_argument('--runs', type=report.count, default=5, help='turns, after one that does not count')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--alone', action='store_true', help="without Hugging Face's")
     parser.add_argument('--small', action='store_true', help='a model of a few neurons, to try the program')
@@ -57,7 +57,8 @@ def measure(options) -> dict:
     device, config = torch.device(options.device), config_of(options)
     lengths, source = work.question_lengths(options.world)
     figures = {'device': torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU', 'threads': torch.get_num_threads(),
-               'sentences': source, 'tokens a sentence': float(lengths.mean())}
+               'model': 'a few neurons' if options.small else 'lxr955', 'sentences': source,
+               'tokens a sentence': float(lengths.mean())}
     rates = {mode: matrix_rate(MODES[mode], device) / 1e12 for mode in dict.fromkeys(['fp32', *options.modes.split(',')])
              if mode in MODES}
     figures |= {f'matrix products, {mode}, TFLOP/s': rate for mode, rate in rates.items()} | measure_optimizers(device)

@@ -7,10 +7,33 @@ import sys
 from pathlib import Path
 
 
+class Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None):
+        """Refuses a --folder that is not a measurement's to remove."""
+        options = super().parse_args(args)
+        folder = getattr(options, 'folder', None)
+        if folder and folder != self.get_default('folder') and not options.part and folder.exists() and any(folder.iterdir()):
+            self.error(f'--folder {folder}: would be removed, and is not empty; name a folder that is not there yet')
+        return options
+
+
+def counts(text):
+    """'1,2' -> [1, 2]: the type of a flag."""
+    found = [int(each) for each in text.split(',')]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def count(text):
+    """The type of a flag: a number above 0."""
+    return counts(text)[0]
+
+
 def parser(part, text, folder=True, world=False):
     """The command line of `bash run/bench.bash part`, to which it adds flags of its own; folder: whether it makes data; world:
     whether it measures on sentences of real length."""
-    made = argparse.ArgumentParser(prog=f'bash run/bench.bash {part}', description=text, allow_abbrev=False)
+    made = Parser(prog=f'bash run/bench.bash {part}', description=text, allow_abbrev=False)
     if folder:
         made.add_argument('--folder', type=Path, default=Path('snap/bench') / part, help='where data is made, and removed again')
     if world:

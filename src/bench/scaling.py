@@ -15,11 +15,11 @@ from bench import loop, report
 def main(argv=None) -> int:
     parser = report.parser('scaling', __doc__, world=True)
     loop.add_flags(parser)
-    parser.add_argument('--processes', default='1,2', help='how many, separated by commas')
+    parser.add_argument('--processes', type=report.counts, default=[1, 2], help='how many, separated by commas')
     options = parser.parse_args(argv)
     try:
         figures = {'sentences': loop.make(options)}
-        for count in map(int, options.processes.split(',')):
+        for count in options.processes:
             if options.device == 'cuda' and count > torch.cuda.device_count():
                 print(f'{count} processes: left out, there are {torch.cuda.device_count()} GPUs', file=sys.stderr)
                 continue
@@ -41,7 +41,7 @@ def examples_per_second(options, count):
                *(['--small'] if options.small else [])]
     threads = str(max(len(os.sched_getaffinity(0)) // count, 1))
     # A program's folder is not to be searched for modules: regions.py there is not src/regions.
-    environment = {'OMP_NUM_THREADS': threads, 'PYTHONSAFEPATH': '1'} | os.environ
+    environment = os.environ | {'OMP_NUM_THREADS': threads, 'PYTHONSAFEPATH': '1'}
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
     return json.loads(printed.splitlines()[-1])
 
