@@ -136,9 +136,15 @@ class Terminations:
         signal.signal(signal.SIGTERM, self.before)
 
 
-def ignore_sigterm(_worker):
-    """Schedulers signal all processes of a run: those that prepare batches must last until it has saved its state."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextlib.contextmanager
+def sigterm_held():
+    """SIGTERM reaches this process when it is left, and never a process started in it. Schedulers signal all processes of a run:
+    those that prepare batches must last until it has saved its state, and from their very start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def steps_per_epoch(examples, batch_size):
@@ -167,9 +173,9 @@ def evaluation_parts(examples, options):
 def batches(dataset, parts, options, device):
     """The dataset's batches (dicts of tensors) for some Parts, on the device, where it finishes them."""
     pin = device.type == 'cuda'
-    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin,
-                        worker_init_fn=ignore_sigterm)
-    for batch in loader:
+    with sigterm_held():
+        loaded = iter(DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin))
+    for batch in loaded:
         if options.compile:
             torch.compiler.cudagraph_mark_step_begin()  # what the last batch came to may be overwritten
         yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})

@@ -1,8 +1,10 @@
 """The loop as a whole, through the VQA program: what it writes, resuming, several processes, accumulation."""
 
 import json
+import os
 import random
 import re
+import signal
 import subprocess
 import time
 
@@ -15,7 +17,7 @@ from param import Options
 from start import read_config
 from tasks.model import build_model
 from tasks.vqa import VQA
-from train import Told, Update, count_skipped, make_optimizer, steps_per_epoch, training_parts
+from train import Told, Update, batches, count_skipped, make_optimizer, steps_per_epoch, training_parts
 
 
 def weights(folder, name='LAST.pth'):
@@ -261,6 +263,24 @@ def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(
     found[0].weight.grad[1, 2] = float('nan')
     assert not update()
     assert_same(found.state_dict(), expected.state_dict(), 1e-6)
+
+
+def test_sigterm_spares_what_prepares_batches_from_its_very_start(monkeypatch):
+    class Numbers(torch.utils.data.Dataset):
+        def __getitem__(self, part):
+            os.kill(os.getpid(), signal.SIGTERM)  # in the midst of its work
+            return {'number': torch.tensor(part)}
+
+        def finish(self, batch):
+            return batch
+
+    def struck(*args, loop=torch.utils.data._utils.worker._worker_loop):
+        os.kill(os.getpid(), signal.SIGTERM)  # before anything that the worker itself could do about it
+        loop(*args)
+
+    monkeypatch.setattr(torch.utils.data._utils.worker, '_worker_loop', struck)
+    options = Options(numWorkers=1)
+    assert [int(batch['number']) for batch in batches(Numbers(), [1, 2], options, torch.device('cpu'))] == [1, 2]
 
 
 def test_what_steps_tell_is_read_a_step_late_where_the_device_is_waited_for():
