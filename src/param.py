@@ -29,15 +29,19 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Processes that prepare batches beside the one that trains.')
 
-    bert: str = flag('bert-base-uncased', 'Model', 'Folder with vocab.txt, config.json and, optionally, BERT\'s weights.')
+    bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
+                     'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
     xlayers: int | None = flag(None, 'Model', 'Number of cross-modality layers; default: the config\'s x_layers, else 5.')
     rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
     dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
-    load: str | None = flag(None, 'Model', 'Start from a snapshot; a path without .pth (in pre-training: without _LXRT.pth).')
-    loadLXMERT: str | None = flag(None, 'Model',
-                                   "Start from pre-trained LXMERT, or another task's snapshot; a path without _LXRT.pth.")
-    loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the pre-trained one.')
+    load: str | None = flag(None, 'Model', 'Start from a snapshot; a path without .pth (in pre-training: without _LXRT.pth), a '
+                            'whole path of a .pth or .safetensors, a folder of Hugging Face, or an address of one of these.')
+    loadLXMERT: str | None = flag(None, 'Model', "Start from pre-trained LXMERT, or another task's snapshot; a path without "
+                                  '_LXRT.pth, or as --load.')
+    loadLXMERTQA: str | None = flag(None, 'Model', 'The same, and the answer head from the one there, row by row by the answers.')
+    transferAnswers: bool = flag(False, 'Model', 'With --load of a snapshot that has other answers: move the rows of its answer '
+                                 'head by the answers. With --test what it does not know is never answered.')
     fromScratch: bool = flag(False, 'Model', 'Start from random weights, without BERT\'s.')
 
     batchSize: int = flag(256, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
@@ -65,6 +69,8 @@ class Options:
     tqdm: bool = flag(False, 'Output', 'Show the bars of training and testing even where the output is no terminal.')
 
     evalBatchSize: int | None = flag(None, 'Machine', 'Examples in one batch of validation and --test; default: --batchSize.')
+    offline: bool = flag(False, 'Machine', 'Download nothing; addresses stand for what was downloaded before (HF_HUB_OFFLINE=1: '
+                         'the same).')
     device: str | None = flag(None, 'Machine', 'Where to compute; default: cuda where there is a GPU, else cpu.', ('cpu', 'cuda'))
     multiGPU: bool = flag(False, 'Machine', 'One process a GPU (with NPROC=2 and cpu: two processes), started by the launchers.')
     bf16: bool = flag(False, 'Machine', 'Compute in bfloat16 where it is safe (autocast); weights stay in float32. Recommended '
@@ -80,10 +86,8 @@ class Options:
         starts = [name for name in ('load', 'loadLXMERT', 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f'--{starts[0]} and --{starts[1]}: a model can start from only one of them')
-        # A path without the ending is what the original takes; one with it is meant the same.
-        self.load = self.load and self.load.removesuffix('.pth')
-        self.loadLXMERT, self.loadLXMERTQA = (path and path.removesuffix('.pth').removesuffix('_LXRT')
-                                              for path in (self.loadLXMERT, self.loadLXMERTQA))
+        if self.transferAnswers and not self.load:
+            raise ValueError('--transferAnswers: has a meaning only with --load; --loadLXMERTQA always moves answers by name')
         if self.tiny and self.fast:
             raise ValueError('--tiny and --fast: give only one of them')
         for name, least in (('batchSize', 1), ('epochs', 1), ('accumulate', 1), ('saveSteps', 0), ('dumpProbs', 0),

@@ -10,9 +10,11 @@ import torch
 import dist
 from annotations.files import DataError
 from lxrt.config import LxrtConfig
+from lxrt.file_utils import cached_path, is_address
 from lxrt.speed import accelerate
 from lxrt.tokenization import BertTokenizer
 from param import parse_args
+from snapshot import PRETRAINED, answers_beside, check_beside, difference, find_weights, weights_in
 from train import Stopped, fit
 
 STOPPED = 75  # exit status of a run that SIGTERM ended with all saved: 'failed for now, try again' (sysexits.h)
@@ -50,17 +52,46 @@ def run(prepare, argv=None):
             program.folder.close()
 
 
-def bert_folder(options):
-    """The folder that --bert names: a path, or a name below --dataRoot. Raises FileNotFoundError that says what to do."""
-    beside = Path(options.load).parent if options.load else None
+def starting_weights(options, load=PRETRAINED):
+    """The file that --load, --loadLXMERT or --loadLXMERTQA names, or None. load: what may be left out of a path after --load.
+    Raises FileNotFoundError that names the flag."""
+    for flag, endings in (('load', load), ('loadLXMERT', PRETRAINED), ('loadLXMERTQA', PRETRAINED)):
+        if value := getattr(options, flag):
+            try:
+                return find_weights(value, endings, options.offline)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'--{flag} {value}: {error}') from None
+    return None
+
+
+def check_weights(options, weights, config, tokenizer, answers):
+    """Raises DataError where what lies beside the weights to start from says that they mean something else than what is in use,
+    though their sizes fit: other words, other heads, with --load other answers."""
+    check_beside(weights, config, tokenizer)
+    theirs = answers_beside(weights) if options.load and answers else answers
+    if theirs is None and options.transferAnswers:
+        raise DataError(f'--transferAnswers: {weights}: its answers are not known; put its answers.json beside it')
+    if theirs is None:
+        dist.say(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
+    elif theirs != answers and not options.transferAnswers:
+        raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} in use '
+                        f'({difference(theirs, answers)}); --transferAnswers moves those that are in both, by their names')
+
+
+def bert_folder(options, weights):
+    """The folder that --bert names: a path, a name below --dataRoot, or an address; but with --load that of the weights, where it
+    has a vocabulary and a config. Raises FileNotFoundError that says what to do."""
+    beside = weights.parent if options.load else None
     if beside and (beside / 'vocab.txt').is_file() and (beside / 'config.json').is_file():
         return beside  # a snapshot carries its own
+    if is_address(options.bert):
+        return cached_path(options.bert, options.offline)
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
         if (folder / 'vocab.txt').is_file():
             return folder
     raise FileNotFoundError(
         f'--bert {options.bert}: found no vocab.txt in {options.bert}/ or {Path(options.dataRoot) / options.bert}/; '
-        "put BERT's vocab.txt, config.json and pytorch_model.bin (or model.safetensors) there"
+        "put BERT's vocab.txt, config.json and model.safetensors there (bash run/download.bash bert)"
     )
 
 
@@ -85,10 +116,12 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
-def no_bert_weights(folder):
-    """The error of a folder without BERT's weights."""
-    return FileNotFoundError(f"{folder}: found no pytorch_model.bin or model.safetensors with BERT's weights; put one there, or "
-                             'give --fromScratch to start from random weights')
+def bert_weights(folder):
+    """The file of BERT's weights in a folder. Raises FileNotFoundError that says what to do."""
+    if path := weights_in(folder):
+        return path
+    raise FileNotFoundError(f"{folder}: found no model.safetensors or pytorch_model.bin with BERT's weights; put one there, or "
+                            'give --fromScratch to start from random weights')
 
 
 def files_beside(config, tokenizer, answers):

@@ -176,7 +176,7 @@ def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(
         assert not (tmp_path / name / 'BEST.pth').exists()  # no validation: only LAST is written
     options = Options(fromScratch=True, dropout=0.0)
     answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
-    initial = build_model(options, read_config(world / 'bert', options), world / 'bert', answers, 20).state_dict()
+    initial = build_model(options, read_config(world / 'bert', options), None, world / 'bert', answers, 20).state_dict()
     for name, value in initial.items():
         for run in ('one', 'two'):
             assert torch.equal(value, weights(tmp_path / run)[name]) == bool(is_dead(name)), name

@@ -12,8 +12,9 @@ from transformers import BertConfig, BertForPreTraining, BertModel, LxmertConfig
 
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTPretraining, answer_layers
-from lxrt.weights import WeightsError, bert_weights_file, canonical_name, fill, load_bert, load_lxmert, read_state
+from lxrt.weights import WeightsError, answer_head, canonical_name, fill, load_bert, load_lxmert, read_state
 from pretrain.qa_answer_table import normalise, read_table, transfer_answers
+from snapshot import weights_in
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 
@@ -282,12 +283,12 @@ def test_bert_as_saved_by_hugging_face(tmp_path):
     other, model = bert(BertForPreTraining, 3), encoder()
     other.save_pretrained(tmp_path)
     before = snapshot(model)
-    assert bert_weights_file(tmp_path) == tmp_path / 'model.safetensors'
-    load_bert(model, bert_weights_file(tmp_path))
+    assert weights_in(tmp_path) == tmp_path / 'model.safetensors'
+    load_bert(model, weights_in(tmp_path))
     check_bert(model, before, other.bert.state_dict())
     (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
-    assert bert_weights_file(tmp_path) == tmp_path / 'pytorch_model.bin'
-    assert bert_weights_file(tmp_path / 'absent') is None
+    assert weights_in(tmp_path) == tmp_path / 'pytorch_model.bin'
+    assert weights_in(tmp_path / 'absent') is None
 
 
 def test_bert_with_fewer_layers_or_other_sizes_fails(tmp_path):
@@ -349,7 +350,7 @@ def test_answer_rows_move_by_answer_and_the_others_are_0():
     source, layers = pretraining(), randomise(answer_layers(tiny(), len(answers)), seed=7)
     state = {**source.state_dict(), 'bert.extra': torch.zeros(1)}
     before = {name: tensor.clone() for name, tensor in state.items()}
-    assert transfer_answers(layers, state, table, answers) == (5, 2)
+    assert transfer_answers(layers, answer_head(state), table, answers) == (5, 2)
     given, own = source.answer_head.logit_fc, layers
     for row, place in enumerate([3, None, 0, 2, 1, 0, None]):
         if place is None:
@@ -366,7 +367,7 @@ def test_answer_rows_move_by_answer_and_the_others_are_0():
 
 def test_answers_none_of_which_is_in_the_table():
     layers = randomise(answer_layers(tiny(), 2))
-    assert transfer_answers(layers, head_of(pretraining()), ['a', 'b', 'c', 'd'], ['red', 'blue']) == (0, 2)
+    assert transfer_answers(layers, answer_head(head_of(pretraining())), ['a', 'b', 'c', 'd'], ['red', 'blue']) == (0, 2)
     assert not layers[3].weight.any() and not layers[3].bias.any()
 
 
@@ -380,5 +381,6 @@ def test_an_answer_head_that_does_not_fit_fails_and_nothing_is_changed(change, t
     layers = randomise(answer_layers(tiny(), 3), seed=7)
     before = snapshot(layers)
     with pytest.raises(ValueError, match=says):
-        transfer_answers(layers, change(head_of(pretraining())), ['yes', 'no', 'red', 'blue'][:table], ['yes', 'no', 'man'])
+        head = answer_head(change(head_of(pretraining())))
+        transfer_answers(layers, head, ['yes', 'no', 'red', 'blue'][:table], ['yes', 'no', 'man'])
     same(layers.state_dict(), before)

@@ -4,6 +4,7 @@ Every load says how many tensors matched, and fails on any difference that its k
 """
 
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +24,11 @@ class LoadReport:
     missing: list = field(default_factory=list)  # in the model, not in the file
     unexpected: list = field(default_factory=list)  # in the file, not in the model
     wrong_size: list = field(default_factory=list)  # in both, of different shapes; 'name: expected (..), found (..)'
+    no_weights: list = field(default_factory=list)  # in both, but what the file has cannot have been learned; 'name: reason'
 
     def __str__(self):
         lines = [f'Weights from {self.source}:']
-        for kind in ('matched', 'missing', 'unexpected', 'wrong_size'):
+        for kind in ('matched', 'missing', 'unexpected', 'wrong_size', *(['no_weights'] if self.no_weights else [])):
             names = getattr(self, kind)
             shown = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
             lines.append(f'  {kind.replace("_", " "):10s} {len(names):5d}  {shown}'.rstrip())
@@ -44,57 +46,113 @@ def canonical_name(name):
 def read_state(path):
     """The tensors of a .pth, .bin or .safetensors file by canonical name, on the CPU. Runs no code from the file.
 
-    Raises FileNotFoundError or WeightsError, which name the file.
+    A file of a bare encoder (Hugging Face's BertModel and LxmertModel) gets the prefix `bert.`. Beside a model.safetensors
+    nlvr2_head.safetensors is read too, where it lies. Raises FileNotFoundError or WeightsError, which name the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file of weights')
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file  # read here: only these files need the library
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
+        state = _tensors(path)
     except Exception as error:  # a damaged file makes torch and safetensors raise nearly anything, struct.error too
         reason = f'{type(error).__name__}: {error}'.split('\n')[0]
         raise WeightsError(f'{path}: not a whole file of weights, or one that holds more than tensors ({reason})') from None
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
-    return {canonical_name(name): value for name, value in state.items()}
+    found = {}
+    for name, tensor in state.items():
+        if (own := canonical_name(name)) in found:
+            raise WeightsError(f'{path}: has {own} twice, the second time as {name}; it cannot be told which one is meant')
+        found[own] = tensor
+    if BARE[0] in found:
+        found = {f'bert.{name}' if name.startswith(BARE) else name: tensor for name, tensor in found.items()}
+    if path.name == 'model.safetensors' and (head := path.with_name(NLVR2_HEAD)).is_file():
+        found |= read_state(head)
+    return found
 
 
-def fill(model, state, source, may_miss=(), may_have=()):
-    """Copies `state` into `model` by name and returns the LoadReport.
+def _tensors(path):
+    """What a file holds."""
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file  # read here: only these files need the library
+        return load_file(path)
+    if zipfile.is_zipfile(path):  # PyTorch compares no check sums
+        with zipfile.ZipFile(path) as file:
+            if bad := file.testzip():
+                raise ValueError(f'{bad} is not what was written: its check sum differs')
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def save_state(state, path, kind):
+    """Writes tensors by name to a file, as .pth or .safetensors (kind), on the CPU."""
+    state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    if kind != '.safetensors':
+        torch.save(state, path)
+        return
+    from safetensors.torch import save_file
+    # Tied parameters share their memory, which this format cannot tell.
+    places = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+    save_file({name: tensor if places[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
+              {'format': 'pt'})
+
+
+def compare(model, state, source, may_miss=(), may_have=()):
+    """The LoadReport of filling `model` with `state`; nothing is copied, and the model may be on the meta device.
 
     may_miss, may_have: regular expressions, matched at the start of a name, for parameters that may be absent from
-    the file, and for tensors of the file that the model may leave aside. Anything else is a WeightsError, raised
-    before anything is copied.
+    the file, and for tensors of the file that the model may leave aside. Anything else is a WeightsError.
     """
-    own = model.state_dict()
-    if meta := [name for name, tensor in own.items() if tensor.is_meta]:
-        raise WeightsError(f'{source}: the model is on the meta device ({meta[0]}): nothing can be copied into it')
-    report = LoadReport(source)
+    own, report = model.state_dict(), LoadReport(source)
     for name, tensor in own.items():
         if name not in state:
             report.missing.append(name)
         elif state[name].shape != tensor.shape:
             report.wrong_size.append(f'{name}: expected {tuple(tensor.shape)}, found {tuple(state[name].shape)}')
+        elif reason := no_weights(name, state[name]):
+            report.no_weights.append(f'{name}: {reason}')
         else:
             report.matched.append(name)
     report.unexpected = [name for name in state if name not in own]
     unexplained = [name for name in report.missing if not any(re.match(p, name) for p in may_miss)]
     strange = [name for name in report.unexpected if not any(re.match(p, name) for p in may_have)]
-    if unexplained or strange or report.wrong_size:
-        reasons = [
-            f'{len(names)} {what} (such as {names[0]})'
-            for names, what in (
-                (unexplained, 'tensors that the model needs are missing'),
-                (strange, 'tensors are not part of the model'),
-                (report.wrong_size, 'tensors have another size'),
-            ) if names
-        ]
+    reasons = [
+        f'{len(names)} {what} (such as {names[0]})'
+        for names, what in (
+            (unexplained, 'tensors that the model needs are missing'),
+            (strange, 'tensors are not part of the model'),
+            (report.wrong_size, 'tensors have another size'),
+            (report.no_weights, 'tensors are no weights'),
+        ) if names
+    ]
+    words, decoder = state.get(WORDS), state.get(DECODER)
+    if DECODER in own and None not in (words, decoder) and words.shape == decoder.shape and not torch.equal(words, decoder):
+        reasons.append(f'{DECODER} and {WORDS} are one parameter in the model, but differ in the file')
+    if reasons:
         raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{report}')
+    return report
+
+
+def no_weights(name, tensor):
+    """Why a tensor cannot be learned weights, such as that of a file with a hole; '' where it can."""
+    if not tensor.is_floating_point():
+        return f'expected floating point, found {tensor.dtype}'
+    if not tensor.isfinite().all():
+        return 'holds NaN or infinity'
+    if tensor.ndim > 1 and 'bert.' in name and tensor.numel() > 1 and (tensor == tensor.flatten()[0]).all():
+        return f'holds {float(tensor.flatten()[0]):g} everywhere'
+    return ''
+
+
+def fill(model, state, source, may_miss=(), may_have=()):
+    """Copies `state` into `model` by name and returns the LoadReport; what may differ is as in `compare`.
+
+    Raises WeightsError before anything is copied.
+    """
+    own = model.state_dict()
+    if meta := [name for name, tensor in own.items() if tensor.is_meta]:
+        raise WeightsError(f'{source}: the model is on the meta device ({meta[0]}): nothing can be copied into it')
+    report = compare(model, state, source, may_miss, may_have)
     with torch.no_grad():
         for name in report.matched:
             own[name].copy_(state[name])
@@ -103,6 +161,9 @@ def fill(model, state, source, may_miss=(), may_have=()):
 
 PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
 TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
+WORDS, DECODER = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.decoder.weight'  # tied
+BARE = ('embeddings.word_embeddings.weight', 'embeddings.', 'encoder.', 'pooler.')  # names of an encoder by itself
+NLVR2_HEAD = 'nlvr2_head.safetensors'  # beside Hugging Face's LxmertModel, which has no class for it
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Face files, no weight
 
 
@@ -118,16 +179,36 @@ def load_lxmert(encoder, path):
     return fill(encoder, given, str(path), PRETRAINING_HEADS, (*PRETRAINING_HEADS, TASK_HEAD, POSITION_IDS)), state
 
 
+def answer_head(state):
+    """The tensors of a file's answer layers, by their names in lxrt.modeling.answer_layers: those of LXMERT's pre-training,
+    of Hugging Face's models or of a task."""
+    heads = {name: re.fullmatch(r'(?:answer_head\.)?logit_fc\.(.*)', name) for name in state}
+    return {match[1]: state[name] for name, match in heads.items() if match}
+
+
+def read_task(path):
+    """The tensors of a task's snapshot, or of Hugging Face's LxmertForQuestionAnswering, by a task's names."""
+    state = read_state(path)
+    if any(name.startswith(TASK_PREFIX) or name.startswith('cls.') for name in state):
+        return state
+    return {re.sub(r'^bert\.', f'{TASK_PREFIX}bert.', name.removeprefix('answer_head.')): tensor
+            for name, tensor in state.items() if not re.match(POSITION_IDS, name)}
+
+
+def load_pretraining(model, path):
+    """Fills an LXRTPretraining whole, heads included; the tied decoder may be left out, as in files of Hugging Face.
+    Returns the LoadReport."""
+    return fill(model, read_state(path), str(path), (re.escape(DECODER),), (POSITION_IDS,))
+
+
 def load_bert(encoder, path):
     """Fills the embeddings, language layers and pooler of an LXRTFeatureExtraction, and `cls` of an LXRTPretraining where the
     file has it, from BERT's weights.
 
-    BERT's names may lack the prefix `bert.`; its further layers and heads are left aside. The rest of the model keeps
-    its initial weights, as in the original code. Returns the LoadReport.
+    BERT's further layers and heads are left aside. The rest of the model keeps its initial weights, as in the original code.
+    Returns the LoadReport.
     """
     state = read_state(path)
-    if not any(name.startswith('bert.') for name in state):
-        state = {f'bert.{name}': value for name, value in state.items()}
     layers = len(encoder.bert.encoder.layer)
     further = [n for n in state if (m := re.match(r'bert\.encoder\.layer\.(\d+)\.', n)) and int(m[1]) >= layers]
     return fill(
@@ -135,11 +216,3 @@ def load_bert(encoder, path):
         may_miss=(r'bert\.encoder\.(visn_fc|r_layers|x_layers)\.', *PRETRAINING_HEADS),
         may_have=(*PRETRAINING_HEADS, POSITION_IDS),
     )
-
-
-def bert_weights_file(folder):
-    """The file with BERT's weights in a folder, or None."""
-    for name in ('model.safetensors', 'pytorch_model.bin'):
-        if (Path(folder) / name).is_file():
-            return Path(folder) / name
-    return None

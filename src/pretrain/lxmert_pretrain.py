@@ -15,11 +15,12 @@ from lxrt.config import LxrtConfig
 from lxrt.losses import label_counts
 from lxrt.modeling import LXRTPretraining
 from lxrt.tokenization import BertTokenizer
-from lxrt.weights import bert_weights_file, fill, load_bert, load_lxmert, read_state
+from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining
 from param import Options
 from pretrain.lxmert_data import load_sentences
-from pretrain.qa_answer_table import read_table
+from pretrain.qa_answer_table import read_table, transfer_answers
 from pretrain.text import KIND
+from snapshot import answers_beside
 from train import evaluate_losses
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
@@ -109,6 +110,7 @@ class Program:
     device: torch.device
     folder: RunFolder
     spec: DatasetSpec
+    weights: Path | None  # to start from
     bert: Path  # folder of vocabulary, config and perhaps BERT's weights
     config: LxrtConfig
     tokenizer: BertTokenizer
@@ -124,16 +126,16 @@ class Program:
         for flag in ('train', 'valid') if options.valid else ('train',):
             spec.named(getattr(options, flag), flag)
         answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
-        for flag in ('load', 'loadLXMERT'):
-            if (path := snapshot(options, flag)) and not path.is_file():
-                raise FileNotFoundError(f'--{flag}: {path}: no such file')
-        bert = start.bert_folder(options)
+        weights = start.starting_weights(options)
+        bert = start.bert_folder(options, weights)
         config = start.read_config(bert, options)
         if spec.max_length > config.max_position_embeddings:
             raise DataError(f'sentences of {spec.max_length} tokens do not fit the model: max_position_embeddings is '
                             f'{config.max_position_embeddings}')
         tokenizer = start.read_tokenizer(bert, config)
-        return cls(options, device, RunFolder(options.output), spec, bert, config, tokenizer, answers)
+        if weights:
+            start.check_weights(options, weights, config, tokenizer, answers)
+        return cls(options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
 
     def run(self):
         beside = start.files_beside(self.config, self.tokenizer, self.answers)
@@ -141,7 +143,7 @@ class Program:
 
     def make(self):
         """The task, the training set, and that of --valid or None."""
-        model = build_model(self.options, self.config, self.bert, len(self.answers))
+        model = build_model(self.options, self.config, self.weights, self.bert, self.answers)
         model = start.place(model, self.options, self.device)
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if valid_set is not None:  # sources are counted by their place
@@ -169,33 +171,30 @@ def check_flags(options):
     for flag in ('test', 'loadLXMERTQA', 'mceLoss', 'dumpProbs', 'allowMissing'):
         if getattr(options, flag):
             raise ValueError(f'--{flag}: has no meaning in pre-training')
+    if options.transferAnswers and not options.taskQA:
+        raise ValueError('--transferAnswers: has a meaning only with --taskQA')
 
 
-def snapshot(options, flag):
-    """The file that --load or --loadLXMERT names, or None: a path without _LXRT.pth, or a task's snapshot without .pth."""
-    if not (value := getattr(options, flag)):
-        return None
-    path = Path(f'{value.removesuffix("_LXRT")}_LXRT.pth')
-    return Path(f'{value}.pth') if flag == 'loadLXMERT' and not path.is_file() else path
+def build_model(options, config, weights, folder, answers):
+    """An LXRTPretraining with its starting weights, drawn from --seed where they are random.
 
-
-def build_model(options, config, folder, num_answers):
-    """An LXRTPretraining with its starting weights, drawn from --seed where they are random; folder: where BERT's may lie."""
+    weights: the file to start from, or None; folder: where BERT's weights may lie; answers: the answer table (list of str).
+    """
     torch.manual_seed(options.seed)
     model = LXRTPretraining(config, options.taskMaskLM, options.taskMatched, options.taskObjPredict, options.visualLosses,
-                            options.taskQA, num_answers)
+                            options.taskQA, len(answers))
     # Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT, 4. --fromScratch,
     # 5. BERT's, for the language layers and the heads of words.
-    if options.load:
-        path = snapshot(options, 'load')
-        say(fill(model, read_state(path), str(path)))
-    elif options.loadLXMERT:
-        say(load_lxmert(model, snapshot(options, 'loadLXMERT'))[0])
+    if options.load and not options.transferAnswers:
+        say(load_pretraining(model, weights))
+    elif weights:
+        report, state = load_lxmert(model, weights)
+        say(report)
+        if options.transferAnswers:
+            copied, new = transfer_answers(model.answer_head.logit_fc, answer_head(state), answers_beside(weights), answers)
+            say(f'Answer head: {copied} answers from the head there, {new} start at 0.')
     elif not options.fromScratch:
-        path = bert_weights_file(folder)
-        if path is None:
-            raise start.no_bert_weights(folder)
-        say(load_bert(model, path))
+        say(load_bert(model, start.bert_weights(folder)))
     return model
 
 

@@ -47,33 +47,33 @@ def read_table(path, sets=None):
 
 
 @torch.no_grad()
-def transfer_answers(layers, state, table, answers):
-    """Starts answer layers from the pre-trained ones, as in the original code.
+def transfer_answers(layers, head, theirs, answers, absent=0.0):
+    """Starts answer layers from others, as the original code does from the pre-trained ones.
 
-    layers: lxrt.modeling.answer_layers for `answers` (list of str); state: tensors of a pre-trained file; table: its
-    answers. The first layers are copied; the last layer's rows are copied where the normalised answer is in the
-    table, else set to 0. Returns (rows copied, rows set to 0). Raises ValueError if the file has no answer head or
-    one that does not fit.
+    layers: lxrt.modeling.answer_layers for `answers` (list of str); head: the tensors of such layers for `theirs` (list of str),
+    as lxrt.weights.answer_head finds them. The first layers are copied, and of the last one the rows of answers that are the
+    same when normalised; of two that are, that which stands there in its normalised form is meant, else the first. Other rows
+    are 0, with the bias `absent`. Returns (rows copied, other rows). Raises ValueError if there is no head, or it does not fit.
     """
     own = layers.state_dict()
-    given = {name: state.get(f'answer_head.logit_fc.{name}') for name in own}
-    for name, tensor in given.items():
-        if tensor is None:
-            raise ValueError(f'the pre-trained file has no answer_head.logit_fc.{name}; use --loadLXMERT')
-        if tensor.shape[1:] != own[name].shape[1:]:
-            raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(own[name].shape[1:])}, '
-                             f'found {tuple(tensor.shape[1:])}')
-    place = {answer: row for row, answer in enumerate(table)}
-    rows = torch.tensor([place.get(normalise(answer), -1) for answer in answers])
+    for name, tensor in own.items():
+        if name not in head:
+            raise ValueError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
+        if head[name].shape[1:] != tensor.shape[1:]:
+            raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[1:])}, '
+                             f'found {tuple(head[name].shape[1:])}')
     last = f'{len(layers) - 1}.'
-    if len(given[f'{last}bias']) != len(table):
-        raise ValueError(f'the pre-trained answer head has {len(given[f"{last}bias"])} rows, the answer table '
-                         f'{len(table)} answers: they must belong together')
+    if len(head[f'{last}bias']) != len(theirs):
+        raise ValueError(f'the answer head has {len(head[f"{last}bias"])} rows, the answer table {len(theirs)} answers: they '
+                         'must belong together')
+    place = {normalise(answer): row for row, answer in reversed(list(enumerate(theirs)))}
+    place |= {answer: row for row, answer in enumerate(theirs)}
+    rows = torch.tensor([place.get(normalise(answer), -1) for answer in answers])
     for name, tensor in own.items():
         if name.startswith(last):
-            tensor.zero_()
-            tensor[rows >= 0] = given[name][rows[rows >= 0]].to(tensor)
+            tensor.fill_(absent if name.endswith('bias') else 0.0)
+            tensor[rows >= 0] = head[name][rows[rows >= 0]].to(tensor)
         else:
-            tensor.copy_(given[name])
+            tensor.copy_(head[name])
     copied = int((rows >= 0).sum())
     return copied, len(answers) - copied

@@ -8,17 +8,18 @@ import torch
 
 import dist
 import start
-from annotations.files import DataError, read_json
+from annotations.files import DataError
 from annotations.spec import DatasetSpec
 from checkpoint import RunFolder, write_whole
 from lxrt.config import LxrtConfig
 from lxrt.tokenization import BertTokenizer
 from lxrt.weights import fill, read_state
 from param import Options
-from tasks import model as models
-from tasks.answering import dump_probabilities
+from snapshot import SNAPSHOT
+from tasks.answering import dump_probabilities, say_if_alike, say_if_blind
 from tasks.data import load_questions
 from tasks.examples import read_examples
+from tasks.model import build_model
 from train import evaluate
 
 
@@ -36,6 +37,7 @@ class Program:
     device: torch.device
     folder: RunFolder
     spec: DatasetSpec
+    weights: Path | None  # to start from
     bert: Path  # folder of vocabulary, config and perhaps BERT's weights
     config: LxrtConfig
     tokenizer: BertTokenizer
@@ -52,13 +54,17 @@ class Program:
         for flag in ('train', 'valid') if options.test is None else ('test',):
             if flag != 'valid' or options.valid:
                 spec.named(getattr(options, flag), flag)
-        models.check_snapshots(options, task_class)
+        if options.loadLXMERTQA and len(task_class.form.images) > 1:
+            raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
+        weights = start.starting_weights(options, SNAPSHOT)
         folder = RunFolder(options.output)
-        bert = start.bert_folder(options)
+        bert = start.bert_folder(options, weights)
         config = start.read_config(bert, options)
+        tokenizer = start.read_tokenizer(bert, config)
         answers = list(task_class.form.answers or spec.read_answers())
-        check_answers(options, answers, spec)
-        return cls(task_class, options, device, folder, spec, bert, config, start.read_tokenizer(bert, config), answers)
+        if weights:
+            start.check_weights(options, weights, config, tokenizer, answers)
+        return cls(task_class, options, device, folder, spec, weights, bert, config, tokenizer, answers)
 
     def examples(self, names):
         """The Examples of some splits, checked."""
@@ -79,8 +85,8 @@ class Program:
 
     def build(self):
         """The task with its model, on the device."""
-        model = models.build_model(self.options, self.config, self.bert, self.answers, self.spec.max_length,
-                                   len(self.task_class.form.images))
+        model = build_model(self.options, self.config, self.weights, self.bert, self.answers, self.spec.max_length,
+                            len(self.task_class.form.images))
         return self.task_class(start.place(model, self.options, self.device), self.options)
 
     def run(self):
@@ -109,6 +115,8 @@ class Program:
         task = self.build()
         train_set = self.load(options.train, train_examples)
         valid_set = self.load(options.valid, valid_examples) if options.valid else None
+        if self.weights:
+            say_if_blind(task, train_set, options, self.device)
         if valid_set is not None:
             dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
         return task, train_set, valid_set
@@ -120,6 +128,7 @@ class Program:
         task = self.build()
         dataset = self.load(name, examples, submit=True)
         predictions = evaluate(task, dataset, self.options, self.device, f'Testing on {name}')
+        say_if_alike(dataset, predictions)
         files = {f'{name}_predict.{task.suffix}': task.dump}
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
@@ -132,16 +141,3 @@ class Program:
             dist.say(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
         else:
             dist.say(f'{name} has no labels: no score.')
-
-
-def check_answers(options, answers, spec):
-    """A snapshot's answers.json must be the vocabulary in use: its answer head has a row for each, in that order."""
-    path = Path(f'{options.load}.pth').with_name('answers.json') if options.load else None
-    if path is None or not path.is_file():
-        return
-    theirs = read_json(path, 'the answers of the snapshot')
-    if theirs != answers:
-        other = [a for a in theirs if a not in set(answers)] + [a for a in answers if a not in set(theirs)]
-        different = f'different: {", ".join(other[:3])}, ...' if other else 'another order'
-        raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} of '
-                        f'{spec.answers or spec.kind} ({different}); a snapshot of another task is started from by --loadLXMERT')

@@ -1,0 +1,77 @@
+"""A snapshot as files: weights under any of their names, and config, vocabulary and answers beside them."""
+
+import functools
+import re
+from pathlib import Path
+
+from annotations.files import DataError, read_json
+from annotations.spec import read_answers
+from lxrt.config import LxrtConfig
+from lxrt.file_utils import cached_path, is_address
+
+SNAPSHOT = ('.pth', '.safetensors')  # endings of a task's snapshots that may be left out
+PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)
+SAVED = ('model.safetensors', 'pytorch_model.bin')  # what Hugging Face calls a folder's weights
+KINDS = ('.pth', '.safetensors', '.bin')
+NO_NAME = re.compile(r'LABEL_\d+')  # what Hugging Face calls answers that nobody named
+
+
+def weights_in(folder):
+    """The file of weights in a folder, or None."""
+    return next((Path(folder) / name for name in SAVED if (Path(folder) / name).is_file()), None)
+
+
+@functools.cache  # an address is asked once, not again for its config, its vocabulary and its answers
+def find_weights(name, endings, offline=False):
+    """The file of weights that a flag names: without one of `endings`, or in full, a folder with a file that Hugging Face
+    writes, or an address (http, https, s3, hf) of one of these. Raises FileNotFoundError that says what to do."""
+    for ending in (*endings, ''):
+        if (path := Path(f'{name}{ending}')).is_file() and path.suffix in KINDS:
+            return path
+    path = cached_path(name, offline) if is_address(str(name)) else Path(name)
+    path = (weights_in(path) or path / SAVED[0]) if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f'{name}{endings[0]}: no such file; expected weights there, or in {name}, or in a folder of that '
+                                f'name with a {SAVED[0]}; published files: bash run/download.bash --help')
+    return path
+
+
+def answers_beside(weights):
+    """The answers of the head in a file of weights, in its order, as the answers.json or the config.json (Hugging Face's
+    id2label) beside it has them; None where neither does."""
+    beside = Path(weights).with_name('answers.json')
+    if beside.is_file():
+        return read_answers(beside) if read_json(beside, 'the answers of a snapshot') else None
+    beside = beside.with_name('config.json')
+    names = read_json(beside, 'the config of a model').get('id2label') if beside.is_file() else None
+    if not names or all(NO_NAME.fullmatch(str(name)) for name in names.values()):
+        return None
+    try:
+        return [names[str(place)] for place in range(len(names))]
+    except KeyError as error:
+        raise DataError(f'{beside}: key "id2label": expected names for 0 to {len(names) - 1}, found none for {error}') from None
+
+
+def check_beside(weights, config, tokenizer):
+    """Raises DataError where config.json or vocab.txt beside a file of weights say that they mean something else here, though
+    their sizes fit: other heads of attention, other words."""
+    beside = Path(weights).with_name('config.json')
+    if beside.is_file():
+        heads = LxrtConfig.from_json(beside).num_attention_heads
+        if heads != config.num_attention_heads:
+            raise DataError(f'{beside}: num_attention_heads: these weights are of {heads} heads, the model has '
+                            f'{config.num_attention_heads}; give --bert {beside.parent}')
+    beside = beside.with_name('vocab.txt')
+    if beside.is_file():
+        theirs = beside.read_text(encoding='utf-8').removesuffix('\n').split('\n')
+        if theirs != tokenizer.ids_to_tokens:
+            line = next((i for i, pair in enumerate(zip(theirs, tokenizer.ids_to_tokens)) if pair[0] != pair[1]),  # noqa: B905
+                        min(len(theirs), len(tokenizer)))
+            raise DataError(f'{beside}: is not the vocabulary in use, {tokenizer.vocab_file}: they differ from line {line + 1}; '
+                            f'give --bert {beside.parent}')
+
+
+def difference(theirs, answers):
+    """How two lists of answers differ, in words."""
+    other = [a for a in theirs if a not in set(answers)] + [a for a in answers if a not in set(theirs)]
+    return f'different: {", ".join(map(repr, other[:3]))}{", ..." if len(other) > 3 else ""}' if other else 'another order'

@@ -1,0 +1,208 @@
+"""Snapshots in the form of Hugging Face's transformers and back, .pth to .safetensors and back: `python -m tasks.convert`.
+
+Nothing here needs transformers, with which the tests load what is written.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from checkpoint import write_whole
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
+from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
+from lxrt.tokenization import BertTokenizer
+from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, compare, read_state, read_task, save_state
+from snapshot import PRETRAINED, answers_beside, find_weights
+from start import files_beside
+from tasks.card import model_card
+from tasks.model import AnswerModel
+
+CLASSES = ('LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel')
+TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 512}
+BESIDE = ('config.json', 'vocab.txt', 'answers.json')
+
+
+def main(argv=None):
+    """Runs the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog='bash run/convert.bash', description=__doc__.split('`')[0].rstrip(': ') + '.')
+    parts = parser.add_subparsers(dest='part', required=True, metavar='to-hf|from-hf|file')
+    out = parts.add_parser('to-hf', help='a snapshot becomes a folder that transformers loads')
+    out.add_argument('snapshot', help='such as snap/vqa/NAME/BEST or snap/pretrained/model, without its ending or with it')
+    out.add_argument('folder', type=Path, help='the folder to make')
+    out.add_argument('--push', metavar='OWNER/NAME', help='upload the folder to the hub (log in with "hf auth login", or set '
+                     'HF_TOKEN)')
+    back = parts.add_parser('from-hf', help='a folder of transformers becomes a snapshot')
+    back.add_argument('folder', help='the folder, or an address such as hf://unc-nlp/lxmert-base-uncased')
+    back.add_argument('snapshot', help='path without its ending: .pth is added, to pre-trained weights _LXRT.pth')
+    back.add_argument('--offline', action='store_true', help='download nothing')
+    for part in (out, back):
+        part.add_argument('--bert', type=Path, metavar='FOLDER', help='has config.json and vocab.txt where the weights have none')
+    file = parts.add_parser('file', help='weights become a file of another kind: .pth to .safetensors, or back')
+    file.add_argument('source', type=Path)
+    file.add_argument('target', type=Path)
+    args = parser.parse_args(argv)
+    try:
+        if args.part == 'to-hf':
+            to_hf(find_weights(args.snapshot, PRETRAINED), args.folder, args.bert)
+            if args.push:
+                push(args.folder, args.push)
+        elif args.part == 'from-hf':
+            from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert)
+        else:
+            change(args.source, args.target)
+    except (ValueError, OSError) as error:
+        print(f'convert: error: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def to_hf(weights, folder, bert=None):
+    """Writes a folder that transformers loads from a file of weights and what lies beside it: LxmertForQuestionAnswering of VQA
+    and GQA, LxmertForPreTraining of pre-trained weights; of NLVR2, for which it has no class, LxmertModel and its head.
+
+    bert: where config.json and vocab.txt lie if not beside the weights. Raises ValueError or OSError, which name the file.
+    """
+    config, tokenizer = read_beside(weights, bert)
+    state, answers = read_task(weights), answers_beside(weights)
+    model = model_of(state, config)
+    print(compare(model, state, str(weights), (re.escape(DECODER),)))
+    if answers and (rows := rows_of(state)) not in (0, len(answers)):
+        raise ValueError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers lie beside it')
+    architecture, tensors, head = hf_tensors(model, state)
+    check_free(folder, folder / 'model.safetensors', folder / 'config.json')
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        'vocab.txt': files_beside(config, tokenizer, [])['vocab.txt'],
+        'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
+        'config.json': json.dumps(hf_config(config, architecture, state, answers), indent=2) + '\n',
+        'README.md': model_card(weights, config, architecture, folder.name, answers),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding='utf-8')
+    if head:
+        write_whole(folder / NLVR2_HEAD, lambda part: save_state(head, part, '.safetensors'))
+    write_whole(folder / 'model.safetensors', lambda part: save_state(tensors, part, '.safetensors'))
+    print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {NLVR2_HEAD}" if head else ""}, config, vocabulary, '
+          f'{f"{len(answers):,} answers" if answers else "no names of answers (none lie beside the weights)"}, model card')
+
+
+def from_hf(weights, snapshot, bert=None):
+    """Writes a snapshot from a file of weights in a folder of transformers, with config, vocabulary and, if their names are
+    known, answers beside it. snapshot: path without its ending. Raises as to_hf does."""
+    config, tokenizer = read_beside(weights, bert)
+    state, answers = read_task(weights), answers_beside(weights)
+    state = {name: tensor for name, tensor in state.items() if not name.endswith('embeddings.position_ids')}
+    if 'cls.predictions.bias' in state and DECODER not in state:
+        state[DECODER] = state['bert.embeddings.word_embeddings.weight']
+    model = model_of(state, config)
+    print(compare(model, state, str(weights)))
+    target = Path(f'{snapshot}{".pth" if isinstance(model, AnswerModel) else "_LXRT.pth"}')
+    texts = files_beside(config, tokenizer, answers)
+    if answers is None:
+        del texts['answers.json']
+    check_free(target, *(target.with_name(name) for name in texts))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        target.with_name(name).write_text(text, encoding='utf-8')
+    write_whole(target, lambda part: save_state(state, part, '.pth'))
+    print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}'
+          f'{"" if answers else "; its answers have no names there: put an answers.json beside it"}')
+
+
+def change(source, target):
+    """Writes a file of weights as another one, .pth or .safetensors, with what lies beside it. Raises ValueError or OSError."""
+    if target.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
+    state = read_state(source)
+    beside = [source.with_name(name) for name in BESIDE if source.with_name(name).is_file()]
+    beside = [] if source.parent.samefile(target.parent) else beside
+    check_free(target, *(target.with_name(path.name) for path in beside))
+    for path in beside:
+        shutil.copyfile(path, target.with_name(path.name))
+    write_whole(target, lambda part: save_state(state, part, target.suffix))
+    print(f'{target}: {len(state)} tensors{"".join(f", {path.name}" for path in beside)}')
+
+
+def push(folder, name):
+    """Uploads a folder to the hub as owner/name. Raises OSError."""
+    from huggingface_hub import HfApi  # takes a second to import
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        print(f'Uploaded: {api.upload_folder(repo_id=name, folder_path=folder)}')
+    except (HfHubHTTPError, LocalTokenNotFoundError, ConnectionError) as error:
+        raise OSError(f'--push {name}: not uploaded ({str(error).splitlines()[0]}); log in with "hf auth login" or HF_TOKEN; the '
+                      f'folder {folder} is whole') from None
+
+
+def read_beside(weights, bert):
+    """The LxrtConfig and BertTokenizer of a file of weights, from beside it or from the folder `bert`."""
+    weights = Path(weights)
+    for folder in (weights.parent, *([bert] if bert else [])):
+        if (folder / 'config.json').is_file():
+            return LxrtConfig.from_json(folder / 'config.json'), BertTokenizer.from_pretrained(folder)
+    raise FileNotFoundError(f'{weights.parent}: expected config.json and vocab.txt beside {weights.name}; give --bert FOLDER, '
+                            'which has them')
+
+
+def rows_of(state):
+    """How many answers the head of a file has; 0 without one."""
+    return next((len(tensor) for name, tensor in state.items() if name.endswith('logit_fc.3.bias')), 0)
+
+
+def model_of(state, config):
+    """The model that tensors by our names are of, on the meta device."""
+    with torch.device('meta'):
+        if 'cls.predictions.bias' in state:
+            kinds = [kind for kind in ('obj', 'attr', 'feat') if f'obj_predict_head.decoder_dict.{kind}.weight' in state]
+            return LXRTPretraining(config, task_obj_predict=bool(kinds), visual_losses=','.join(kinds),
+                                   task_qa=rows_of(state) > 0, num_answers=rows_of(state))
+        if 'logit_fc.0.weight' in state:
+            images = state['logit_fc.0.weight'].shape[-1] // config.hidden_size
+            return AnswerModel(LXRTEncoder(config), rows_of(state), images)
+        return LXRTFeatureExtraction(config)
+
+
+def hf_tensors(model, state):
+    """(class of transformers, its tensors by name, those of a head that it has no place for) of tensors by our names."""
+    plain = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in state.items() if name != DECODER}  # tied there
+    if isinstance(model, AnswerModel) and model.images == 1:
+        return CLASSES[1], {re.sub(r'^bert\.', 'lxmert.', name) if name.startswith('bert.') else f'answer_head.{name}': tensor
+                            for name, tensor in plain.items()}, {}
+    if isinstance(model, LXRTPretraining):
+        return CLASSES[0], {re.sub(r'^bert\.', 'lxmert.', name): tensor for name, tensor in plain.items()}, {}
+    inner = {name.removeprefix('bert.'): tensor for name, tensor in plain.items() if name.startswith('bert.')}
+    return CLASSES[2], inner, {name: tensor for name, tensor in plain.items() if not name.startswith('bert.')}
+
+
+def hf_config(config, architecture, state, answers):
+    """The content of a config.json that transformers reads as its LxmertConfig."""
+    values = asdict(config) | {
+        'model_type': 'lxmert', 'architectures': [architecture], 'num_qa_labels': rows_of(state) or 2,
+        'task_mask_lm': True, 'task_matched': True, 'visual_loss_normalizer': 1 / 0.15,
+        'task_obj_predict': 'obj_predict_head.transform.dense.weight' in state,
+        'task_qa': architecture == CLASSES[1] or rows_of(state) > 0,
+        **{f'visual_{kind}_loss': f'obj_predict_head.decoder_dict.{kind}.weight' in state for kind in ('obj', 'attr', 'feat')},
+    }
+    if answers:
+        values |= {'id2label': dict(enumerate(answers)), 'label2id': {answer: place for place, answer in enumerate(answers)}}
+    return values
+
+
+def check_free(*paths):
+    """Raises FileExistsError if one of some files is there."""
+    for path in paths:
+        if path.is_file():
+            raise FileExistsError(f'{path}: is there; remove it, or choose another place')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
