@@ -1,7 +1,12 @@
 """Weights go out in Hugging Face's form and come back: identical tensors, identical logits, at the size of lxr955 too."""
 
+import dataclasses
+import functools
+import json
 import re
+import socket
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -11,6 +16,7 @@ from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTPretraining
 from lxrt.tokenization import BertTokenizer
 from lxrt.weights import read_state, save_state
+from param import Options
 from start import files_beside
 from tasks import convert
 from tasks.model import AnswerModel
@@ -115,3 +121,106 @@ def test_out_and_back(kind, size, made_world, tmp_path, capsys):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in logits(model, config).items())
     for name in ('config.json', 'vocab.txt', 'answers.json'):
         assert (back.parent / name).read_text() == (path.parent / name).read_text()
+
+
+@pytest.fixture
+def snapshot(made_world, tmp_path):
+    """A small model of VQA and what lies beside it: ours/BEST.pth."""
+    config = config_of('small', made_world)
+    return save('vqa', make('vqa', config), config, made_world, tmp_path / 'ours')
+
+
+def test_the_tokenizer_goes_with_it(snapshot, made_world, tmp_path):
+    assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
+    theirs = transformers.LxmertTokenizer.from_pretrained(tmp_path / 'out')
+    ours = BertTokenizer(made_world / 'bert/vocab.txt')
+    for sentence in ('What COLOUR is the Circle?', "how many boxes aren't blue", 'Zürich!'):
+        assert theirs(sentence)['input_ids'] == [i for i in ours.encode([sentence])[0].tolist() if i]
+    # What transformers writes has no vocab.txt any more.
+    theirs.save_pretrained(tmp_path / 'again')
+    (tmp_path / 'again/vocab.txt').unlink(missing_ok=True)
+    again = BertTokenizer.from_pretrained(tmp_path / 'again')
+    assert again.vocab_file.name == 'tokenizer.json' and again.ids_to_tokens == ours.ids_to_tokens
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"model": {}}', '{"model": {"vocab": 3}}'])
+def test_a_faulty_tokenizer_is_named(tmp_path, text):
+    (tmp_path / 'tokenizer.json').write_text(text)
+    with pytest.raises(ValueError, match=r'tokenizer\.json: expected a tokenizer\.json with model\.vocab'):
+        BertTokenizer.from_pretrained(tmp_path)
+
+
+def test_the_card_tells_options_and_scores(snapshot, tmp_path):
+    options = dataclasses.asdict(Options(lr=5e-5, epochs=4, train='train,nominival'))
+    snapshot.with_name('options.json').write_text(json.dumps(
+        {'options': options, 'command': ['src/tasks/vqa.py', '--lr', '5e-5'], 'git': 'abc1234', 'torch': '2.13.0'}))
+    snapshot.with_name('log.log').write_text('Epoch 0: Train 53.57\nEpoch 0: Valid 56.67\nEpoch 0: Best 56.67\n')
+    assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
+    card = (tmp_path / 'out/README.md').read_text()
+    assert card.startswith('---\nlicense: mit\n') and 'pipeline_tag: visual-question-answering' in card
+    assert 'Epoch 0: Valid 56.67\nEpoch 0: Best 56.67' in card and 'abc1234' in card
+    assert '| `--lr` | 5e-05 |' in card and '| `--epochs` | 4 |' in card and '`--optim`' not in card
+    code = re.search(r'```python\n(.*?)```', card, re.S)[1].replace("'out'", repr(str(tmp_path / 'out')))
+    exec(code, names := {})
+    assert type(names['model']) is transformers.LxmertForQuestionAnswering
+
+
+def test_pth_to_safetensors_and_back(snapshot, tmp_path, made_world):
+    assert convert.main(['file', str(snapshot), str(tmp_path / 'BEST.safetensors')]) == 0
+    assert (tmp_path / 'answers.json').read_text() == snapshot.with_name('answers.json').read_text()
+    back = snapshot.with_name('back.pth')
+    assert convert.main(['file', str(tmp_path / 'BEST.safetensors'), str(back)]) == 0
+    one, other = torch.load(snapshot, weights_only=True), torch.load(back, weights_only=True)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    # Tied weights, which the format cannot tell.
+    config = config_of('small', made_world)
+    tied = save('pretraining', make('pretraining', config), config, made_world, tmp_path / 'tied')
+    assert convert.main(['file', str(tied), str(tmp_path / 'tied/a_LXRT.safetensors')]) == 0
+    one, other = read_state(tied), read_state(tmp_path / 'tied/a_LXRT.safetensors')
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_faults_of_the_input(snapshot, tmp_path, capsys):
+    def fault(*args):
+        assert convert.main([str(arg) for arg in args]) == 1
+        return capsys.readouterr().err
+
+    assert 'nowhere_LXRT.pth: no such file' in fault('to-hf', tmp_path / 'nowhere', tmp_path / 'out')
+    assert 'BEST.bin: expected a name that ends in .pth or .safetensors' in fault('file', snapshot, tmp_path / 'BEST.bin')
+    answers = snapshot.with_name('answers.json')
+    answers.write_text('["yes", "no"]')
+    assert 'has 4 rows, but 2 answers lie beside it' in fault('to-hf', snapshot, tmp_path / 'out')
+    answers.write_text(json.dumps(ANSWERS['vqa']))
+    assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
+    assert 'model.safetensors: is there; choose another place' in fault('to-hf', snapshot, tmp_path / 'out')
+    (tmp_path / 'out/model.safetensors').rename(tmp_path / 'model.safetensors')
+    (tmp_path / 'out/vocab.txt').write_text('other')
+    assert 'vocab.txt: is there, and another one' in fault('to-hf', snapshot, tmp_path / 'out')
+    (tmp_path / 'model.safetensors').rename(tmp_path / 'out/model.safetensors')
+    (tmp_path / 'out/config.json').unlink()
+    asked = fault('from-hf', tmp_path / 'out', tmp_path / 'x/BEST')
+    assert 'expected config.json and vocab.txt beside model.safetensors' in asked
+    config = snapshot.with_name('config.json')
+    config.write_text(config.read_text().replace('"l_layers": 2', '"l_layers": 3'))
+    assert 'tensors that the model needs are missing' in fault('to-hf', snapshot, tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
+
+
+def test_pushing_goes_through_the_hubs_api(snapshot, tmp_path, monkeypatch, capsys):
+    """Against a server on this machine that takes nothing, and with the calls looked at: no hub is here to push to."""
+    calls = []
+    monkeypatch.setattr(huggingface_hub.HfApi, 'create_repo', lambda self, name, exist_ok: calls.append((name, exist_ok)))
+    monkeypatch.setattr(huggingface_hub.HfApi, 'upload_folder', lambda self, repo_id, folder_path: calls.append(
+        (repo_id, sorted(path.name for path in folder_path.iterdir()))) or 'https://hub/me/mine')
+    assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out'), '--push', 'me/mine']) == 0
+    assert calls == [('me/mine', True), ('me/mine', ['README.md', 'config.json', 'model.safetensors', 'tokenizer_config.json',
+                                                     'vocab.txt'])]
+    assert 'Uploaded: https://hub/me/mine' in capsys.readouterr().out
+    monkeypatch.undo()
+    with socket.socket() as closed:  # bound, but it listens to nobody
+        closed.bind(('127.0.0.1', 0))
+        api = functools.partial(huggingface_hub.HfApi, f'http://127.0.0.1:{closed.getsockname()[1]}', token='none')
+        monkeypatch.setattr(huggingface_hub, 'HfApi', api)
+        assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'two'), '--push', 'me/mine']) == 1
+    printed = capsys.readouterr().err
+    assert '--push me/mine: not uploaded' in printed and 'is whole' in printed and 'Traceback' not in printed

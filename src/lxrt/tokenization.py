@@ -1,5 +1,6 @@
 """BERT's lower-casing WordPiece tokenizer, on the Rust `tokenizers` library."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ CHUNK = 10_000  # sentences tokenised between two ticks of the progress bar
 
 
 class BertTokenizer:
-    """Words to pieces to ids, over a vocabulary file with one word piece a line.
+    """Words to pieces to ids, over a vocabulary file with one word piece a line, or a tokenizer.json of Hugging Face.
 
     Raises FileNotFoundError, or ValueError if a special token is missing or [PAD] is not the first line.
     """
@@ -22,12 +23,7 @@ class BertTokenizer:
         self.vocab_file = Path(vocab_file)
         if not self.vocab_file.is_file():
             raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a line')
-        try:
-            pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{vocab_file}: expected a text file in UTF-8, found {error}') from None
-        if pieces[-1] == '':
-            pieces.pop()  # the end of the last line
+        pieces = self._read()
         self.vocab = {piece: index for index, piece in enumerate(pieces)}
         for token in SPECIAL_TOKENS:
             if token not in self.vocab:
@@ -39,9 +35,27 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, path):
-        """From a vocabulary file, or a folder that holds vocab.txt."""
+        """From a vocabulary file, or a folder that holds vocab.txt or, as transformers writes since its version 5, only
+        tokenizer.json."""
         path = Path(path)
-        return cls(path / 'vocab.txt' if path.is_dir() else path)
+        if not path.is_dir():
+            return cls(path)
+        whole = path / 'tokenizer.json'
+        return cls(whole if whole.is_file() and not (path / 'vocab.txt').is_file() else path / 'vocab.txt')
+
+    def _read(self):
+        """The word pieces of the file, in the order of their ids."""
+        if self.vocab_file.suffix == '.json':
+            try:
+                ids = json.loads(self.vocab_file.read_text(encoding='utf-8'))['model']['vocab']
+                return sorted(ids, key=dict(ids).get)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, found {error!r}') from None
+        try:
+            pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{self.vocab_file}: expected a text file in UTF-8, found {error}') from None
+        return pieces[:-1] if pieces[-1] == '' else pieces  # without the end of the last line
 
     def __len__(self):
         return len(self.ids_to_tokens)

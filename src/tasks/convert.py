@@ -6,7 +6,6 @@ Nothing here needs transformers, with which the tests load what is written.
 import argparse
 import json
 import re
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -76,19 +75,15 @@ def to_hf(weights, folder, bert=None):
     if answers and (rows := rows_of(state)) not in (0, len(answers)):
         raise ValueError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers lie beside it')
     architecture, tensors, head = hf_tensors(model, state)
-    check_free(folder, folder / 'model.safetensors', folder / 'config.json')
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {
         'vocab.txt': files_beside(config, tokenizer, [])['vocab.txt'],
         'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
         'config.json': json.dumps(hf_config(config, architecture, state, answers), indent=2) + '\n',
         'README.md': model_card(weights, config, architecture, folder.name, answers),
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding='utf-8')
     if head:
-        write_whole(folder / NLVR2_HEAD, lambda part: save_state(head, part, '.safetensors'))
-    write_whole(folder / 'model.safetensors', lambda part: save_state(tensors, part, '.safetensors'))
+        write_new(folder / NLVR2_HEAD, {}, head)
+    write_new(folder / 'model.safetensors', texts, tensors)
     print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {NLVR2_HEAD}" if head else ""}, config, vocabulary, '
           f'{f"{len(answers):,} answers" if answers else "no names of answers (none lie beside the weights)"}, model card')
 
@@ -107,11 +102,7 @@ def from_hf(weights, snapshot, bert=None):
     texts = files_beside(config, tokenizer, answers)
     if answers is None:
         del texts['answers.json']
-    check_free(target, *(target.with_name(name) for name in texts))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        target.with_name(name).write_text(text, encoding='utf-8')
-    write_whole(target, lambda part: save_state(state, part, '.pth'))
+    write_new(target, texts, state)
     print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}'
           f'{"" if answers else "; its answers have no names there: put an answers.json beside it"}')
 
@@ -122,23 +113,18 @@ def change(source, target):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
     state = read_state(source)
     beside = [source.with_name(name) for name in BESIDE if source.with_name(name).is_file()]
-    beside = [] if source.parent.samefile(target.parent) else beside
-    check_free(target, *(target.with_name(path.name) for path in beside))
-    for path in beside:
-        shutil.copyfile(path, target.with_name(path.name))
-    write_whole(target, lambda part: save_state(state, part, target.suffix))
-    print(f'{target}: {len(state)} tensors{"".join(f", {path.name}" for path in beside)}')
+    write_new(target, {path.name: path.read_text(encoding='utf-8') for path in beside}, state)
+    print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in beside) or "nothing"}')
 
 
 def push(folder, name):
     """Uploads a folder to the hub as owner/name. Raises OSError."""
     from huggingface_hub import HfApi  # takes a second to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         print(f'Uploaded: {api.upload_folder(repo_id=name, folder_path=folder)}')
-    except (HfHubHTTPError, LocalTokenNotFoundError, ConnectionError) as error:
+    except Exception as error:  # the hub's library has a dozen kinds, some of them plain exceptions
         raise OSError(f'--push {name}: not uploaded ({str(error).splitlines()[0]}); log in with "hf auth login" or HF_TOKEN; the '
                       f'folder {folder} is whole') from None
 
@@ -197,11 +183,15 @@ def hf_config(config, architecture, state, answers):
     return values
 
 
-def check_free(*paths):
-    """Raises FileExistsError if one of some files is there."""
-    for path in paths:
-        if path.is_file():
-            raise FileExistsError(f'{path}: is there; remove it, or choose another place')
+def write_new(path, texts, state):
+    """Writes tensors to a file that must not be there, and texts {name: text} beside it, where no others may be of that name."""
+    for place, text in ((path, None), *((path.with_name(name), text) for name, text in texts.items())):
+        if place.is_file() and (text is None or place.read_text(encoding='utf-8') != text):
+            raise FileExistsError(f'{place}: is there{"" if text is None else ", and another one"}; choose another place')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        path.with_name(name).write_text(text, encoding='utf-8')
+    write_whole(path, lambda part: save_state(state, part, path.suffix))
 
 
 if __name__ == '__main__':
