@@ -64,15 +64,16 @@ class Target:
 
     def is_there(self, path, verify):
         """Whether a path's file is there; DownloadError if it is not what was fetched. Nothing is overwritten."""
-        state = self.state(path, verify)
-        if state == CHANGED:  # perhaps only copied or touched
-            file, entry = self.place(path), self.lock.get(path)
+        file, entry = self.place(path), self.lock.get(path)
+        state = self.lock.state(path, file)
+        if state == CHANGED or (verify and state == WHOLE):
             if (found := sha256_of(file)) != entry['sha256']:
                 raise DownloadError(
                     f'{file}: expected {entry["size"]:,} bytes, sha256 {entry["sha256"]}, which came from {entry["address"]} on '
                     f'{entry["date"]}; found {file.stat().st_size:,} bytes, sha256 {found}. Remove it to fetch it again, or, to '
                     f'keep it, its entry "{path}" in {self.lock.path}')
-            self.lock.put(path, file, found, entry['address'])
+            if state == CHANGED:  # only copied or touched
+                self.lock.put(path, file, found, entry['address'])
         return state != MISSING
 
 
@@ -155,6 +156,8 @@ def show(sets, target, verify):
                 print(f'    out of {target.place(file.path)}  {size_of(file.path, file, target)}  '
                       f'{target.state(file.path, verify)}')
             print(''.join(f'    {address}\n' for address in file.addresses) + (f'    {file.note}\n' if file.note else ''), end='')
+        if one.made:
+            print(f'  {", ".join(str(target.place(path)) for path in one.made)}: not published. {one.instead}')
 
 
 def size_of(path, file, target):
@@ -167,7 +170,7 @@ def size_of(path, file, target):
 
 def report(sets, target, keep_zips):
     """Prints what is where, then what is missing and how to get it. Returns whether all is there."""
-    missing = []
+    missing, instead = [], {}
     print()
     for one in sets:
         for file in one.files:
@@ -175,14 +178,13 @@ def report(sets, target, keep_zips):
             for path in (file.path,) if zipped else file.results:
                 state = target.state(path)
                 print(f'{one.name:16}{target.place(path)!s:48}{size_of(path, file, target):>22}  {state}')
-                if state in (MISSING, CHANGED):
-                    missing.append((one, file, path))
-    for _, file, path in missing:
-        what = 'missing' if target.state(path) == MISSING else CHANGED
-        print(f'\n{target.place(path)} is {what}. The same command tries again, from where it stopped; or put '
-              f'{target.place(file.path)} there by hand, from {" or ".join(file.addresses)}.')
-    for text in dict.fromkeys(one.instead for one, _, _ in missing if one.instead):
-        print(f'\n{text}')
+                if state == MISSING:
+                    missing.append(file)
+                    instead[one.instead] = None
+    for file in dict.fromkeys(missing):
+        print(f'\nMissing: {", ".join(str(target.place(path)) for path in file.results)}. The same command tries again, from where it '
+              f'stopped; or put {target.place(file.path)} there by hand, from {" or ".join(file.addresses)}.')
+    print(''.join(f'\n{text}\n' for text in instead if text), end='')
     return not missing
 
 
@@ -223,7 +225,9 @@ def main(argv, path=MANIFEST):
                 get(file, target, options)
             except FAULTS as error:
                 failed = True
-                print(error, file=sys.stderr, flush=True)
+                told = isinstance(error, (ValueError, DownloadError))  # what to do, too
+                print(error if told else f'{file.path}: {error}; look whether {target.folder} can be written', file=sys.stderr,
+                      flush=True)
         return 0 if report(sets, target, options.keepZips) and not failed else 1
     except (DataError, OSError) as error:  # of the lock
         print(f'run/download.bash: {error}', file=sys.stderr)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from annotations.files import DataError, field, read_json
+from regions.origin import progress
 from regions.store_files import write_json
 
 SET_KEYS = {'about': str, 'size': str, 'source': str, 'instead': str, 'made': list, 'files': list}
@@ -149,5 +150,9 @@ class Lock:
 
 def sha256_of(path):
     """The digest of a file, in hex."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file, progress(f'checking {path.name}', path.stat().st_size) as bar:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from annotations.files import some
+from annotations.files import DataError, some
 from regions.origin import ZIP_ERRORS, progress
 
 RATIO = 200  # most bytes that one packed byte may become: json of questions becomes 10 to 30, a bomb of zeros 1,000
@@ -39,7 +39,7 @@ def unpack(archive, names, folder, done):
     in hex) with each: a whole file under a temporary name, checked against the zip's CRC, which `done` renames; what it leaves
     is removed. Writes nothing before all members have passed: raises UnpackError for a zip that is not whole, that has not each
     name exactly once, or any member that leaves the folder, is no plain file, occurs twice, is encrypted, or would become more
-    than RATIO times its packed size, and where the disk has no room; OSError where it cannot be written.
+    than RATIO times its packed size, and where the disk has no room or cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -54,12 +54,12 @@ def unpack(archive, names, folder, done):
                     done(name, part, copy(opened, info, part, archive))
                 finally:
                     part.unlink(missing_ok=True)
-    except UnpackError:
+    except (UnpackError, DataError):  # the second: of what `done` does
         raise
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not of what the zip holds
-            raise OSError(f'{folder}: {archive.name} cannot be unpacked there ({error.strerror}); make room, or name another '
-                          'folder by --to') from None
+            raise UnpackError(f'{folder}: {archive.name} cannot be unpacked there ({error.strerror}); make room, or name '
+                              'another folder by --to') from None
         raise UnpackError(f'{archive}: not a whole zip ({error}); remove it, and fetch it again') from None
 
 
