@@ -182,8 +182,9 @@ def report(sets, target, keep_zips):
                     missing.append(file)
                     instead[one.instead] = None
     for file in dict.fromkeys(missing):
-        print(f'\nMissing: {", ".join(str(target.place(path)) for path in file.results)}. The same command tries again, from where it '
-              f'stopped; or put {target.place(file.path)} there by hand, from {" or ".join(file.addresses)}.')
+        paths = ', '.join(str(target.place(path)) for path in file.results)
+        print(f'\nMissing: {paths}. The same command tries again, from where it stopped; or put {target.place(file.path)} there '
+              f'by hand, from {" or ".join(file.addresses)}.')
     print(''.join(f'\n{text}\n' for text in instead if text), end='')
     return not missing
 
