@@ -206,6 +206,16 @@ def test_the_next_address_is_tried(offer, run, site, target):
     assert json.loads((target / 'manifest.lock.json').read_text())['set/a.json']['address'] == addresses[-1]
 
 
+def test_an_address_that_has_given_something_comes_first(offer, run, site, target):
+    addresses = [site.address('first'), site.address('second')]
+    site.files |= dict.fromkeys(('first', 'second'), b'words')
+    offer({'set/b.txt': None}, addresses=addresses)
+    (target / 'set').mkdir(parents=True)
+    (target / 'set/b.txt.from2.part').write_bytes(b'wo')
+    assert run()[0] == 0
+    assert [path for path, _ in site.requests] == ['second'] and files_of(target / 'set') == ['b.txt']
+
+
 def test_what_is_missing_is_told_and_the_others_are_fetched(offer, run, site, target):
     offer({'set/a.json': None, 'set/b.txt': b'words'}, instead='Make it with a script.')
     status, out, err = run()
@@ -362,7 +372,8 @@ BAD = {
     'bomb beside': (zipped(('x.tsv', TSV), ('y', bytes(1 << 22))), 'more than 200'),
     'bomb that lies of its packed size': (edited(zipped(('x.tsv', bytes(1 << 22))), 20, '<I', 1 << 22), 'more than 200'),
     'twice': (zipped(('x.tsv', TSV), ('x.tsv', TSV)), 'there 2 times'),
-    'encrypted': (edited(GOOD, 8, '<H', 1), 'encrypted'),
+    'encrypted': (edited(zipped(('y', b'1'), ('x.tsv', TSV)), 8, '<H', 1), "member 'y' is encrypted"),
+    'zero byte': (zipped(('x.tsvZ', TSV)).replace(b'x.tsvZ', b'x.tsv\0'), 'a zero byte'),
     'declares less': (edited(GOOD, 24, '<I', len(TSV) - 1), 'CRC'),
     'declares more': (edited(GOOD, 24, '<I', len(TSV) + 1), 'said to be of'),
     'another crc': (edited(GOOD, 16, '<I', 7), 'CRC'),
@@ -410,6 +421,10 @@ def test_usage_and_broken_files_of_its_own(offer, run, tmp_path, target, capsys)
     with pytest.raises(SystemExit) as ended:
         program.main(['that'], tmp_path / 'manifest.json')
     assert ended.value.code == 2 and "invalid choice: 'that'" in capsys.readouterr().err
+    target.write_text('a file where the folder is to be')
+    status, _, err = run()
+    assert status == 1 and f'look whether {target} can be written' in err
+    target.unlink()
     target.mkdir()
     for broken in ('{', '[]', '{"set/b.txt": {"size": 5}}'):
         (target / 'manifest.lock.json').write_text(broken)
