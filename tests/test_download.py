@@ -221,7 +221,7 @@ def test_what_is_missing_is_told_and_the_others_are_fetched(offer, run, site, ta
     status, out, err = run()
     assert status == 1 and files_of(target / 'set') == ['b.txt'] and '404' in err
     assert re.search(r'set/a.json +size unknown +missing\n', out) and re.search(r'set/b.txt +5 bytes +whole\n', out)
-    assert f'Missing: {target}/set/a.json' in out and site.address('set/a.json') in out and 'Make it with a script.' in out
+    assert f'{target}/set/a.json  from {site.address("set/a.json")}' in out and 'Make it with a script.' in out
     site.requests.clear()
     status, out, err = run('--offline')
     assert status == 1 and 'nothing is fetched offline' in err and site.requests == []

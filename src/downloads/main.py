@@ -181,10 +181,10 @@ def report(sets, target, keep_zips):
                 if state == MISSING:
                     missing.append(file)
                     instead[one.instead] = None
+    if missing:
+        print('\nThe same command tries again to get what is missing, from where it stopped. Or put there by hand:')
     for file in dict.fromkeys(missing):
-        paths = ', '.join(str(target.place(path)) for path in file.results)
-        print(f'\nMissing: {paths}. The same command tries again, from where it stopped; or put {target.place(file.path)} there '
-              f'by hand, from {" or ".join(file.addresses)}.')
+        print(f'  {target.place(file.path)}  from {" or ".join(file.addresses)}')
     print(''.join(f'\n{text}\n' for text in instead if text), end='')
     return not missing
 
