@@ -88,6 +88,8 @@ def fetch(address, path, size=None, sha256=None) -> Path:
     wait. Raises DownloadError, which names the address, what happened and what to do.
     """
     path, there = Path(path), True
+    if path.is_dir():
+        raise DownloadError(f'{path}: expected the name of a file for {address}, found a folder; name a file in it')
     if not path.is_file():
         with _locked(path):
             if not (there := path.is_file()):
@@ -551,7 +553,6 @@ def _hub_errors(name, repository, offline, to):
 def _link(source, path):
     """Makes `path` another name of a file, or a copy where that cannot be."""
     source = source.resolve()
-    path.unlink(missing_ok=True)
     try:
         os.link(source, path)
     except OSError:  # another disk, or one that has no links
