@@ -387,13 +387,18 @@ BAD = {
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_a_bad_zip_is_refused_and_nothing_is_written(kind, offer, run, tmp_path, target):
+def test_a_bad_zip_is_refused_and_nothing_is_written(kind, offer, run, site, tmp_path, target):
     content, says = BAD[kind]
     offer({'set/x.zip': content})
     before = files_of(tmp_path)
     status, out, err = run()
     assert status == 1 and says in err and f'{target}/set/x.zip' in err and 'missing' in out
     assert set(files_of(tmp_path)) - set(before) == {'target/manifest.lock.json', 'target/set/x.zip'}
+    assert 'remove it, and its entry in manifest.lock.json' in err
+    (target / 'set/x.zip').unlink()
+    (target / 'manifest.lock.json').unlink()
+    site.files['set/x.zip'] = GOOD
+    assert run()[0] == 0 and (target / 'set/x.tsv').read_bytes() == TSV
 
 
 def test_a_full_disk(offer, run, target, monkeypatch):

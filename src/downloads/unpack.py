@@ -11,10 +11,12 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from annotations.files import DataError, some
+from downloads.manifest import LOCK
 from regions.origin import ZIP_ERRORS, progress
 
 RATIO = 200  # most bytes that one packed byte may become: json of questions becomes 10 to 30, a bomb of zeros 1,000
 BLOCK = 1 << 20  # bytes
+AGAIN = f'remove it, and its entry in {LOCK}, and fetch it again'
 DAMAGE = (*ZIP_ERRORS, ValueError, struct.error)  # what zipfile raises of numbers in a zip that make no sense, too
 ENCRYPTED = 1 | 1 << 6 | 1 << 13  # bits of a member's flags: packed with a password, strongly, or its header hidden
 FAULTS = {  # of a member's name (str) or ZipInfo; what is wrong with it where the function says so
@@ -60,7 +62,7 @@ def unpack(archive, names, folder, done):
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not of what the zip holds
             raise UnpackError(f'{folder}: {archive.name} cannot be unpacked there ({error.strerror}); make room, or name '
                               'another folder by --to') from None
-        raise UnpackError(f'{archive}: not a whole zip ({error}); remove it, and fetch it again') from None
+        raise UnpackError(f'{archive}: not a whole zip ({error}); {AGAIN}') from None
 
 
 def check(infos, archive):
@@ -84,7 +86,7 @@ def choose(infos, name, archive):
     if len(found) != 1:
         members = some(info.filename for info in found or infos) or 'nothing'
         raise UnpackError(f'{archive}: expected {name} once, in whatever folder, found {len(found) or "none"}; there is '
-                          f'{members}. Is it the zip that its name says? Unpack it by hand, or remove it and fetch it again')
+                          f'{members}. Is it the zip that its name says? Unpack it by hand, or {AGAIN}')
     return found[0]
 
 
@@ -114,5 +116,5 @@ def copy(opened, info, part, archive):
 
 
 def refused(archive, name, fault):
-    return UnpackError(f'{archive}: member {name!r} is {fault}: nothing is unpacked of such a zip; remove it, and fetch it from '
-                       'another address')
+    return UnpackError(f'{archive}: member {name!r} is {fault}: nothing is unpacked of such a zip; {AGAIN}, '
+                       'from another address')
