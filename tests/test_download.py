@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -17,6 +18,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from conftest import ROOT
 from annotations.files import DataError
 from downloads import main as program
 from downloads import manifest
+from downloads.unpack import UnpackError, unpack
 from pretrain.lxmert_pretrain import published
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
@@ -399,6 +402,26 @@ def test_a_bad_zip_is_refused_and_nothing_is_written(kind, offer, run, site, tmp
     (target / 'manifest.lock.json').unlink()
     site.files['set/x.zip'] = GOOD
     assert run()[0] == 0 and (target / 'set/x.tsv').read_bytes() == TSV
+
+
+def test_of_a_corrupted_zip_comes_the_right_file_or_none(tmp_path):
+    good, rng, outcomes = zipped(('d/', b''), ('d/x.tsv', TSV[:2000]), ('y', b'other')), random.Random(9595), Counter()
+    (tmp_path / 'out').mkdir()
+    for _ in range(1500):
+        bad, got = bytearray(good), []
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(rng.choice([0, len(bad) - 200]), len(bad))
+            bad[place:place + rng.randint(0, 3)] = rng.choice([b'', b'\0', b'/', b'\\', b'\xff\xff', rng.randbytes(4)])
+        (tmp_path / 'x.zip').write_bytes(bad)
+        try:
+            unpack(tmp_path / 'x.zip', ['x.tsv'], tmp_path / 'out',
+                   lambda name, part, sha256, got=got: got.append(part.read_bytes()))
+            assert got == [TSV[:2000]]
+        except UnpackError:
+            assert not got
+        outcomes[bool(got)] += 1
+        assert files_of(tmp_path) == ['x.zip']
+    assert min(outcomes[True], outcomes[False]) > 50
 
 
 def test_a_full_disk(offer, run, target, monkeypatch):
