@@ -170,7 +170,7 @@ def _obtain(address, path, size=None, sha256=None):
 def _download(address, part, size):
     """Fills `part` to the length that the server promises, over as many connections as it takes."""
     ask, idle, begun = _ask(address), 0, 0
-    with tqdm(desc=part.path.stem, unit='B', unit_scale=True, disable=None) as bar:
+    with tqdm(desc=part.path.stem, initial=part.size, unit='B', unit_scale=True, disable=None) as bar:
         while True:
             before = part.size
             try:
