@@ -29,6 +29,7 @@ QUICK = {
     'run/evaluate.bash': [],
     'run/ensemble.bash': [],
     'run/check_dataset.bash': [],
+    'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
 IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # .ci/run and, in them, run/setup.bash
