@@ -158,8 +158,10 @@ def test_json_that_holds_other_things_is_named(made, run, tmp_path):
     world, _ = made
     shutil.copy(world / 'nlvr2/valid.json', tmp_path / 'two.json')
     (tmp_path / 'none.json').write_text('[{"img_id": "a", "sent": "red"}, {"img_id": 7, "sent": "red"}]')
+    (tmp_path / 'odd.json').write_text(r'[{"img_id": "a\u0000", "sent": "red"}]')
     for file, error in (('two.json', 'key "img0": expected one image a sentence, found two'),
-                        ('none.json', 'key "img_id": expected str, found 7'), ('x.tsv', 'x.tsv: no such file')):
+                        ('none.json', 'key "img_id": expected str, found 7'), ('x.tsv', 'x.tsv: no such file'),
+                        ('odd.json', r"odd.json: expected image ids without control characters, found 'a\x00'")):
         status, printed = run(pairs=file)
         assert status == 1 and error in printed.err
 
@@ -194,14 +196,28 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(pairs, run, tmp
     assert status == 1 and 'needs 0.0 GB while it is made, and 0.0 GB are free' in printed.err
 
 
-def test_what_breaks_off_leaves_nothing(pairs, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('fault', 'expected', 'message'), [
+    (OSError('the disk is gone'), 1, 'the disk is gone'), (KeyboardInterrupt(), 130, 'interrupted; nothing was written')])
+def test_what_breaks_off_leaves_nothing(pairs, run, tmp_path, monkeypatch, fault, expected, message):
     (tmp_path / 'states.npz').write_text('older')
+    append, calls = encode.Arrays.append, []
 
-    def breaks(*_):
-        raise OSError('the disk is gone')
+    def breaks(*args):
+        calls.append(args)
+        if len(calls) > 9:  # in the second batch
+            raise fault
+        append(*args)
 
     monkeypatch.setattr(encode.Arrays, 'append', breaks)
     status, printed = run()
-    assert status == 1 and 'the disk is gone' in printed.err
+    assert status == expected and message in printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['pairs.json', 'pairs.tsv', 'states.npz']
     assert (tmp_path / 'states.npz').read_text() == 'older'
+
+
+def test_a_disk_that_becomes_full_is_named(tmp_path):
+    (tmp_path / 'parts').mkdir()
+    (tmp_path / 'parts/pooled.npy').symlink_to('/dev/full')
+    with (pytest.raises(OSError, match=f'{tmp_path}: cannot be written .No space left on device.; make room'),
+          encode.Arrays(tmp_path / 'parts', {'pooled': (np.float32, (2, 3))}) as arrays):
+        arrays.append('pooled', np.zeros((2, 3)))

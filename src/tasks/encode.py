@@ -4,6 +4,7 @@ Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
 """
 
 import argparse
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -63,6 +64,9 @@ def read_pairs(path):
     pairs = list((json_pairs if '.json' in path.suffixes[-2:] else line_pairs)(path))
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
+    for img_id, _ in pairs:
+        if not img_id.isprintable():
+            raise DataError(f'{path}: expected image ids without control characters, found {img_id!r}')
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
@@ -132,7 +136,8 @@ class Arrays:
 
     def __exit__(self, *_):
         for file in self.files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # of what has just been told, or is whole
+                file.close()
 
     def append(self, name, rows):
         """Adds (b, ...) rows, whose second dimension is filled up with 0."""
@@ -142,11 +147,12 @@ class Arrays:
             self.files[name].write(np.ascontiguousarray(rows, dtype))
             self.files[name].flush()
         except OSError as error:
-            raise OSError(f'{self.folder}: cannot be written ({error.strerror}); make room, and start again') from None
+            raise OSError(f'{self.folder.parent}: cannot be written ({error.strerror}); make room, and start again') from None
 
     def put_together(self, path):
         """Writes the .npz, when all rows are there; a file that is in it is removed, so that no more is there twice than one."""
-        self.__exit__()
+        for file in self.files.values():
+            file.close()
         with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as together:
             for name in self.files:
                 together.write(self.folder / f'{name}.npy', f'{name}.npy')
@@ -301,6 +307,9 @@ def main(argv=None):
     except (ValueError, OSError, dist.DeviceError) as error:
         print(f'encode.bash: error: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('\nencode.bash: interrupted; nothing was written', file=sys.stderr)
+        return 130
     print(f'{flags.out}: ' + ', '.join(f'{name} {shape}' for name, (_, shape) in layout.items()))
     return 0
 
