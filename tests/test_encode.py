@@ -125,6 +125,13 @@ def test_the_launcher_json_snapshots_and_what_is_written_by_default(made, pairs,
     np.testing.assert_array_equal(found['sentences'], plain['sentences'])
 
 
+def test_sentences_are_cut_to_maxLength(made, pairs, run, tmp_path):
+    world, _ = made
+    assert run('--maxLength', '6')[0] == 0
+    ids = np.load(tmp_path / 'states.npz')['input_ids']
+    np.testing.assert_array_equal(ids, BertTokenizer(world / 'bert/vocab.txt').encode([sentence for _, sentence in pairs], 6))
+
+
 def test_bfloat16_comes_near(pairs, run, tmp_path):
     for flags, out in (((), 'a.npz'), (('--bf16',), 'b.npz')):
         assert run('--states', 'pooled,regions', *flags, out=out)[0] == 0
@@ -181,7 +188,8 @@ def test_faults_of_flags_are_named(pairs, run, flags, error):
     assert status == 1 and error in printed.err
 
 
-@pytest.mark.parametrize('flags', [['--states', 'pooled,world'], ['--states', ''], ['--features', ','], ['--out', 'a.npy']])
+@pytest.mark.parametrize('flags', [['--states', 'pooled,world'], ['--states', ''], ['--features', ','], ['--out', 'a.npy'],
+                                   ['--maxLength', '2']])
 def test_wrong_usage_ends_with_status_2(run, flags):
     with pytest.raises(SystemExit) as ended:
         run(*flags)

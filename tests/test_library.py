@@ -14,10 +14,13 @@ import torch
 from conftest import ROOT, ragged
 
 from annotations.files import DataError
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
 from lxrt.weights import WeightsError
 from regions import tsv
 from regions.origin import RegionError
 from tasks.gqa import GQA
+from tasks.model import AnswerModel
 from tasks.nlvr2 import NLVR2
 from tasks.program import main
 from tasks.vqa import VQA, Answerer
@@ -101,6 +104,19 @@ def test_one_image_for_all_questions_and_one_question(runs):
     same(for_all, answerer.answer([image] * 5, questions[:5]))
     same(answerer.answer(image, questions[0]), for_all[:1])
     assert [len(row) for row in for_all] == [1] * 5 and answerer.answer(image, []) == []
+
+
+@pytest.mark.parametrize(('images', 'answers', 'kind', 'loss'), [
+    (1, ['red', 'blue'], 'vqa', 'BCE'), (1, ['False', 'True'], 'vqa', 'BCE'), (1, ['false', 'true'], 'nlvr', 'CE'),
+    (2, ['False', 'True'], 'nlvr2', 'CE')])
+def test_the_task_is_known_by_its_answers_and_number_of_images(made_world, tmp_path, images, answers, kind, loss):
+    config = LxrtConfig.from_json(made_world / 'bert/config.json')
+    torch.save(AnswerModel(LXRTEncoder(config), 2, images).state_dict(), tmp_path / 'BEST.pth')
+    for name in ('config.json', 'vocab.txt'):
+        shutil.copy(made_world / 'bert' / name, tmp_path)
+    (tmp_path / 'answers.json').write_text(json.dumps(answers))
+    task = Answerer.from_snapshot(tmp_path / 'BEST').task
+    assert (task.kind, task.loss) == (kind, loss)
 
 
 def test_wrong_regions_and_questions_are_named(runs):

@@ -29,7 +29,6 @@ from tasks.data import QuestionDataset
 from tasks.examples import Examples
 from train import autocast, batches, evaluation_parts
 
-MAX_LENGTH = 20  # tokens of a sentence, as in pre-training
 STATES = ('pooled', 'words', 'regions')
 ENDINGS = ('_LXRT.pth', '.pth')  # pre-trained files, snapshots
 
@@ -48,7 +47,7 @@ rel1 .. rel5 (object relationship encoder), cross1 .. cross5; fewer in a smaller
 
 PAIRS is a text in UTF-8 with a line "img_id<TAB>sentence" a pair, or a json list of objects with img_id and sent, such as
 data/vqa/minival.json. NLVR2's json, with two images an example, is not taken: write each image with the statement on a line
-of its own. Sentences are cut to 20 tokens, as in training.
+of its own. Longer sentences than --maxLength are cut, as in training.
 
 Examples:
   bash run/encode.bash 0 pairs.tsv --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrained/model --out pooled.npz
@@ -198,15 +197,13 @@ class Encoding:
         img_ids, sentences = read_pairs(flags.pairs)
         regions, files = store.open_all(flags.features, flags.storeRoot), ', '.join(flags.features)
         start.check_features(regions, config, files, bert)
-        rows = regions.rows(img_ids)
-        if (rows < 0).any():
-            unknown = [img_id for img_id, row in zip(img_ids, rows, strict=True) if row < 0]
+        examples, rows = Examples.unlabelled([[img_id] for img_id in img_ids], sentences), regions.rows(img_ids)
+        if unknown := [img_id for img_id, row in zip(img_ids, rows, strict=True) if row < 0]:
             raise DataError(f'{flags.pairs}: {len(unknown):,} of {len(rows):,} pairs are about {len(set(unknown)):,} images '
                             f'without regions in {files} ({some(unknown)}); add a file that has them to --features, or leave '
                             'these pairs out')
-        dataset = QuestionDataset(Examples.unlabelled([[img_id] for img_id in img_ids], sentences), regions, rows[:, None],
-                                  tokenizer, [], MAX_LENGTH)
-        encoder = LXRTEncoder(config, max_seq_length=MAX_LENGTH, mode='x' if not layers else 'lxr')
+        dataset = QuestionDataset(examples, regions, rows[:, None], tokenizer, [], flags.maxLength)
+        encoder = LXRTEncoder(config, max_seq_length=flags.maxLength, mode='lxr' if layers else 'x')
         dist.say(load_lxmert(encoder.model, path)[0])
         return cls(img_ids, sentences, dataset, start.place(encoder, options, device).eval(), 'pooled' in flags.states, layers,
                    options, device)
@@ -238,7 +235,7 @@ class Encoding:
                 'img_ids': self.img_ids[pairs], 'sentences': self.sentences[pairs], 'input_ids': ids.cpu(),
                 'num_words': (ids != 0).sum(1).cpu(),
                 'num_regions': np.full(len(ids), features.shape[1]) if mask is None else mask.sum(1).cpu(),
-                **{name: found.float().cpu() for name, found in (('pooled', pooled), *states.items())},
+                **{name: state.float().cpu() for name, state in (('pooled', pooled), *states.items())},
             }
 
     def write(self, out):
@@ -283,6 +280,7 @@ def parser():
     made.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (pooled)')
     made.add_argument('--layers', type=names, default=[], help='of words and regions, separated by commas (the last)')
     made.add_argument('--batchSize', type=int, default=256, help='pairs in one batch (256)')
+    made.add_argument('--maxLength', type=int, default=20, help="tokens of a sentence; a dataset's max_length (20)")
     made.add_argument('--bert', default=Options.bert, metavar='FOLDER',
                       help=f'vocab.txt and config.json, where they do not lie beside --load ({Options.bert})')
     made.add_argument('--storeRoot', metavar='FOLDER', help='for region stores where the folder of the TSV cannot be written')
@@ -299,6 +297,8 @@ def main(argv=None):
         made.error(f'--states: unknown "{unknown[0]}"; there are: {", ".join(STATES)}')
     if not flags.states or not flags.features:
         made.error(f'--{"features" if flags.states else "states"}: expected at least one, found none')
+    if flags.maxLength < 3:
+        made.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
     if flags.out.suffix != '.npz':
         made.error(f'--out: expected a name ending in .npz, found {flags.out}')
     try:
