@@ -58,7 +58,8 @@ def write_whole(path, write):
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
         part.unlink(missing_ok=True)
-        raise OSError(f'{path}: cannot be written ({error}); is the disk full? Go on later with --resume') from None
+        raise OSError(f'{path}: cannot be written ({error}); is the disk full? A run that was training goes on with '
+                      '--resume') from None
 
 
 class RunFolder:

@@ -21,14 +21,19 @@ def weights_in(folder):
     return next((Path(folder) / name for name in SAVED if (Path(folder) / name).is_file()), None)
 
 
-@functools.cache  # an address is asked once, not again for its config, its vocabulary and its answers
+@functools.cache
+def downloaded(address, offline):
+    """The path of what lies at an address, which is asked once in a run, so that all of it reads the same."""
+    return cached_path(address, offline)
+
+
 def find_weights(name, endings, offline=False):
     """The file of weights that a flag names: without one of `endings`, or in full, a folder with a file that Hugging Face
     writes, or an address (http, https, s3, hf) of one of these. Raises FileNotFoundError that says what to do."""
     for ending in (*endings, ''):
         if (path := Path(f'{name}{ending}')).is_file() and path.suffix in KINDS:
             return path
-    path = cached_path(name, offline) if is_address(str(name)) else Path(name)
+    path = downloaded(name, offline) if is_address(name) else Path(name)
     path = (weights_in(path) or path / SAVED[0]) if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f'{name}{endings[0]}: no such file; expected weights there, or in {name}, or in a folder of that '

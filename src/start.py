@@ -10,11 +10,11 @@ import torch
 import dist
 from annotations.files import DataError
 from lxrt.config import LxrtConfig
-from lxrt.file_utils import cached_path, is_address
+from lxrt.file_utils import is_address
 from lxrt.speed import accelerate
 from lxrt.tokenization import BertTokenizer
 from param import parse_args
-from snapshot import PRETRAINED, answers_beside, check_beside, difference, find_weights, weights_in
+from snapshot import PRETRAINED, answers_beside, check_beside, difference, downloaded, find_weights, weights_in
 from train import Stopped, fit
 
 STOPPED = 75  # exit status of a run that SIGTERM ended with all saved: 'failed for now, try again' (sysexits.h)
@@ -85,7 +85,7 @@ def bert_folder(options, weights):
     if beside and (beside / 'vocab.txt').is_file() and (beside / 'config.json').is_file():
         return beside  # a snapshot carries its own
     if is_address(options.bert):
-        return cached_path(options.bert, options.offline)
+        return downloaded(options.bert, options.offline)
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
         if (folder / 'vocab.txt').is_file():
             return folder

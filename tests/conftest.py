@@ -43,11 +43,11 @@ def world(made_world, tmp_path):
     return shutil.copytree(made_world, tmp_path / 'shapes')
 
 
-def ragged(world):
+def ragged(world, folders='mscoco_imgfeat'):
     """Fewer regions on some lines of the world's files, so that batches are padded."""
     from regions import tsv
 
-    for path in (world / 'mscoco_imgfeat').glob('*.tsv'):
+    for path in world.glob(f'{folders}/*.tsv'):
         images = [replace(one, **{name: getattr(one, name)[:1 + i % 7] for name in tsv.ARRAYS})
                   for i, (_, one) in enumerate(tsv.read(path))]
         tsv.write(path, images)

@@ -11,7 +11,7 @@ from transformers import LxmertConfig, LxmertForPreTraining
 
 from lxrt import modeling
 from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTModel, LXRTPretraining, Sequences, answer_layers
+from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTModel, LXRTPretraining, Sequences, answer_layers, layer_names
 from lxrt.tokenization import BertTokenizer
 
 torch.set_num_threads(1)  # on models this small a second thread only waits: measured, 25 s against 2 on two busy cores
@@ -87,9 +87,13 @@ def make_batch(config, b=3, t=7, o=5, padded=False, seed=0):
     }
 
 
+def body_inputs(batch):
+    return (batch['input_ids'], batch['token_type_ids'], batch['attention_mask'], (batch['visual_feats'], batch['pos']),
+            batch['visual_attention_mask'])
+
+
 def body(model, batch):
-    return model.bert(batch['input_ids'], batch['token_type_ids'], batch['attention_mask'],
-                      (batch['visual_feats'], batch['pos']), batch['visual_attention_mask'])
+    return model.bert(*body_inputs(batch))
 
 
 # ---------------------------------------------------------------------------- parity with Hugging Face
@@ -141,6 +145,56 @@ def test_states_and_logits_equal_hugging_face(seed, padded):
         assert list(regions) == list(expected) == ['obj', 'attr', 'feat']
         for kind in regions:
             close(regions[kind], expected[kind])
+
+
+@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('seed', range(4))
+def test_the_states_after_every_layer_equal_hugging_face_and_are_0_at_padding(seed, padded):
+    sizes = random_sizes(seed)
+    model = pretraining(LxrtConfig(**sizes))
+    other, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
+    embedded = []  # which Hugging Face does not return
+    for module in (other.embeddings, other.encoder.visn_fc):
+        module.register_forward_hook(lambda _, args, out: embedded.append(out))
+    with torch.no_grad():
+        theirs = other(**as_theirs(batch), output_hidden_states=True)
+        states, pooled, hidden = model.bert(*body_inputs(batch), hidden_states=True)
+        plain, plain_pooled = body(model, batch)
+    expected = [(embedded[0], *theirs.language_hidden_states), (embedded[1], *theirs.vision_hidden_states)]
+    for found, side, names, mask in zip(hidden, expected, layer_names(model.bert.config),
+                                        (batch['attention_mask'], batch['visual_attention_mask']), strict=True):
+        assert list(found) == names
+        for ours, reference_states in zip(found.values(), side, strict=True):
+            real = torch.ones(ours.shape[:2], dtype=torch.bool) if mask is None else mask
+            close(ours[real], reference_states[real])
+            assert not ours[~real].any() and ours[real].std() > 0.1
+    assert torch.equal(pooled, plain_pooled)
+    for ours, same in zip(states, plain, strict=True):
+        assert torch.equal(ours, same)
+
+
+@pytest.mark.parametrize('blind', [False, True], ids=['seeing', 'blind'])
+@pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
+def test_states_are_0_at_padding_however_they_are_computed(packed, blind, monkeypatch):
+    monkeypatch.setattr(modeling, 'PACKED', packed)
+    model, batch = randomise(LXRTModel(tiny())), make_batch(tiny(), padded=True)
+    if blind:
+        batch['visual_attention_mask'][1] = False
+    _, pooled, (words, regions) = model(*body_inputs(batch), pooled_only=True, hidden_states=True)
+    close(pooled, model(*body_inputs(batch), pooled_only=True)[1])
+    for states, mask in ((words, batch['attention_mask']), (regions, batch['visual_attention_mask'])):
+        for layer in states.values():
+            assert not layer[~mask].any() and layer[mask].all(-1).all()
+
+
+def test_the_states_of_a_sentence_with_two_images():
+    model, batch = randomise(LXRTModel(tiny())), make_batch(tiny(), padded=True)
+    inputs = body_inputs(batch)
+    twice = (*inputs[:3], tuple(x.repeat_interleave(2, 0) for x in inputs[3]), inputs[4].repeat_interleave(2, 0))
+    once, both = model(*inputs, hidden_states=True)[2], model(*twice, hidden_states=True)[2]
+    for one, two in zip(once, both, strict=True):
+        for name, states in one.items():
+            close(two[name], states if name.startswith('lang') else states.repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
@@ -605,6 +659,12 @@ def test_modes_return_what_their_letters_say():
         assert torch.equal(results[mode][0], lang) and torch.equal(results[mode][1], visn)
     for mode in ('lx', 'xr'):
         assert torch.equal(results[mode][1], pooled) and torch.equal(results[mode][0][0], lang)
+    for mode, plain in results.items():
+        model.mode = mode
+        found, (words, regions) = model(batch['input_ids'], visual_feats=(batch['visual_feats'], batch['pos']),
+                                        hidden_states=True)
+        torch.testing.assert_close(found, plain)
+        assert torch.equal(words['cross2'], lang) and torch.equal(regions['cross2'], visn)
     for mode in ('', 'lxrq', 'pooled'):
         with pytest.raises(ValueError, match='lxr'):
             LXRTFeatureExtraction(config, mode)

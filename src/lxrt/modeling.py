@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lxrt.config import LxrtConfig
 from lxrt.losses import WEIGHTS, class_loss, feature_loss, label_counts
 
-__all__ = ['LXRTFeatureExtraction', 'LXRTModel', 'LXRTPretraining', 'LxrtConfig', 'answer_layers']
+__all__ = ['LXRTFeatureExtraction', 'LXRTModel', 'LXRTPretraining', 'LxrtConfig', 'answer_layers', 'layer_names']
 
 MASKED_SCORE = -10000.0  # BERT's 'minus infinity'; its exponential is exactly 0 beside any real score
 
@@ -73,6 +73,11 @@ class Sequences:
         if self.rows is not None:
             rows = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:]).index_copy(0, self.rows, rows)
         return rows.unflatten(0, self.shape)
+
+    def show(self, rows):
+        """`pad`, 0 at padding also where states are not packed."""
+        padded = self.pad(rows)
+        return padded if self.real is None else padded.masked_fill((self.real == 0)[..., None], 0)
 
 
 class BertEmbeddings(nn.Module):
@@ -262,23 +267,41 @@ class LXRTEncoder(nn.Module):
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
-    def forward(self, lang, features, boxes, words, regions, pooled_only=False):
+    def forward(self, lang, features, boxes, words, regions, pooled_only=False, hidden=None):
         """lang (r, d), of the Sequences words; features (s, f) and boxes (s, 4), of the Sequences regions, k for each of words.
+        hidden: two lists, to which states after each layer are added, of words and of regions, in the order of `layer_names`.
         Returns padded word states (b * k, t, d) and region states (b * k, o, d); with pooled_only those of [CLS], (b * k, 1, d),
         and None."""
+        def keep(side, rows, where):
+            if hidden is not None:
+                hidden[side].append(where.show(rows))
+
         visn = self.visn_fc(features, boxes)
+        keep(0, lang, words)
+        keep(1, visn, regions)
         for layer in self.layer:
             lang = self.run(layer, lang, words)
+            keep(0, lang, words)
         if regions.shape[0] > words.shape[0]:  # the images of a sentence do not read it apart until here
             lang, words = words.repeat(lang, regions.shape[0] // words.shape[0])
         for layer in self.r_layers:
             visn = self.run(layer, visn, regions)
+            keep(1, visn, regions)
         whole = len(self.x_layers) - pooled_only
         for layer in self.x_layers[:whole]:
             lang, visn = self.run(layer, lang, visn, words, regions)
+            keep(0, lang, words)
+            keep(1, visn, regions)
         for layer in self.x_layers[whole:]:
             return self.run(layer.first_word, lang, visn, words, regions)[:, None], None
         return words.pad(lang), None if pooled_only else regions.pad(visn)
+
+
+def layer_names(config):
+    """The names of the layers whose states `hidden_states` returns, in order: (of words, of regions)."""
+    cross = [f'cross{i}' for i in range(1, config.x_layers + 1)]
+    return ([f'lang{i}' for i in range(config.l_layers + 1)] + cross,  # lang0: the embeddings
+            ['visn0'] + [f'rel{i}' for i in range(1, config.r_layers + 1)] + cross)  # visn0: likewise
 
 
 class BertPooler(nn.Module):
@@ -302,14 +325,19 @@ class LXRTModel(nn.Module):
         self.apply(initialise(config))
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
-                visual_attention_mask=None, pooled_only=False):
+                visual_attention_mask=None, pooled_only=False, hidden_states=False):
         """
         input_ids (b, t) int; token_type_ids (b, t), zeros if None; attention_mask (b, t), ones if None;
         visual_feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), ones if None.
         Returns ((word states (b, t, d), region states (b, o, d)), pooled (b, d)); the states of padding mean nothing. With
         pooled_only what the pooler does not read is not computed, and the states are not to be used. A sentence may have k
         images, one after the other: features (b * k, o, f), and b * k of all that is returned.
+
+        With hidden_states also returns ({layer: word states (b, t, d)}, {layer: region states (b, o, d)}), by `layer_names`, 0 at
+        padding; all is then computed, whatever pooled_only says. Of a sentence with k images, b of the language layers, that read
+        it once, and b * k of the others.
         """
+        hidden = ([], []) if hidden_states else None
         features, boxes = visual_feats
         (b, t), o = input_ids.shape, features.shape[1]
         words = Sequences(attention_mask, b, t, input_ids.device)
@@ -319,16 +347,20 @@ class LXRTModel(nn.Module):
         positions = torch.arange(t, device=input_ids.device).expand(b, t)
         lang, visn = self.encoder(
             self.embeddings(*(words.pack(ids) for ids in (input_ids, positions, token_type_ids))),
-            regions.pack(features), regions.pack(boxes), words, regions, pooled_only,
+            regions.pack(features), regions.pack(boxes), words, regions, pooled_only and not hidden_states, hidden,
         )
-        return (lang, visn), self.pooler(lang)
+        found = (lang, visn), self.pooler(lang)
+        if not hidden_states:
+            return found
+        return *found, tuple(dict(zip(names, states, strict=True))
+                             for names, states in zip(layer_names(self.config), hidden, strict=True))
 
 
 class LXRTFeatureExtraction(nn.Module):
     """LXRTModel under the name `bert`, as checkpoints have it.
 
     mode, as in the original code: 'x' returns the pooled vector; 'l', 'r' or 'lr' the states of words and regions;
-    'lxr' (any mode with x and one of the others) both.
+    'lxr' (any mode with x and one of the others) both. With hidden_states (that, what LXRTModel's returns).
     """
 
     def __init__(self, config, mode='lxr'):
@@ -339,13 +371,11 @@ class LXRTFeatureExtraction(nn.Module):
         self.bert = LXRTModel(config)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
-                visual_attention_mask=None):
-        states, pooled = self.bert(
-            input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask, pooled_only=self.mode == 'x'
-        )
-        if self.mode == 'x':
-            return pooled
-        return (states, pooled) if 'x' in self.mode else states
+                visual_attention_mask=None, hidden_states=False):
+        states, pooled, *hidden = self.bert(input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask,
+                                            pooled_only=self.mode == 'x', hidden_states=hidden_states)
+        found = pooled if self.mode == 'x' else (states, pooled) if 'x' in self.mode else states
+        return (found, *hidden) if hidden_states else found
 
 
 class BertPredictionHeadTransform(nn.Module):

@@ -73,6 +73,15 @@ class Examples:
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
 
+    @classmethod
+    def unlabelled(cls, images, sentences):
+        """n sentences about k images each, image ids (n, k), numbered from 0."""
+        place = {sentence: i for i, sentence in enumerate(dict.fromkeys(sentences))}
+        n, none = len(sentences), np.zeros(0, np.int64)
+        return cls(QUESTION, np.arange(n), np.array([[img_id.encode() for img_id in ids] for ids in images], np.bytes_),
+                   np.zeros(n, np.int8), np.array([place[sentence] for sentence in sentences], np.int32), list(place),
+                   none, none.astype(np.int32), none.astype(np.float32), {}, False)
+
     def __len__(self):
         return len(self.ids)
 

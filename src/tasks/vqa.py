@@ -3,8 +3,11 @@
 import sys
 
 from annotations.spec import DatasetSpec
+from tasks.answerer import Answerer
 from tasks.answering import Answering
 from tasks.program import main
+
+__all__ = ['VQA', 'Answerer']
 
 IMAGES = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'valid': 'val2014',
           'test': 'test2015', 'test-dev': 'test2015'}
