@@ -28,6 +28,7 @@ QUICK = {
     'run/study.bash': ['--epochs', '1', '--fineEpochs', '1', '--seeds', '1', '--leaveOut', 'questions'],
     'run/evaluate.bash': [],
     'run/ensemble.bash': [],
+    'run/convert.bash': [],
     'run/encode.bash': [],
     'run/check_dataset.bash': [],
     'run/download.bash': ['--list'],
