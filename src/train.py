@@ -373,7 +373,7 @@ def finish_epoch(task, valid_set, sums, options, progress, folder, device):
 def resume(state, model, update, folder):
     """Puts a saved run state into the model and its Update and returns its Progress."""
     progress = Progress(**state['progress'])
-    fill(model, state['model'], f'the run state in {folder.path}')
+    dist.say(fill(model, state['model'], f'the run state in {folder.path}'))
     update.load_state_dict(state)
     state.clear()  # the largest thing in memory, no longer needed
     if not dist.is_main():

@@ -102,7 +102,7 @@ class Program:
             dist.say(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
             task, valid_set = made
-            fill(task.model, read_state(folder.path / 'BEST.pth'), 'BEST.pth')
+            dist.say(f'\n{fill(task.model, read_state(folder.path / "BEST.pth"), "BEST.pth")}')
             predictions = evaluate(task, valid_set, options, self.device)
             dist.say(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
 
