@@ -5,15 +5,21 @@ import re
 from pathlib import Path
 
 from annotations.files import DataError, read_json
-from annotations.spec import read_answers
+from annotations.spec import check_answers, read_answers
 from lxrt.config import LxrtConfig
 from lxrt.file_utils import cached_path, is_address
+from lxrt.tokenization import VOCABULARIES, BertTokenizer
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings of a task's snapshots that may be left out
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)
 SAVED = ('model.safetensors', 'pytorch_model.bin')  # what Hugging Face calls a folder's weights
 KINDS = ('.pth', '.safetensors', '.bin')
 NO_NAME = re.compile(r'LABEL_\d+')  # what Hugging Face calls answers that nobody named
+
+
+def has_vocabulary(folder):
+    """Whether a folder has what BertTokenizer.from_pretrained reads."""
+    return any((Path(folder) / name).is_file() for name in VOCABULARIES)
 
 
 def weights_in(folder):
@@ -33,10 +39,11 @@ def find_weights(name, endings, offline=False):
     for ending in (*endings, ''):
         if (path := Path(f'{name}{ending}')).is_file() and path.suffix in KINDS:
             return path
+    ending = '' if name.endswith(KINDS) else next(iter(endings), '')
     path = downloaded(name, offline) if is_address(name) else Path(name)
-    path = (weights_in(path) or path / SAVED[0]) if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f'{name}{endings[0]}: no such file; expected weights there, or in {name}, or in a folder of that '
+    path = weights_in(path) if path.is_dir() else path
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f'{name}{ending}: no such file; expected weights there, or in {name}, or in a folder of that '
                                 f'name with a {SAVED[0]}; published files: bash run/download.bash --help')
     return path
 
@@ -48,13 +55,13 @@ def answers_beside(weights):
     if beside.is_file():
         return read_answers(beside) if read_json(beside, 'the answers of a snapshot') else None
     beside = beside.with_name('config.json')
-    names = read_json(beside, 'the config of a model').get('id2label') if beside.is_file() else None
-    if not names or all(NO_NAME.fullmatch(str(name)) for name in names.values()):
+    config = read_json(beside, 'the config of a model') if beside.is_file() else {}
+    names = config.get('id2label') if isinstance(config, dict) else None
+    if not names or (isinstance(names, dict) and all(NO_NAME.fullmatch(str(name)) for name in names.values())):
         return None
-    try:
-        return [names[str(place)] for place in range(len(names))]
-    except KeyError as error:
-        raise DataError(f'{beside}: key "id2label": expected names for 0 to {len(names) - 1}, found none for {error}') from None
+    if not isinstance(names, dict) or set(names) != {str(place) for place in range(len(names))}:
+        raise DataError(f'{beside}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {str(names)[:100]}')
+    return check_answers([names[str(place)] for place in range(len(names))], f'{beside}: key "id2label"')
 
 
 def check_beside(weights, config, tokenizer):
@@ -66,14 +73,13 @@ def check_beside(weights, config, tokenizer):
         if heads != config.num_attention_heads:
             raise DataError(f'{beside}: num_attention_heads: these weights are of {heads} heads, the model has '
                             f'{config.num_attention_heads}; give --bert {beside.parent}')
-    beside = beside.with_name('vocab.txt')
-    if beside.is_file():
-        theirs = beside.read_text(encoding='utf-8').removesuffix('\n').split('\n')
-        if theirs != tokenizer.ids_to_tokens:
-            line = next((i for i, pair in enumerate(zip(theirs, tokenizer.ids_to_tokens)) if pair[0] != pair[1]),  # noqa: B905
-                        min(len(theirs), len(tokenizer)))
-            raise DataError(f'{beside}: is not the vocabulary in use, {tokenizer.vocab_file}: they differ from line {line + 1}; '
-                            f'give --bert {beside.parent}')
+    if has_vocabulary(beside.parent):
+        theirs = BertTokenizer.from_pretrained(beside.parent)
+        pairs = zip(theirs.ids_to_tokens, tokenizer.ids_to_tokens, strict=False)
+        place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(theirs), len(tokenizer)))
+        if place < max(len(theirs), len(tokenizer)):
+            raise DataError(f'{theirs.vocab_file}: is not the vocabulary in use, {tokenizer.vocab_file}: they differ from word '
+                            f'{place} on (counted from 0); give --bert {beside.parent}')
 
 
 def difference(theirs, answers):

@@ -14,7 +14,7 @@ from lxrt.file_utils import is_address
 from lxrt.speed import accelerate
 from lxrt.tokenization import BertTokenizer
 from param import parse_args
-from snapshot import PRETRAINED, answers_beside, check_beside, difference, downloaded, find_weights, weights_in
+from snapshot import PRETRAINED, answers_beside, check_beside, difference, downloaded, find_weights, has_vocabulary, weights_in
 from train import Stopped, fit
 
 STOPPED = 75  # exit status of a run that SIGTERM ended with all saved: 'failed for now, try again' (sysexits.h)
@@ -68,6 +68,9 @@ def check_weights(options, weights, config, tokenizer, answers):
     """Raises DataError where what lies beside the weights to start from says that they mean something else than what is in use,
     though their sizes fit: other words, other heads, with --load other answers."""
     check_beside(weights, config, tokenizer)
+    if not has_vocabulary(weights.parent) or not (weights.parent / 'config.json').is_file():
+        dist.say(f'{weights}: no vocabulary or no config.json lies beside it: its words and heads of attention are taken to be '
+                 f'those of {tokenizer.vocab_file.parent}.')
     theirs = answers_beside(weights) if options.load and answers else answers
     if theirs is None and options.transferAnswers:
         raise DataError(f'--transferAnswers: {weights}: its answers are not known; put its answers.json beside it')
@@ -81,13 +84,12 @@ def check_weights(options, weights, config, tokenizer, answers):
 def bert_folder(options, weights):
     """The folder that --bert names: a path, a name below --dataRoot, or an address; but with --load that of the weights, where it
     has a vocabulary and a config. Raises FileNotFoundError that says what to do."""
-    beside = weights.parent if options.load else None
-    if beside and (beside / 'vocab.txt').is_file() and (beside / 'config.json').is_file():
-        return beside  # a snapshot carries its own
+    if options.load and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file():
+        return weights.parent  # a snapshot carries its own
     if is_address(options.bert):
         return downloaded(options.bert, options.offline)
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
-        if (folder / 'vocab.txt').is_file():
+        if has_vocabulary(folder):
             return folder
     raise FileNotFoundError(
         f'--bert {options.bert}: found no vocab.txt in {options.bert}/ or {Path(options.dataRoot) / options.bert}/; '

@@ -281,6 +281,18 @@ def count_skipped(progress, folder, finite, step):
 
 
 @torch.no_grad()
+def say_if_blind(task, dataset, options, device):
+    """Says so if the task's `logits` of a batch are the same for all its examples, whatever they are: the model does not read
+    them. Of a batch of the dataset, after weights were loaded."""
+    task.model.eval()
+    for batch in batches(dataset, evaluation_parts(len(dataset), options)[:1], options, device):
+        logits = task.logits(task.model, batch)
+        if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
+            dist.say(f'Attention: with these weights the model gives the same scores to all of the first {len(logits)} examples: '
+                     'it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
+
+
+@torch.no_grad()
 def evaluate(task, dataset, options, device, text='Evaluating'):
     """The task's predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array
     for each tensor that the task predicts for a batch."""

@@ -189,13 +189,13 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
     assert 'BEST.bin: expected a name that ends in .pth or .safetensors' in fault('file', snapshot, tmp_path / 'BEST.bin')
     answers = snapshot.with_name('answers.json')
     answers.write_text('["yes", "no"]')
-    assert 'has 4 rows, but 2 answers lie beside it' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'has 4 rows, but 2 answers are given for it' in fault('to-hf', snapshot, tmp_path / 'out')
     answers.write_text(json.dumps(ANSWERS['vqa']))
     assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
     assert 'model.safetensors: is there; choose another place' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'out/model.safetensors').rename(tmp_path / 'model.safetensors')
     (tmp_path / 'out/vocab.txt').write_text('other')
-    assert 'vocab.txt: is there, and another one' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'vocab.txt: is there, and belongs to something else' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'model.safetensors').rename(tmp_path / 'out/model.safetensors')
     (tmp_path / 'out/config.json').unlink()
     asked = fault('from-hf', tmp_path / 'out', tmp_path / 'x/BEST')
@@ -206,6 +206,49 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
     assert not (tmp_path / 'other').exists()
 
 
+def test_a_head_of_another_model_is_not_taken_for_this_ones(made_world, tmp_path, capsys):
+    config = config_of('small', made_world)
+    paths = {kind: save(kind, make(kind, config), config, made_world, tmp_path / kind) for kind in ('vqa', 'nlvr2')}
+    assert convert.main(['to-hf', str(paths['vqa']), str(tmp_path / 'out')]) == 0
+    assert convert.main(['to-hf', str(paths['nlvr2']), str(tmp_path / 'out')]) == 1  # and leaves no head behind
+    assert not (tmp_path / 'out/nlvr2_head.safetensors').exists()
+    save_state({'logit_fc.3.bias': torch.ones(2)}, tmp_path / 'out/nlvr2_head.safetensors', '.safetensors')
+    assert convert.main(['from-hf', str(tmp_path / 'out'), str(tmp_path / 'back/BEST.pth')]) == 0
+    one, other = read_state(paths['vqa']), read_state(tmp_path / 'back/BEST.pth')
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert 'nowhere: no such file' in (convert.main(['from-hf', 'nowhere', 'x']), capsys.readouterr().err)[1]
+
+
+def test_answers_come_from_elsewhere_where_none_lie_beside(snapshot, tmp_path, made_world, capsys):
+    config = config_of('small', made_world)
+    path = save('pretraining', make('pretraining', config), config, made_world, tmp_path / 'published')
+    path.with_name('answers.json').unlink()
+    table, names = tmp_path / 'all_ans.json', tmp_path / 'names.json'
+    table.write_text(json.dumps([{'ans': answer, 'dsets': ['vqa']} for answer in ANSWERS['pretraining']]))
+    names.write_text(json.dumps(ANSWERS['vqa']))
+    assert convert.main(['to-hf', str(path), str(tmp_path / 'out'), '--answers', str(table)]) == 0
+    assert list(json.loads((tmp_path / 'out/config.json').read_text())['id2label'].values()) == ANSWERS['pretraining']
+    assert convert.main(['to-hf', str(path), str(tmp_path / 'two'), '--answers', str(names)]) == 1
+    assert 'has 3 rows, but 4 answers are given for it' in capsys.readouterr().err
+    # The folder of transformers may have the same name twice, or a gap.
+    config = tmp_path / 'out/config.json'
+    for wrong, says in (({'0': 'a', '1': 'a', '2': 'b'}, 'stands there twice'), ({'0': 'a', '2': 'b'}, 'without a gap')):
+        config.write_text(json.dumps({**json.loads(config.read_text()), 'id2label': wrong}))
+        assert convert.main(['from-hf', str(tmp_path / 'out'), str(tmp_path / 'x/model')]) == 1
+        assert says in capsys.readouterr().err
+
+
+def test_the_runs_options_go_with_the_weights(snapshot, tmp_path):
+    """They say whether answers were learned by --mceLoss, which changes their probabilities."""
+    options = json.dumps({'options': {'mceLoss': True}})
+    snapshot.with_name('options.json').write_text(options)
+    assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
+    assert convert.main(['from-hf', str(tmp_path / 'out'), str(tmp_path / 'back/BEST')]) == 0
+    assert convert.main(['file', str(snapshot), str(tmp_path / 'BEST.safetensors')]) == 0
+    for path in (tmp_path / 'out', tmp_path / 'back', tmp_path):
+        assert (path / 'options.json').read_text() == options
+
+
 def test_pushing_goes_through_the_hubs_api(snapshot, tmp_path, monkeypatch, capsys):
     """Against a server on this machine that takes nothing, and with the calls looked at: no hub is here to push to."""
     calls = []
@@ -213,6 +256,7 @@ def test_pushing_goes_through_the_hubs_api(snapshot, tmp_path, monkeypatch, caps
     monkeypatch.setattr(huggingface_hub.HfApi, 'upload_folder', lambda self, repo_id, folder_path: calls.append(
         (repo_id, sorted(path.name for path in folder_path.iterdir()))) or 'https://hub/me/mine')
     assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out'), '--push', 'me/mine']) == 0
+    assert "from_pretrained('me/mine')" in (tmp_path / 'out/README.md').read_text()
     assert calls == [('me/mine', True), ('me/mine', ['README.md', 'config.json', 'model.safetensors', 'tokenizer_config.json',
                                                      'vocab.txt'])]
     assert 'Uploaded: https://hub/me/mine' in capsys.readouterr().out

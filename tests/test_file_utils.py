@@ -680,7 +680,14 @@ def test_the_cache_asks_whether_there_is_another_version(server, capsys):
     assert capsys.readouterr().err == ''
 
 
-@pytest.mark.parametrize(('etag', 'modified'), [('W/"one"', None), (None, formatdate(1e9)), (None, None)])
+def test_a_server_that_tells_no_version_is_asked_for_the_file_each_time(server):
+    server.etag = server.modified = None
+    assert cached_path(server.address).read_bytes() == CONTENT
+    server.script = [{'status': 200, 'body': CONTENT[::-1]}]
+    assert cached_path(server.address).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize(('etag', 'modified'), [('W/"one"', None), (None, formatdate(1e9))])
 @pytest.mark.parametrize('status', [304, 200])
 def test_a_server_with_the_same_version(server, etag, modified, status):
     """Whether or not it knows conditional requests."""

@@ -22,7 +22,17 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
 from lxrt.tokenization import BertTokenizer
-from lxrt.weights import DECODER, WORDS, WeightsError, load_lxmert, load_pretraining, read_state, read_task, save_state
+from lxrt.weights import (
+    DECODER,
+    WORDS,
+    WeightsError,
+    answer_head,
+    load_lxmert,
+    load_pretraining,
+    read_state,
+    read_task,
+    save_state,
+)
 from snapshot import find_weights
 from start import files_beside
 from tasks.model import AnswerModel
@@ -95,6 +105,18 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
         read_state(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize(('one', 'other', 'read'), [
+    ('bert.pooler.dense.bias', 'lxrt_encoder.model.bert.pooler.dense.bias', lambda path: load_lxmert(None, path)),
+    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_state),
+    ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', read_task),
+    ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', lambda path: answer_head(read_state(path), path)),
+])
+def test_names_that_become_one_are_refused(tmp_path, one, other, read):
+    torch.save({one: torch.ones(2), other: torch.zeros(2)}, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match=r'a\.pth: has .* twice'):
+        read(tmp_path / 'a.pth')
+
+
 def test_question_answering_as_hugging_face_saves_it_can_be_tested(world, small, answers, test_it, tmp_path):
     theirs = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**vars(small), num_qa_labels=len(answers)))
     theirs.save_pretrained(tmp_path / 'hf')
@@ -125,15 +147,28 @@ def test_a_byte_that_differs_on_disk_is_noticed(snapshot, test_it):
 
 
 @pytest.mark.parametrize(('make', 'says'), [
-    (lambda tensor: tensor.to(torch.int8), 'expected floating point, found torch.int8'),
+    (lambda tensor: tensor.to(torch.int8), 'expected plain floating point, found torch.int8, torch.strided'),
     (lambda tensor: tensor.index_fill(0, torch.tensor([1]), float('nan')), 'holds NaN or infinity'),
-    (lambda tensor: torch.zeros_like(tensor), 'holds 0 everywhere'),
+    (lambda tensor: torch.cat([torch.zeros_like(tensor[:8]), tensor[8:]]), 'holds one number throughout in 8 of its 64 rows'),
 ], ids=['whole numbers', 'NaN', 'a hole'])
 def test_what_cannot_be_learned_weights(snapshot, test_it, make, says):
     name = 'lxrt_encoder.model.bert.encoder.layer.0.intermediate.dense.weight'
     change(snapshot, **{name: make})
     status, printed = test_it(snapshot.with_suffix(''))
     assert status == 1 and f'1 tensors are no weights (such as {name}: {says})' in printed.err
+
+
+@pytest.mark.parametrize(('name', 'make', 'says'), [
+    ('logit_fc.3.weight', lambda tensor: tensor * float('nan'), 'logit_fc.3.weight: holds NaN'),
+    ('logit_fc.0.weight', lambda tensor: tensor.to(torch.int8), 'logit_fc.0.weight: expected plain floating point'),
+    ('logit_fc.0.weight', torch.zeros_like, 'logit_fc.0.weight: holds one number throughout'),
+    ('logit_fc.2.weight', torch.zeros_like, 'logit_fc.2.weight: holds 0 everywhere'),
+    ('logit_fc.0.bias', lambda tensor: tensor[:1], r'logit_fc.0.bias: expected size (64,), found (1,)'),
+])
+def test_an_answer_head_that_is_transferred_is_looked_at_too(snapshot, run_here, name, make, says):
+    change(snapshot, **{name: make})
+    status, printed = run_here('--loadLXMERTQA', str(snapshot), scratch=False)
+    assert status == 1 and says in printed.err
 
 
 def test_tied_weights_that_differ_are_refused(tmp_path, small):
@@ -156,12 +191,32 @@ def test_other_words_or_heads_beside_the_weights_are_refused(world, snapshot, ru
     lines = words.splitlines()
     vocabulary.write_text('\n'.join([*lines[:-2], lines[-1], lines[-2]]) + '\n')
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
-    assert status == 1 and f'they differ from line {len(lines) - 1}' in printed.err
+    assert status == 1 and f'they differ from word {len(lines) - 2} on' in printed.err
     vocabulary.write_text(words)
     config = snapshot.with_name('config.json')
     config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    tokens = json.dumps({'model': {'vocab': {word: place for place, word in enumerate([*lines[:-2], lines[-1], lines[-2]])}}})
+    vocabulary.unlink()
+    snapshot.with_name('tokenizer.json').write_text(tokens)  # as transformers writes it
+    status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
+    assert status == 1 and f'they differ from word {len(lines) - 2} on' in printed.err
+    snapshot.with_name('tokenizer.json').unlink()
+    vocabulary.write_text(words)
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
     assert status == 1 and 'num_attention_heads: these weights are of 4 heads, the model has 2' in printed.err
+
+
+def test_weights_with_nothing_beside_them_are_told(snapshot, run_here):
+    for name in ('config.json', 'vocab.txt'):
+        snapshot.with_name(name).unlink()
+    status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
+    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and heads' in printed.out
+
+
+def test_a_cased_bert_is_refused(world, run_here):
+    (world / 'bert/tokenizer_config.json').write_text('{"do_lower_case": false}')
+    status, printed = run_here()
+    assert status == 1 and 'do_lower_case is false' in printed.err
 
 
 def test_other_answers_are_refused_unless_they_are_transferred(world, snapshot, answers, test_it):
@@ -225,7 +280,7 @@ def test_the_same_prediction_for_all_is_told(world, snapshot, answers, test_it, 
     count = len(json.loads((world / 'vqa/minival.json').read_text()))
     assert status == 0 and f'Attention: all {count:,} predictions are "{answers[2]}"' in printed.out
     status, printed = run_here('--load', str(snapshot), scratch=False)
-    assert status == 0 and 'gives the same scores to the first' in printed.out
+    assert status == 0 and 'gives the same scores to all of the first' in printed.out
 
 
 def test_a_resumed_run_says_that_its_own_weights_are_taken(snapshot, world, tmp_path):

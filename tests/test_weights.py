@@ -350,7 +350,7 @@ def test_answer_rows_move_by_answer_and_the_others_are_0():
     source, layers = pretraining(), randomise(answer_layers(tiny(), len(answers)), seed=7)
     state = {**source.state_dict(), 'bert.extra': torch.zeros(1)}
     before = {name: tensor.clone() for name, tensor in state.items()}
-    assert transfer_answers(layers, answer_head(state), table, answers) == (5, 2)
+    assert transfer_answers(layers, answer_head(state, 'a.pth'), table, answers) == (5, 2)
     given, own = source.answer_head.logit_fc, layers
     for row, place in enumerate([3, None, 0, 2, 1, 0, None]):
         if place is None:
@@ -367,20 +367,20 @@ def test_answer_rows_move_by_answer_and_the_others_are_0():
 
 def test_answers_none_of_which_is_in_the_table():
     layers = randomise(answer_layers(tiny(), 2))
-    assert transfer_answers(layers, answer_head(head_of(pretraining())), ['a', 'b', 'c', 'd'], ['red', 'blue']) == (0, 2)
+    assert transfer_answers(layers, answer_head(head_of(pretraining()), 'a.pth'), ['a', 'b', 'c', 'd'], ['red', 'blue']) == (0, 2)
     assert not layers[3].weight.any() and not layers[3].bias.any()
 
 
 @pytest.mark.parametrize(('change', 'table', 'says'), [
     (lambda state: {}, 4, 'no answer_head.*--loadLXMERT'),
     (lambda state: {name: t for name, t in state.items() if not name.endswith('2.bias')}, 4, r'logit_fc\.2\.bias'),
-    (lambda state: head_of(pretraining(hidden_size=15)), 4, r'logit_fc\.0\.weight: expected size \(12,\), found \(15,\)'),
+    (lambda state: head_of(pretraining(hidden_size=15)), 4, r'logit_fc\.0\.weight: expected size \(24, 12\), found \(30, 15\)'),
     (lambda state: state, 3, '4 rows, the answer table 3'),
 ], ids=['no head', 'part of a head', 'another size', 'another table'])
 def test_an_answer_head_that_does_not_fit_fails_and_nothing_is_changed(change, table, says):
     layers = randomise(answer_layers(tiny(), 3), seed=7)
     before = snapshot(layers)
     with pytest.raises(ValueError, match=says):
-        head = answer_head(change(head_of(pretraining())))
+        head = answer_head(change(head_of(pretraining())), 'a.pth')
         transfer_answers(layers, head, ['yes', 'no', 'red', 'blue'][:table], ['yes', 'no', 'man'])
     same(layers.state_dict(), before)

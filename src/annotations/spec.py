@@ -94,10 +94,14 @@ class DatasetSpec:
 
 def read_answers(path):
     """A list of distinct answers, in the order of the answer head, from json. Raises DataError."""
-    answers = read_json(path, 'a list of answers, in the order of the answer head')
+    return check_answers(read_json(path, 'a list of answers, in the order of the answer head'), path)
+
+
+def check_answers(answers, where):
+    """The answers, if they are a list of distinct texts, else DataError; where: they stood, for the message."""
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f'{path}: expected a list of answers')
+        raise DataError(f'{where}: expected a list of answers')
     if len(set(answers)) < len(answers):
         twice = next(answer for i, answer in enumerate(answers) if answer in answers[:i])
-        raise DataError(f'{path}: the answer "{twice}" stands there twice')
+        raise DataError(f'{where}: the answer "{twice}" stands there twice')
     return answers

@@ -98,7 +98,8 @@ def get(file, target, options):
 
         if missing:
             unpack(archive, [Path(path).name for path in missing], archive.parent, done)
-        if target.lock.state(file.path, archive) == WHOLE:  # not one that somebody put there
+        # Not a zip that somebody put there, nor one of which something else lies there than what is in it.
+        if all(target.state(path) == WHOLE for path in (file.path, *file.results)):
             archive.unlink()
 
 

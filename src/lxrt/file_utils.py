@@ -316,6 +316,8 @@ def _is_whole(path, known):
 
 def _is_newer(address, known):
     """Whether the server has another version than the cached one; asks once."""
+    if not (known.etag or known.modified):  # of which nobody can tell
+        return True
     try:
         answer = _ask(address)(0, known)
     except (_Again, _Changed) as error:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can carry and Rust's text cannot
+VOCABULARIES = ('vocab.txt', 'tokenizer.json')  # files of a folder, the first that is there
 CHUNK = 10_000  # sentences tokenised between two ticks of the progress bar
 
 
@@ -40,8 +41,14 @@ class BertTokenizer:
         path = Path(path)
         if not path.is_dir():
             return cls(path)
-        whole = path / 'tokenizer.json'
-        return cls(whole if whole.is_file() and not (path / 'vocab.txt').is_file() else path / 'vocab.txt')
+        settings = path / 'tokenizer_config.json'
+        try:
+            cased = settings.is_file() and json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case') is False
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f'{settings}: expected a json object, found a fault ({error})') from None
+        if cased:
+            raise ValueError(f'{settings}: do_lower_case is false, but LXMERT reads lower-cased words; give an uncased BERT')
+        return cls(next((path / name for name in VOCABULARIES if (path / name).is_file()), path / VOCABULARIES[0]))
 
     def _read(self):
         """The word pieces of the file, in the order of their ids."""

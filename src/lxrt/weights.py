@@ -3,7 +3,6 @@
 Every load says how many tensors matched, and fails on any difference that its kind does not explain.
 """
 
-import math
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -61,15 +60,21 @@ def read_state(path):
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
+    found = renamed(state, canonical_name, path)
+    if BARE[0] in found:
+        found = renamed(found, lambda name: f'bert.{name}' if name.startswith(BARE) else name, path)
+        if path.name == 'model.safetensors' and (head := path.with_name(NLVR2_HEAD)).is_file():
+            found |= read_state(head)
+    return found
+
+
+def renamed(state, rename, path):
+    """Tensors by the names that `rename` makes of theirs. Raises WeightsError that names the file where two get the same."""
     found = {}
     for name, tensor in state.items():
-        if (own := canonical_name(name)) in found:
+        if (own := rename(name)) in found:
             raise WeightsError(f'{path}: has {own} twice, the second time as {name}; it cannot be told which one is meant')
         found[own] = tensor
-    if BARE[0] in found:
-        found = {f'bert.{name}' if name.startswith(BARE) else name: tensor for name, tensor in found.items()}
-    if path.name == 'model.safetensors' and (head := path.with_name(NLVR2_HEAD)).is_file():
-        found |= read_state(head)
     return found
 
 
@@ -81,7 +86,8 @@ def _tensors(path):
     if zipfile.is_zipfile(path):  # PyTorch compares no check sums
         with zipfile.ZipFile(path) as file:
             if bad := file.testzip():
-                raise ValueError(f'{bad} is not what was written: its check sum differs')
+                raise ValueError(f'{bad} is not what was written: its check sum differs; a file that was written without check '
+                                 'sums, by set_crc32_options(False), must be written again with them')
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -136,16 +142,19 @@ def compare(model, state, source, may_miss=(), may_have=()):
 
 def no_weights(name, tensor):
     """Why a tensor cannot be learned weights, such as that of a file with a hole; '' where it can."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) or tensor.layout != torch.strided:
+        return f'expected plain floating point, found {tensor.dtype}, {tensor.layout}'
     if not tensor.numel():
         return ''
-    if not tensor.is_floating_point():
-        return f'expected floating point, found {tensor.dtype}'
-    least, most = map(float, tensor.aminmax())  # NaN where there is one; one pass over what may be a gigabyte
-    if not (math.isfinite(least) and math.isfinite(most)):
+    least, most = (tensor.amin(-1), tensor.amax(-1)) if tensor.ndim else (tensor, tensor)  # NaN where there is one
+    if not (least.isfinite().all() and most.isfinite().all()):
         return 'holds NaN or infinity'
-    if least == most and tensor.ndim > 1 and tensor.numel() > 1 and 'bert.' in name:
-        return f'holds {least:g} everywhere'
-    return ''
+    if not name.endswith('weight') or re.search(LAST_ANSWERS, name):
+        return ''
+    if tensor.ndim < 2:
+        return 'holds 0 everywhere' if tensor.numel() > 1 and least == most == 0 else ''
+    holes = int((least == most).sum())  # one row may be, of padding
+    return f'holds one number throughout in {holes:,} of its {least.numel():,} rows' if holes > max(1, least.numel() / 10) else ''
 
 
 def fill(model, state, source, may_miss=(), may_have=()):
@@ -167,6 +176,7 @@ PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
 TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
 WORDS, DECODER = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.decoder.weight'  # tied
 BARE = ('embeddings.word_embeddings.weight', 'embeddings.', 'encoder.', 'pooler.')  # names of an encoder by itself
+LAST_ANSWERS = r'logit_fc\.3\.'  # of which rows of new answers start at 0
 NLVR2_HEAD = 'nlvr2_head.safetensors'  # beside Hugging Face's LxmertModel, which has no class for it
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Face files, no weight
 
@@ -177,17 +187,20 @@ def load_lxmert(encoder, path):
     Of an LXRTPretraining the heads are filled too, where the file has them, but for the answer head, whose answers may be
     others (as in the original code). Returns (LoadReport, the file's tensors), since the answer head's rows may be wanted next.
     """
-    state = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in read_state(path).items()}
+    state = renamed(read_state(path), lambda name: name.removeprefix(TASK_PREFIX), path)
     own = {name for name in encoder.state_dict() if name.startswith('answer_head.')}
     given = {name: tensor for name, tensor in state.items() if name not in own}
     return fill(encoder, given, str(path), PRETRAINING_HEADS, (*PRETRAINING_HEADS, TASK_HEAD, POSITION_IDS)), state
 
 
-def answer_head(state):
+def answer_head(state, path):
     """The tensors of a file's answer layers, by their names in lxrt.modeling.answer_layers: those of LXMERT's pre-training,
-    of Hugging Face's models or of a task."""
-    heads = {name: re.fullmatch(r'(?:answer_head\.)?logit_fc\.(.*)', name) for name in state}
-    return {match[1]: state[name] for name, match in heads.items() if match}
+    of Hugging Face's models or of a task. Raises WeightsError that names the file if they cannot have been learned."""
+    heads = {name: tensor for name, tensor in state.items() if re.match(r'(answer_head\.)?logit_fc\.', name)}
+    for name, tensor in heads.items():
+        if reason := no_weights(name, tensor):
+            raise WeightsError(f'{path}: {name}: {reason}')
+    return renamed(heads, lambda name: name.rpartition('logit_fc.')[2], path)
 
 
 def read_task(path):
@@ -195,14 +208,17 @@ def read_task(path):
     state = read_state(path)
     if any(name.startswith(TASK_PREFIX) or name.startswith('cls.') for name in state):
         return state
-    return {re.sub(r'^bert\.', f'{TASK_PREFIX}bert.', name.removeprefix('answer_head.')): tensor
-            for name, tensor in state.items() if not re.match(POSITION_IDS, name)}
+    state = {name: tensor for name, tensor in state.items() if not re.match(POSITION_IDS, name)}
+    return renamed(state, lambda name: re.sub(r'^bert\.', f'{TASK_PREFIX}bert.', name.removeprefix('answer_head.')), path)
 
 
-def load_pretraining(model, path):
-    """Fills an LXRTPretraining whole, heads included; the tied decoder may be left out, as in files of Hugging Face.
-    Returns the LoadReport."""
-    return fill(model, read_state(path), str(path), (re.escape(DECODER),), (POSITION_IDS,))
+def load_pretraining(model, path, answers=True):
+    """Fills an LXRTPretraining whole, heads included, but without `answers` for the answer head; the tied decoder may be left
+    out, as in files of Hugging Face. Returns (LoadReport, the file's tensors)."""
+    state = read_state(path)
+    other = () if answers else (r'answer_head\.',)
+    given = {name: tensor for name, tensor in state.items() if answers or not name.startswith('answer_head.')}
+    return fill(model, given, str(path), (re.escape(DECODER), *other), (POSITION_IDS,)), state
 
 
 def load_bert(encoder, path):

@@ -21,7 +21,7 @@ from pretrain.lxmert_data import load_sentences
 from pretrain.qa_answer_table import read_table, transfer_answers
 from pretrain.text import KIND
 from snapshot import answers_beside
-from train import evaluate_losses
+from train import evaluate_losses, say_if_blind
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
             'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
@@ -50,6 +50,12 @@ class Pretraining:
                                  part.get('visual_attention_mask'))
             counts = {name: counts.get(name, 0) + count for name, count in found.items()}
         return counts
+
+    @staticmethod
+    def logits(model, batch):
+        """What the model makes of each pair as a whole: the pooled vectors (b, d)."""
+        seen = batch['visual_feats'], batch['boxes']
+        return model.bert(batch['input_ids'], None, batch['attention_mask'], seen, batch.get('visual_attention_mask'))[1]
 
     def losses(self, model, batch, counts):
         """({loss: share of the whole batch's}, {'asked SOURCE', 'right SOURCE': how many questions})."""
@@ -148,7 +154,10 @@ class Program:
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if valid_set is not None:  # sources are counted by their place
             valid_set.name_sources(train_set.sources)
-        return Pretraining(model, (valid_set or train_set).sources), train_set, valid_set
+        task = Pretraining(model, (valid_set or train_set).sources)
+        if self.weights and not self.options.resume:
+            say_if_blind(task, train_set, self.options, self.device)
+        return task, train_set, valid_set
 
     def load(self, names):
         dataset = load_sentences(self.spec, names, self.tokenizer, self.answers, self.options, self.device)
@@ -185,14 +194,15 @@ def build_model(options, config, weights, folder, answers):
                             options.taskQA, len(answers))
     # Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT, 4. --fromScratch,
     # 5. BERT's, for the language layers and the heads of words.
-    if options.load and not options.transferAnswers:
-        say(load_pretraining(model, weights))
-    elif weights:
-        report, state = load_lxmert(model, weights)
+    if options.load:
+        report, state = load_pretraining(model, weights, answers=not options.transferAnswers)
         say(report)
         if options.transferAnswers:
-            copied, new = transfer_answers(model.answer_head.logit_fc, answer_head(state), answers_beside(weights), answers)
+            head = answer_head(state, weights)
+            copied, new = transfer_answers(model.answer_head.logit_fc, head, answers_beside(weights), answers)
             say(f'Answer head: {copied} answers from the head there, {new} start at 0.')
+    elif weights:
+        say(load_lxmert(model, weights)[0])
     elif not options.fromScratch:
         say(load_bert(model, start.bert_weights(folder)))
     return model

@@ -51,24 +51,24 @@ def transfer_answers(layers, head, theirs, answers, absent=0.0):
     """Starts answer layers from others, as the original code does from the pre-trained ones.
 
     layers: lxrt.modeling.answer_layers for `answers` (list of str); head: the tensors of such layers for `theirs` (list of str),
-    as lxrt.weights.answer_head finds them. The first layers are copied, and of the last one the rows of answers that are the
-    same when normalised; of two that are, that which stands there in its normalised form is meant, else the first. Other rows
-    are 0, with the bias `absent`. Returns (rows copied, other rows). Raises ValueError if there is no head, or it does not fit.
+    as lxrt.weights.answer_head finds them. The first layers are copied, and of the last one the rows of the same answers, or of
+    those that are the same when normalised (of several, the one that stands there normalised, else the first). Other rows are 0,
+    with the bias `absent`. Returns (rows copied, other rows). Raises ValueError if there is no head, or it does not fit.
     """
-    own = layers.state_dict()
+    own, last = layers.state_dict(), f'{len(layers) - 1}.'
     for name, tensor in own.items():
         if name not in head:
             raise ValueError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
-        if head[name].shape[1:] != tensor.shape[1:]:
-            raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[1:])}, '
-                             f'found {tuple(head[name].shape[1:])}')
-    last = f'{len(layers) - 1}.'
+        rows = name.startswith(last)  # of the last layer they are the answers
+        if head[name].shape[rows:] != tensor.shape[rows:]:
+            raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[rows:])}, '
+                             f'found {tuple(head[name].shape[rows:])}')
     if len(head[f'{last}bias']) != len(theirs):
         raise ValueError(f'the answer head has {len(head[f"{last}bias"])} rows, the answer table {len(theirs)} answers: they '
                          'must belong together')
     place = {normalise(answer): row for row, answer in reversed(list(enumerate(theirs)))}
     place |= {answer: row for row, answer in enumerate(theirs)}
-    rows = torch.tensor([place.get(normalise(answer), -1) for answer in answers])
+    rows = torch.tensor([place.get(answer, place.get(normalise(answer), -1)) for answer in answers])
     for name, tensor in own.items():
         if name.startswith(last):
             tensor.fill_(absent if name.endswith('bias') else 0.0)

@@ -2,13 +2,12 @@
 
 import json
 
-import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from dist import say
 from tasks.examples import QUESTION
-from train import batches, evaluate, evaluation_parts
+from train import evaluate
 
 MOST_TYPES = 30  # VQA v2 has 65 question types; a table that long tells nothing
 
@@ -128,17 +127,6 @@ def say_if_alike(dataset, predictions):
         spread = f'with probabilities from {probabilities.min():.4f} to {probabilities.max():.4f}'
         say(f'Attention: all {len(places):,} predictions are "{dataset.answers[places[0]]}", {spread}. A model that has learned '
             'does not do that: are these the weights that you meant (the table at the start), and a fitting --lr?')
-
-
-@torch.no_grad()
-def say_if_blind(task, dataset, options, device):
-    """Says so if the model scores answers alike for all examples of a batch, whatever they are: it does not read them."""
-    task.model.eval()
-    for batch in batches(dataset, evaluation_parts(len(dataset), options)[:1], options, device):
-        logits = task.logits(task.model, batch)
-        if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
-            say(f'Attention: with these weights the model gives the same scores to the first {len(logits)} examples: it does not '
-                'read them. An answer head of zeros does so until it is trained; an encoder should not.')
 
 
 def dump_probabilities(dataset, predictions, path):

@@ -1,9 +1,9 @@
 """The model card of a snapshot: what it is, its run's options and scores, how to use it."""
 
 import dataclasses
-import json
 from pathlib import Path
 
+from annotations.files import read_json
 from param import Options
 
 USE = {
@@ -22,7 +22,7 @@ def model_card(weights, config, architecture, name, answers):
     architecture: class of transformers; name: of the model; answers: list of str or None.
     """
     about, log = (Path(weights).with_name(file) for file in ('options.json', 'log.log'))
-    run = json.loads(about.read_text(encoding='utf-8')) if about.is_file() else {}
+    run = read_json(about, 'the options of a run') if about.is_file() else {}
     lines = log.read_text(encoding='utf-8').splitlines() if log.is_file() else []
     scores = [line for line in lines if ': Valid ' in line or ': Best ' in line]
     size = f'{config.l_layers} language, {config.r_layers} object relationship and {config.x_layers} cross-modality layers of '
@@ -37,13 +37,15 @@ def model_card(weights, config, architecture, name, answers):
         f'It takes features ({config.visual_feat_dim} numbers a region) and boxes (x1, y1, x2, y2, divided by the width and the '
         f'height of the picture). {USE[architecture]}',
         '## Scores\n\n' + ('```\n' + '\n'.join(scores) + '\n```' if scores else 'The run has left no validation scores.'),
-        '## Options of the run\n\n' + (_options(run) if run else 'They did not lie beside the weights.'),
+        '## Options of the run\n\n' + _options(run),
     ]
     return '\n\n'.join(parts) + '\n'
 
 
 def _options(run):
     """The command of a run and its options that are not the default, as a table."""
+    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
+        return 'They did not lie beside the weights.'
     defaults = {field.name: field.default for field in dataclasses.fields(Options)}
     rows = [f'| `--{name}` | {value} |' for name, value in run['options'].items() if value != defaults.get(name)]
     command = ' '.join(map(str, run.get('command', [])))

@@ -12,20 +12,22 @@ from pathlib import Path
 
 import torch
 
+from annotations.files import DataError, read_json
+from annotations.spec import check_answers
 from checkpoint import write_whole
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from lxrt.tokenization import BertTokenizer
 from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, compare, read_state, read_task, save_state
-from snapshot import PRETRAINED, answers_beside, find_weights
-from start import files_beside
+from pretrain.qa_answer_table import read_table
+from snapshot import PRETRAINED, answers_beside, find_weights, has_vocabulary
+from start import files_beside, read_tokenizer
 from tasks.card import model_card
 from tasks.model import AnswerModel
 
 CLASSES = ('LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel')
 TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 512}
-BESIDE = ('config.json', 'vocab.txt', 'answers.json')
+BESIDE = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
 
 
 def main(argv=None):
@@ -40,8 +42,10 @@ def main(argv=None):
     back = parts.add_parser('from-hf', help='a folder of transformers becomes a snapshot')
     back.add_argument('folder', help='the folder, or an address such as hf://unc-nlp/lxmert-base-uncased')
     back.add_argument('snapshot', help='path without its ending: .pth is added, to pre-trained weights _LXRT.pth')
-    back.add_argument('--offline', action='store_true', help='download nothing')
     for part in (out, back):
+        part.add_argument('--answers', type=Path, metavar='FILE', help='a list of the answers, or an all_ans.json, where the '
+                          'weights have none beside them')
+        part.add_argument('--offline', action='store_true', help='download nothing')
         part.add_argument('--bert', type=Path, metavar='FOLDER', help='has config.json and vocab.txt where the weights have none')
     file = parts.add_parser('file', help='weights become a file of another kind: .pth to .safetensors, or back')
     file.add_argument('source', type=Path)
@@ -49,11 +53,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if args.part == 'to-hf':
-            to_hf(find_weights(args.snapshot, PRETRAINED), args.folder, args.bert)
+            made_of = find_weights(args.snapshot, PRETRAINED, args.offline)
+            to_hf(made_of, args.folder, args.push or args.folder.name, args.bert, args.answers)
             if args.push:
                 push(args.folder, args.push)
         elif args.part == 'from-hf':
-            from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert)
+            from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert, args.answers)
         else:
             change(args.source, args.target)
     except (ValueError, OSError) as error:
@@ -62,47 +67,47 @@ def main(argv=None):
     return 0
 
 
-def to_hf(weights, folder, bert=None):
+def to_hf(weights, folder, name, bert=None, answers=None):
     """Writes a folder that transformers loads from a file of weights and what lies beside it: LxmertForQuestionAnswering of VQA
     and GQA, LxmertForPreTraining of pre-trained weights; of NLVR2, for which it has no class, LxmertModel and its head.
 
-    bert: where config.json and vocab.txt lie if not beside the weights. Raises ValueError or OSError, which name the file.
+    name: of the model, for its card; bert: folder of config.json and vocab.txt, answers: file of answers, for what does not lie
+    beside the weights. Raises ValueError or OSError, which name the file.
     """
     config, tokenizer = read_beside(weights, bert)
-    state, answers = read_task(weights), answers_beside(weights)
+    state = read_task(weights)
+    answers = answers_of(weights, state, answers)
     model = model_of(state, config)
     print(compare(model, state, str(weights), (re.escape(DECODER),)))
-    if answers and (rows := rows_of(state)) not in (0, len(answers)):
-        raise ValueError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers lie beside it')
     architecture, tensors, head = hf_tensors(model, state)
     texts = {
         'vocab.txt': files_beside(config, tokenizer, [])['vocab.txt'],
         'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
         'config.json': json.dumps(hf_config(config, architecture, state, answers), indent=2) + '\n',
-        'README.md': model_card(weights, config, architecture, folder.name, answers),
+        'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
     }
-    if head:
-        write_new(folder / NLVR2_HEAD, {}, head)
-    write_new(folder / 'model.safetensors', texts, tensors)
+    write_new({folder / 'model.safetensors': tensors, **({folder / NLVR2_HEAD: head} if head else {})}, texts)
     print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {NLVR2_HEAD}" if head else ""}, config, vocabulary, '
           f'{f"{len(answers):,} answers" if answers else "no names of answers (none lie beside the weights)"}, model card')
 
 
-def from_hf(weights, snapshot, bert=None):
+def from_hf(weights, snapshot, bert=None, answers=None):
     """Writes a snapshot from a file of weights in a folder of transformers, with config, vocabulary and, if their names are
-    known, answers beside it. snapshot: path without its ending. Raises as to_hf does."""
+    known, answers beside it. snapshot: path without its ending. The others, and what is raised, as in to_hf."""
     config, tokenizer = read_beside(weights, bert)
-    state, answers = read_task(weights), answers_beside(weights)
+    state = read_task(weights)
+    answers = answers_of(weights, state, answers)
     state = {name: tensor for name, tensor in state.items() if not name.endswith('embeddings.position_ids')}
     if 'cls.predictions.bias' in state and DECODER not in state:
         state[DECODER] = state['bert.embeddings.word_embeddings.weight']
     model = model_of(state, config)
     print(compare(model, state, str(weights)))
-    target = Path(f'{snapshot}{".pth" if isinstance(model, AnswerModel) else "_LXRT.pth"}')
-    texts = files_beside(config, tokenizer, answers)
+    target = Path(str(snapshot).removesuffix('.pth').removesuffix('_LXRT')
+                  + ('.pth' if isinstance(model, AnswerModel) else '_LXRT.pth'))
+    texts = files_beside(config, tokenizer, answers) | options_of(weights)
     if answers is None:
         del texts['answers.json']
-    write_new(target, texts, state)
+    write_new({target: state}, texts)
     print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}'
           f'{"" if answers else "; its answers have no names there: put an answers.json beside it"}')
 
@@ -113,7 +118,7 @@ def change(source, target):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
     state = read_state(source)
     beside = [source.with_name(name) for name in BESIDE if source.with_name(name).is_file()]
-    write_new(target, {path.name: path.read_text(encoding='utf-8') for path in beside}, state)
+    write_new({target: state}, {path.name: path.read_text(encoding='utf-8') for path in beside})
     print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in beside) or "nothing"}')
 
 
@@ -125,18 +130,40 @@ def push(folder, name):
         api.create_repo(name, exist_ok=True)
         print(f'Uploaded: {api.upload_folder(repo_id=name, folder_path=folder)}')
     except Exception as error:  # the hub's library has a dozen kinds, some of them plain exceptions
-        raise OSError(f'--push {name}: not uploaded ({str(error).splitlines()[0]}); log in with "hf auth login" or HF_TOKEN; the '
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        raise OSError(f'--push {name}: not uploaded ({reason}); log in with "hf auth login" or HF_TOKEN; the '
                       f'folder {folder} is whole') from None
 
 
 def read_beside(weights, bert):
     """The LxrtConfig and BertTokenizer of a file of weights, from beside it or from the folder `bert`."""
-    weights = Path(weights)
-    for folder in (weights.parent, *([bert] if bert else [])):
-        if (folder / 'config.json').is_file():
-            return LxrtConfig.from_json(folder / 'config.json'), BertTokenizer.from_pretrained(folder)
-    raise FileNotFoundError(f'{weights.parent}: expected config.json and vocab.txt beside {weights.name}; give --bert FOLDER, '
-                            'which has them')
+    folders = (weights.parent, *([bert] if bert else []))
+    config = next((folder for folder in folders if (folder / 'config.json').is_file()), None)
+    words = next((folder for folder in folders if has_vocabulary(folder)), None)
+    if not config or not words:
+        raise FileNotFoundError(f'{weights.parent}: expected config.json and vocab.txt beside {weights.name}; give --bert '
+                                'FOLDER, which has them')
+    config = LxrtConfig.from_json(config / 'config.json')
+    return config, read_tokenizer(words, config)
+
+
+def answers_of(weights, state, file):
+    """The answers of the head of a file of weights, as they stand beside it or in another file, a list or a table; None where
+    nobody tells. Raises DataError if they are not as many as the head has rows."""
+    answers, rows = answers_beside(weights), rows_of(state)
+    if answers is None and file:
+        table = read_json(file, 'the answers of the weights')
+        is_table = isinstance(table, list) and table and isinstance(table[0], dict)
+        answers = read_table(file) if is_table else check_answers(table, file)
+    if answers and rows != len(answers):
+        raise DataError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers are given for it')
+    return answers
+
+
+def options_of(weights):
+    """{'options.json': its text} of the run that made the weights, if it is beside them: it says how answers were learned."""
+    path = weights.with_name('options.json')
+    return {path.name: path.read_text(encoding='utf-8')} if path.is_file() else {}
 
 
 def rows_of(state):
@@ -183,15 +210,22 @@ def hf_config(config, architecture, state, answers):
     return values
 
 
-def write_new(path, texts, state):
-    """Writes tensors to a file that must not be there, and texts {name: text} beside it, where no others may be of that name."""
-    for place, text in ((path, None), *((path.with_name(name), text) for name, text in texts.items())):
-        if place.is_file() and (text is None or place.read_text(encoding='utf-8') != text):
-            raise FileExistsError(f'{place}: is there{"" if text is None else ", and another one"}; choose another place')
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_new(files, texts):
+    """Writes {path: tensors} of one folder, and {name: text} beside them. Raises FileExistsError, before anything is written, if
+    a file is there, or what would be taken for a part of it though it is of something else."""
+    folder = next(iter(files)).parent
+    for path in files:
+        if path.is_file():
+            raise FileExistsError(f'{path}: is there; choose another place')
+    for name in {*BESIDE, *texts}:
+        beside = folder / name
+        if beside.is_file() and beside.read_text(encoding='utf-8') != texts.get(name):
+            raise FileExistsError(f'{beside}: is there, and belongs to something else; choose another place')
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        path.with_name(name).write_text(text, encoding='utf-8')
-    write_whole(path, lambda part: save_state(state, part, path.suffix))
+        (folder / name).write_text(text, encoding='utf-8')
+    for path, state in files.items():
+        write_whole(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
 
 
 if __name__ == '__main__':

@@ -189,7 +189,7 @@ class Encoding:
         """Reads all that is needed; faults of the pairs are found before the weights are."""
         device = dist.start(flags.device)
         options = Options(load=flags.load, bert=flags.bert, batchSize=flags.batchSize, bf16=flags.bf16, device=flags.device,
-                          storeRoot=flags.storeRoot)
+                          storeRoot=flags.storeRoot, offline=flags.offline)
         path = start.starting_weights(options)
         bert = start.bert_folder(options, path)
         config = start.read_config(bert, options)
@@ -278,6 +278,7 @@ def parser():
                       help=f'vocab.txt and config.json, where they do not lie beside --load ({Options.bert})')
     made.add_argument('--storeRoot', metavar='FOLDER', help='for region stores where the folder of the TSV cannot be written')
     made.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
+    made.add_argument('--offline', action='store_true', help='download nothing')
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
     return made
 

@@ -55,7 +55,8 @@ def build_model(options, config, weights, folder, answers, max_length, images=1)
         if not options.loadLXMERT:
             theirs = theirs or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # of the published file
             never = options.test is not None
-            copied, new = transfer_answers(model.logit_fc, answer_head(state), theirs, answers, NEVER if never else 0.0)
+            copied, new = transfer_answers(model.logit_fc, answer_head(state, weights), theirs, answers,
+                                           NEVER if never else 0.0)
             say(f'Answer head: {copied} answers from the head there, {new} {"are never given" if never else "start at 0"}.')
     elif not options.fromScratch:
         say(load_bert(encoder, bert_weights(folder)))

@@ -16,11 +16,11 @@ from lxrt.tokenization import BertTokenizer
 from lxrt.weights import fill, read_state
 from param import Options
 from snapshot import SNAPSHOT
-from tasks.answering import dump_probabilities, say_if_alike, say_if_blind
+from tasks.answering import dump_probabilities, say_if_alike
 from tasks.data import load_questions
 from tasks.examples import read_examples
 from tasks.model import build_model
-from train import evaluate
+from train import evaluate, say_if_blind
 
 
 def main(task_class, argv=None):
@@ -115,7 +115,7 @@ class Program:
         task = self.build()
         train_set = self.load(options.train, train_examples)
         valid_set = self.load(options.valid, valid_examples) if options.valid else None
-        if self.weights:
+        if self.weights and not options.resume:
             say_if_blind(task, train_set, options, self.device)
         if valid_set is not None:
             dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
