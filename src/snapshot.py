@@ -42,6 +42,8 @@ def find_weights(name, endings, offline=False):
     ending = '' if name.endswith(KINDS) else next(iter(endings), '')
     path = downloaded(name, offline) if is_address(name) else Path(name)
     path = weights_in(path) if path.is_dir() else path
+    if path is None and (there := sorted(Path(name).glob('*.pth'))):
+        raise FileNotFoundError(f'{name}: is a folder; name one of the files in it, such as {there[0].with_suffix("")}')
     if path is None or not path.is_file():
         raise FileNotFoundError(f'{name}{ending}: no such file; expected weights there, or in {name}, or in a folder of that '
                                 f'name with a {SAVED[0]}; published files: bash run/download.bash --help')

@@ -77,8 +77,10 @@ def check_weights(options, weights, config, tokenizer, answers):
     if theirs is None:
         dist.say(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
     elif theirs != answers and not options.transferAnswers:
+        advice = '--transferAnswers moves those that are in both, by their names' if set(theirs) & set(answers) else \
+            'none is in both: a snapshot of another task is started from by --loadLXMERT'
         raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} in use '
-                        f'({difference(theirs, answers)}); --transferAnswers moves those that are in both, by their names')
+                        f'({difference(theirs, answers)}); {advice}')
 
 
 def bert_folder(options, weights):
@@ -91,8 +93,10 @@ def bert_folder(options, weights):
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
         if has_vocabulary(folder):
             return folder
+    missing = '' if not options.load else (f'{weights.parent}: no config.json and vocab.txt lie beside {weights.name}; copy them '
+                                           'from its run, or give --bert. ')
     raise FileNotFoundError(
-        f'--bert {options.bert}: found no vocab.txt in {options.bert}/ or {Path(options.dataRoot) / options.bert}/; '
+        f'{missing}--bert {options.bert}: found no vocab.txt in {options.bert}/ or {Path(options.dataRoot) / options.bert}/; '
         "put BERT's vocab.txt, config.json and model.safetensors there (bash run/download.bash bert)"
     )
 

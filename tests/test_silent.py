@@ -193,8 +193,6 @@ def test_other_words_or_heads_beside_the_weights_are_refused(world, snapshot, ru
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
     assert status == 1 and f'they differ from word {len(lines) - 2} on' in printed.err
     vocabulary.write_text(words)
-    config = snapshot.with_name('config.json')
-    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
     tokens = json.dumps({'model': {'vocab': {word: place for place, word in enumerate([*lines[:-2], lines[-1], lines[-2]])}}})
     vocabulary.unlink()
     snapshot.with_name('tokenizer.json').write_text(tokens)  # as transformers writes it
@@ -202,6 +200,8 @@ def test_other_words_or_heads_beside_the_weights_are_refused(world, snapshot, ru
     assert status == 1 and f'they differ from word {len(lines) - 2} on' in printed.err
     snapshot.with_name('tokenizer.json').unlink()
     vocabulary.write_text(words)
+    config = snapshot.with_name('config.json')
+    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
     assert status == 1 and 'num_attention_heads: these weights are of 4 heads, the model has 2' in printed.err
 

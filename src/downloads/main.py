@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import ijson
 from filelock import FileLock, Timeout
@@ -34,6 +35,7 @@ class Target:
         self.folder = Path(to or 'data')
         self.weights = Path('snap') if to is None else self.folder
         self.lock = Lock(self.folder, self.held)
+        self.silent = set()  # hosts that gave nothing, which are asked but once for the next files
 
     def place(self, path):
         """Where the file of a path of the manifest is."""
@@ -112,12 +114,19 @@ def fetch(file, target, options):
     news = {path.with_name(f'{path.name}.from{number}'): address for number, address in enumerate(file.addresses, 1)}
     for new in sorted(news, key=lambda new: not new.with_name(f'{new.name}.part').exists()):
         print(f'{path}: from {news[new]}', flush=True)
+        host = 'hf' if news[new].startswith('hf:') else urlsplit(news[new]).netloc
+        if host == 'hf' and host in target.silent:  # whose library tries often by itself
+            print('The hub gave nothing before: not asked again.', file=sys.stderr, flush=True)
+            continue
         try:
-            file_utils.fetch(news[new], new, size=entry.get('size', file.size), sha256=entry.get('sha256'))
+            file_utils.fetch(news[new], new, size=entry.get('size', file.size), sha256=entry.get('sha256'),
+                             tries=1 if host in target.silent else file_utils.TRIES)
             if path.suffix == '.json':
                 check_json(new, file.format == 'jsonl')
             break
         except (DownloadError, DataError) as error:
+            if getattr(error, 'silent', False):
+                target.silent.add(host)
             new.unlink(missing_ok=True)
             print(error, file=sys.stderr, flush=True)
     else:
@@ -149,7 +158,7 @@ def check_json(path, many):
 def show(sets, target, verify):
     """Prints every file: where it ends, its size, whether it is there and whole, and its addresses."""
     for one in sets:
-        print(f'{one.name}: {one.about}' + (f' ({one.source})' if one.source else ''))
+        print(f'{one.name}: {one.about}' + ''.join(f' ({text})' for text in (one.size, one.source) if text))
         for file in one.files:
             for path in file.results:
                 print(f'  {target.place(path)}  {size_of(path, file, target)}  {target.state(path, verify)}')
@@ -169,7 +178,7 @@ def size_of(path, file, target):
     return 'size unknown' if size is None else f'{size:,} bytes'
 
 
-def report(sets, target, keep_zips):
+def report(sets, target, keep_zips, offline):
     """Prints what is where, then what is missing and how to get it. Returns whether all is there."""
     missing, instead = [], {}
     print()
@@ -183,7 +192,8 @@ def report(sets, target, keep_zips):
                     missing.append(file)
                     instead[one.instead] = None
     if missing:
-        print('\nThe same command tries again to get what is missing, from where it stopped. Or put there by hand:')
+        again = 'The same command without --offline gets' if offline else 'The same command tries again to get'
+        print(f'\n{again} what is missing, from where it stopped. Or put there by hand:')
     for file in dict.fromkeys(missing):
         print(f'  {target.place(file.path)}  from {" or ".join(file.addresses)}')
     print(''.join(f'\n{text}\n' for text in instead if text), end='')
@@ -230,7 +240,7 @@ def main(argv, path=MANIFEST):
                 told = isinstance(error, (ValueError, DownloadError))  # what to do, too
                 print(error if told else f'{file.path}: {error}; look whether {target.folder} can be written', file=sys.stderr,
                       flush=True)
-        return 0 if report(sets, target, options.keepZips) and not failed else 1
+        return 0 if report(sets, target, options.keepZips, file_utils.is_offline(options.offline)) and not failed else 1
     except (DataError, OSError) as error:  # of the lock
         print(f'run/download.bash: {error}', file=sys.stderr)
         return 1

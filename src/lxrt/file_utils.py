@@ -35,6 +35,8 @@ HINTS = {401: 'it asks for a login: download it by hand', 403: 'you may not have
 class DownloadError(OSError):
     """A file that cannot be had from its address, or is not what was promised."""
 
+    silent = False  # whether the server gave not a byte, however often it was asked
+
 
 class _Again(Exception):
     """A cut or a busy server: the next try may go on from here. The second argument: seconds that the server asks to wait."""
@@ -80,12 +82,13 @@ def is_address(name) -> bool:
     return str(name).startswith(SCHEMES)
 
 
-def fetch(address, path, size=None, sha256=None) -> Path:
+def fetch(address, path, size=None, sha256=None, tries=TRIES) -> Path:
     """Downloads one file, whole, to `path` and returns that; a file that is there already is checked and kept.
 
-    size: bytes, sha256: hexadecimal, if they are known. What has come before a cut lies in `path`.part, with the version that it
-    is of in `path`.part.json, and is gone on with, now and by later calls. Of several processes one downloads, the others
-    wait. Raises DownloadError, which names the address, what happened and what to do.
+    size: bytes, sha256: hexadecimal, if they are known; tries: how often in a row the server may give nothing. What has come
+    before a cut lies in `path`.part, with the version that it is of in `path`.part.json, and is gone on with, now and by later
+    calls. Of several processes one downloads, the others wait. Raises DownloadError, which names the address, what happened and
+    what to do.
     """
     path, there = Path(path), True
     if path.is_dir():
@@ -93,7 +96,7 @@ def fetch(address, path, size=None, sha256=None) -> Path:
     if not path.is_file():
         with _locked(path):
             if not (there := path.is_file()):
-                _obtain(address, path, size, sha256)
+                _obtain(address, path, size, sha256, tries)
     if there and (fault := _fault(path, path, size, sha256)):
         raise DownloadError(f'{path}: {fault}; remove it, and it is downloaded again from {address}')
     return path
@@ -148,7 +151,7 @@ class _Part:
         self.version = None
 
 
-def _obtain(address, path, size=None, sha256=None):
+def _obtain(address, path, size=None, sha256=None, tries=TRIES):
     """Downloads to `path`, whose lock the caller holds, over what is there. Returns the Version, of the hub's files None."""
     part = _Part(address, path)
     if address.startswith('hf://'):
@@ -156,7 +159,7 @@ def _obtain(address, path, size=None, sha256=None):
     elif is_offline():
         raise DownloadError(_absent(address, path))
     else:
-        _download(address, part, size)
+        _download(address, part, size, tries)
     if fault := _fault(part.path, path, size, sha256):
         part.clear()
         raise DownloadError(f'{address}: {fault}; what came is removed: check the address, then try again')
@@ -167,7 +170,7 @@ def _obtain(address, path, size=None, sha256=None):
     return part.version
 
 
-def _download(address, part, size):
+def _download(address, part, size, tries):
     """Fills `part` to the length that the server promises, over as many connections as it takes."""
     ask, idle, begun = _ask(address), 0, 0
     with tqdm(desc=part.path.stem, initial=part.size, unit='B', unit_scale=True, disable=None) as bar:
@@ -183,10 +186,13 @@ def _download(address, part, size):
                 begun, reason = begun + 1, f'{reason}; beginning anew'
             else:
                 idle = 0 if come > before else idle + 1
-            if TRIES in (idle, begun):
-                raise DownloadError(f'{address}: {reason}, {TRIES} times; try again later, or download it by hand')
-            tqdm.write(f'{address}: {reason}, after {come:,} bytes', file=sys.stderr)
-            sleep(min(fault.args[1] if fault.args[1:] else 2 ** idle / 2, LONGEST_WAIT))
+            if tries in (idle, begun):
+                error = DownloadError(f'{address}: {reason}, {tries} times; try again later, or download it by hand')
+                error.silent = not come
+                raise error
+            wait = min(fault.args[1] if fault.args[1:] else 2 ** idle / 2, LONGEST_WAIT)
+            tqdm.write(f'{address}: {reason}, after {come:,} bytes; trying again in {wait:.0f} s', file=sys.stderr)
+            sleep(wait)
 
 
 def _receive(ask, part, size, bar):
@@ -548,8 +554,10 @@ def _hub_errors(name, repository, offline, to):
             raise DownloadError(f'{name}: not there yet, and offline nothing is downloaded; copy {folder} from a machine '
                                 'that has downloaded it' + (f', or put it there as {to}' if to else '')) from None
         here = '' if is_address(name) else 'no such file or folder here, and '
-        raise DownloadError(f'{name}: {here}the hub does not give it ({_reason(error)}); check the name and the connection, and '
-                            'for a repository that asks for a login set HF_TOKEN') from None
+        told = DownloadError(f'{name}: {here}the hub does not give it ({_reason(error)}); check the name and the connection, and '
+                             'for a repository that asks for a login set HF_TOKEN')
+        told.silent = True
+        raise told from None
 
 
 def _link(source, path):

@@ -3,6 +3,7 @@
 Every load says how many tensors matched, and fails on any difference that its kind does not explain.
 """
 
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -102,6 +103,8 @@ def save_state(state, path, kind):
     places = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
     save_file({name: tensor if places[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
               {'format': 'pt'})
+    os.umask(umask := os.umask(0))
+    Path(path).chmod(0o666 & ~umask)  # the library lets only the owner read
 
 
 def compare(model, state, source, may_miss=(), may_have=()):

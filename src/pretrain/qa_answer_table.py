@@ -62,7 +62,8 @@ def transfer_answers(layers, head, theirs, answers, absent=0.0):
         rows = name.startswith(last)  # of the last layer they are the answers
         if head[name].shape[rows:] != tensor.shape[rows:]:
             raise ValueError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[rows:])}, '
-                             f'found {tuple(head[name].shape[rows:])}')
+                             f'found {tuple(head[name].shape[rows:])}; a head of another model, or of a task about two pictures: '
+                             '--loadLXMERT takes all but the head')
     if len(head[f'{last}bias']) != len(theirs):
         raise ValueError(f'the answer head has {len(head[f"{last}bias"])} rows, the answer table {len(theirs)} answers: they '
                          'must belong together')

@@ -88,7 +88,8 @@ class Answerer:
         each = [regions] * n if isinstance(regions, ImageRegions) else list(regions)
         each = [tuple(images) if isinstance(images, tuple | list) else (images,) for images in each]
         if len(each) != n:
-            raise ValueError(f'regions: expected those of {n} questions, found {len(each)}')
+            pairs = ', a pair for each' if k == 2 else ''
+            raise ValueError(f'regions: expected those of {n} questions{pairs}, found {len(each)}')
         for i, images in enumerate(each):
             if len(images) != k or not all(isinstance(image, ImageRegions) for image in images):
                 raise ValueError(f'regions[{i}]: expected {"an ImageRegions" if k == 1 else f"a tuple of {k} ImageRegions"} for '

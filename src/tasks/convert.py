@@ -26,7 +26,7 @@ from tasks.card import model_card
 from tasks.model import AnswerModel
 
 CLASSES = ('LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel')
-TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 512}
+TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
 BESIDE = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
 
 
@@ -41,7 +41,8 @@ def main(argv=None):
                      'HF_TOKEN)')
     back = parts.add_parser('from-hf', help='a folder of transformers becomes a snapshot')
     back.add_argument('folder', help='the folder, or an address such as hf://unc-nlp/lxmert-base-uncased')
-    back.add_argument('snapshot', help='path without its ending: .pth is added, to pre-trained weights _LXRT.pth')
+    back.add_argument('snapshot', help='such as snap/vqa/NAME/BEST, without its ending; config, vocabulary and answers go into '
+                      'the same folder')
     for part in (out, back):
         part.add_argument('--answers', type=Path, metavar='FILE', help='a list of the answers, or an all_ans.json, where the '
                           'weights have none beside them')
@@ -54,7 +55,7 @@ def main(argv=None):
     try:
         if args.part == 'to-hf':
             made_of = find_weights(args.snapshot, PRETRAINED, args.offline)
-            to_hf(made_of, args.folder, args.push or args.folder.name, args.bert, args.answers)
+            to_hf(made_of, args.folder, args.push or str(args.folder), args.bert, args.answers)
             if args.push:
                 push(args.folder, args.push)
         elif args.part == 'from-hf':
