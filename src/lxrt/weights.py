@@ -11,6 +11,14 @@ from pathlib import Path
 
 import torch
 
+PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
+TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
+WORDS, DECODER = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.decoder.weight'  # tied
+BARE = ('embeddings.word_embeddings.weight', 'embeddings.', 'encoder.', 'pooler.')  # names of an encoder by itself
+LAST_ANSWERS = r'logit_fc\.3\.'  # of which rows of new answers start at 0
+NLVR2_HEAD = 'nlvr2_head.safetensors'  # beside Hugging Face's LxmertModel, which has no class for it
+POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Face files, no weight
+
 
 class WeightsError(ValueError):
     """A file of weights that cannot be read or does not fit the model."""
@@ -173,15 +181,6 @@ def fill(model, state, source, may_miss=(), may_have=()):
         for name in report.matched:
             own[name].copy_(state[name])
     return report
-
-
-PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
-TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
-WORDS, DECODER = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.decoder.weight'  # tied
-BARE = ('embeddings.word_embeddings.weight', 'embeddings.', 'encoder.', 'pooler.')  # names of an encoder by itself
-LAST_ANSWERS = r'logit_fc\.3\.'  # of which rows of new answers start at 0
-NLVR2_HEAD = 'nlvr2_head.safetensors'  # beside Hugging Face's LxmertModel, which has no class for it
-POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer of old Hugging Face files, no weight
 
 
 def load_lxmert(encoder, path):
