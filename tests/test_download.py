@@ -209,6 +209,14 @@ def test_the_next_address_is_tried(offer, run, site, target):
     assert json.loads((target / 'manifest.lock.json').read_text())['set/a.json']['address'] == addresses[-1]
 
 
+def test_a_host_that_gave_nothing_is_asked_once_for_each_further_file(offer, run, target):
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        dead = f'http://127.0.0.1:{free.getsockname()[1]}/a'
+    offer({'set/a.txt': None, 'set/b.txt': None, 'set/c.txt': None}, addresses=[dead])
+    status, _, err = run()
+    assert status == 1 and err.count('trying again in') == 4 and err.count(', 5 times;') == 1 and err.count(', 1 times;') == 2
+
+
 def test_an_address_that_has_given_something_comes_first(offer, run, site, target):
     addresses = [site.address('first'), site.address('second')]
     site.files |= dict.fromkeys(('first', 'second'), b'words')
@@ -228,6 +236,7 @@ def test_what_is_missing_is_told_and_the_others_are_fetched(offer, run, site, ta
     site.requests.clear()
     status, out, err = run('--offline')
     assert status == 1 and 'nothing is fetched offline' in err and site.requests == []
+    assert 'The same command without --offline gets what is missing' in out
 
 
 def test_a_wrong_size_is_refused(offer, run, target):
