@@ -104,6 +104,7 @@ def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
         for name, count, score in kind['rows']:
             own = [s for s, question in zip(scores, asked, strict=True) if question[kind['kind'].replace(' ', '_')] == name]
             assert (count, score) == (len(own), pytest.approx(100 * np.mean(own)))
+        assert [row[1] for row in kind['rows']] == sorted((row[1] for row in kind['rows']), reverse=True)
     assert data['distinct'] == len(right) and len(data['answers']) == min(30, len(right))
     assert [count for _, count, _, _ in data['answers']] == sorted(right.values(), reverse=True)[:30]
     times = Counter(prediction['answers'][0][0] for prediction in said)
@@ -350,6 +351,10 @@ def test_all_is_reached_by_keys_and_has_a_name(reports, view):
         reached.append(page.run('document.activeElement.id'))
     for name in ('search', 'verdict', 'type', 'right', 'said', 'order', 'boxes', 'more'):
         assert name in reached
+    rows = "document.querySelectorAll('#answers tbody tr:not([hidden])').length"
+    assert page.run(rows) == 12
+    page.run("document.querySelector('#answers .long > button').click()")
+    assert page.run(rows) == len(reports[1][VQA][1]['answers'])
     assert page.run("[...document.querySelectorAll('input, select')].every(each => each.labels[0].innerText.trim())")
     assert page.run("[...document.querySelectorAll('button, svg')].every(each => (each.ariaLabel || each.textContent).trim())")
 

@@ -34,7 +34,7 @@ class Judged:
         return {
             'score': task.score(self.dataset, (self.places, self.probabilities)), 'questions': len(self.said),
             'oracle': self.dataset.oracle(), 'verdicts': [int((verdict(self.score) == place).sum()) for place in range(3)],
-            'kinds': [{'kind': shown(key), 'rows': [self.row(name, chosen) for name, chosen in found]}
+            'kinds': [{'kind': shown(key), 'rows': sorted((self.row(name, has) for name, has in found), key=lambda row: -row[1])}
                       for key, found in kinds.items() if found],
             'answers': [[*self.row(self.dataset.answers[place], self.right == place), int((self.said == place).sum())]
                         for place in common[:LISTED]],
