@@ -178,6 +178,11 @@ class RegionView(Regions):
             picked[owner == which] = part
         return picked
 
+    def image(self, row: int) -> ImageRegions:
+        """As RegionArrays.image."""
+        _, _, (which,) = self.owners([row])
+        return self.stores[which].image(row - int(self.starts[which]))
+
     def owners(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (b,), checked as by `gather`; which of the sets each is of (b,); which of them occur, in order."""
         rows = np.asarray(rows, np.int64)

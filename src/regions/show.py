@@ -51,10 +51,7 @@ def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, mo
     scale = SIDE / max(image.width, image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if photo:
-        width, height = photo.size  # a smaller copy will do, another picture not
-        if abs(width * image.height - height * image.width) > 1.5 * max(image.width, image.height, width, height):
-            raise RegionError(f'image {image.img_id}: expected a photograph of {image.width} x {image.height} pixels or of that '
-                              f'shape, found {width} x {height}; it is another picture, or cut')
+        check_shape(photo, image)
     canvas = photo.resize(size, Image.Resampling.LANCZOS) if photo else Image.new('RGB', size, 'white')
     drawing, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
     chosen = surest(image, most)
@@ -89,12 +86,30 @@ def label(image: ImageRegions, region: int, names: Names) -> str:
             f'{names.name("classes", int(image.classes[region]))} {image.class_conf[region]:.2f}')
 
 
+def check_shape(photo: Image.Image, image: ImageRegions) -> None:
+    """Raises RegionError if a photograph has not the shape that the regions were found in; a smaller copy will do."""
+    width, height = photo.size
+    if abs(width * image.height - height * image.width) > 1.5 * max(image.width, image.height, width, height):
+        raise RegionError(f'image {image.img_id}: expected a photograph of {image.width} x {image.height} pixels or of that '
+                          f'shape, found {width} x {height}; it is another picture, or cut')
+
+
+def photo_path(folder, img_id: str) -> Path | None:
+    """`folder`/`img_id` with an ending of photographs, or None if there is no such file."""
+    return next((path for ending in ENDINGS if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
+
+
 def find_photo(folder, img_id: str) -> Image.Image:
-    """`folder`/`img_id` with an ending of photographs, as RGB. Raises RegionError if it is missing or not whole."""
-    path = next((path for ending in ENDINGS if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
+    """The photograph at `photo_path`. Raises RegionError if it is missing or not whole."""
+    path = photo_path(folder, img_id)
     if path is None:
         raise RegionError(f'{Path(folder) / img_id}.jpg: no such photograph, nor one ending in .png; correct --photos, or '
                           'leave it out for a blank canvas')
+    return read_photo(path)
+
+
+def read_photo(path) -> Image.Image:
+    """A photograph as RGB, upright. Raises RegionError if it cannot be read as one."""
     try:
         with Image.open(path) as photo:
             return ImageOps.exif_transpose(photo).convert('RGB')

@@ -47,7 +47,7 @@ class Answerer:
         tokenizer, answers = start.read_tokenizer(path.parent, config), answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
-        options = _options(path)
+        options = run_options(path)
         made = _task(path, state, config, answers)
         length = max_length or _max_length(path, options)
         model = AnswerModel(LXRTEncoder(config, max_seq_length=length), len(answers), len(made.form.images))
@@ -114,7 +114,7 @@ def _checked(image, config):
         raise RegionError(f'regions: image {image.img_id}: {error}') from None
 
 
-def _options(path):
+def run_options(path):
     """The options of the run that wrote a snapshot; {} where its options.json is not there."""
     beside = path.with_name('options.json')
     if not beside.is_file():

@@ -95,14 +95,21 @@ class Answering:
         """Mean soft score of the predictions (a pair of (n, k), as `predict` gives), per cent."""
         return 100 * float(dataset.scores(predictions[0][:, 0]).mean())
 
+    @staticmethod
+    def groups(examples):
+        """{'answer_type' or 'question_type': [(its name, who has it (n,) bool), ...] by name}, where there are any."""
+        found = {}
+        for key, (codes, names) in examples.types.items():
+            places = sorted((name, place) for place, name in enumerate(names) if name is not None)
+            found[key] = [(name, codes == place) for name, place in places if (codes == place).any()]
+        return found
+
     def table(self, dataset, predictions):
         """The score by answer type and by question type, where the annotations have them, as a text."""
         scores = dataset.scores(predictions[0][:, 0])
         lines = [f'{"":24s} questions  share  score', f'{"all":24s} {len(scores):9d}  100.0  {100 * scores.mean():5.2f}']
-        for key, (codes, names) in dataset.examples.types.items():
-            found = sorted((name, place) for place, name in enumerate(names) if name is not None and (codes == place).any())
-            for name, place in found if len(found) <= MOST_TYPES else ():
-                chosen = codes == place
+        for key, found in self.groups(dataset.examples).items():
+            for name, chosen in found if len(found) <= MOST_TYPES else ():
                 lines.append(f'{key.split("_")[0] + ": " + name:24s} {chosen.sum():9d}  {100 * chosen.mean():5.1f}  '
                              f'{100 * scores[chosen].mean():5.2f}')
         return '\n'.join(lines)

@@ -1,0 +1,43 @@
+"""A look inside a model. The program of run/show.bash, see --help.
+
+Exit status: 0 well; 1 a fault of what was given; 2 wrong usage.
+"""
+
+import argparse
+import importlib
+import sys
+
+from dist import DeviceError
+
+COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
+    'errors': ('show.report', 'one HTML page of a validation run: scores by type and answer, confusions, the worst mistakes'),
+}
+
+
+def parser():
+    made = argparse.ArgumentParser(prog='run/show.bash', description='A look inside a model.', allow_abbrev=False,
+                                   epilog='Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.')
+    commands = made.add_subparsers(metavar='SUBCOMMAND', required=True)
+    for name, (module, text) in COMMANDS.items():
+        part = importlib.import_module(module)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        part.add_arguments(command)
+        command.set_defaults(run=part.run)
+    return made
+
+
+def main(argv=None):
+    """Runs a subcommand; returns its exit status."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError, DeviceError) as error:
+        print(f'show.bash: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nshow.bash: interrupted; nothing was written', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())
