@@ -30,6 +30,7 @@ QUICK = {
     'run/ensemble.bash': [],
     'run/convert.bash': [],
     'run/encode.bash': [],
+    'run/show.bash': [],
     'run/check_dataset.bash': [],
     'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
