@@ -369,7 +369,7 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
     for target in (path, folder):  # an id twice, in the file and in the command
         assert len(run('show', target, '--ids', *[IMAGES[4].img_id, IMAGES[0].img_id] * 2, '--out', out)[1].splitlines()) == 2
     status, _, errors = run('show', path, '--ids', 'zzz', IMAGES[0].img_id, '--out', out)
-    assert status == 1 and 'found none of zzz; correct --ids' in errors
+    assert status == 1 and 'found none of zzz; correct the ids' in errors
     Image.new('RGB', (300, 50)).save(photos / f'{IMAGES[0].img_id}.png')
     (photos / f'{IMAGES[1].img_id}.png').write_bytes(b'no picture')
     (photos / f'{IMAGES[2].img_id}.png').unlink()

@@ -11,7 +11,16 @@ from transformers import LxmertConfig, LxmertForPreTraining
 
 from lxrt import modeling
 from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTModel, LXRTPretraining, Sequences, answer_layers, layer_names
+from lxrt.modeling import (
+    LxrtConfig,
+    LXRTFeatureExtraction,
+    LXRTModel,
+    LXRTPretraining,
+    Sequences,
+    answer_layers,
+    attention_names,
+    layer_names,
+)
 from lxrt.tokenization import BertTokenizer
 
 torch.set_num_threads(1)  # on models this small a second thread only waits: measured, 25 s against 2 on two busy cores
@@ -195,6 +204,110 @@ def test_the_states_of_a_sentence_with_two_images():
     for one, two in zip(once, both, strict=True):
         for name, states in one.items():
             close(two[name], states if name.startswith('lang') else states.repeat_interleave(2, 0))
+
+
+def sides(name):
+    """Who attends to whom in an attention of `attention_names`: 0 words, 1 regions."""
+    layer, _, which = name.partition('.')
+    return {'lang': (0, 0), 'visn': (1, 1), 'rel': (1, 1), 'lang_to_visn': (0, 1), 'visn_to_lang': (1, 0)}[
+        which or layer.rstrip('0123456789')]
+
+
+def masks(batch):
+    """The real words (b, t) and the real regions (b, o)."""
+    shapes = batch['input_ids'].shape, batch['pos'].shape[:2]
+    return [torch.ones(shape, dtype=torch.bool) if batch[name] is None else batch[name]
+            for name, shape in zip(('attention_mask', 'visual_attention_mask'), shapes, strict=True)]
+
+
+@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('seed', range(4))
+def test_the_attention_of_every_layer_equals_hugging_face_and_is_0_at_padding(seed, padded):
+    sizes = random_sizes(seed)
+    model = pretraining(LxrtConfig(**sizes))
+    other, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
+    inside = []  # Hugging Face returns one of the four attentions of a cross layer
+    for layer in other.encoder.x_layers:
+        for module in (layer.visual_attention.att, layer.lang_self_att.self, layer.visn_self_att.self):
+            module.dropout.register_forward_hook(lambda _, args, out: inside.append(out))
+    with torch.no_grad():
+        theirs = other(**as_theirs(batch), output_attentions=True)
+        states, pooled, attention = model.bert(*body_inputs(batch), return_attention=True)
+        plain, plain_pooled = body(model, batch)
+    expected = [*theirs.language_attentions, *theirs.vision_attentions, *inside]
+    assert list(attention) == attention_names(model.bert.config)
+    for (name, ours), reference_weights in zip(attention.items(), expected, strict=True):
+        rows, columns = (masks(batch)[side] for side in sides(name))
+        real = (rows[:, None, :, None] & columns[:, None, None, :]).expand(ours.shape)
+        close(ours[real], reference_weights[real])
+        assert not ours[~real].any()
+        close(ours.sum(-1), rows[:, None].expand(ours.shape[:3]).float())
+    for i, reference_weights in enumerate(theirs.cross_encoder_attentions, 1):
+        assert torch.equal(reference_weights, inside[4 * i - 4])  # the hooks see what it returns
+    for ours, same, mask in zip(states, plain, masks(batch), strict=True):
+        close(ours[mask], same[mask])
+    close(pooled, plain_pooled)
+
+
+@pytest.mark.parametrize('blind', [False, True], ids=['seeing', 'blind'])
+@pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
+def test_attention_is_0_at_padding_and_changes_no_result_and_no_gradient(packed, blind, monkeypatch):
+    """Also with states beside it, with checkpointing, and of an image without regions, to which words attend all the same."""
+    monkeypatch.setattr(modeling, 'PACKED', packed)
+    batch = make_batch(tiny(), padded=True)
+    if blind:
+        batch['visual_attention_mask'][1] = False
+    found = []
+    for watch in (False, True):
+        model = randomise(LXRTModel(tiny(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0))).train()
+        model.encoder.checkpointing = True
+        states, pooled, *inside = model(*body_inputs(batch), hidden_states=watch, return_attention=watch)
+        pooled.sum().backward()
+        found.append([*(side[mask] for side, mask in zip(states, masks(batch), strict=True)), pooled,
+                      *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[1]) > 20
+    for plain, watched in zip(*found, strict=True):
+        close(watched, plain)
+    hidden, attention = inside
+    assert [list(side) for side in hidden] == list(layer_names(tiny())) and list(attention) == attention_names(tiny())
+    for name, weights in attention.items():
+        rows, columns = (masks(batch)[side] for side in sides(name))
+        real = (rows[:, None, :, None] & columns[:, None, None, :]).expand(weights.shape)
+        assert not weights[~real].any() and weights[real].all()
+
+
+def test_the_gradient_with_respect_to_attention_is_the_slope_of_the_result(monkeypatch):
+    """Weights are moved a little, one at a time, after the softmax; what is returned without it has another slope."""
+    model, batch = randomise(LXRTModel(tiny())).double(), make_batch(tiny(), padded=True)
+    inputs = [(item[0].double(), item[1].double()) if isinstance(item, tuple) else item for item in body_inputs(batch)]
+    _, pooled, attention = model(*inputs, return_attention=True)
+    gradients = dict(zip(attention, torch.autograd.grad(pooled.sum(), list(attention.values()), allow_unused=True), strict=True))
+    last = f'cross{tiny().x_layers}'
+    assert {name for name, gradient in gradients.items() if gradient is None} == {f'{last}.visn_to_lang', f'{last}.visn'}
+    plain = modeling.watched
+    for name, place in (('lang1', (0, 1, 2, 3)), ('rel1', (1, 0, 4, 2)), ('cross1.visn_to_lang', (0, 3, 1, 5)),
+                        ('cross2.lang_to_visn', (2, 2, 0, 1)), ('cross2.lang', (1, 1, 0, 2))):
+        sums = []
+        for step in (-1e-6, 1e-6):
+            def moved(weights, queries, keys, seen, step=step, name=name, place=place):
+                if len(seen) == list(attention).index(name):
+                    weights = weights.index_put([torch.tensor(i) for i in place], torch.tensor(step, dtype=weights.dtype), True)
+                return plain(weights, queries, keys, seen)
+
+            monkeypatch.setattr(modeling, 'watched', moved)
+            with torch.no_grad():
+                sums.append(model(*inputs, return_attention=True)[1].sum())
+        slope = float(sums[1] - sums[0]) / 2e-6
+        assert abs(slope) > 1e-5 and abs(float(gradients[name][place]) - slope) < 1e-6 + 1e-4 * abs(slope), name
+
+
+def test_the_attention_of_a_sentence_with_two_images():
+    model, batch = randomise(LXRTModel(tiny())), make_batch(tiny(), padded=True)
+    inputs = body_inputs(batch)
+    twice = (*inputs[:3], tuple(x.repeat_interleave(2, 0) for x in inputs[3]), inputs[4].repeat_interleave(2, 0))
+    once, both = model(*inputs, return_attention=True)[2], model(*twice, return_attention=True)[2]
+    for name, weights in once.items():
+        close(both[name], weights if name.startswith('lang') else weights.repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])

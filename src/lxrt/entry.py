@@ -25,13 +25,14 @@ class LXRTEncoder(nn.Module):
         """Size of the pooled vector."""
         return self.config.hidden_size
 
-    def forward(self, sents, feats, visual_attention_mask=None, hidden_states=False):
+    def forward(self, sents, feats, visual_attention_mask=None, hidden_states=False, return_attention=False):
         """
         sents: a list of b sentences, or token ids (b, t) padded with 0 ([PAD] is id 0 in every vocabulary);
         feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding; or of k images
         a sentence, one after the other, b * k each.
         Returns what the mode says: for 'x' the pooled vectors (b, d), or (b * k, d); with hidden_states (that, the states of
-        words and of regions after every layer), as LXRTModel does. Raises ValueError for other shapes, and on the CPU for boxes
+        words and of regions after every layer), and with return_attention (that, the attention probabilities), as LXRTModel
+        does. Raises ValueError for other shapes, and on the CPU for boxes
         in pixels.
         """
         if not isinstance(sents, torch.Tensor):
@@ -46,4 +47,4 @@ class LXRTEncoder(nn.Module):
         if boxes.device.type == 'cpu' and boxes.numel() and boxes.max() > 2:
             raise ValueError(f'boxes: expected x1, y1, x2, y2 divided by the width and height of the picture, found '
                              f'{float(boxes.max()):.1f}; are they in pixels?')
-        return self.model(sents, None, sents != 0, feats, visual_attention_mask, hidden_states)
+        return self.model(sents, None, sents != 0, feats, visual_attention_mask, hidden_states, return_attention)

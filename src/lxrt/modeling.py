@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from lxrt.config import LxrtConfig
 from lxrt.losses import WEIGHTS, class_loss, feature_loss, label_counts
 
-__all__ = ['LXRTFeatureExtraction', 'LXRTModel', 'LXRTPretraining', 'LxrtConfig', 'answer_layers', 'layer_names']
+__all__ = ['LXRTFeatureExtraction', 'LXRTModel', 'LXRTPretraining', 'LxrtConfig', 'answer_layers', 'attention_names',
+           'layer_names']
 
 MASKED_SCORE = -10000.0  # BERT's 'minus infinity'; its exponential is exactly 0 beside any real score
 
@@ -126,8 +127,9 @@ class BertAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden, context, queries, keys):
-        """hidden (r, d), of the Sequences queries, attends to context (s, d), of the Sequences keys -> (r, d)."""
+    def forward(self, hidden, context, queries, keys, seen=None):
+        """hidden (r, d), of the Sequences queries, attends to context (s, d), of the Sequences keys -> (r, d).
+        seen: a list, to which the attention probabilities are added."""
         if hidden is context:
             query, key, value = project(hidden, self.query, self.key, self.value)
         else:
@@ -137,7 +139,8 @@ class BertAttention(nn.Module):
             for rows, where in ((query, queries), (key, keys), (value, keys))
         )
         mask = None if keys.mask is None else keys.mask.to(query.dtype)  # autocast changes the projections' dtype
-        attended = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        watch = None if seen is None else lambda weights: watched(weights, queries, keys, seen)
+        attended = attend(query, key, value, mask, self.dropout if self.training else 0.0, watch)
         return queries.pack(attended.transpose(1, 2).flatten(2))  # (b, h, n, d/h) -> (r, d)
 
 
@@ -149,14 +152,26 @@ def project(hidden, *layers):
     return F.linear(hidden, weight, bias).chunk(len(layers), -1)
 
 
-def attend(query, key, value, mask, dropout):
+def attend(query, key, value, mask, dropout, watch=None):
     """Scaled dot-product attention: query (b, h, n, d/h), key and value (b, h, m, d/h), mask (b, 1, 1, m) added to the scores or
-    None -> (b, h, n, d/h)."""
-    if query.device.type not in PLAIN_PRODUCTS or not query.requires_grad:
+    None -> (b, h, n, d/h). watch: called with the probabilities (b, h, n, m), returns those to use in their place."""
+    if watch is None and (query.device.type not in PLAIN_PRODUCTS or not query.requires_grad):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     weights = (scores if mask is None else scores + mask).softmax(-1)
-    return drop_out(weights, dropout) @ value
+    return drop_out(weights if watch is None else watch(weights), dropout) @ value
+
+
+def watched(weights, queries, keys, seen):
+    """Adds attention probabilities (b, h, n, m) to the list seen, 0 at padding, and returns them as they were. What is returned
+    is computed from what is seen, so that a result has a gradient with respect to it."""
+    padding = torch.zeros(1, dtype=torch.bool, device=weights.device)  # and after these lines (b or 1, 1, n or 1, m or 1)
+    if queries.real is not None:
+        padding = padding | (queries.real == 0)[:, None, :, None]
+    if keys.real is not None:
+        padding = padding | (keys.real == 0)[:, None, None, :]
+    seen.append(weights.masked_fill(padding, 0))
+    return seen[-1] + weights.masked_fill(~padding, 0)  # an image without any region is attended to all the same
 
 
 class BertOutput(nn.Module):
@@ -187,8 +202,8 @@ class BertSelfattLayer(nn.Module):
         self.self = BertAttention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden, where):
-        return self.output(self.self(hidden, hidden, where, where), hidden)
+    def forward(self, hidden, where, seen=None):
+        return self.output(self.self(hidden, hidden, where, where, seen), hidden)
 
     def of_some(self, some, queries, hidden, where):
         """forward's new states of `some` (q, d), of the Sequences queries, that are among hidden."""
@@ -201,8 +216,8 @@ class BertCrossattLayer(nn.Module):
         self.att = BertAttention(config)
         self.output = BertOutput(config, config.hidden_size)
 
-    def forward(self, hidden, context, queries, keys):
-        return self.output(self.att(hidden, context, queries, keys), hidden)
+    def forward(self, hidden, context, queries, keys, seen=None):
+        return self.output(self.att(hidden, context, queries, keys, seen), hidden)
 
 
 class BertLayer(nn.Module):
@@ -214,8 +229,8 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, where):
-        hidden = self.attention(hidden, where)
+    def forward(self, hidden, where, seen=None):
+        hidden = self.attention(hidden, where, seen)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -233,14 +248,15 @@ class LXRTXLayer(nn.Module):
         self.visn_inter = BertIntermediate(config)
         self.visn_output = BertOutput(config, config.intermediate_size)
 
-    def forward(self, lang, visn, words, regions):
+    def forward(self, lang, visn, words, regions, seen=None):
+        """seen: a list, to which the probabilities of the four attentions are added, in the order in which they stand here."""
         # Both directions start from the layer's inputs, not from each other's result.
         lang, visn = (
-            self.visual_attention(lang, visn, words, regions),
-            self.visual_attention(visn, lang, regions, words),
+            self.visual_attention(lang, visn, words, regions, seen),
+            self.visual_attention(visn, lang, regions, words, seen),
         )
-        lang = self.lang_self_att(lang, words)
-        visn = self.visn_self_att(visn, regions)
+        lang = self.lang_self_att(lang, words, seen)
+        visn = self.visn_self_att(visn, regions, seen)
         return self.lang_output(self.lang_inter(lang), lang), self.visn_output(self.visn_inter(visn), visn)
 
     def first_word(self, lang, visn, words, regions):
@@ -262,14 +278,17 @@ class LXRTEncoder(nn.Module):
         self.r_layers = nn.ModuleList(BertLayer(config) for _ in range(config.r_layers))
         self.checkpointing = False  # in training, compute what is inside a layer again for its gradient instead of keeping it
 
-    def run(self, layer, *inputs):
+    def run(self, layer, *inputs, seen=None):
+        if seen is not None:  # never in a checkpoint, which would see everything twice
+            return layer(*inputs, seen)
         if self.checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 
-    def forward(self, lang, features, boxes, words, regions, pooled_only=False, hidden=None):
+    def forward(self, lang, features, boxes, words, regions, pooled_only=False, hidden=None, seen=None):
         """lang (r, d), of the Sequences words; features (s, f) and boxes (s, 4), of the Sequences regions, k for each of words.
-        hidden: two lists, to which states after each layer are added, of words and of regions, in the order of `layer_names`.
+        hidden: two lists, to which states after each layer are added, of words and of regions, in the order of `layer_names`;
+        seen: a list, to which attention probabilities are added, in the order of `attention_names`.
         Returns padded word states (b * k, t, d) and region states (b * k, o, d); with pooled_only those of [CLS], (b * k, 1, d),
         and None."""
         def keep(side, rows, where):
@@ -280,16 +299,16 @@ class LXRTEncoder(nn.Module):
         keep(0, lang, words)
         keep(1, visn, regions)
         for layer in self.layer:
-            lang = self.run(layer, lang, words)
+            lang = self.run(layer, lang, words, seen=seen)
             keep(0, lang, words)
         if regions.shape[0] > words.shape[0]:  # the images of a sentence do not read it apart until here
             lang, words = words.repeat(lang, regions.shape[0] // words.shape[0])
         for layer in self.r_layers:
-            visn = self.run(layer, visn, regions)
+            visn = self.run(layer, visn, regions, seen=seen)
             keep(1, visn, regions)
         whole = len(self.x_layers) - pooled_only
         for layer in self.x_layers[:whole]:
-            lang, visn = self.run(layer, lang, visn, words, regions)
+            lang, visn = self.run(layer, lang, visn, words, regions, seen=seen)
             keep(0, lang, words)
             keep(1, visn, regions)
         for layer in self.x_layers[whole:]:
@@ -302,6 +321,13 @@ def layer_names(config):
     cross = [f'cross{i}' for i in range(1, config.x_layers + 1)]
     return ([f'lang{i}' for i in range(config.l_layers + 1)] + cross,  # lang0: the embeddings
             ['visn0'] + [f'rel{i}' for i in range(1, config.r_layers + 1)] + cross)  # visn0: likewise
+
+
+def attention_names(config):
+    """The names of the attentions whose probabilities `return_attention` returns, in order."""
+    return [*(f'lang{i}' for i in range(1, config.l_layers + 1)), *(f'rel{i}' for i in range(1, config.r_layers + 1)),
+            *(f'cross{i}.{which}' for i in range(1, config.x_layers + 1)
+              for which in ('lang_to_visn', 'visn_to_lang', 'lang', 'visn'))]
 
 
 class BertPooler(nn.Module):
@@ -325,7 +351,7 @@ class LXRTModel(nn.Module):
         self.apply(initialise(config))
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
-                visual_attention_mask=None, pooled_only=False, hidden_states=False):
+                visual_attention_mask=None, pooled_only=False, hidden_states=False, return_attention=False):
         """
         input_ids (b, t) int; token_type_ids (b, t), zeros if None; attention_mask (b, t), ones if None;
         visual_feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), ones if None.
@@ -336,8 +362,13 @@ class LXRTModel(nn.Module):
         With hidden_states also returns ({layer: word states (b, t, d)}, {layer: region states (b, o, d)}), by `layer_names`, 0 at
         padding; all is then computed, whatever pooled_only says. Of a sentence with k images, b of the language layers, that read
         it once, and b * k of the others.
+
+        With return_attention also returns, after these, {layer: attention probabilities}, by `attention_names`, 0 at padding and
+        before dropout: langN (b, h, t, t), relN (b, h, o, o), crossN.lang_to_visn (b, h, t, o), of each word over the regions,
+        crossN.visn_to_lang (b, h, o, t), and after these crossN.lang (b, h, t, t), crossN.visn (b, h, o, o). They can be
+        differentiated with respect to; all is computed, and of several images a sentence the same holds as of hidden_states.
         """
-        hidden = ([], []) if hidden_states else None
+        hidden, seen = ([], []) if hidden_states else None, [] if return_attention else None
         features, boxes = visual_feats
         (b, t), o = input_ids.shape, features.shape[1]
         words = Sequences(attention_mask, b, t, input_ids.device)
@@ -347,20 +378,24 @@ class LXRTModel(nn.Module):
         positions = torch.arange(t, device=input_ids.device).expand(b, t)
         lang, visn = self.encoder(
             self.embeddings(*(words.pack(ids) for ids in (input_ids, positions, token_type_ids))),
-            regions.pack(features), regions.pack(boxes), words, regions, pooled_only and not hidden_states, hidden,
+            regions.pack(features), regions.pack(boxes), words, regions,
+            pooled_only and not hidden_states and not return_attention, hidden, seen,
         )
         found = (lang, visn), self.pooler(lang)
-        if not hidden_states:
-            return found
-        return *found, tuple(dict(zip(names, states, strict=True))
-                             for names, states in zip(layer_names(self.config), hidden, strict=True))
+        if hidden_states:
+            found += tuple(dict(zip(names, states, strict=True))
+                           for names, states in zip(layer_names(self.config), hidden, strict=True)),
+        if return_attention:
+            found += dict(zip(attention_names(self.config), seen, strict=True)),
+        return found
 
 
 class LXRTFeatureExtraction(nn.Module):
     """LXRTModel under the name `bert`, as checkpoints have it.
 
     mode, as in the original code: 'x' returns the pooled vector; 'l', 'r' or 'lr' the states of words and regions;
-    'lxr' (any mode with x and one of the others) both. With hidden_states (that, what LXRTModel's returns).
+    'lxr' (any mode with x and one of the others) both. With hidden_states, return_attention or both (that, what LXRTModel
+    returns for them).
     """
 
     def __init__(self, config, mode='lxr'):
@@ -371,11 +406,11 @@ class LXRTFeatureExtraction(nn.Module):
         self.bert = LXRTModel(config)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, visual_feats=None,
-                visual_attention_mask=None, hidden_states=False):
-        states, pooled, *hidden = self.bert(input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask,
-                                            pooled_only=self.mode == 'x', hidden_states=hidden_states)
+                visual_attention_mask=None, hidden_states=False, return_attention=False):
+        states, pooled, *inside = self.bert(input_ids, token_type_ids, attention_mask, visual_feats, visual_attention_mask,
+                                            self.mode == 'x', hidden_states, return_attention)
         found = pooled if self.mode == 'x' else (states, pooled) if 'x' in self.mode else states
-        return (found, *hidden) if hidden_states else found
+        return (found, *inside) if inside else found
 
 
 class BertPredictionHeadTransform(nn.Module):

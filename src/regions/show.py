@@ -45,33 +45,45 @@ class Names:
 def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, most: int = 20) -> Image.Image:
     """The `most` regions with the highest class confidence; `photo` None draws on a blank canvas. Returns RGB.
 
-    Thicker lines are surer. Labels do not cover each other as long as there is room. Raises RegionError if the photograph
-    has not the shape that the regions were found in.
+    Thicker lines are surer. Raises RegionError if the photograph has not the shape that the regions were found in.
+    """
+    canvas, boxes = ground(image, photo)
+    drawing = ImageDraw.Draw(canvas)
+    chosen = surest(image, most)
+    colours = [_colour(rank) for rank in range(len(chosen))]
+    for region, colour in reversed([*zip(chosen, colours, strict=True)]):  # the surest on top
+        thickness = 1 + round(4 * min(1, max(0, float(image.class_conf[region]))))
+        drawing.rectangle(boxes[region], outline=colour, width=thickness)
+    write(drawing, [boxes[region] for region in chosen], [label(image, region, names) for region in chosen], colours)
+    return canvas
+
+
+def ground(image: ImageRegions, photo: Image.Image | None) -> tuple[Image.Image, list[list[float]]]:
+    """A canvas with the photograph, or blank, its longer side SIDE, and the boxes of all regions on it.
+
+    Raises RegionError if the photograph has not the shape that the regions were found in.
     """
     scale = SIDE / max(image.width, image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if photo:
         check_shape(photo, image)
     canvas = photo.resize(size, Image.Resampling.LANCZOS) if photo else Image.new('RGB', size, 'white')
-    drawing, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    chosen = surest(image, most)
-    boxes = {region: (image.boxes[region] * scale).tolist() for region in chosen}
-    colours = {region: _colour(rank) for rank, region in enumerate(chosen)}
-    for region in reversed(chosen):  # the surest on top
-        thickness = 1 + round(4 * min(1, max(0, float(image.class_conf[region]))))
-        drawing.rectangle(_drawable(boxes[region], size), outline=colours[region], width=thickness)
-    texts = {region: label(image, region, names) for region in chosen}
+    return canvas, [_drawable((box * scale).tolist(), size) for box in image.boxes]
+
+
+def write(drawing: ImageDraw.ImageDraw, boxes: list[list[float]], texts: list[str], colours: list) -> None:
+    """A label for each box, the first ones nearest to theirs. They do not cover each other as long as there is room."""
+    font, size = ImageFont.load_default(FONT), drawing.im.size
     above, below = font.getmetrics()
-    places = {}
-    for region in chosen:
-        wide = drawing.textlength(texts[region], font) + 2 * GAP
-        places[region] = _place(boxes[region], (wide, above + below + GAP), size, list(places.values()))
-        _point_to(drawing, places[region], boxes[region], colours[region])
-    for region, place in places.items():  # over every line
-        drawing.rectangle(place, fill=colours[region], outline='black')
-        ink = 'black' if np.dot(colours[region], (0.299, 0.587, 0.114)) > 120 else 'white'
-        drawing.text((place[0] + GAP, place[1] + GAP / 2), texts[region], fill=ink, font=font)
-    return canvas
+    places = []
+    for box, text, colour in zip(boxes, texts, colours, strict=True):
+        wide = drawing.textlength(text, font) + 2 * GAP
+        places.append(_place(box, (wide, above + below + GAP), size, places))
+        _point_to(drawing, places[-1], box, colour)
+    for place, text, colour in zip(places, texts, colours, strict=True):  # over every line
+        drawing.rectangle(place, fill=colour, outline='black')
+        ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else 'white'
+        drawing.text((place[0] + GAP, place[1] + GAP / 2), text, fill=ink, font=font)
 
 
 def surest(image: ImageRegions, most: int) -> list[int]:
@@ -105,11 +117,11 @@ def find_photo(folder, img_id: str) -> Image.Image:
     if path is None:
         raise RegionError(f'{Path(folder) / img_id}.jpg: no such photograph, nor one ending in .png; correct --photos, or '
                           'leave it out for a blank canvas')
-    return read_photo(path)
+    return open_photo(path)
 
 
-def read_photo(path) -> Image.Image:
-    """A photograph as RGB, upright. Raises RegionError if it cannot be read as one."""
+def open_photo(path) -> Image.Image:
+    """A photograph as RGB, turned as its EXIF data say. Raises RegionError if it is not whole."""
     try:
         with Image.open(path) as photo:
             return ImageOps.exif_transpose(photo).convert('RGB')

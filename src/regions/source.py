@@ -51,4 +51,4 @@ def chosen(path, img_ids: list[str]) -> Iterator[ImageRegions]:
         if not missing:
             return
     raise RegionError(f'{path}: expected regions of {len(img_ids)} images, found none of {", ".join(sorted(missing))}; '
-                      'correct --ids')
+                      'correct the ids')

@@ -7,6 +7,7 @@ scene together with its answer. `ask` draws proposals and takes the one whose an
 so the answers of each form come out equally often, whatever the scenes make likely.
 """
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -72,6 +73,17 @@ class Phrase:
     @property
     def many(self) -> str:
         return self.one + ('es' if self.one.endswith('ss') else 's')
+
+
+NAMED = re.compile(rf'\bthe (?:({"|".join(way for ways in SIZE_WORDS.values() for way in ways)}) )?'
+                   rf'(?:({"|".join(COLOURS)}) )?({"|".join(SHAPES)}|thing|object)\b', re.IGNORECASE)
+NAMES = {way: size for size, ways in SIZE_WORDS.items() for way in ways} | {'thing': '', 'object': ''}
+
+
+def named(sentence: str) -> list[Description]:
+    """The descriptions that follow a "the", in their order."""
+    return [Description(*(NAMES.get(word, word) for word in (word.lower() for word in found)))
+            for found in NAMED.findall(sentence)]
 
 
 # A proposal: what fills the template's slots (descriptions or plain words), and the soft answer, the best one first.

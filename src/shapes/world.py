@@ -181,6 +181,11 @@ def _img_id(folder: str, index: int) -> str:
     return f'COCO_{folder}_{index + 1:012d}'
 
 
+def scene_of(seed: int, img_id: str) -> scene.Scene:
+    """What is in a picture of the world `seed`, by its id."""
+    return scene.sample(seed, int(img_id.rpartition('_')[2]) - 1)
+
+
 def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
     """Draw picture `index`, save it, and find its regions. Its own generator makes it independent of all others."""
     rng = np.random.default_rng((seed, index))

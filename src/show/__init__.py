@@ -1,0 +1,1 @@
+"""A look inside a model: what it attends to, and what an answer rests on."""

@@ -10,6 +10,8 @@ import sys
 from dist import DeviceError
 
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
+    'attention': ('show.attention', 'which words and regions an answer rests on, and what each head looks at'),
+    'pointing': ('show.pointing', 'how often relevance points at the object that a question names (sample world)'),
     'errors': ('show.report', 'one HTML page of a validation run: scores by type and answer, confusions, the worst mistakes'),
 }
 

@@ -13,7 +13,7 @@ import dist
 from annotations.files import DataError, some
 from checkpoint import write_whole
 from param import Options
-from regions.show import FILES, Names, check_shape, label, photo_path, read_photo, surest
+from regions.show import FILES, Names, check_shape, label, open_photo, photo_path, surest
 from show.judged import Judged
 from tasks.answerer import run_options
 from tasks.answering import say_if_alike
@@ -118,7 +118,7 @@ def embedded(path, image):
     """A small copy of a photograph as a data: URI; None for no path."""
     if path is None:
         return None
-    photo, data = read_photo(path), io.BytesIO()
+    photo, data = open_photo(path), io.BytesIO()
     check_shape(photo, image)
     photo.thumbnail((SIDE, SIDE))
     photo.save(data, 'JPEG', quality=QUALITY)

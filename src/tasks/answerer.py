@@ -64,23 +64,29 @@ class Answerer:
         that are damaged or do not fit the model, ValueError for anything else that was not expected.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
-        for name, value in (('best', best), ('batch_size', batch_size)):
-            if value < 1:
-                raise ValueError(f'{name}: expected at least 1, found {value}')
+        if best < 1:
+            raise ValueError(f'best: expected at least 1, found {best}')
+        self.task.most, found = best, []
+        with torch.no_grad():
+            for batch in self.batches(regions, questions, batch_size):
+                predicted = self.task.predict(self.task.model, batch)
+                for places, chances in zip(*(part.tolist() for part in predicted), strict=True):
+                    found.append([(self.answers[place], chance) for place, chance in zip(places, chances, strict=True)])
+        return found
+
+    def batches(self, regions, questions, batch_size=32):
+        """Yields what the model (task.model, which is set to evaluation) reads to answer, as tasks.data.QuestionDataset has it,
+        on the model's device. Takes and raises what `answer` does; questions: a list."""
+        if batch_size < 1:
+            raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
         for i, question in enumerate(questions):
             if not isinstance(question, str):
                 raise ValueError(f'questions[{i}]: expected a text, found {question!r}')
         images = self._images(regions, len(questions))
-        if not questions:
-            return []
-        dataset = self._dataset(images, questions)
-        self.task.most, found = best, []
-        model, options = self.task.model.eval(), Options(batchSize=batch_size)
-        with torch.no_grad():
-            for batch in batches(dataset, evaluation_parts(len(dataset), options), options, next(model.parameters()).device):
-                for places, chances in zip(*(part.tolist() for part in self.task.predict(model, batch)), strict=True):
-                    found.append([(self.answers[place], chance) for place, chance in zip(places, chances, strict=True)])
-        return found
+        if questions:
+            dataset, options = self._dataset(images, questions), Options(batchSize=batch_size)
+            device = next(self.task.model.eval().parameters()).device
+            yield from batches(dataset, evaluation_parts(len(dataset), options), options, device)
 
     def _images(self, regions, n):
         """The images of each of n questions, all in tuples of as many as the task has."""

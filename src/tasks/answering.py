@@ -86,9 +86,12 @@ class Answering:
     def predict(self, model, batch):
         """The --dumpProbs best answers, else the best one: their places (b, k) int64 and probabilities (b, k) float32."""
         logits = self.logits(model, batch)
-        probabilities = logits.sigmoid() if self.loss == 'BCE' else logits.softmax(1)
         best = logits.topk(min(self.most, logits.shape[1]))  # of logits: many probabilities round to 1
-        return best.indices, probabilities.gather(1, best.indices)
+        return best.indices, self.probabilities(logits).gather(1, best.indices)
+
+    def probabilities(self, logits):
+        """(b, answers) -> the same; of answers that exclude each other they sum to 1."""
+        return logits.sigmoid() if self.loss == 'BCE' else logits.softmax(1)
 
     @staticmethod
     def score(dataset, predictions):

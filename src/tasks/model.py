@@ -28,10 +28,15 @@ class AnswerModel(nn.Module):
         self.lxrt_encoder, self.images = encoder, images
         self.logit_fc = answer_layers(encoder.config, num_answers, images)
 
-    def forward(self, input_ids, features, boxes, visual_attention_mask=None):
+    def forward(self, input_ids, features, boxes, visual_attention_mask=None, return_attention=False):
         """input_ids (b, t); of k images: features (b * k, o, f); boxes (b * k, o, 4); visual_attention_mask (b * k, o), the
-        images of an example one after the other -> logits (b, answers)."""
-        pooled = self.lxrt_encoder(input_ids, (features, boxes), visual_attention_mask)  # (b * k, d)
+        images of an example one after the other -> logits (b, answers); with return_attention (they, attention probabilities
+        by layer, as LXRTModel returns them), which the encoder must then know."""
+        inputs = input_ids, (features, boxes), visual_attention_mask
+        if return_attention:
+            pooled, attention = self.lxrt_encoder(*inputs, return_attention=True)
+            return self.logit_fc(pooled.view(len(input_ids), -1)), attention
+        pooled = self.lxrt_encoder(*inputs)  # (b * k, d)
         return self.logit_fc(pooled.view(len(input_ids), -1))
 
 

@@ -1,0 +1,401 @@
+"""A look inside: relevance against slow loops, the pictures, run/show.bash, and the pointing game."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
+from regions import source
+from shapes import questions, scene
+from shapes.scene import covered
+from show import draw, main, pointing
+from show.relevance import Relevance, relevance
+from tasks.answerer import Answerer
+from tasks.model import AnswerModel
+
+TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
+        'max_position_embeddings': 24, 'l_layers': 2, 'x_layers': 2, 'r_layers': 1, 'visual_feat_dim': 6}
+
+
+# ---------------------------------------------------------------------------- relevance
+
+
+def tiny_model(images=1, **changes):
+    torch.manual_seed(0)
+    model = AnswerModel(LXRTEncoder(LxrtConfig(**{**TINY, **changes})), 5, images)
+    for p in model.parameters():
+        p.data.normal_(0, 0.4)
+    return model.eval()
+
+
+def tiny_batch(images=1, padded=True):
+    g = torch.Generator().manual_seed(1)
+    b, t, o = 3, 6, 5
+    ids = torch.randint(1, 40, (b, t), generator=g)
+    batch = {'input_ids': ids, 'features': torch.randn(b * images, o, 6, generator=g),
+             'boxes': torch.rand(b * images, o, 4, generator=g)}
+    if padded:
+        ids[1, 4:] = 0
+        counts = torch.tensor([5, 3, 4, 2, 5, 1])[:b * images]
+        batch['visual_attention_mask'] = torch.arange(o) < counts[:, None]
+    return batch
+
+
+def product(*matrices):
+    """Of matrices as lists of rows."""
+    found = matrices[0]
+    for other in matrices[1:]:
+        found = [[sum(row[k] * other[k][j] for k in range(len(other))) for j in range(len(other[0]))] for row in found]
+    return found
+
+
+def plus(one, other):
+    return [[x + y for x, y in zip(row, others, strict=True)] for row, others in zip(one, other, strict=True)]
+
+
+def turned(matrix):
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def scaled(matrix):
+    """Rows of what a map has beside the identity sum to 1."""
+    found = []
+    for i, row in enumerate(matrix):
+        rest = [value - (i == j) for j, value in enumerate(row)]
+        found.append([(value / sum(rest) if sum(rest) else 0.0) + (i == j) for j, value in enumerate(rest)])
+    return found
+
+
+def slowly(model, batch, place, answer, images):
+    """Words and regions of one example, whose (sentence, image) pairs are computed without padding; lists of numbers."""
+    words = int((batch['input_ids'][place] != 0).sum())
+    config, rows = model.lxrt_encoder.config, range(place * images, (place + 1) * images)
+    counts = [int(batch['visual_attention_mask'][row].sum()) if 'visual_attention_mask' in batch else 5 for row in rows]
+    one = {'input_ids': batch['input_ids'][place:place + 1, :words], 'features': batch['features'][list(rows)],
+           'boxes': batch['boxes'][list(rows)], 'visual_attention_mask': torch.arange(5) < torch.tensor(counts)[:, None]}
+    logits, attention = model(*one.values(), return_attention=True)
+    gradients = torch.autograd.grad(logits[0, answer], list(attention.values()), allow_unused=True)
+    found = []
+    for image, o in enumerate(counts):
+        mean = {}
+        for (name, weights), gradient in zip(attention.items(), gradients, strict=True):
+            row = image if len(weights) == images else 0
+            many, wide = (o if side == 'o' else words for side in sides(name))
+            both = (torch.zeros_like(weights) if gradient is None else gradient * weights)[row].tolist()
+            mean[name] = [[sum(max(head[i][j], 0.0) for head in both) / len(both) for j in range(wide)] for i in range(many)]
+        tt, ii = ([[float(i == j) for j in range(size)] for i in range(size)] for size in (words, o))
+        ti, it = [[0.0] * o for _ in range(words)], [[0.0] * words for _ in range(o)]
+        for i in range(1, config.l_layers + 1):
+            tt, ti = plus(tt, product(mean[f'lang{i}'], tt)), plus(ti, product(mean[f'lang{i}'], ti))
+        for i in range(1, config.r_layers + 1):
+            ii, it = plus(ii, product(mean[f'rel{i}'], ii)), plus(it, product(mean[f'rel{i}'], it))
+        for i in range(1, config.x_layers + 1):
+            there, back = mean[f'cross{i}.lang_to_visn'], mean[f'cross{i}.visn_to_lang']
+            new_tt, new_ii = plus(tt, product(there, it)), plus(ii, product(back, ti))
+            new_ti = plus(ti, product(turned(scaled(tt)), there, scaled(ii)))
+            new_it = plus(it, product(turned(scaled(ii)), back, scaled(tt)))
+            tt, ti, it, ii = new_tt, new_ti, new_it, new_ii
+            tt, ti = plus(tt, product(mean[f'cross{i}.lang'], tt)), plus(ti, product(mean[f'cross{i}.lang'], ti))
+            ii, it = plus(ii, product(mean[f'cross{i}.visn'], ii)), plus(it, product(mean[f'cross{i}.visn'], it))
+        found.append(([value - (j == 0) for j, value in enumerate(tt[0])], ti[0]))
+    return found
+
+
+def sides(name):
+    layer, _, which = name.partition('.')
+    if which in ('lang_to_visn', 'visn_to_lang'):
+        return ('t', 'o') if which == 'lang_to_visn' else ('o', 't')
+    return ('t', 't') if (which or layer).startswith('lang') else ('o', 'o')
+
+
+@pytest.mark.parametrize('given', [False, True], ids=['best', 'given'])
+@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('images', [1, 2])
+def test_relevance_equals_slow_loops_of_each_example_alone(images, padded, given):
+    model, batch = tiny_model(images), tiny_batch(images, padded)
+    answers = torch.tensor([4, 0, 2]) if given else None
+    with torch.no_grad():  # gradients are computed all the same
+        found, logits = relevance(model, batch, answers), model(*batch.values())
+    torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-5)
+    assert found.answers.tolist() == (answers if given else logits.argmax(1)).tolist()
+    assert found.words.shape == (3, images, 6) and found.regions.shape == (3, images, 5)
+    for place in range(3):
+        for image, expected in enumerate(slowly(model, batch, place, int(found.answers[place]), images)):
+            for ours, plain in zip((found.words[place, image], found.regions[place, image]), expected, strict=True):
+                np.testing.assert_allclose(ours[:len(plain)], plain, rtol=1e-3, atol=1e-6 + 1e-4 * max(plain))
+                assert not ours[len(plain):].any() and max(plain) > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_relevance_of_a_model_without_layers_before_the_cross_layers():
+    found = relevance(tiny_model(l_layers=0, r_layers=0), tiny_batch())
+    assert torch.isfinite(found.words).all() and torch.isfinite(found.regions).all() and found.regions.any()
+
+
+# ---------------------------------------------------------------------------- the pictures
+
+
+@pytest.fixture(scope='module')
+def shown(made_world, tmp_path_factory):
+    """The folder of a snapshot of each task, with weights that are random, but large enough for answers to differ."""
+    folder = tmp_path_factory.mktemp('show')
+    config = LxrtConfig.from_json(made_world / 'bert/config.json')
+    for task, images in (('vqa', 1), ('gqa', 1), ('nlvr2', 2)):
+        answers = ['False', 'True'] if images == 2 else json.loads((made_world / task / 'trainval_label2ans.json').read_text())
+        torch.manual_seed(3)
+        model = AnswerModel(LXRTEncoder(config), len(answers), images)
+        for p in model.parameters():
+            p.data.normal_(0, 0.3)
+        (folder / task).mkdir()
+        torch.save(model.state_dict(), folder / task / 'BEST.pth')
+        (folder / task / 'answers.json').write_text(json.dumps(answers))
+        for name in ('config.json', 'vocab.txt'):
+            shutil.copy(made_world / 'bert' / name, folder / task)
+    return folder
+
+
+@pytest.fixture
+def run(made_world, shown, tmp_path, capsys):
+    """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
+    def program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
+        status = main.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
+                            str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
+                            '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
+        return status, capsys.readouterr()
+
+    return program
+
+
+@pytest.mark.parametrize('task', ['vqa', 'gqa', 'nlvr2'])
+def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_path, task):
+    ids = [f'COCO_train2014_{number:012d}' for number in (2, 1)][:2 if task == 'nlvr2' else 1]
+    status, printed = run(task=task, image=[made_world / f'images/train2014/{img_id}.png' for img_id in ids])
+    assert status == 0, printed.err
+    answerer = Answerer.from_snapshot(shown / task / 'BEST')
+    features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
+    images = sorted(source.chosen(features, ids), key=lambda image: ids.index(image.img_id))
+    (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
+    assert printed.out.startswith(f'What color is the star? {answer} ({probability:.3f})\n')
+    batch, = answerer.batches([tuple(images)], ['What color is the star?'])
+    expected, told = relevance(answerer.task.model, batch), json.loads((tmp_path / 'out/attention.json').read_text())
+    assert told['answer'] == told['own answer'] == answer and abs(told['probability'] - probability) < 1e-5
+    assert told['words'] == ['[CLS]', 'what', 'color', 'is', 'the', 'star', '?', '[SEP]']
+    files = ['attention.json']
+    for i, (image, found) in enumerate(zip(images, told['images'], strict=True)):
+        np.testing.assert_allclose(found['relevance of words'], expected.words[0, i], atol=1e-5)
+        np.testing.assert_allclose([one['relevance'] for one in found['regions']], expected.regions[0, i], atol=1e-5)
+        np.testing.assert_allclose([one['box'] for one in found['regions']], image.boxes, atol=1e-4)
+        for name, shape in (('cross1.lang_to_visn', (2, 8, 36)), ('cross1.visn_to_lang', (2, 36, 8))):
+            assert np.shape(found['attention'][name]) == shape
+            np.testing.assert_allclose(found['attention'][name], expected.attention[name][i], atol=1e-5)
+        best = found['regions'][int(expected.regions[0, i].argmax())]['name']
+        share = float(expected.regions[0, i].max() / expected.regions[0, i].sum())
+        which = f'image {i + 1}, ' if len(ids) > 1 else ''
+        assert f'{which}regions: 1 {best} {share:.0%}, 2 ' in printed.out and '[CLS]' not in printed.out
+        prefix = f'image{i + 1}_' if len(ids) > 1 else ''
+        files += [f'{prefix}regions.png', f'{prefix}cross1.png']
+        with Image.open(tmp_path / f'out/{prefix}regions.png') as picture:
+            assert picture.size == (1280, 960) and picture.format == 'PNG'
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(files)
+
+
+def test_an_answer_of_ones_own_and_a_picture_that_is_not_there(run, tmp_path):
+    assert run()[0] == 0
+    own = json.loads((tmp_path / 'out/attention.json').read_text())
+    other = 'yes' if own['answer'] != 'yes' else 'no'
+    status, printed = run('--answer', other, image=['gone/COCO_train2014_000000000001.png'])
+    assert status == 0 and f'; the model answers {own["answer"]})' in printed.out
+    assert 'gone/COCO_train2014_000000000001.png: no such picture; regions are drawn on a blank canvas' in printed.out
+    found = json.loads((tmp_path / 'out/attention.json').read_text())
+    assert (found['answer'], found['own answer']) == (other, own['answer'])
+    assert found['images'][0]['relevance of words'] != own['images'][0]['relevance of words']
+    assert found['images'][0]['attention'] == own['images'][0]['attention']
+
+
+def test_layers_and_heads_are_chosen(run, tmp_path):
+    sizes = []
+    for heads in ([], ['--heads', '2']):
+        assert run('--layers', 'cross1', *heads)[0] == 0
+        sizes.append(Image.open(tmp_path / 'out/cross1.png').height)
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(('flags', 'image', 'error'), [
+    (['--answer', 'perhaps'], None, "--answer: expected one of the 27 answers of the model (yes, no, 0 and 24 more), found 'pe"),
+    (['--layers', 'cross2'], None, "--layers: expected some of cross1, found 'cross2'"),
+    (['--heads', '1,3'], None, "--heads: expected some of 1,2, found '3'"),
+    ([], ['nowhere'], 'expected regions of 1 images, found none of nowhere; correct the ids'),
+    ([], ['COCO_train2014_000000000001'] * 2, 'expected an ImageRegions for question 0, found ImageRegions, ImageRegions'),
+    (['--load', 'none'], None, 'none.pth: no such file'),
+    (['--names', 'none'], None, 'none/objects_vocab.txt: expected UTF-8 text'),
+    (['--features', 'none.tsv'], None, 'none.tsv'),
+])
+def test_faults_are_named_and_nothing_is_written(run, tmp_path, flags, image, error):
+    status, printed = run(*flags, **({'image': image} if image else {}))
+    assert status == 1 and printed.err.startswith('show.bash: error: ') and error in printed.err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_photographs_that_do_not_fit_are_named(run, tmp_path):
+    photo = tmp_path / 'COCO_train2014_000000000001.png'
+    Image.new('RGB', (300, 50)).save(photo)
+    status, printed = run(image=[photo])
+    assert status == 1 and 'expected a photograph of 160 x 120 pixels or of that shape, found 300 x 50' in printed.err
+    photo.write_bytes(photo.read_bytes()[:60])
+    status, printed = run(image=[photo])
+    assert status == 1 and f'{photo}: expected a photograph, found a file that cannot be read as one' in printed.err
+
+
+def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(made_world):
+    image = next(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
+    image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
+    weights = np.zeros(36)
+    weights[:3] = 4, 2, 1
+    inside, edges = [], []
+    photo = Image.new('RGB', (320, 240), 'white')
+    for picture in (draw.draw_regions(image, weights, {}), draw.draw_regions(image, weights, {}, photo)):
+        inside = [picture.getpixel((x * 8, 30 * 8))[0] for x in (30, 80, 130)]
+        edges = [picture.getpixel((x * 8, 30 * 8)) for x in (10, 60, 110)]
+        assert inside == [255, round(255 * 0.7 - 0.5), round(255 * 0.55 - 0.5)]
+        assert picture.getpixel((400, 800)) == (102, 102, 102)
+        distance = [np.abs(np.subtract(edge, draw.COLOUR)).sum() for edge in edges]
+        assert distance[0] == 0 and distance[0] < distance[1] < distance[2]
+    labelled = draw.draw_regions(image, weights, {0: '1 red star 57%'}, photo)
+    assert labelled != picture
+    draw.draw_regions(image, np.zeros(36), {})  # nothing is relevant
+
+
+@pytest.mark.parametrize(('heads', 'words', 'regions'), [(1, 3, 1), (4, 20, 36), (12, 20, 36), (3, 4, 100)])
+def test_no_text_of_a_figure_is_cut_off_and_dollars_are_no_formula(heads, words, regions):
+    rng = np.random.default_rng(0)
+    tokens = ['[CLS]', *['$x_', 'ordinary'] * 10][:words - 1] + ['[SEP]']
+    there, back = rng.random((heads, words, regions)), rng.random((heads, regions, words))
+    figure = draw.draw_heads('cross1 of "Is it $5 or $6, or more?" yes', tokens, rng.random(words), there, back,
+                             list(range(1, heads + 1)), rng.permutation(regions))
+    figure.draw_without_rendering()
+    _, _, width, height = figure.bbox.extents
+    texts = [text for text in figure.findobj(lambda one: hasattr(one, 'get_text')) if text.get_visible() and text.get_text()]
+    assert len(texts) > heads * 2 + words
+    boxes = [(text.get_text(), *text.get_window_extent().extents) for text in texts]
+    assert not [text for text, x0, y0, x1, y1 in boxes if min(x0, y0) < -0.5 or x1 > width + 0.5 or y1 > height + 0.5]
+    assert figure.get_axes()[1].get_images()[0].get_array().shape == (words, regions)
+
+
+def test_strips_show_words_by_regions_in_the_order_given():
+    there, back = np.arange(6.0).reshape(1, 2, 3), 10 + np.arange(6.0).reshape(1, 3, 2)
+    figure = draw.draw_heads('', ['a', 'b'], np.ones(2), there, back, [1], np.array([2, 0, 1]))
+    first, second = (axes.get_images()[0].get_array().tolist() for axes in figure.get_axes()[1:3])
+    assert first == [[2, 0, 1], [5, 3, 4]] and second == [[14, 10, 12], [15, 11, 13]]
+
+
+# ---------------------------------------------------------------------------- the pointing game
+
+
+def test_the_things_that_questions_name_are_read_from_their_words(monkeypatch):
+    """As the forms themselves fill their templates."""
+    said, plain = [], questions.sentence
+    rng = random.Random(1)
+    for number in range(400):
+        made = scene.sample(5, number % 40)
+        for form in questions.FORMS:
+            if form.kind in pointing.KINDS and (proposal := form.propose(made, rng)):
+                slots, _ = proposal
+                found = questions.named(plain(form.templates, slots, rng))
+                assert found == [slots['x']] and len(found[0].among(made)) == 1
+                said.append(form.kind)
+    assert set(said) == set(pointing.KINDS) and len(said) > 500
+    assert questions.named('The Big RED thing and the circles, a star, the object') == [
+        questions.Description('large', 'red', ''), questions.Description()]
+
+
+@pytest.fixture
+def game(made_world, shown):
+    asked = list(pointing.about_one_thing(made_world))
+    ids = sorted({question['img_id'] for question, _ in asked})
+    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
+    return Answerer.from_snapshot(shown / 'vqa/BEST'), asked, regions
+
+
+def test_the_game_is_counted_right(game, monkeypatch):
+    """Against weights that are known: on the object alone, everywhere the same, and on the first region alone."""
+    answerer, asked, regions = game
+    assert len(asked) >= 5
+    on = [[covered(region, box) >= 0.5 for region in regions[question['img_id']].boxes] for question, box in asked]
+    for row, (question, box) in zip(on, asked, strict=True):  # the detector's own box is among them, the whole picture is not
+        boxes = regions[question['img_id']].boxes
+        assert row[int(np.abs(boxes - box).sum(1).argmin())] and not row[int((boxes[:, 2:] - boxes[:, :2]).prod(1).argmax())]
+    for weights, hits, mass in (
+        ([[float(value) for value in row] for row in on], [True] * len(on), [1.0] * len(on)),
+        ([[0.1] * 36 for _ in on], [row[0] for row in on], [sum(row) / 36 for row in on]),
+        ([[3.0] + [0.0] * 35 for _ in on], [row[0] for row in on], [float(row[0]) for row in on]),
+    ):
+        rest = iter(weights)
+
+        def known(model, batch, rest=rest):
+            n = len(batch['input_ids'])
+            return Relevance(torch.zeros(n, 27), torch.zeros(n, dtype=torch.int64), torch.zeros(n, 1, 1),
+                             torch.tensor([next(rest) for _ in range(n)])[:, None], {})
+
+        monkeypatch.setattr(pointing, 'relevance', known)
+        found = pointing.play(answerer, asked, regions, batch_size=3)
+        assert found.hits.tolist() == hits
+        np.testing.assert_allclose(found.mass, mass, atol=1e-6)
+        np.testing.assert_allclose(found.chance, [sum(row) / 36 for row in on])
+        assert found.right.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
+
+
+@pytest.mark.parametrize(('hits', 'n', 'low', 'high'), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)])
+def test_wilsons_interval(hits, n, low, high):
+    np.testing.assert_allclose(pointing.wilson(hits, n), (low, high), atol=1e-4)
+
+
+def test_the_launcher_plays_the_game(made_world, shown, game):
+    command = ['bash', 'run/show.bash', 'pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100,
+                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert ran.returncode == 0, ran.stderr
+    answerer, asked, regions = game
+    found = pointing.play(answerer, asked, regions)
+    assert ran.stdout.startswith(f'{len(asked)} questions that name one object, ')
+    rows = dict(re.findall(r'^(.{36}) *([\d.]+) ', ran.stdout, re.M))
+    assert rows['most relevant region on the object  '] == f'{100 * found.hits.mean():.1f}'
+    assert rows['relevance on the object, share      '] == f'{100 * found.mass.mean():.1f}'
+
+
+def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
+    shutil.copytree(made_world / 'vqa', tmp_path / 'vqa')
+    record = json.loads((made_world / 'world.json').read_text())
+
+    def play(*flags):
+        status = main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
+        return status, capsys.readouterr().err
+
+    assert play() == (1, f'show.bash: error: {tmp_path}/world.json: no such file; expected the settings of a sample world; give '
+                         '--world the folder that run/shapes.bash made\n')
+    for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
+                                  ({'seed': 'x'}, [], 'key "seed": expected int, found \'x\''),
+                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0')):
+        (tmp_path / 'world.json').write_text(json.dumps(record | changes))
+        status, printed = play(*flags)
+        assert status == 1 and error in printed
+    (tmp_path / 'world.json').write_text(json.dumps(record))
+    (tmp_path / 'vqa/minival.json').write_text('[]')
+    status, printed = play()
+    assert status == 1 and 'expected questions of the kinds verification, colour, shape, size, found none' in printed
+
+
+def test_wrong_usage_ends_with_status_2():
+    for flags in ([], ['attention'], ['point'], ['pointing', '--load']):
+        with pytest.raises(SystemExit) as ended:
+            main.main(flags)
+        assert ended.value.code == 2
