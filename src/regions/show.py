@@ -4,9 +4,10 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from regions.origin import RegionError
+from regions.pictures import PictureError, open_picture
 from regions.tsv import ImageRegions
 
 SIDE = 1280  # pixels of the longer side drawn; smaller pictures are enlarged, so that labels leave some of them to see
@@ -96,10 +97,9 @@ def find_photo(folder, img_id: str) -> Image.Image:
         raise RegionError(f'{Path(folder) / img_id}.jpg: no such photograph, nor one ending in .png; correct --photos, or '
                           'leave it out for a blank canvas')
     try:
-        with Image.open(path) as photo:
-            return ImageOps.exif_transpose(photo).convert('RGB')
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RegionError(f'{path}: expected a photograph, found a file that cannot be read as one ({error})') from None
+        return Image.fromarray(open_picture(path))
+    except PictureError as error:
+        raise RegionError(str(error)) from None
 
 
 def file_name(img_id: str) -> str:
