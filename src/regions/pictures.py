@@ -25,7 +25,7 @@ def open_picture(source, most_pixels=MOST_PIXELS):
     As OpenCV's imread, with which the published features were made, it turns a photograph as its EXIF orientation says, takes of
     16 bits the upper 8, and of an animation the first frame. Unlike it, transparent parts are put on white, where imread shows
     whatever lies beneath. Colour profiles are ignored, as there. Raises PictureError; a picture of more than `most_pixels` is
-    refused before it is decoded, so that this takes at most 24 bytes a pixel of them.
+    refused before it is decoded, so that this takes at most 32 bytes a pixel.
     """
     name = 'the picture' if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
