@@ -51,7 +51,7 @@ def test_regions_are_as_those_of_the_world():
 
 @pytest.mark.parametrize('picture', [np.zeros((480, 640, 3), np.uint8), np.full((120, 160, 3), 145, np.uint8)])
 def test_other_pictures_are_refused_by_name(picture):
-    with pytest.raises(PictureError, match='^photo: expected a picture of the sample world.*download.bash detector'):
+    with pytest.raises(PictureError, match=r'^photo: expected a picture of the sample world.*download.bash detector'):
         see.Detector().regions([picture], ['photo'])
 
 
