@@ -19,6 +19,7 @@ from extract.parts import Unfinished
 from extract.workers import DETECTORS, Recipe, Workers
 from regions import origin, tsv
 
+WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
 PROPOSALS = 300  # the most boxes that the detector has of a picture
 
 EPILOG = '''
@@ -73,7 +74,7 @@ def _gpus():
 def extract(flags):
     """Makes the regions and writes them; returns the exit status."""
     pictures = ids.find(flags.images, flags.split)
-    recipe = Recipe(flags.detector, flags.weights, flags.bf16, flags.minBoxes, flags.maxBoxes)
+    recipe = Recipe(flags.detector, flags.weights or WEIGHTS, flags.bf16, flags.minBoxes, flags.maxBoxes)
     where = devices(flags.device)
     # Batches are the same when a run goes on, for a device that computes a picture otherwise beside other ones.
     size, named = flags.batchSize, list(pictures.items())
@@ -138,7 +139,7 @@ def parser():
     made.add_argument('--split', choices=tuple(ids.SPLITS), help='of which dataset the file names are; default: any')
     made.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0],
                       help=f'{DETECTORS[0]}; shapes: that of the sample world, which sees nothing else')
-    made.add_argument('--weights', metavar='FILE', help="the detector's; bash run/download.bash detector fetches them")
+    made.add_argument('--weights', metavar='FILE', help=f"the detector's ({WEIGHTS}); bash run/download.bash detector fetches them")
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
     made.add_argument('--batchSize', type=int, default=8, help='pictures that a process takes at once (8)')

@@ -22,7 +22,7 @@ class Recipe:
     """How regions are made."""
 
     detector: str
-    weights: str | None
+    weights: str
     bf16: bool
     min_boxes: int
     max_boxes: int

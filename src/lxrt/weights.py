@@ -149,7 +149,8 @@ def no_weights(name, tensor):
         return f'expected plain floating point, found {tensor.dtype}, {tensor.layout}'
     if not tensor.numel():
         return ''
-    least, most = (tensor.amin(-1), tensor.amax(-1)) if tensor.ndim else (tensor, tensor)  # NaN where there is one
+    rows = tensor.flatten(1) if tensor.ndim > 2 else tensor  # of a convolution, what makes one channel
+    least, most = (rows.amin(-1), rows.amax(-1)) if rows.ndim else (rows, rows)  # NaN where there is one
     if not (least.isfinite().all() and most.isfinite().all()):
         return 'holds NaN or infinity'
     if not name.endswith('weight') or re.search(LAST_ANSWERS, name):

@@ -1,0 +1,266 @@
+"""The published weights of the bottom-up-attention detector, by the names that regions.faster_rcnn has for them.
+
+    .bin, .pth, .safetensors   PyTorch: unc-nlp/frcnn-vg-finetuned
+    .pkl                       detectron2: faster_rcnn_from_caffe_attr.pkl (36 boxes), ..._attr_original.pkl (10 to 100)
+    .caffemodel                Caffe: resnet101_faster_rcnn_final_iter_320000.caffemodel (36 boxes) and its like
+
+The PyTorch files were made from Caffe's: background is the last column instead of the first, objectness one logit instead of two,
+anchors are those of detectron2. No code in a file is run.
+"""
+
+import math
+import mmap
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lxrt.weights import WeightsError, read_state, renamed
+
+# What a file may have that the network does not: a counter of training, and of Caffe the layers for relations between regions.
+LEFT_ASIDE = (r'.*\.num_batches_tracked$', r'(heatmap_|fc_rel|fc_subject|fc_object|rel_merge|rel_score)')
+
+
+def read(path):
+    """(tensors by name, 'caffe' or 'detectron2': how their code counts pixels) of a file of weights.
+
+    Raises FileNotFoundError or WeightsError, which name the file.
+    """
+    path = Path(path)
+    if path.suffix == '.caffemodel':
+        return from_caffe(read_caffe(path), path), 'caffe'
+    return read_pickle(path) if path.suffix == '.pkl' else read_state(path), 'detectron2'
+
+
+# ---------------------------------------------------------------------------- detectron2's pickles
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Reads numpy arrays in dicts, lists, tuples, strings and numbers; nothing that a pickle could have run."""
+
+    def find_class(self, module, name):
+        module = module.replace('numpy._core', 'numpy.core')  # numpy 2 has a new name for it
+        if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes for Python 2
+            return lambda text, encoding: text.encode('latin1')
+        allowed = {('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0], ('numpy', 'ndarray'): np.ndarray,
+                   ('numpy', 'dtype'): np.dtype, ('collections', 'OrderedDict'): dict}
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f'{module}.{name} is not allowed: expected arrays of numbers and their names only')
+        return allowed[module, name]
+
+
+def read_pickle(path):
+    """The tensors of a pickle {'model': {name: array}} or {name: array}."""
+    try:
+        with open(path, 'rb') as file:
+            found = ArraysOnly(file, encoding='latin1').load()  # written by Python 2, some of them
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged pickle makes nearly anything be raised
+        raise WeightsError(f'{path}: expected a pickle of arrays by name, found none ({type(error).__name__}: {error}); fetch it '
+                           'again') from None
+    found = found.get('model', found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not found:
+        raise WeightsError(f'{path}: expected a dict of arrays by name, found {type(found).__name__}')
+    for name, array in found.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray) or array.dtype.kind not in 'fi':
+            raise WeightsError(f'{path}: {name!r}: expected an array of numbers, found '
+                               f'{getattr(array, "dtype", type(array).__name__)}')
+    return {name: torch.from_numpy(np.array(array, array.dtype.newbyteorder('='))) for name, array in found.items()}
+
+
+# ---------------------------------------------------------------------------- Caffe's protobuf
+
+# Fields of caffe.proto by their numbers: in NetParameter the layers (and those of the form V1), in each its name and its blobs.
+LAYERS, NAME_BLOBS = {100: 'layer', 2: 'layers'}, {'layer': (1, 7), 'layers': (4, 6)}
+DATA, DOUBLES, SHAPE, OLD_SHAPE = 5, 8, 7, (1, 2, 3, 4)  # of BlobProto
+DIM = 1  # of BlobShape
+VARINT, LONG, BYTES, SHORT = 0, 1, 2, 5  # kinds of values on the wire
+
+
+def read_caffe(path):
+    """{layer: [array of each of its blobs]} of a .caffemodel, for layers that have any."""
+    with open(path, 'rb') as file:
+        try:
+            net = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            raise WeightsError(f'{path}: expected a Caffe model, found an empty file; fetch it again') from None
+    layers = {}
+    try:
+        for number, kind, value in fields(net):
+            if number not in LAYERS or kind != BYTES:
+                continue
+            name, blobs = layer(value, *NAME_BLOBS[LAYERS[number]])
+            if blobs and name in layers:
+                raise WeightsError(f'{path}: has layer {name} twice; it cannot be told which one is meant')
+            if blobs:
+                layers[name] = blobs
+    except (WireError, UnicodeDecodeError) as error:
+        raise WeightsError(f'{path}: expected a whole Caffe model, found none ({error}); fetch it again') from None
+    if not layers:
+        raise WeightsError(f'{path}: expected a Caffe model with weights, found no layer that has any')
+    return layers
+
+
+class WireError(ValueError):
+    """Bytes that are not of a protobuf message."""
+
+
+def layer(message, name_field, blobs_field):
+    name, blobs = '', []
+    for number, kind, value in fields(message):
+        if number == name_field and kind == BYTES:
+            name = str(value, 'utf-8')
+        elif number == blobs_field and kind == BYTES:
+            blobs.append(blob(value))
+    return name, blobs
+
+
+def blob(message):
+    """A BlobProto as an array of float32, of the shape it has there."""
+    parts, shape, old = [], None, {}
+    for number, kind, value in fields(message):
+        if number in (DATA, DOUBLES) and kind != VARINT:  # packed, or a number a field
+            dtype = np.dtype('<f4' if number == DATA else '<f8')
+            if len(value) % dtype.itemsize:
+                raise WireError(f'{len(value)} bytes of numbers of {dtype.itemsize} bytes')
+            parts.append(np.frombuffer(value, dtype))
+        elif number == SHAPE and kind == BYTES:
+            shape = dims(value)
+        elif number in OLD_SHAPE and kind == VARINT:
+            old[number] = value
+    data = np.concatenate(parts, dtype=np.float32, casting='same_kind') if parts else np.empty(0, np.float32)
+    shape = [old.get(number, 1) for number in OLD_SHAPE] if shape is None else shape
+    if math.prod(shape) != len(data):
+        raise WireError(f'{len(data)} numbers for the shape {tuple(shape)}')
+    return data.reshape(shape)
+
+
+def dims(message):
+    """The sides in a BlobShape, packed or a field each."""
+    found = []
+    for number, kind, value in fields(message):
+        if number == DIM and kind == VARINT:
+            found.append(value)
+        elif number == DIM and kind == BYTES:
+            place = 0
+            while place < len(value):
+                side, place = varint(value, place)
+                found.append(side)
+    return found
+
+
+def fields(message):
+    """(field number, kind, value) of each field of a protobuf message; values are ints for VARINT, else their bytes."""
+    place = 0
+    while place < len(message):
+        key, place = varint(message, place)
+        number, kind = key >> 3, key & 7
+        if kind == VARINT:
+            value, place = varint(message, place)
+            yield number, kind, value
+            continue
+        if kind == BYTES:
+            length, place = varint(message, place)
+        elif kind in (LONG, SHORT):
+            length = 8 if kind == LONG else 4
+        else:
+            raise WireError(f'a value of the unknown kind {kind}')
+        if place + length > len(message):
+            raise WireError(f'{length} bytes announced where {len(message) - place} are left')
+        yield number, kind, message[place:place + length]
+        place += length
+
+
+def varint(message, place):
+    """A number of seven bits a byte, the lowest first, and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(message):
+            raise WireError('a number that does not end')
+        byte, place = message[place], place + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+    raise WireError('a number of more than ten bytes')
+
+
+# ---------------------------------------------------------------------------- Caffe's names and layouts
+
+RPN = {'rpn_conv/3x3': 'conv', 'rpn_cls_score': 'objectness_logits', 'rpn_bbox_pred': 'anchor_deltas'}
+HEADS = ('cls_score', 'bbox_pred', 'cls_embedding', 'fc_attr', 'attr_score')
+BRANCHES = {'1': 'shortcut', '2a': 'conv1', '2b': 'conv2', '2c': 'conv3'}
+BACKGROUND_FIRST = ('cls_score', 'cls_embedding', 'attr_score')
+
+
+def from_caffe(layers, path):
+    """Caffe's layers as tensors by our names and in our layouts; layers that are not the network's keep their names."""
+    state = {}
+    for name, blobs in layers.items():
+        kind, target = place_of(name)
+        try:
+            named = CONVERT[kind](name, [torch.from_numpy(np.array(blob)) for blob in blobs])
+        except (ValueError, RuntimeError) as error:
+            raise WeightsError(f'{path}: layer {name}: expected the weights of such a layer, found blobs of shapes '
+                               f'{", ".join(str(blob.shape) for blob in blobs)} ({error})') from None
+        state |= renamed({f'{target}.{own}': tensor for own, tensor in named.items()}, str, path)
+    return state
+
+
+def place_of(name):
+    """(how a layer of Caffe is converted, where it belongs in the network)"""
+    if match := re.fullmatch(r'(res|bn|scale)([2-5])([a-z])(\d*)_branch(1|2[abc])', name):
+        what, level, letter, number, branch = match.groups()
+        block = int(number) if number else ord(letter) - ord('a')  # a, b, c, or a, b1, b2, ...
+        home = 'roi_heads.res5' if level == '5' else f'backbone.res{level}'
+        return what, f'{home}.{block}.{BRANCHES[branch]}{"" if what == "res" else ".norm"}'
+    if match := re.fullmatch(r'(?:(bn|scale)_)?conv1', name):
+        return match[1] or 'res', f'backbone.stem.conv1{".norm" if match[1] else ""}'
+    if name in RPN:
+        return 'objectness' if name == 'rpn_cls_score' else 'layer', f'proposal_generator.rpn_head.{RPN[name]}'
+    return ('head', f'roi_heads.box_predictor.{name}') if name in HEADS else ('other', name)
+
+
+def convolution(name, blobs):
+    weight, = blobs
+    return {'weight': weight}
+
+
+def batch_norm(name, blobs):
+    mean, var, factor = blobs  # sums, and by what to divide them
+    factor = factor.item() or 1
+    return {'running_mean': mean.flatten() / factor, 'running_var': var.flatten() / factor}
+
+
+def scale(name, blobs):
+    weight, bias = blobs
+    return {'weight': weight.flatten(), 'bias': bias.flatten()}
+
+
+def with_bias(name, blobs):
+    weight, bias = blobs
+    return {'weight': weight, 'bias': bias.flatten()}
+
+
+def objectness(name, blobs):
+    """Channels of background and then of object for all anchors; the softmax of two is the logistic of their difference."""
+    found = with_bias(name, blobs)
+    return {own: objects - background for own, (background, objects) in ((own, t.chunk(2)) for own, t in found.items())}
+
+
+def head(name, blobs):
+    weight, *bias = blobs
+    found = {'weight': weight.reshape(weight.shape[-2:]), **({'bias': bias[0].flatten()} if bias else {})}
+    if name in BACKGROUND_FIRST:
+        return {own: tensor.roll(-1, 0) for own, tensor in found.items()}
+    return {own: tensor[4:] for own, tensor in found.items()} if name == 'bbox_pred' else found
+
+
+def other(name, blobs):
+    return {str(place): blob for place, blob in enumerate(blobs)}
+
+
+CONVERT = {'res': convolution, 'bn': batch_norm, 'scale': scale, 'layer': with_bias, 'objectness': objectness, 'head': head,
+           'other': other}

@@ -1,0 +1,688 @@
+"""The detector: its parts against plain loops, the whole against a plain restatement, and its weights in every published form."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import pickle
+import re
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from lxrt.weights import WeightsError
+from regions import detector_weights, faster_rcnn, tsv
+from regions.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
+from regions.origin import RegionError
+
+torch.set_num_threads(1)
+
+TINY = FasterRCNNConfig(num_objects=12, num_attributes=5, width=4, blocks=(1, 2, 2, 1), rpn_width=8, short_side=96, long_side=160)
+CAFFE, DETECTRON2 = CONVENTIONS['caffe'], CONVENTIONS['detectron2']
+ANCHORS = faster_rcnn.ANCHORS
+
+
+def network(seed=1, config=TINY, convention=DETECTRON2):
+    """A net whose every number is random, norms included, and so that features and scores differ from region to region."""
+    generator = torch.Generator().manual_seed(seed)
+    net = FasterRCNN(config, convention).eval().requires_grad_(False)
+    for name, tensor in net.state_dict().items():
+        if name == ANCHORS:
+            continue
+        if name.endswith('running_var'):
+            tensor.uniform_(0.5, 2, generator=generator)
+        elif tensor.ndim > 1:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        else:
+            tensor.normal_(1 if name.endswith('norm.weight') else 0, 0.3, generator=generator)
+    net.backbone.stem.conv1.weight /= 64  # pixels are large numbers
+    net.proposal_generator.rpn_head.anchor_deltas.weight /= 20
+    return net
+
+
+def picture(height=60, width=80, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def boxes_of_all_kinds(count, height, width, seed):
+    """Boxes in pixels: within, beyond and outside, points, lines, turned round, with corners half way between two cells."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(-0.2, 1.2, (count, 2, 2)) * [width, height]
+    boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
+    boxes[::7] = boxes[::7].round(-1) // 8 * 8
+    boxes[1::7, 2:] = boxes[1::7, :2]
+    boxes[2::7, 3] = boxes[2::7, 1]
+    boxes[3::7] = boxes[3::7][:, [2, 3, 0, 1]]
+    boxes[4::7] = [0, 0, width, height]
+    boxes[5::7, 2:] = boxes[5::7, :2] + 3
+    return boxes.astype(np.float32)
+
+
+# ---------------------------------------------------------------------------- parts against loops
+
+
+def away_from_zero(x):
+    return math.floor(x + 0.5) if x >= 0 else math.ceil(x - 0.5)  # in double, where nothing is lost
+
+
+def plain_roi_pool(features, boxes):
+    """Caffe's ROIPooling layer, cell by cell."""
+    pooled = np.zeros((len(boxes), 14, 14, features.shape[2]), np.float32)
+    for n, box in enumerate(boxes):
+        x1, y1, x2, y2 = (away_from_zero(float(edge) / 16) for edge in box)
+        high, wide = (np.float32(max(last - first + 1, 1)) / np.float32(14) for first, last in ((y1, y2), (x1, x2)))
+        for i, j in itertools.product(range(14), range(14)):
+            top, bottom = math.floor(np.float32(i) * high) + y1, math.ceil(np.float32(i + 1) * high) + y1
+            left, right = math.floor(np.float32(j) * wide) + x1, math.ceil(np.float32(j + 1) * wide) + x1
+            part = features[max(top, 0):max(bottom, 0), max(left, 0):max(right, 0)]
+            if part.size:
+                pooled[n, i, j] = part.max((0, 1))
+    return pooled
+
+
+@pytest.mark.parametrize(('height', 'width'), [(38, 63), (5, 9), (1, 1), (1, 40), (70, 3)])
+def test_roi_pooling_is_that_of_plain_loops(height, width):
+    features = torch.randn(height, width, 3, generator=torch.Generator().manual_seed(height))  # negative ones, too
+    boxes = boxes_of_all_kinds(42, 16 * height, 16 * width, seed=width)
+    pooled = list(faster_rcnn.roi_pool(features, torch.from_numpy(boxes), chunk=5))
+    assert [len(part) for part in pooled] == [5] * 8 + [2]
+    assert np.array_equal(torch.cat(pooled), plain_roi_pool(features.numpy(), boxes))
+
+
+def plain_overlap(a, b, one):
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) + one for k in (0, 1))
+    shared = max(width, np.float32(0)) * max(height, np.float32(0))
+    area, other = ((c[2] - c[0] + one) * (c[3] - c[1] + one) for c in (a, b))
+    return shared / (area + other - shared) if shared > 0 else 0
+
+
+def plain_nms(boxes, scores, threshold, one):
+    kept = []
+    for n in sorted(range(len(boxes)), key=lambda n: -scores[n]):
+        if all(plain_overlap(boxes[m], boxes[n], one) <= threshold for m in kept):
+            kept.append(n)
+    return kept
+
+
+def crowded(count, seed):
+    """Boxes near to one another, some equal, some without area."""
+    rng = np.random.default_rng(seed)
+    boxes = rng.integers(0, 4, (count, 4)) * 20 + rng.uniform(0, 12, (count, 4))
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[::9, 2:] = boxes[::9, :2]
+    boxes[1::9] = boxes[0]
+    boxes[2::9] = boxes[2]
+    return boxes.astype(np.float32), rng.permutation(count).astype(np.float32)
+
+
+@pytest.mark.parametrize('one', [0, 1])
+@pytest.mark.parametrize('threshold', [0.3, 0.7])
+def test_nms_is_that_of_plain_loops(one, threshold):
+    boxes, scores = crowded(150, seed=one)
+    order = np.argsort(-scores)
+    kept = order[faster_rcnn.nms(boxes[order], threshold, 1000, one)]
+    expected = plain_nms(boxes, scores, threshold, one)
+    assert 10 < len(expected) < 140
+    assert kept.tolist() == expected
+    assert faster_rcnn.nms(boxes[order], threshold, 7, one).tolist() == [order.tolist().index(n) for n in expected[:7]]
+    assert len(faster_rcnn.nms(boxes[:0], threshold, 7, one)) == 0
+
+
+def plain_choice(boxes, scores, least, most, one):
+    """get_detections_from_im of the original's extract_coco_image.py, with the columns of `scores` all those of objects."""
+    max_conf = np.zeros(len(boxes), np.float32)
+    for column in scores.T:
+        for n in plain_nms(boxes, column, 0.3, one):
+            max_conf[n] = max(max_conf[n], column[n])
+    sure = [n for n in range(len(boxes)) if max_conf[n] >= 0.2]
+    best = sorted(range(len(boxes)), key=lambda n: -max_conf[n])
+    return best[:least] if len(sure) < least else best[:most] if len(sure) > most else sure
+
+
+@pytest.mark.parametrize('one', [0, 1])
+def test_the_choice_of_boxes_is_that_of_the_original(one):
+    boxes, _ = crowded(60, seed=5)
+    scores = np.random.default_rng(6).dirichlet(np.full(13, 0.8), 60).astype(np.float32)[:, :12]
+    sure = int((faster_rcnn.best_kept(boxes, scores, one) >= 0.2).sum())
+    assert 10 < sure < 55
+    for least, most in ((1, sure - 1), (sure + 1, 60), (sure - 5, sure), (sure, sure + 5), (60, 60), (1, 1)):
+        chosen = faster_rcnn.choose(boxes, scores, least, most, one)
+        assert chosen.tolist() == plain_choice(boxes, scores, least, most, one), (least, most)
+
+
+def test_anchors_are_those_of_the_two_codes():
+    # As listed in py-faster-rcnn's generate_anchors.py, which counts from 1, for its scales 8, 16 and 32.
+    listed = [[-83, -39, 100, 56], [-175, -87, 192, 104], [-359, -183, 376, 200], [-55, -55, 72, 72], [-119, -119, 136, 136],
+              [-247, -247, 264, 264], [-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360]]
+    anchors = CAFFE.anchors()
+    assert (anchors[[1, 2, 3, 5, 6, 7, 9, 10, 11]] + 1).tolist() == listed
+    exact = DETECTRON2.anchors()
+    sides = exact[:, 2:] - exact[:, :2]
+    assert torch.allclose(exact[:, :2] + exact[:, 2:], torch.zeros(12, 2))
+    assert torch.allclose(sides.prod(1).sqrt(), torch.tensor([64., 128, 256, 512]).repeat_interleave(3))
+    assert torch.allclose(sides[:, 1] / sides[:, 0], torch.tensor([0.5, 1, 2]).repeat(4))
+
+
+def test_boxes_are_moved_as_the_deltas_say():
+    anchors = torch.tensor([[10., 20, 29, 59], [0, 0, 15, 15]])
+    deltas = torch.tensor([[0.5, -0.25, math.log(2), 0], [0, 0, 99, -1]])
+    # One pixel more a side: 20 x 40 round (20, 40), moved by (10, -10), 40 x 40.
+    moved = faster_rcnn.moved(anchors, deltas, one=1)
+    assert torch.allclose(moved[0], torch.tensor([10., 10, 50, 50]))
+    assert torch.allclose(moved[1], torch.tensor([8 - 500., 8 - 8 / math.e, 8 + 500, 8 + 8 / math.e]))
+    assert faster_rcnn.clipped(moved, (40, 45), 1)[0].tolist() == [10, 10, 44, 39]
+    assert faster_rcnn.clipped(moved, (40, 45), 0)[0].tolist() == [10, 10, 45, 40]
+
+
+# ---------------------------------------------------------------------------- the whole
+
+
+def plain_network(state, config, convention, pixels, size, scale):
+    """The detector written down a second time, from the names in the file on, with loops where there are formulas."""
+    def conv(x, name, stride=1, dilation=1):
+        weight, norm = state[f'{name}.weight'], {key: state[f'{name}.norm.{key}'] for key in
+                                                 ('running_mean', 'running_var', 'weight', 'bias')}
+        x = functional.conv2d(x, weight, None, stride, weight.shape[-1] // 2 * dilation, dilation)
+        return functional.batch_norm(x, **norm, eps=1e-5)
+
+    def stage(x, name, blocks, stride, dilation=1):
+        for block in range(blocks):
+            by, first = f'{name}.{block}', stride if block == 0 else 1
+            y = conv(conv(x, f'{by}.conv1', first).relu(), f'{by}.conv2', 1, dilation).relu()
+            x = (conv(y, f'{by}.conv3') + (conv(x, f'{by}.shortcut', first) if block == 0 else x)).relu()
+        return x
+
+    x = functional.max_pool2d(conv(pixels, 'backbone.stem.conv1', 2).relu(), 3, 2, ceil_mode=True)
+    for level, blocks, stride in ((2, config.blocks[0], 1), (3, config.blocks[1], 2), (4, config.blocks[2], 2)):
+        x = stage(x, f'backbone.res{level}', blocks, stride)
+
+    def head(y, name):
+        weight, bias = (state[f'proposal_generator.rpn_head.{name}.{part}'] for part in ('weight', 'bias'))
+        return functional.conv2d(y, weight, bias, padding=weight.shape[-1] // 2)
+
+    hidden, one, found = head(x, 'conv').relu(), convention.one, []
+    logits, deltas = head(hidden, 'objectness_logits')[0], head(hidden, 'anchor_deltas')[0]
+    for i, j, a in itertools.product(*map(range, (*x.shape[2:], 12))):
+        ax, ay, bx, by = (state[ANCHORS][a] + torch.tensor([j, i, j, i]) * 16).tolist()
+        dx, dy, dw, dh = deltas[4 * a:4 * a + 4, i, j].tolist()
+        wide, high = bx - ax + one, by - ay + one
+        mx, my = ax + wide / 2 + dx * wide, ay + high / 2 + dy * high
+        wide, high = wide * math.exp(min(dw, math.log(62.5))), high * math.exp(min(dh, math.log(62.5)))
+        box = [min(max(edge, 0), limit - one) for edge, limit in
+               zip((mx - wide / 2, my - high / 2, mx + wide / 2, my + high / 2), (size[1], size[0]) * 2, strict=True)]
+        if min(box[2] - box[0], box[3] - box[1]) + one > (16 * scale if one else 0):
+            found.append((logits[a, i, j].item(), box))
+    found.sort(key=lambda pair: -pair[0])
+    boxes = np.float32([box for _, box in found])
+    boxes = boxes[plain_nms(boxes, range(len(boxes), 0, -1), 0.7, one)[:300]]
+    pooled = torch.from_numpy(plain_roi_pool(x[0].permute(1, 2, 0).numpy(), boxes)).permute(0, 3, 1, 2)
+    features = stage(pooled, 'roi_heads.res5', config.blocks[3], 1, 2).mean((2, 3))
+
+    def linear(y, name):
+        name = f'roi_heads.box_predictor.{name}'
+        return y @ state[f'{name}.weight'].T + state[f'{name}.bias']
+
+    scores = linear(features, 'cls_score')
+    embedded = state['roi_heads.box_predictor.cls_embedding.weight'][scores.argmax(1)]
+    attributes = linear(linear(torch.cat([features, embedded], 1), 'fc_attr').relu(), 'attr_score')
+    return boxes, features, scores.softmax(1), attributes.softmax(1)
+
+
+@pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
+def test_the_network_is_what_a_plain_restatement_computes(convention):
+    net = network(3, convention=convention)
+    pixels, size = faster_rcnn.network_input(picture(40, 56), TINY)
+    assert size == (96, 134)
+    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, size[0] / 40)
+    with torch.inference_mode():
+        for found in (net(pixels, size, size[0] / 40), net.fold()(pixels, size, size[0] / 40)):  # norms in both forms
+            assert len(found[0]) > 40
+            for own, plain in zip(found, expected, strict=True):
+                np.testing.assert_allclose(own, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_folded_norm_is_the_same_function():
+    net = network(4)
+    conv = net.backbone.res3[0].conv2
+    x = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(1))
+    expected = functional.batch_norm(functional.conv2d(x, conv.weight, padding=1), conv.norm.running_mean, conv.norm.running_var,
+                                     conv.norm.weight, conv.norm.bias, eps=1e-5)
+    assert torch.allclose(conv(x), expected, atol=1e-5)
+    net.fold()
+    assert torch.allclose(conv(x), expected, atol=1e-5)
+
+
+def by_hand():
+    """A net made by hand: channel 0 is how bright a place is, its square of 64 pixels is proposed, bright regions are of class 3;
+    attribute 2 goes with that class, attribute 1 with background."""
+    config = dataclasses.replace(TINY, blocks=(1, 1, 1, 1), short_side=320, long_side=320)
+    net = FasterRCNN(config).eval().requires_grad_(False)
+    for name, tensor in net.state_dict().items():
+        if 'norm' not in name and name != ANCHORS:
+            tensor.zero_()
+    net.backbone.stem.conv1.weight[0, 0, 3, 3] = 1 / 255
+    for part in (net.backbone.res2, net.backbone.res3, net.backbone.res4, net.roi_heads.res5):
+        part[0].shortcut.weight[0, 0] = 1
+    rpn, predictor = net.proposal_generator.rpn_head, net.roi_heads.box_predictor
+    rpn.conv.weight[0, 0] = 1
+    rpn.objectness_logits.bias[:] = -100
+    rpn.objectness_logits.weight[1, 0], rpn.objectness_logits.bias[1] = 1, 0
+    predictor.cls_score.weight[3, 0], predictor.cls_score.bias[12] = 100, 8
+    predictor.cls_embedding.weight[3, 0], predictor.cls_embedding.weight[12, 1] = 1, 1
+    predictor.fc_attr.weight[0, 128], predictor.fc_attr.weight[1, 129] = 1, 1
+    predictor.attr_score.weight[2, 0], predictor.attr_score.weight[1, 1] = 9, 9
+    return net
+
+
+def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
+    net, photo = by_hand(), np.zeros((320, 320, 3), np.uint8)
+    photo[160:208, 96:144] = 255  # rows and columns of cells 10 to 12 and 6 to 8
+    pixels, size = faster_rcnn.network_input(photo, net.config)
+    with torch.inference_mode():
+        boxes = net.proposal_generator(net.backbone(pixels), size, 1)
+    assert boxes[0].tolist() == [7 * 16 - 32, 11 * 16 - 32, 7 * 16 + 32, 11 * 16 + 32]
+    found = Detector(net, {}).regions([photo], ['square'], 1, 100)[0]
+    assert len(found.classes) > 1
+    assert set(found.classes) == {3}
+    assert set(found.attributes) == {2}
+    assert found.class_conf.min() > 0.2
+    for x1, y1, x2, y2 in found.boxes:
+        assert x1 < 144 and x2 >= 96 and y1 < 208 and y2 >= 160  # a cell of the map belongs to a box that ends at its corner
+    dark = Detector(by_hand(), {}).regions([np.zeros_like(photo)], ['nothing'], 5, 100)[0]
+    assert dark.attributes.tolist() == [1] * 5
+    assert dark.class_conf.max() < 0.01
+
+
+# ---------------------------------------------------------------------------- pictures in, regions out
+
+
+@pytest.mark.parametrize(('shape', 'size'), [
+    ((480, 640), (600, 800)), ((640, 427), (899, 600)), ((300, 1200), (250, 1000)), ((1, 1), (600, 600)),
+    ((1500, 900), (1000, 600)),
+])
+def test_a_picture_is_resized_as_in_caffe(shape, size):
+    image = picture(*shape)
+    pixels, found = faster_rcnn.network_input(image, FasterRCNNConfig())
+    assert found == size
+    blue_first = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].double()
+    expected = functional.interpolate(blue_first, size, mode='bilinear', align_corners=False)
+    expected -= torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
+    assert torch.allclose(pixels.double(), expected, atol=1e-3)
+
+
+def test_a_very_long_picture_has_regions_too():
+    found = Detector(network(), {}).regions([picture(2, 4000), picture(4000, 2)], ['wide', 'high'], 1, 36)
+    assert [(one.height, one.width) for one in found] == [(2, 4000), (4000, 2)]
+    assert all(len(one.boxes) for one in found)
+
+
+def test_a_picture_gets_the_same_regions_alone_and_among_others():
+    detector = Detector(network(), {})
+    pictures = [picture(60, 80), picture(90, 50, 1), picture(61, 80, 2), picture(60, 80, 3)]
+    together = detector.regions(pictures, ['a', 'b', 'c', 'd'])
+    assert [one.img_id for one in together] == ['a', 'b', 'c', 'd']
+    for one, image in zip(together, pictures, strict=True):
+        alone = detector.regions([image], [one.img_id])[0]
+        for name in tsv.ARRAYS:
+            assert np.array_equal(getattr(alone, name), getattr(one, name)), name
+
+
+def test_regions_are_what_the_files_hold(tmp_path):
+    detector = Detector(network(), {})
+    found = detector.regions([picture(), picture(90, 50, 1)], ['a', 'b'], 10, 40)
+    tsv.write(tmp_path / 'x.tsv', found)
+    back = [image for _, image in tsv.read(tmp_path / 'x.tsv')]
+    for one, same in zip(found, back, strict=True):
+        assert 10 <= len(one.boxes) <= 40
+        assert one.features.shape == (len(one.boxes), TINY.feature)
+        assert one.classes.max() < TINY.num_objects and one.attributes.max() < TINY.num_attributes
+        assert (one.boxes[:, 2] <= one.width).all() and (one.boxes[:, 3] <= one.height).all()
+        assert all(np.array_equal(getattr(one, name), getattr(same, name)) for name in tsv.ARRAYS)
+
+
+def test_regions_are_the_networks_own_rows_without_background():
+    net = network(3)
+    image = picture(40, 56)
+    pixels, size = faster_rcnn.network_input(image, TINY)
+    with torch.inference_mode():
+        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, size[0] / 40))
+    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, 0)
+    found = Detector(net, {}).regions([image], ['a'])[0]
+    np.testing.assert_allclose(found.boxes, boxes[chosen] * np.tile([56 / size[1], 40 / size[0]], 2), atol=1e-2)
+    np.testing.assert_allclose(found.features, features[chosen], rtol=1e-3, atol=1e-3)
+    assert found.classes.tolist() == objects[chosen, :-1].argmax(1).tolist()
+    np.testing.assert_allclose(found.attribute_conf, attributes[chosen, :-1].max(1), rtol=1e-3)
+
+
+def test_half_precision_gives_nearly_the_same_features():
+    image, whole, half = picture(), Detector(network(5), {}), Detector(network(5), {}, bf16=True)
+    pixels, _ = faster_rcnn.network_input(image, TINY)
+    with torch.inference_mode():
+        expected, found = whole.net.backbone(pixels), half.net.backbone(pixels.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.03 * expected.norm()
+    assert half.regions([image], ['a'])[0].features.dtype == np.float32
+    assert half.provenance['precision'] == 'bfloat16'
+
+
+@pytest.mark.parametrize(('image', 'found'), [
+    (np.zeros((4, 4), np.uint8), r'uint8 \(4, 4\)'), (np.zeros((4, 4, 3), np.float32), 'float32'), ('photo.jpg', 'str'),
+    (np.zeros((0, 4, 3), np.uint8), r'\(0, 4, 3\)'), (np.zeros((4, 4, 4), np.uint8), r'\(4, 4, 4\)'),
+])
+def test_what_is_no_picture_is_refused_by_name(image, found):
+    with pytest.raises(RegionError, match=f'image bad: expected an array of uint8 .*found .*{found}'):
+        Detector(network(), {}).regions([picture(), image], ['good', 'bad'])
+
+
+def test_impossible_wishes_are_refused():
+    detector = Detector(network(), {})
+    for least, most in ((0, 5), (6, 5), (1, 301)):
+        with pytest.raises(RegionError, match=f'found {least} and {most}'):
+            detector.regions([picture()], ['a'], least, most)
+    with pytest.raises(RegionError, match='2 ids for 1 pictures'):
+        detector.regions([picture()], ['a', 'b'])
+
+
+def test_damaged_weights_do_not_make_regions():
+    net = network()
+    net.roi_heads.box_predictor.cls_score.bias[2] = math.nan
+    with pytest.raises(RegionError, match=r'image a: .*NaN.*damaged'):
+        Detector(net, {}).regions([picture()], ['a'])
+    net = network()
+    net.proposal_generator.rpn_head.anchor_deltas.bias[:] = math.nan
+    with pytest.raises(RegionError, match=r'image a: .*found no box'):
+        Detector(net, {}).regions([picture()], ['a'])
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    torch.manual_seed(7)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    first, again, other = (Detector.random(seed, config=TINY).regions([picture()], ['a'])[0] for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), drawn)  # whoever else draws numbers is not disturbed
+    assert np.array_equal(first.features, again.features)
+    assert not np.array_equal(first.features, other.features)
+
+
+def test_the_full_size_network_is_built_as_published():
+    with torch.device('meta'):
+        shapes = {name: tuple(tensor.shape) for name, tensor in FasterRCNN().state_dict().items()}
+    # As listed by others who loaded unc-nlp/frcnn-vg-finetuned, and in the network's definition for Caffe.
+    assert shapes[ANCHORS] == (12, 4)
+    rpn, head = 'proposal_generator.rpn_head', 'roi_heads.box_predictor'
+    assert shapes[f'{rpn}.objectness_logits.weight'] == (12, 512, 1, 1)
+    assert shapes[f'{rpn}.conv.weight'] == (512, 1024, 3, 3)
+    assert shapes[f'{head}.bbox_pred.weight'] == (6400, 2048)
+    assert shapes[f'{head}.cls_score.weight'] == (1601, 2048)
+    assert shapes[f'{head}.cls_embedding.weight'] == (1601, 256)
+    assert shapes[f'{head}.fc_attr.weight'] == (512, 2304)
+    assert shapes[f'{head}.attr_score.weight'] == (401, 512)
+    assert shapes['backbone.res4.22.conv3.norm.running_var'] == (1024,)
+    assert shapes['roi_heads.res5.0.shortcut.weight'] == (2048, 1024, 1, 1)
+
+
+# ---------------------------------------------------------------------------- weights: PyTorch and detectron2
+
+
+def state_of(net):
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same_network(detector, net):
+    """The detector's net is `net`, whose norms are folded here."""
+    own, expected = detector.net.state_dict(), net.fold().state_dict()
+    assert own.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(own[name], tensor, rtol=1e-5, atol=1e-6), name
+
+
+def counted(state):
+    """With the counters that a BatchNorm2d leaves in a file."""
+    norms = [name.removesuffix('running_var') for name in state if name.endswith('running_var')]
+    return state | {f'{norm}num_batches_tracked': torch.tensor(7) for norm in norms}
+
+
+def test_weights_load_from_pytorch_files_as_they_are(tmp_path):
+    net = network(8)
+    torch.save(counted(state_of(net)), path := tmp_path / 'pytorch_model.bin')
+    detector = Detector.load(path, config=TINY)
+    same_network(detector, net)
+    assert re.search(r'missing +0', detector.report) and 'pixels are counted as in detectron2, with detectron2' in detector.report
+    assert re.search(f'unexpected +{len(counted(state_of(network()))) - len(state_of(network()))} ', detector.report)
+
+
+def test_names_are_those_of_the_published_file():
+    with torch.device('meta'):
+        names = set(FasterRCNN().state_dict())
+    norm = r'(weight|norm\.(weight|bias|running_mean|running_var))'
+    block = rf'(conv[123]|shortcut)\.{norm}'
+    allowed = (rf'backbone\.stem\.conv1\.{norm}|backbone\.res[234]\.\d+\.{block}|roi_heads\.res5\.[012]\.{block}|'
+               r'proposal_generator\.(anchor_generator\.cell_anchors\.0|rpn_head\.(conv|objectness_logits|anchor_deltas)\.(weight|bias))|'
+               r'roi_heads\.box_predictor\.((cls_score|bbox_pred|fc_attr|attr_score)\.(weight|bias)|cls_embedding\.weight)')
+    assert not [name for name in names if not re.fullmatch(allowed, name)]
+    assert len(names) == 5 * (1 + 3 * 33 + 4) + 1 + 6 + 9  # convolutions with norms, anchors, RPN, heads
+
+
+def test_anchors_that_a_file_has_are_used_and_told(tmp_path):
+    state = state_of(network(8))
+    state[ANCHORS] = CAFFE.anchors()
+    torch.save(state, tmp_path / 'caffes.pth')
+    assert Detector.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
+    state[ANCHORS] = CAFFE.anchors() * 2
+    torch.save(state, tmp_path / 'own.pth')
+    detector = Detector.load(tmp_path / 'own.pth', config=TINY)
+    assert detector.provenance['anchors'] == 'their own' and 'with their own anchors' in detector.report
+    assert torch.equal(detector.net.state_dict()[ANCHORS], CAFFE.anchors() * 2)
+    state[ANCHORS] = -CAFFE.anchors()
+    torch.save(state, tmp_path / 'wrong.pth')
+    with pytest.raises(WeightsError, match=r'wrong.pth: .*cell_anchors.0: expected boxes'):
+        Detector.load(tmp_path / 'wrong.pth', config=TINY)
+    del state[ANCHORS]
+    torch.save(state, tmp_path / 'without.pth')
+    assert Detector.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
+
+
+@pytest.mark.parametrize(('spoil', 'found'), [
+    (lambda s: s.pop('backbone.res2.0.conv1.norm.running_var'), 'running_var'),
+    (lambda s: s.update(extra=torch.ones(2, 2)), 'extra'),
+    (lambda s: s.update({'roi_heads.box_predictor.attr_score.bias': torch.ones(401)}), r'expected \(6,\), found \(401,\)'),
+    (lambda s: s['roi_heads.res5.0.conv1.weight'][2:].zero_(), 'one number throughout in 30 of its 32 rows'),
+    (lambda s: s['backbone.stem.conv1.weight'][0, 0].fill_(math.nan), 'NaN'),
+])
+def test_weights_that_do_not_fit_are_refused(tmp_path, spoil, found):
+    spoil(state := state_of(network()))
+    torch.save(state, path := tmp_path / 'x.pth')
+    with pytest.raises(WeightsError, match=f'(?s)x.pth does not fit.*{found}'):
+        Detector.load(path, config=TINY)
+
+
+def test_weights_that_are_not_there_say_what_to_do(tmp_path):
+    for path in (None, tmp_path / 'none.pkl'):
+        with pytest.raises(FileNotFoundError, match=r'bash run/download\.bash detector'):
+            Detector.load(path)
+
+
+def test_provenance_tells_where_regions_come_from(tmp_path):
+    torch.save(state_of(network()), path := tmp_path / 'x.pth')
+    told = Detector.load(path, config=TINY).provenance
+    assert json.loads(json.dumps(told)) | {'sizes': told['sizes']} == told
+    assert (told['weights'], told['pixels counted as in'], told['precision']) == ('x.pth', 'detectron2', 'float32')
+    assert len(told['sha256']) == 64 and told['sizes']['num_objects'] == 12
+    assert Detector.random(3, config=TINY).provenance['weights'] == 'random, of seed 3'
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('wrap', [lambda s: {'model': s, '__author__': 'x', 'heuristics': True}, collections.OrderedDict])
+def test_weights_load_from_detectron2s_pickle(tmp_path, protocol, wrap):
+    net, path = network(9), tmp_path / 'faster_rcnn_from_caffe_attr.pkl'
+    path.write_bytes(pickle.dumps(wrap({name: tensor.numpy() for name, tensor in state_of(net).items()}), protocol))
+    detector = Detector.load(path, config=TINY)
+    same_network(detector, net)
+    assert detector.provenance['pixels counted as in'] == 'detectron2'
+
+
+class Harm:
+    """What runs when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), 'w')
+
+
+class HiddenHarm(Harm):
+    def __reduce__(self):
+        return np.array, ([1.0],), {'x': Harm(self.file)}
+
+
+@pytest.mark.parametrize('harm', [Harm, HiddenHarm])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, harm):
+    path, trace = tmp_path / 'x.pkl', tmp_path / 'trace'
+    path.write_bytes(pickle.dumps({'model': {'a': np.ones(3), 'b': harm(trace)}}))
+    with pytest.raises(WeightsError, match=r'x.pkl: .*is not allowed'):
+        Detector.load(path, config=TINY)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(('content', 'found'), [
+    (b'', 'EOFError'), (pickle.dumps({'model': {'a': np.ones(3)}})[:-20], 'x.pkl'), (pickle.dumps([1, 2]), 'found list'),
+    (pickle.dumps({'model': {}}), 'dict of arrays'), (pickle.dumps({'a': 'text'}), "'a': expected an array of .*found str"),
+    (pickle.dumps({'a': np.array(['text'])}), 'found <U4'), (pickle.dumps({1: np.ones(3)}), '1: expected'), (b'junk', 'x.pkl'),
+])
+def test_other_pickles_are_refused(tmp_path, content, found):
+    (tmp_path / 'x.pkl').write_bytes(content)
+    with pytest.raises(WeightsError, match=found):
+        Detector.load(tmp_path / 'x.pkl', config=TINY)
+
+
+# ---------------------------------------------------------------------------- weights: Caffe
+
+
+def number(value):
+    """A varint."""
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + number(value // 128)
+
+
+def field(place, content):
+    return number(place * 8 + 2) + number(len(content)) + content
+
+
+def caffe_blob(array, form):
+    """A BlobProto: packed with a shape, a number at a time, in doubles, or of the old form with four sides."""
+    values = array.flatten().tolist()
+    if form == 'old':
+        sides = [1] * (4 - array.ndim) + list(array.shape)
+        return b''.join(number(8 * place) + number(side) for place, side in enumerate(sides, 1)) + field(
+            5, struct.pack(f'<{len(values)}f', *values))
+    shape = field(7, field(1, b''.join(map(number, array.shape))))
+    if form == 'one at a time':
+        return field(7, b''.join(number(8) + number(side) for side in array.shape)) + b''.join(
+            number(5 * 8 + 5) + struct.pack('<f', value) for value in values)
+    if form == 'doubles':
+        return shape + field(8, struct.pack(f'<{len(values)}d', *values))
+    return shape + field(5, struct.pack(f'<{len(values)}f', *values))
+
+
+def caffe_layer(name, arrays, form='packed'):
+    blobs = [caffe_blob(array, form) for array in arrays]
+    if form == 'old':  # V1: another number for each field; its type is a number
+        return field(2, field(4, name.encode()) + number(5 * 8) + number(4) + b''.join(field(6, blob) for blob in blobs))
+    # phase, an int, and a parameter of the layer lie among what is read
+    return field(100, field(1, name.encode()) + field(2, b'Type') + number(10 * 8) + number(1)
+                 + b''.join(field(7, blob) for blob in blobs) + field(106, number(8) + number(3)))
+
+
+def caffe_layers(net):
+    """(name, arrays) of the layers of Caffe's file that hold the weights of a net, as the original's test.prototxt names them."""
+    state = {name: tensor.numpy() for name, tensor in state_of(net).items()}
+
+    def normed(source, conv, bn, scale, factor):
+        norm = {key: state[f'{source}.norm.{key}'] for key in ('weight', 'bias', 'running_mean', 'running_var')}
+        yield conv, [state[f'{source}.weight']]
+        yield bn, [norm['running_mean'] * factor, norm['running_var'] * factor, np.float32([factor])]
+        yield scale, [norm['weight'], norm['bias']]
+
+    yield 'data', []
+    yield from normed('backbone.stem.conv1', 'conv1', 'bn_conv1', 'scale_conv1', 1)
+    names = {2: 'abc', 3: ['a', 'b1', 'b2'], 4: ['a', 'b1', 'b2'], 5: 'abc'}
+    for level, block in [place for n in names for place in itertools.product([n], range(net.config.blocks[n - 2]))]:
+        home = f'roi_heads.res5.{block}' if level == 5 else f'backbone.res{level}.{block}'
+        for own, branch in (('shortcut', '1'), ('conv1', '2a'), ('conv2', '2b'), ('conv3', '2c')):
+            if f'{home}.{own}.weight' in state:
+                name = f'{level}{names[level][block]}_branch{branch}'
+                yield from normed(f'{home}.{own}', f'res{name}', f'bn{name}', f'scale{name}', 999.5)
+    rpn, head = 'proposal_generator.rpn_head', 'roi_heads.box_predictor'
+    yield 'rpn_conv/3x3', [state[f'{rpn}.conv.weight'], state[f'{rpn}.conv.bias']]
+    noise = np.random.default_rng(1).normal(size=(12, TINY.rpn_width, 1, 1)).astype(np.float32)
+    yield 'rpn_cls_score', [np.concatenate([background, background + state[f'{rpn}.objectness_logits.{part}']])
+                            for part, background in (('weight', noise), ('bias', noise[:, 0, 0, 0]))]
+    yield 'rpn_bbox_pred', [state[f'{rpn}.anchor_deltas.weight'], state[f'{rpn}.anchor_deltas.bias']]
+    for name in ('cls_score', 'attr_score'):
+        yield name, [np.concatenate([array[-1:], array[:-1]]) for array in
+                     (state[f'{head}.{name}.weight'], state[f'{head}.{name}.bias'])]
+    embedding = state[f'{head}.cls_embedding.weight']
+    yield 'cls_embedding', [np.concatenate([embedding[-1:], embedding[:-1]])]
+    yield 'bbox_pred', [np.concatenate([np.full((4, *array.shape[1:]), 9, np.float32), array]) for array in
+                        (state[f'{head}.bbox_pred.weight'], state[f'{head}.bbox_pred.bias'])]
+    yield 'fc_attr', [state[f'{head}.fc_attr.weight'], state[f'{head}.fc_attr.bias']]
+    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]  # in the files of the original, not of the network
+
+
+def caffe_file(path, layers, form='packed'):
+    path.write_bytes(field(1, b'ResNet-101') + b''.join(caffe_layer(name, arrays, form) for name, arrays in layers))
+    return path
+
+
+@pytest.mark.parametrize('form', ['packed', 'one at a time', 'doubles', 'old'])
+def test_weights_load_from_caffes_file(tmp_path, form):
+    net = network(10, convention=CAFFE)
+    detector = Detector.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
+    same_network(detector, net)
+    assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
+    assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
+    assert re.search(r'unexpected +2 +fc_rel1', detector.report)
+
+
+def test_softmax_over_caffes_two_channels_ranks_as_one_logit_does():
+    weights = torch.randn(24, 8, 1, 1, generator=torch.Generator().manual_seed(1))
+    bias, x = torch.linspace(-1, 1, 24), torch.randn(1, 8, 3, 4, generator=torch.Generator().manual_seed(2))
+    # Reshaped to (2, 12 * h, w), softmax, and back: as in test.prototxt; the second half is that of objects.
+    both = functional.conv2d(x, weights, bias).reshape(1, 2, 36, 4).softmax(1).reshape(1, 24, 3, 4)[:, 12:]
+    own = detector_weights.objectness('rpn_cls_score', [weights, bias])
+    assert torch.allclose(functional.conv2d(x, own['weight'], own['bias']).sigmoid(), both, atol=1e-6)
+
+
+def caffe_faults():
+    layers = list(caffe_layers(network(10, convention=CAFFE)))
+    named = dict(layers)
+    whole = field(1, b'net') + b''.join(caffe_layer(name, arrays) for name, arrays in layers)
+
+    def without(name, *instead):
+        return b''.join(caffe_layer(*each) for each in layers if each[0] != name) + b''.join(instead)
+
+    yield b'', 'empty file'
+    yield whole[:-50], 'bytes announced where'
+    yield whole[:len(whole) // 2], 'expected a whole Caffe model'
+    yield b'\xff' * 40, 'more than ten bytes'
+    yield b'\x0b' + whole, 'unknown kind 3'
+    yield field(1, b'net'), 'no layer that has any'
+    yield whole + caffe_layer('conv1', named['conv1']), 'layer conv1 twice'
+    yield without('conv1'), 'backbone.stem.conv1.weight'
+    yield without('bn_conv1', caffe_layer('bn_conv1', named['bn_conv1'][:2])), r'layer bn_conv1: expected .*shapes \(4,\), \(4,\)'
+    yield without('cls_score', caffe_layer('cls_score', [np.ones((9, 4), np.float32)])), 'cls_score.weight: expected'
+    yield whole + caffe_layer('conv9', [np.ones(3, np.float32)]), 'conv9'
+    short = field(7, field(7, field(1, number(9))) + field(5, struct.pack('<2f', 1, 2)))
+    yield field(100, field(1, b'conv1') + short), r'2 numbers for the shape \(9,\)'
+    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), '3 bytes of numbers of 4'
+
+
+@pytest.mark.parametrize(('content', 'found'), list(caffe_faults()))
+def test_damaged_caffe_files_are_refused(tmp_path, content, found):
+    (tmp_path / 'x.caffemodel').write_bytes(content)
+    with pytest.raises(WeightsError, match=f'(?s)x.caffemodel.*{found}'):
+        Detector.load(tmp_path / 'x.caffemodel', config=TINY)
