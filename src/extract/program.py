@@ -139,7 +139,7 @@ def parser():
     made.add_argument('--split', choices=tuple(ids.SPLITS), help='of which dataset the file names are; default: any')
     made.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0],
                       help=f'{DETECTORS[0]}; shapes: that of the sample world, which sees nothing else')
-    made.add_argument('--weights', metavar='FILE', help=f"the detector's ({WEIGHTS}); bash run/download.bash detector fetches them")
+    made.add_argument('--weights', metavar='FILE', help=f"the detector's, see bash run/download.bash detector ({WEIGHTS})")
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
     made.add_argument('--batchSize', type=int, default=8, help='pictures that a process takes at once (8)')
