@@ -31,6 +31,8 @@ QUICK = {
     'run/convert.bash': [],
     'run/encode.bash': [],
     'run/show.bash': [],
+    'run/extract.bash': [],
+    'run/regions.bash': [],
     'run/check_dataset.bash': [],
     'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
@@ -114,7 +116,7 @@ def test_each_command_of_the_readme_runs(checkout):
 
 def test_launchers_tell_how_to_use_them(checkout):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
-                     'nlvr', 'ensemble', 'encode'):
+                     'nlvr', 'ensemble', 'encode', 'extract'):
         run = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=checkout, capture_output=True, text=True)
         assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
     run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)

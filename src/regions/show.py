@@ -4,9 +4,10 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from regions.origin import RegionError
+from regions.pictures import PictureError, open_picture
 from regions.tsv import ImageRegions
 
 SIDE = 1280  # pixels of the longer side drawn; smaller pictures are enlarged, so that labels leave some of them to see
@@ -123,10 +124,9 @@ def find_photo(folder, img_id: str) -> Image.Image:
 def open_photo(path) -> Image.Image:
     """A photograph as RGB, turned as its EXIF data say. Raises RegionError if it is not whole."""
     try:
-        with Image.open(path) as photo:
-            return ImageOps.exif_transpose(photo).convert('RGB')
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RegionError(f'{path}: expected a photograph, found a file that cannot be read as one ({error})') from None
+        return Image.fromarray(open_picture(path))
+    except PictureError as error:
+        raise RegionError(str(error)) from None
 
 
 def file_name(img_id: str) -> str:

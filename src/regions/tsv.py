@@ -96,11 +96,16 @@ def write(path, images: Iterable[ImageRegions]) -> int:
         for position, image in enumerate(images, 1):
             image = check_next(image, f, positions, position, path)
             f = image.features.shape[1]
-            columns = {field: base64.b64encode(np.ascontiguousarray(getattr(image, name), dtype)).decode()
-                       for name, (field, dtype) in ARRAYS.items()}
-            columns |= {'img_id': image.img_id, 'img_h': image.height, 'img_w': image.width, 'num_boxes': len(image.boxes)}
-            file.write(('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode())
+            file.write(encode(image))
     return len(positions)
+
+
+def encode(image: ImageRegions) -> bytes:
+    """The line of an image, which has been checked."""
+    columns = {field: base64.b64encode(np.ascontiguousarray(getattr(image, name), dtype)).decode()
+               for name, (field, dtype) in ARRAYS.items()}
+    columns |= {'img_id': image.img_id, 'img_h': image.height, 'img_w': image.width, 'num_boxes': len(image.boxes)}
+    return ('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,182 @@
+"""Regions of one's own pictures, many at a time, to a TSV or a region store. The program behind run/extract.bash.
+
+Exit status 0: well; 1: a fault of what was given, or broken pictures; 2: wrong usage.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from extract import ids
+from extract.parts import Unfinished
+from extract.workers import DETECTORS, Recipe, Workers
+from regions import origin, tsv
+
+WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
+PROPOSALS = 300  # the most boxes that the detector has of a picture
+
+EPILOG = '''
+--images is a folder, with all folders in it, or a text with the path of a picture a line, relative to its own folder. The name of
+a file without its ending becomes the image id; --split says of which dataset the names must be:
+  coco   COCO_val2014_000000000042.jpg         for data/mscoco_imgfeat
+  gqa    2335684.jpg, n161313.jpg              for data/vg_gqa_imgfeat
+  nlvr2  dev-896-0-img0.png                    for data/nlvr2_imgfeat
+data/mscoco_imgfeat/README.md and so on have the commands for each published file.
+
+With GPU ids there is a process a GPU, with cpu as many as NPROC says (1). What is done is kept in FILE.unfinished: killed, it
+goes on with the same command, and the result is the same to the byte. Pictures that cannot be used are listed in
+FILE.broken.txt; they keep the result from being written, unless --allowBroken is given.
+
+Examples:
+  bash run/extract.bash 0,1 --images pictures/val2014 --split coco --out data/mscoco_imgfeat/val2014_obj36.tsv
+  NPROC=2 bash run/extract.bash cpu --images mine --minBoxes 10 --maxBoxes 100 --bf16 --out data/mine/mine.store
+  bash run/extract.bash cpu --images data/shapes/images/val2014 --detector shapes --out data/mine/shapes_obj36.tsv
+
+Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.
+'''
+
+
+def devices(wanted):
+    """The device of each process, of `wanted` 'cpu' or None for GPUs. Raises ValueError."""
+    if wanted == 'cpu' or (gpus := _gpus()) is None:
+        count = os.environ.get('NPROC') or '1'
+        if not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise ValueError(f'NPROC: expected the number of processes, found {count!r}')
+        # Processes that each take all cores wait for each other.
+        os.environ.setdefault('OMP_NUM_THREADS', str(-(-len(os.sched_getaffinity(0)) // int(count))))
+        return ['cpu'] * int(count)
+    return gpus
+
+
+def _gpus():
+    """The GPUs of CUDA_VISIBLE_DEVICES; None on a machine without any NVIDIA device."""
+    import torch  # the processes of a detector that needs no PyTorch start without, several times faster
+
+    import dist
+    try:
+        if dist.start().type == 'cpu':
+            return None
+    except dist.DeviceError as error:
+        raise ValueError(str(error)) from None
+    there, asked = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES')
+    if asked and there != len(asked.split(',')):
+        raise ValueError(f'GPUs {asked}: expected {len(asked.split(","))}, found {there}; nvidia-smi lists them')
+    return [f'cuda:{number}' for number in range(there)]
+
+
+def extract(flags):
+    """Makes the regions and writes them; returns the exit status."""
+    pictures = ids.find(flags.images, flags.split)
+    recipe = Recipe(flags.detector, flags.weights or WEIGHTS, flags.bf16, flags.minBoxes, flags.maxBoxes)
+    where = devices(flags.device)
+    # Batches are the same when a run goes on, for a device that computes a picture otherwise beside other ones.
+    size, named = flags.batchSize, list(pictures.items())
+    batches = [dict(named[first:first + size]) for first in range(0, len(named), size)]
+    with Unfinished(flags.out) as part, Workers(recipe, where) as workers:
+        provenance = workers.provenance() | {'min_boxes': flags.minBoxes, 'max_boxes': flags.maxBoxes, 'batch size': size,
+                                             'device': where[0].split(':')[0]}
+        part.resume(provenance)
+        done, broken, began = sum(img_id in part.done for img_id in pictures), {}, time.monotonic()
+        if done:
+            print(f'{flags.out}: goes on after {done:,} of {len(pictures):,} images')
+        todo = [batch for batch in batches if not batch.keys() <= part.done.keys()]
+        with tqdm(total=len(pictures), initial=done, desc='Extracting', unit=' images', disable=None) as bar:
+            for lines, faults in workers.run(todo):
+                new = {img_id: line for img_id, line in lines.items() if img_id not in part.done}
+                check_room(part, new, len(pictures))
+                part.append(new)
+                broken |= faults
+                bar.update(len(new) + len(faults))
+        seconds = time.monotonic() - began
+        tell_broken(part, broken, len(pictures))
+        if (broken and not flags.allowBroken) or not part.done:
+            print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
+                  '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
+            return 1
+        part.finish(pictures, provenance | {
+            'extracted from': str(Path(flags.images).resolve()), 'left out': list(broken),
+            'extracted at': datetime.now(UTC).isoformat(timespec='seconds')})
+    made = len(pictures) - len(broken)
+    print(f'{flags.out}: {made:,} images, {len(broken):,} left out, {(made - done) / seconds:.1f} images a second')
+    return 0
+
+
+def check_room(part, lines, images):
+    """Raises OSError where the disk has no room for all that is still to come, as far as these lines tell."""
+    if not lines:
+        return
+    line = sum(map(len, lines.values())) / len(lines)
+    needed = line * (images - len(part.done)) + line * images  # the lines, and the result, before they are removed
+    if needed > (free := shutil.disk_usage(part.folder).free):
+        raise OSError(f'{part.out}: needs some {needed / 1e9:.1f} GB of disk, found {free / 1e9:.1f} GB free; make room and '
+                      'start again, or choose another --out')
+
+
+def tell_broken(part, broken, images):
+    """Names the broken pictures on the screen and in a file of their own."""
+    part.broken.unlink(missing_ok=True)
+    if broken:
+        with tsv.writing(part.broken) as file:
+            file.writelines(f'{fault}\n'.encode(errors='backslashreplace') for fault in broken.values())
+        print(f'{len(broken):,} of {images:,} pictures cannot be used (all in {part.broken}):\n'
+              + origin.listed(list(broken.values())), file=sys.stderr)
+
+
+def parser():
+    made = argparse.ArgumentParser(prog='run/extract.bash', allow_abbrev=False, epilog=EPILOG,
+                                   description='Finds the regions of pictures and writes them to a TSV or a region store.',
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   usage='bash run/extract.bash GPUS|cpu --images DIR|LIST --out X.tsv|X.store [flags]')
+    made.add_argument('--images', type=Path, required=True, metavar='DIR|LIST', help='a folder of pictures, or a list of them')
+    made.add_argument('--out', type=Path, required=True, metavar='X.tsv|X.store', help='a new file or folder')
+    made.add_argument('--split', choices=tuple(ids.SPLITS), help='of which dataset the file names are; default: any')
+    made.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0],
+                      help=f'{DETECTORS[0]}; shapes: that of the sample world, which sees nothing else')
+    made.add_argument('--weights', metavar='FILE', help=f"the detector's, see bash run/download.bash detector ({WEIGHTS})")
+    made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
+    made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
+    made.add_argument('--batchSize', type=int, default=8, help='pictures that a process takes at once (8)')
+    made.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
+    made.add_argument('--allowBroken', action='store_true', help='leave out pictures that cannot be used, and list them')
+    made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
+    return made
+
+
+def main(argv=None):
+    """Runs the program; returns its exit status."""
+    made = parser()
+    flags = made.parse_args(argv)
+    if flags.out.suffix not in ('.tsv', '.store'):
+        made.error(f'--out: expected a name ending in .tsv or .store, found {flags.out}')
+    if flags.out.exists():
+        made.error(f'--out: {flags.out} is there already, and is not overwritten; name another')
+    if not 1 <= flags.minBoxes <= flags.maxBoxes <= PROPOSALS:
+        made.error(f'--minBoxes, --maxBoxes: expected 1 <= minBoxes <= maxBoxes <= {PROPOSALS}, found {flags.minBoxes} and '
+                   f'{flags.maxBoxes}')
+    if flags.batchSize < 1:
+        made.error(f'--batchSize: expected at least 1, found {flags.batchSize}')
+    if flags.detector == 'shapes' and (flags.weights or flags.bf16):
+        made.error('--detector shapes: has no weights and nothing to compute in bfloat16; leave out --weights and --bf16')
+    try:
+        return extract(flags)
+    except BrokenProcessPool:
+        print('extract.bash: error: a process ended before its work was done (killed, or out of memory?); the same command goes '
+              'on with what is left, with a smaller --batchSize in less memory', file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f'extract.bash: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nextract.bash: interrupted; the same command goes on', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""Processes that turn pictures into lines of a TSV, a batch at a time; each has a detector on a device of its own."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+from regions import tsv
+from regions.pictures import PictureError, open_picture
+from regions.tsv import RegionError
+
+DETECTORS = ('faster_rcnn', 'shapes')
+AHEAD = 2  # batches for each process that wait or are done
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How regions are made."""
+
+    detector: str
+    weights: str
+    bf16: bool
+    min_boxes: int
+    max_boxes: int
+
+
+def load(recipe, device='cpu'):
+    """The detector of a Recipe on a device: regions(pictures, ids, min_boxes, max_boxes), and provenance."""
+    if recipe.detector == 'shapes':
+        from shapes.see import Detector  # of two detectors only one is imported: the other needs PyTorch
+        return Detector()
+    from regions.faster_rcnn import Detector
+    return Detector.load(recipe.weights, device, recipe.bf16)
+
+
+class Workers:
+    """A process for each of `devices`, such as 'cpu' or 'cuda:1'; use as a context."""
+
+    def __init__(self, recipe, devices):
+        context = multiprocessing.get_context('spawn')  # CUDA does not survive a fork
+        places = context.SimpleQueue()
+        for device in devices:
+            places.put(device)
+        self.recipe, self.ahead = recipe, AHEAD * len(devices)
+        self.pool = ProcessPoolExecutor(len(devices), context, _begin, (places,))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.pool.shutdown(cancel_futures=True)
+
+    def provenance(self):
+        """What the detector tells of itself. Raises what loading it raises."""
+        return self.pool.submit(_provenance, self.recipe).result()
+
+    def run(self, batches):
+        """Yields ({image id: line}, {image id: what is wrong with it}) of each batch, {image id: path}, in their order."""
+        pending = deque()
+        for batch in batches:
+            pending.append(self.pool.submit(_extract, self.recipe, batch))
+            if len(pending) > self.ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _begin(places):
+    global _device
+    _device = places.get()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@cache
+def _detector(recipe):
+    return load(recipe, _device)
+
+
+def _provenance(recipe):
+    return _detector(recipe).provenance
+
+
+def _extract(recipe, batch):
+    pictures, broken = {}, {}
+    for img_id, path in batch.items():
+        try:
+            pictures[img_id] = open_picture(path)
+        except PictureError as error:
+            broken[img_id] = str(error)
+    try:
+        images = _regions(recipe, pictures)
+    except (PictureError, RegionError):  # of one of them: which one?
+        images = []
+        for img_id, picture in pictures.items():
+            try:
+                images += _regions(recipe, {img_id: picture})
+            except (PictureError, RegionError) as error:
+                broken[img_id] = f'{batch[img_id]}: {error}'
+    return {image.img_id: tsv.encode(tsv.check(image)) for image in images}, broken
+
+
+def _regions(recipe, pictures):
+    if not pictures:
+        return []
+    return _detector(recipe).regions(list(pictures.values()), list(pictures), recipe.min_boxes, recipe.max_boxes)

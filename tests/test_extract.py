@@ -1,0 +1,215 @@
+"""run/extract.bash on the sample world: the world's own regions from its pictures, whatever happens on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_see import overlap
+
+from annotations.files import DataError
+from extract import ids, program
+from regions import tsv
+from regions.store import RegionStore
+
+
+@pytest.fixture(scope='module')
+def pictures(made_world):
+    """Folder of the 6 pictures of val2014."""
+    return made_world / 'images/val2014'
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """run(images, *flags, out='x.tsv'): the program with the sample world's detector; (status, printed, errors)."""
+    monkeypatch.setenv('NPROC', '1')
+
+    def run(images, *flags, out='x.tsv', detector='shapes'):
+        flags = '--device', 'cpu', '--images', images, '--out', tmp_path / out, '--detector', detector, *flags
+        try:
+            status = program.main([str(flag) for flag in flags])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def launch(images, out, *flags, **variables):
+    """The launcher in a process of its own."""
+    return subprocess.Popen(['bash', 'run/extract.bash', 'cpu', '--images', images, '--detector', 'shapes', '--out', out, *flags],
+                            cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, tmp_path):
+    out = tmp_path / 'all.tsv'
+    process = launch(made_world / 'images', out, '--split', 'coco', '--batchSize', '4', NPROC='2')
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert '50 images, 0 left out' in printed
+    found = {image.img_id: image for _, image in tsv.read(out)}
+    own = [image for path in (made_world / 'mscoco_imgfeat').glob('*.tsv') for _, image in tsv.read(path)]
+    assert found.keys() == {image.img_id for image in own} and list(found) == sorted(found, key=lambda name: name[5:])
+    for image in own:
+        other = found[image.img_id]
+        assert (other.height, other.width, other.features.shape) == (image.height, image.width, image.features.shape)
+        for sure in range(int((image.class_conf > 0.75).sum())):  # the things themselves
+            same = [i for i in np.flatnonzero(other.class_conf > 0.75) if overlap(other.boxes[i], image.boxes[sure]) > 0.7]
+            assert len(same) == 1
+            assert other.classes[same] == image.classes[sure] and other.attributes[same] == image.attributes[sure]
+            near, far = (np.linalg.norm(other.features[i] - image.features[sure]) for i in (same[0], len(image.boxes) - 1))
+            assert near < far
+    provenance = json.loads(Path(f'{out}.provenance.json').read_text())
+    assert 'shapes.see' in provenance['detector'] and provenance['extracted from'] == str(made_world / 'images')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
+
+
+def test_a_store_has_the_same_regions(pictures, run, tmp_path):
+    assert run(pictures, '--minBoxes', 10, '--maxBoxes', 20)[0] == 0
+    assert run(pictures, '--minBoxes', 10, '--maxBoxes', 20, out='x.store')[0] == 0
+    store = RegionStore(tmp_path / 'x.store')
+    images = [image for _, image in tsv.read(tmp_path / 'x.tsv')]
+    assert len(store) == len(images) == 6 and store.meta['provenance']['max_boxes'] == 20
+    for row, image in enumerate(images):
+        assert len(image.boxes) == 20 and store.image(row).img_id == image.img_id
+        assert np.array_equal(store.image(row).features, image.features)
+    assert not list(tmp_path.glob('*.unfinished'))
+
+
+def begun(process, out, lines=2):
+    """Waits until a running extraction has done some pictures; returns the ids of its own processes."""
+    done, end = Path(f'{out}.unfinished/lines'), time.monotonic() + 60
+    while not (done.exists() and done.read_bytes().count(b'\n') >= lines):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    return [int(pid) for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
+    images, whole, out = made_world / 'images/train2014', tmp_path / 'whole.tsv', tmp_path / 'x.tsv'
+    assert launch(images, whole, '--batchSize', '3').wait(timeout=120) == 0
+    process = launch(images, out, '--batchSize', '3')
+    workers = begun(process, out)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while any(Path(f'/proc/{pid}').exists() for pid in workers):  # they must not write on, nor stay
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert workers and not out.exists()
+    with open(f'{out}.unfinished/lines', 'ab') as lines:
+        lines.write(whole.read_bytes()[:1000])  # a line that was not written to its end
+    process = launch(images, out, '--batchSize', '3', NPROC='2')
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and 'x.tsv: goes on after ' in printed, errors
+    assert out.read_bytes() == whole.read_bytes() and not Path(f'{out}.unfinished').exists()
+
+
+def test_a_process_that_dies_is_told_and_ctrl_c_too(made_world, tmp_path):
+    out = tmp_path / 'x.tsv'
+    process = launch(made_world / 'images', out, '--batchSize', '1')
+    os.kill(begun(process, out)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and 'a process ended before its work was done' in errors and 'Traceback' not in errors
+    process = launch(made_world / 'images', out, '--batchSize', '1')
+    begun(process, out, Path(f'{out}.unfinished/lines').read_bytes().count(b'\n') + 1)
+    process.send_signal(signal.SIGSTOP)
+    second = launch(made_world / 'images', out, '--batchSize', '1')
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1 and 'another process is writing there' in errors
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'the same command goes on' in errors and 'Traceback' not in errors
+
+
+def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
+    images = shutil.copytree(pictures, tmp_path / 'images')
+    assert run(images, out='whole.tsv')[0] == 0
+    first, second, *_ = sorted(images.iterdir())
+    whole = first.read_bytes()
+    first.write_bytes(whole[:200])
+    Image.new('RGB', (640, 480)).save(second)
+    status, _, errors = run(images)
+    assert status == 1 and '2 of 6 pictures cannot be used' in errors and 'give --allowBroken' in errors
+    told = (tmp_path / 'x.tsv.broken.txt').read_text()
+    assert str(first) in told and f'{second}: {second.stem}: expected a picture of the sample world' in told
+    assert not (tmp_path / 'x.tsv').exists()
+    first.write_bytes(whole)
+    status, printed, errors = run(images, '--allowBroken')
+    assert status == 0 and 'goes on after 4 of 6' in printed and '5 images, 1 left out' in printed and second.stem in errors
+    lines = (tmp_path / 'whole.tsv').read_bytes().splitlines(keepends=True)
+    assert (tmp_path / 'x.tsv').read_bytes() == b''.join([lines[0], *lines[2:]])
+    assert json.loads((tmp_path / 'x.tsv.provenance.json').read_text())['left out'] == [second.stem]
+    for path in images.iterdir():
+        path.write_bytes(b'')
+    status, _, errors = run(images, '--allowBroken', out='none.tsv')
+    assert status == 1 and '6 of 6 pictures' in errors and not (tmp_path / 'none.tsv').exists()
+
+
+def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
+    images = shutil.copytree(pictures, tmp_path / 'images')
+    (images / 'text.png').write_text('no picture')
+    assert run(images)[0] == 1
+    status, _, errors = run(images, '--maxBoxes', 40)
+    assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to begin anew' in errors
+
+
+def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
+    (tmp_path / 'there.tsv').touch()
+    for flags, out, message in (
+            ([], 'x.npz', 'expected a name ending in .tsv or .store'), ([], 'there.tsv', 'is there already'),
+            (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'), (['--batchSize', '0'], 'x.tsv', 'found 0'),
+            (['--bf16'], 'x.tsv', 'leave out --weights and --bf16')):
+        status, _, errors = run(pictures, *flags, out=out)
+        assert status == 2 and message in errors
+    status, _, errors = run(tmp_path / 'none')
+    assert status == 1 and 'no such folder, nor a list of pictures' in errors
+    status, _, errors = run(pictures, '--weights', tmp_path / 'none.pkl', detector='faster_rcnn')
+    assert status == 1 and 'none.pkl: no such file' in errors and 'bash run/download.bash detector' in errors
+    status, _, errors = run(pictures, '--split', 'nlvr2')
+    assert status == 1 and 'such as dev-896-0-img0.png, found 6 others' in errors
+    with monkeypatch.context() as patched:
+        patched.setenv('NPROC', 'x')
+        assert "NPROC: expected the number of processes, found 'x'" in run(pictures)[2]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(program.shutil, 'disk_usage', lambda path: usage._replace(free=10))
+    status, _, errors = run(pictures)
+    assert status == 1 and 'GB free; make room' in errors and not (tmp_path / 'x.tsv').exists()
+
+
+def test_ids_are_the_names_of_the_files(tmp_path):
+    names = ['train/7/train-10-0-img0.png', 'train/7/train-10-0-img1.PNG', 'dev/dev-896-0-img0.png', 'dev/notes.txt',
+             'dev/._dev-1-0-img0.png']
+    for name in names:
+        (tmp_path / 'a' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'a' / name).touch()
+    found = ids.find(tmp_path / 'a', 'nlvr2')
+    assert found == {Path(name).stem: tmp_path / 'a' / name for name in (names[2], *names[:2])}
+    assert list(found) == ['dev-896-0-img0', 'train-10-0-img0', 'train-10-0-img1']
+    (tmp_path / 'list.txt').write_text('b/n161313.jpg\n\na/2335684.jpg\r\n')
+    found = ids.find(tmp_path / 'list.txt', 'gqa')
+    assert list(found.items()) == [('n161313', tmp_path / 'b/n161313.jpg'), ('2335684', tmp_path / 'a/2335684.jpg')]
+    with pytest.raises(DataError, match=r'--split coco: expected file names such as .*found 2 others: n161313'):
+        ids.find(tmp_path / 'list.txt', 'coco')
+    (tmp_path / 'list.txt').write_text('b/1.jpg\na/1.png')
+    with pytest.raises(DataError, match=r'a/1\.png: its image id would be 1, which is that of .*b/1\.jpg; leave one'):
+        ids.find(tmp_path / 'list.txt')
+    (tmp_path / 'list.txt').write_text('b/one\x07.jpg')
+    with pytest.raises(DataError, match='expected a name that can be an image id'):
+        ids.find(tmp_path / 'list.txt')
+    (tmp_path / 'list.txt').write_bytes(b'\xff\xd8\xff')
+    with pytest.raises(DataError, match='expected a list of pictures in UTF-8'):
+        ids.find(tmp_path / 'list.txt')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='expected pictures'):
+        ids.find(tmp_path / 'empty')
