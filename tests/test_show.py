@@ -15,11 +15,12 @@ from PIL import Image
 
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
+from lxrt.modeling import attention_names
 from regions import source
 from shapes import questions, scene
 from shapes.scene import covered
 from show import draw, main, pointing
-from show.relevance import Relevance, relevance
+from show.relevance import Relevance, maps, relevance
 from tasks.answerer import Answerer
 from tasks.model import AnswerModel
 
@@ -76,6 +77,25 @@ def scaled(matrix):
     return found
 
 
+def slow_maps(mean, config, words, o):
+    """R_tt, R_ti, R_it, R_ii of {layer: rows of mean attention}."""
+    tt, ii = ([[float(i == j) for j in range(size)] for i in range(size)] for size in (words, o))
+    ti, it = [[0.0] * o for _ in range(words)], [[0.0] * words for _ in range(o)]
+    for i in range(1, config.l_layers + 1):
+        tt, ti = plus(tt, product(mean[f'lang{i}'], tt)), plus(ti, product(mean[f'lang{i}'], ti))
+    for i in range(1, config.r_layers + 1):
+        ii, it = plus(ii, product(mean[f'rel{i}'], ii)), plus(it, product(mean[f'rel{i}'], it))
+    for i in range(1, config.x_layers + 1):
+        there, back = mean[f'cross{i}.lang_to_visn'], mean[f'cross{i}.visn_to_lang']
+        new_tt, new_ii = plus(tt, product(there, it)), plus(ii, product(back, ti))
+        new_ti = plus(ti, product(turned(scaled(tt)), there, scaled(ii)))
+        new_it = plus(it, product(turned(scaled(ii)), back, scaled(tt)))
+        tt, ti, it, ii = new_tt, new_ti, new_it, new_ii
+        tt, ti = plus(tt, product(mean[f'cross{i}.lang'], tt)), plus(ti, product(mean[f'cross{i}.lang'], ti))
+        ii, it = plus(ii, product(mean[f'cross{i}.visn'], ii)), plus(it, product(mean[f'cross{i}.visn'], it))
+    return tt, ti, it, ii
+
+
 def slowly(model, batch, place, answer, images):
     """Words and regions of one example, whose (sentence, image) pairs are computed without padding; lists of numbers."""
     words = int((batch['input_ids'][place] != 0).sum())
@@ -93,20 +113,7 @@ def slowly(model, batch, place, answer, images):
             many, wide = (o if side == 'o' else words for side in sides(name))
             both = (torch.zeros_like(weights) if gradient is None else gradient * weights)[row].tolist()
             mean[name] = [[sum(max(head[i][j], 0.0) for head in both) / len(both) for j in range(wide)] for i in range(many)]
-        tt, ii = ([[float(i == j) for j in range(size)] for i in range(size)] for size in (words, o))
-        ti, it = [[0.0] * o for _ in range(words)], [[0.0] * words for _ in range(o)]
-        for i in range(1, config.l_layers + 1):
-            tt, ti = plus(tt, product(mean[f'lang{i}'], tt)), plus(ti, product(mean[f'lang{i}'], ti))
-        for i in range(1, config.r_layers + 1):
-            ii, it = plus(ii, product(mean[f'rel{i}'], ii)), plus(it, product(mean[f'rel{i}'], it))
-        for i in range(1, config.x_layers + 1):
-            there, back = mean[f'cross{i}.lang_to_visn'], mean[f'cross{i}.visn_to_lang']
-            new_tt, new_ii = plus(tt, product(there, it)), plus(ii, product(back, ti))
-            new_ti = plus(ti, product(turned(scaled(tt)), there, scaled(ii)))
-            new_it = plus(it, product(turned(scaled(ii)), back, scaled(tt)))
-            tt, ti, it, ii = new_tt, new_ti, new_it, new_ii
-            tt, ti = plus(tt, product(mean[f'cross{i}.lang'], tt)), plus(ti, product(mean[f'cross{i}.lang'], ti))
-            ii, it = plus(ii, product(mean[f'cross{i}.visn'], ii)), plus(it, product(mean[f'cross{i}.visn'], it))
+        tt, ti, _, _ = slow_maps(mean, config, words, o)
         found.append(([value - (j == 0) for j, value in enumerate(tt[0])], ti[0]))
     return found
 
@@ -116,6 +123,18 @@ def sides(name):
     if which in ('lang_to_visn', 'visn_to_lang'):
         return ('t', 'o') if which == 'lang_to_visn' else ('o', 't')
     return ('t', 't') if (which or layer).startswith('lang') else ('o', 'o')
+
+
+def test_the_four_maps_equal_slow_loops():
+    """With attention so strong that every order of the rules' steps gives other numbers."""
+    config, g = LxrtConfig(**{**TINY, 'x_layers': 3}), torch.Generator().manual_seed(2)
+    size = {'t': 4, 'o': 3}
+    seen = {name: torch.rand(2, *(size[side] for side in sides(name)), generator=g) for name in attention_names(config)}
+    found = maps(seen, 2, 4, 3)
+    for row in range(2):
+        expected = slow_maps({name: weights[row].tolist() for name, weights in seen.items()}, config, 4, 3)
+        for ours, plain in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours[row], plain, rtol=1e-4)
 
 
 @pytest.mark.parametrize('given', [False, True], ids=['best', 'given'])
