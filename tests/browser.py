@@ -3,12 +3,14 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+PATIENCE = 60  # seconds, of a busy machine
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium on this machine (apt-get install chromium)')
 
 
@@ -19,9 +21,10 @@ class Page:
     """
 
     def __init__(self, profile):
-        self.count, self.rest, self.session, self.requests, self.faults = 0, b'', {}, [], []
+        self.count, self.rest, self.session, self.loaded, self.requests, self.faults = 0, b'', {}, False, [], []
         from_us, self.to = os.pipe()
         self.back, to_us = os.pipe()
+        # The sandbox asks for rights that a container has not; the pages are our own.
         flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
                  f'--user-data-dir={profile}', '--remote-debugging-pipe', 'about:blank']
         by = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'  # Chromium reads commands from file 3 and writes to file 4
@@ -57,6 +60,7 @@ class Page:
     def receive(self):
         """The next message; of an event what is to be remembered is kept."""
         while b'\0' not in self.rest:
+            assert select.select([self.back], [], [], PATIENCE)[0], f'Chromium has said nothing for {PATIENCE} seconds'
             chunk = os.read(self.back, 1 << 16)
             assert chunk, 'Chromium has ended'
             self.rest += chunk
@@ -65,6 +69,8 @@ class Page:
         params = found.get('params', {})
         if found.get('method') == 'Network.requestWillBeSent' and not params['request']['url'].startswith('data:'):
             self.requests.append(params['request']['url'])
+        elif found.get('method') == 'Page.loadEventFired':
+            self.loaded = True
         elif found.get('method') == 'Runtime.exceptionThrown':
             self.faults.append(params['exceptionDetails'].get('exception', {}).get('description') or str(params))
         elif found.get('method') == 'Log.entryAdded' and params['entry']['level'] == 'error':
@@ -73,9 +79,10 @@ class Page:
 
     def open(self, address):
         """Goes to an address and waits until the page is loaded."""
+        self.loaded = False
         self.call('Page.navigate', url=str(address))
-        while self.receive().get('method') != 'Page.loadEventFired':
-            pass
+        while not self.loaded:  # by then, or by what comes next
+            self.receive()
 
     def run(self, script):
         """The value of a JavaScript expression, promises awaited."""

@@ -398,8 +398,9 @@ def test_thousands_of_examples_on_a_phone_in_the_dark(reports, view, tmp_path):
     assert shown(page_) == ([str(i) for i in range(20)], 5000) and '1,000 are left out' in page_.text('#left')[0]
     page_.run("document.getElementById('more').click()")
     assert shown(page_) == ([str(i) for i in range(40)], 5000)
+    assert page_.text('#more') == ['Show more']
     put(page_, 'search', '4999')
-    assert shown(page_) == (['4999'], 1)
+    assert shown(page_) == (['4999'], 1) and page_.run("document.getElementById('more').offsetHeight") == 0
     light = page_.run('getComputedStyle(document.body).backgroundColor')
     page_.screen(360, 740, dark=True)
     assert page_.run('document.documentElement.scrollWidth <= innerWidth')
