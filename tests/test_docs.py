@@ -32,6 +32,7 @@ QUICK = {
     'run/encode.bash': [],
     'run/show.bash': [],
     'run/extract.bash': [],
+    'run/ask.bash': [],
     'run/regions.bash': [],
     'run/check_dataset.bash': [],
     'run/download.bash': ['--list'],

@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from extract import ids
 from extract.parts import Unfinished
-from extract.workers import DETECTORS, Recipe, Workers
+from extract.workers import DETECTORS, WEIGHTS, Recipe, Workers
 from regions import origin, tsv
 
-WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
 PROPOSALS = 300  # the most boxes that the detector has of a picture
 
 EPILOG = '''

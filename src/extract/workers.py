@@ -14,6 +14,7 @@ from regions.pictures import PictureError, open_picture
 from regions.tsv import RegionError
 
 DETECTORS = ('faster_rcnn', 'shapes')
+WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
 AHEAD = 2  # batches for each process that wait or are done
 
 

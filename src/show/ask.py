@@ -1,0 +1,157 @@
+"""From photographs and questions to answers, and what they rest on, drawn. The program behind run/ask.bash.
+
+Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import dist
+from annotations.files import DataError
+from extract.workers import DETECTORS, WEIGHTS, Recipe, load
+from regions.pictures import ENDINGS, open_picture
+from regions.show import Names
+from shapes.features import FEATURE_DIM
+from show import draw
+from show.attention import MOST, look, most_relevant, shares, title
+from tasks.answerer import Answerer
+
+EPILOG = '''
+Which detector: the one whose features the snapshot was trained on, that is the sample world's for a snapshot of the sample world,
+else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
+
+Examples:
+  bash run/ask.bash cpu photo.jpg "What is the man holding?" "Is it raining?" --load snap/vqa/vqa_lxr955/BEST
+  bash run/ask.bash cpu left.jpg right.jpg "Both have a dog." --load snap/nlvr2/nlvr2_lxr955/BEST
+
+Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.
+'''
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about k pictures, answered: the best answers with their probabilities, and a drawing of each picture."""
+
+    question: str
+    answers: list  # (answer, probability), the best first
+    words: list  # texts, the most relevant first
+    regions: list  # of each picture the texts of its most relevant regions
+    drawn: list  # k PIL images
+
+
+class Asker:
+    """Answers questions about pictures: a detector and an Answerer, kept for any number of questions."""
+
+    def __init__(self, answerer, detector, names=None, min_boxes=36, max_boxes=36):
+        self.answerer, self.detector, self.names = answerer, detector, Names(names)
+        self.boxes = min_boxes, max_boxes
+
+    @classmethod
+    def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, **how):
+        """snapshot: as Answerer.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
+        weights: of the Faster R-CNN. Raises what is raised where files lack or do not fit."""
+        answerer = Answerer.from_snapshot(snapshot, device)
+        size = answerer.task.model.lxrt_encoder.config.visual_feat_dim
+        detector = detector or DETECTORS[size == FEATURE_DIM]
+        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), **how)
+
+    @property
+    def pictures(self):
+        """How many pictures a question is about."""
+        return len(self.answerer.task.form.images)
+
+    def see(self, pictures, ids):
+        """The ImageRegions of pictures, a list of uint8 (h, w, 3) RGB."""
+        return self.detector.regions(list(pictures), list(ids), *self.boxes)
+
+    def ask(self, question, pictures, images, best=MOST):
+        """An Asked. pictures: those that the question is about; images: their ImageRegions, as `see` gives them."""
+        images = tuple(images)
+        (answers,) = self.answerer.answer([images if self.pictures > 1 else images[0]], [question], best)
+        seen, regions, drawn = look(self.answerer, images, question), [], []
+        for picture, image, weights in zip(pictures, images, seen.of_regions, strict=True):
+            order = np.argsort(-weights, kind='stable')[:MOST].tolist()
+            texts = {region: f'{rank} {title(image, region, self.names)} {share:.0%}'
+                     for rank, (region, share) in enumerate(zip(order, shares(weights)[order], strict=True), 1)}
+            regions.append(list(texts.values()))
+            drawn.append(draw.draw_regions(image, weights, texts, Image.fromarray(picture)))
+        return Asked(question, answers, most_relevant(seen.words, seen.of_words.mean(0)), regions, drawn)
+
+
+def default_snapshot(root=Path('snap/vqa')):
+    """The published model's own run if it is there, else the newest. Raises FileNotFoundError that says what to do."""
+    found = sorted(root.glob('*/BEST.pth'), key=lambda path: (path.parent.name == 'vqa_lxr955', path.stat().st_mtime))
+    if not found:
+        raise FileNotFoundError(f'{root}: found no */BEST.pth; train one (bash run/quickstart.bash), or name one by --load')
+    return found[-1]
+
+
+def run(flags):
+    """Answers, and writes the drawings; returns the exit status."""
+    files = [Path(item) for item in flags.items if Path(item).suffix.lower() in ENDINGS]
+    questions = [item for item in flags.items if Path(item).suffix.lower() not in ENDINGS]
+    if not files or not questions:
+        raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and {len(questions)}')
+    snapshot = flags.load or default_snapshot()
+    asker = Asker.load(snapshot, flags.detector, flags.weights, dist.start(flags.device), flags.bf16, names=flags.names,
+                       min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
+    if len(files) % asker.pictures:
+        raise DataError(f'{snapshot}: a question is about {asker.pictures} pictures, found {len(files)}; give them in pairs')
+    pictures = [open_picture(file) for file in files]
+    images = asker.see(pictures, [file.stem for file in files])
+    flags.out.mkdir(parents=True, exist_ok=True)
+    print(f'Answers of {snapshot}:')
+    for first in range(0, len(files), asker.pictures):
+        group = slice(first, first + asker.pictures)
+        for question in questions:
+            asked = asker.ask(question, pictures[group], images[group], flags.best)
+            print(f'\n{", ".join(file.name for file in files[group])}: {question}')
+            for answer, probability in asked.answers:
+                print(f'  {probability:6.1%}  {answer}')
+            print(f'  words: {", ".join(asked.words)}')
+            for file, regions, picture in zip(files[group], asked.regions, asked.drawn, strict=True):
+                path = flags.out / f'{file.stem}_{re.sub("[^a-z0-9]+", "_", question.lower()).strip("_")[:60]}.png'
+                draw.save(picture, path)
+                print(f'  regions: {", ".join(regions)}\n  {path}')
+    return 0
+
+
+def parser():
+    made = argparse.ArgumentParser(prog='run/ask.bash', allow_abbrev=False, epilog=EPILOG,
+                                   description='Answers questions about pictures and draws what the answers rest on.',
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   usage='bash run/ask.bash GPU|cpu PICTURE... QUESTION... [flags]')
+    made.add_argument('items', nargs='+', metavar='PICTURE|QUESTION', help='files of pictures, and texts asked of all of them')
+    made.add_argument('--load', metavar='SNAPSHOT', help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)")
+    made.add_argument('--best', type=int, default=MOST, help=f'how many answers to show ({MOST})')
+    made.add_argument('--out', type=Path, default=Path('snap/ask'), metavar='FOLDER', help='of the drawings (snap/ask)')
+    made.add_argument('--detector', choices=DETECTORS, help='see below')
+    made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
+    made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
+    made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
+    made.add_argument('--bf16', action='store_true', help='compute the regions in bfloat16 where it is safe')
+    made.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
+    return made
+
+
+def main(argv=None):
+    """Runs the program; returns its exit status."""
+    try:
+        return run(parser().parse_args(argv))
+    except (ValueError, OSError, dist.DeviceError) as error:
+        print(f'ask.bash: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nask.bash: interrupted', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
+from lxrt.tokenization import BertTokenizer
+from lxrt.weights import save_state
+from regions import source
+from regions.pictures import open_picture
+from show import ask
+from start import files_beside
+from tasks.answerer import Answerer
+from tasks.model import AnswerModel
+
+
+@pytest.fixture(scope='module')
+def snapshots(made_world, tmp_path_factory):
+    """Models of VQA and NLVR2 that have learned nothing, with what lies beside them: {task: BEST}."""
+    config, found = LxrtConfig.from_json(made_world / 'bert/config.json'), {}
+    for task, answers in (('vqa', ['yes', 'no', 'red', 'circle', '2', '3']), ('nlvr2', ['False', 'True'])):
+        folder = tmp_path_factory.mktemp(task)
+        torch.manual_seed(4)
+        model = AnswerModel(LXRTEncoder(config), len(answers), images=1 + (task == 'nlvr2'))
+        for name, text in files_beside(config, BertTokenizer(made_world / 'bert/vocab.txt'), answers).items():
+            (folder / name).write_text(text)
+        save_state(model.state_dict(), folder / 'BEST.pth', '.pth')
+        found[task] = folder / 'BEST'
+    return found
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def run(*items):
+        try:
+            status = ask.main([*map(str, items), '--out', str(tmp_path / 'out'), '--device', 'cpu'])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def pictures(made_world):
+    return sorted((made_world / 'images/val2014').glob('*.png'))
+
+
+def test_answers_are_those_of_the_worlds_own_regions(made_world, snapshots, pictures, run, tmp_path):
+    """The detector sees in the pixels what the world knows: the same answers, with nearly the same probabilities."""
+    questions = ['How many circles are there?', 'Is there a red star?']
+    status, out, err = run(*pictures[:2], *questions, '--load', snapshots['vqa'], '--best', '6', '--names', made_world)
+    assert status == 0, err
+    answerer = Answerer.from_snapshot(snapshots['vqa'])
+    regions = {image.img_id: image for image in source.chosen(
+        made_world / 'mscoco_imgfeat/val2014_obj36.tsv', [file.stem for file in pictures[:2]])}
+    asker = ask.Asker.load(snapshots['vqa'])
+    images = asker.see([open_picture(file) for file in pictures[:2]], [file.stem for file in pictures[:2]])
+    for file, image in zip(pictures, images, strict=False):
+        for question in questions:
+            block = out.split(f'{file.name}: {question}\n')[1].split('\n\n')[0]
+            told = [line.split('%  ') for line in block.splitlines() if '%  ' in line]
+            (expected,) = answerer.answer(image, [question], best=6)
+            assert [answer for _, answer in told] == [answer for answer, _ in expected]
+            assert [float(part) for part, _ in told] == pytest.approx([100 * chance for _, chance in expected], abs=0.051)
+            (own,) = answerer.answer(regions[file.stem], [question], best=6)
+            assert dict(own) == pytest.approx(dict(expected), abs=0.05)
+            drawn = next(line.strip() for line in block.splitlines() if line.endswith('.png'))
+            with Image.open(drawn) as picture:
+                assert min(picture.size) > 500
+    assert len(list((tmp_path / 'out').iterdir())) == 4
+
+
+def test_two_pictures_a_statement(snapshots, pictures, run):
+    status, out, err = run(*pictures[:2], 'both have a circle', '--load', snapshots['nlvr2'])
+    assert status == 0, err
+    assert out.count('.png: both') == 1 and 'True' in out and 'False' in out and out.count('  regions: ') == 2
+    status, _, err = run(*pictures[:3], 'both have a circle', '--load', snapshots['nlvr2'])
+    assert status == 1 and 'a question is about 2 pictures, found 3' in err
+
+
+def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
+    photo = tmp_path / 'photo.jpg'
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(photo)
+    load = '--load', snapshots['vqa']
+    for items, says in (((pictures[0], *load), 'found 1 and 0'), (('what?', *load), 'found 0 and 1'),
+                        (('none.png', 'what?', *load), 'none.png: no such file'),
+                        ((photo, 'what?', *load), 'expected a picture of the sample world'),
+                        ((photo, 'what?', *load, '--detector', 'faster_rcnn'), 'run/download.bash detector')):
+        status, _, err = run(*items)
+        assert status == 1 and says in err and 'Traceback' not in err, says
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(pictures[0], 'what?')
+    assert status == 1 and 'bash run/quickstart.bash' in err
+
+
+def test_without_load_the_published_models_run_or_the_newest_is_taken(snapshots, pictures, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('a', 'vqa_lxr955', 'b'):
+        shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name)
+        assert f'Answers of snap/vqa/{"a" if name == "a" else "vqa_lxr955"}/BEST.pth' in run(pictures[0], 'what?')[1]
