@@ -96,7 +96,7 @@ def extract(flags):
                 bar.update(len(new) + len(faults))
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
-        if (broken and not flags.allowBroken) or not part.done:
+        if (broken and not flags.allowBroken) or len(broken) == len(pictures):
             print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
                   '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
             return 1
