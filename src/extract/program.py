@@ -170,7 +170,7 @@ def main(argv=None):
         print('extract.bash: error: a process ended before its work was done (killed, or out of memory?); the same command goes '
               'on with what is left, with a smaller --batchSize in less memory', file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last: of CUDA, such as a GPU without room
         print(f'extract.bash: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
