@@ -176,6 +176,7 @@ def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_
     assert status == 1 and 'no such folder, nor a list of pictures' in errors
     status, _, errors = run(pictures, '--weights', tmp_path / 'none.pkl', detector='faster_rcnn')
     assert status == 1 and 'none.pkl: no such file' in errors and 'bash run/download.bash detector' in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['there.tsv']
     status, _, errors = run(pictures, '--split', 'nlvr2')
     assert status == 1 and 'such as dev-896-0-img0.png, found 6 others' in errors
     with monkeypatch.context() as patched:

@@ -37,6 +37,8 @@ class Unfinished:
         if self.file:
             with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it
                 self.file.close()
+        if not self.about.exists():  # nothing was begun
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
     def resume(self, made_with):

@@ -29,9 +29,10 @@ a file without its ending becomes the image id; --split says of which dataset th
   nlvr2  dev-896-0-img0.png                    for data/nlvr2_imgfeat
 data/mscoco_imgfeat/README.md and so on have the commands for each published file.
 
-With GPU ids there is a process a GPU, with cpu as many as NPROC says (1). What is done is kept in FILE.unfinished: killed, it
-goes on with the same command, and the result is the same to the byte. Pictures that cannot be used are listed in
-FILE.broken.txt; they keep the result from being written, unless --allowBroken is given.
+There is a process a GPU, or one with cpu; NPROC=2 makes it two on each, so that one reads pictures while the other computes.
+What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte.
+Pictures that cannot be used are listed in FILE.broken.txt; they keep the result from being written, unless --allowBroken is
+given.
 
 Examples:
   bash run/extract.bash 0,1 --images pictures/val2014 --split coco --out data/mscoco_imgfeat/val2014_obj36.tsv
@@ -43,25 +44,24 @@ Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.
 
 
 def devices(wanted):
-    """The device of each process, of `wanted` 'cpu' or None for GPUs. Raises ValueError."""
-    if wanted == 'cpu' or (gpus := _gpus()) is None:
-        count = os.environ.get('NPROC') or '1'
-        if not (count.isascii() and count.isdigit() and int(count) > 0):
-            raise ValueError(f'NPROC: expected the number of processes, found {count!r}')
-        # Processes that each take all cores wait for each other.
-        os.environ.setdefault('OMP_NUM_THREADS', str(-(-len(os.sched_getaffinity(0)) // int(count))))
-        return ['cpu'] * int(count)
-    return gpus
+    """The device of each process, NPROC of them on each of `wanted`, 'cpu' or None for GPUs. Raises ValueError."""
+    count = os.environ.get('NPROC') or '1'
+    if not (count.isascii() and count.isdigit() and int(count) > 0):
+        raise ValueError(f'NPROC: expected the number of processes, found {count!r}')
+    places = int(count) * (['cpu'] if wanted == 'cpu' else _gpus())
+    # Processes that each take all cores wait for each other.
+    os.environ.setdefault('OMP_NUM_THREADS', str(-(-len(os.sched_getaffinity(0)) // len(places))))
+    return places
 
 
 def _gpus():
-    """The GPUs of CUDA_VISIBLE_DEVICES; None on a machine without any NVIDIA device."""
+    """The GPUs of CUDA_VISIBLE_DEVICES; the CPU on a machine without any NVIDIA device."""
     import torch  # the processes of a detector that needs no PyTorch start without, several times faster
 
     import dist
     try:
         if dist.start().type == 'cpu':
-            return None
+            return ['cpu']
     except dist.DeviceError as error:
         raise ValueError(str(error)) from None
     there, asked = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES')
@@ -95,7 +95,7 @@ def extract(flags):
                 bar.update(len(new) + len(faults))
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
-        if (broken and not flags.allowBroken) or not part.done:
+        if (broken and not flags.allowBroken) or len(broken) == len(pictures):
             print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
                   '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
             return 1
@@ -169,7 +169,7 @@ def main(argv=None):
         print('extract.bash: error: a process ended before its work was done (killed, or out of memory?); the same command goes '
               'on with what is left, with a smaller --batchSize in less memory', file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last: of CUDA, such as a GPU without room
         print(f'extract.bash: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -52,7 +52,9 @@ class Workers:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        for process in multiprocessing.active_children() if kind else ():
+            process.terminate()  # else the batches that are begun would be waited for
         self.pool.shutdown(cancel_futures=True)
 
     def provenance(self):
