@@ -104,7 +104,7 @@ def test_each_command_of_the_readme_runs(checkout):
         if words[1] in IN_CI:
             assert f'bash {words[1]}' in ci
             continue
-        run = subprocess.run([*words, *QUICK[words[1]]], cwd=checkout, capture_output=True, text=True, timeout=200,
+        run = subprocess.run([*words, *QUICK[words[1]]], cwd=checkout, capture_output=True, text=True, timeout=500,
                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
         assert run.returncode == 0, f'{command}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}'
         if words[1] == 'run/lxmert_pretrain.bash':
