@@ -1,5 +1,6 @@
 """The detector: its parts against plain loops, the whole against a plain restatement, and its weights in every published form."""
 
+import argparse
 import collections
 import dataclasses
 import itertools
@@ -12,8 +13,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
+from bench import detector as bench
 from lxrt.weights import WeightsError
 from regions import detector_weights, faster_rcnn, tsv
 from regions.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
@@ -684,3 +687,16 @@ def test_damaged_caffe_files_are_refused(tmp_path, content, found):
     (tmp_path / 'x.caffemodel').write_bytes(content)
     with pytest.raises(WeightsError, match=f'(?s)x.caffemodel.*{found}'):
         Detector.load(tmp_path / 'x.caffemodel', config=TINY)
+
+
+def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatch):
+    small = Detector.random(0, config=TINY)
+    monkeypatch.setattr(Detector, 'random', lambda seed, device, bf16: small)
+    for i in range(2):
+        Image.fromarray(picture(seed=i)).save(tmp_path / f'{i}.png')
+    for images in (None, tmp_path):
+        found = bench.measure('fp32', argparse.Namespace(images=images, count=3, device='cpu'))
+        assert found['fp32, boxes an image'] > 0
+        assert found['fp32, images/s'] * found['fp32, s an image'] == pytest.approx(1)
+    with pytest.raises(FileNotFoundError, match='found no pictures'):
+        bench.read(tmp_path.parent, 1)
