@@ -132,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
             self.tell(HTTPStatus.OK, self.server.demo.ask(json.loads(self.rfile.read(int(length)))))
         except ValueError as error:
             self.tell(HTTPStatus.BAD_REQUEST, {'error': str(error)})
-        except OSError:  # who asked has gone
+        except (ConnectionError, TimeoutError):  # who asked has gone
             self.close_connection = True
         except Exception:
             traceback.print_exc()
