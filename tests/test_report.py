@@ -177,7 +177,7 @@ def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, c
 
 @pytest.mark.parametrize('make, fault, expected', [
     (lambda path: Image.new('RGB', (30, 40)).save(path), RegionError, 'another picture'),
-    (lambda path: path.write_bytes(b'\x89PNG'), RegionError, 'a.png: expected a photograph'),
+    (lambda path: path.write_bytes(b'\x89PNG'), RegionError, 'a.png: expected a picture'),
     (lambda path: None, DataError, 'none of the 1 pictures is there'),
 ])
 def test_photographs_that_do_not_fit(tmp_path, make, fault, expected):

@@ -272,7 +272,7 @@ def test_photographs_that_do_not_fit_are_named(run, tmp_path):
     assert status == 1 and 'expected a photograph of 160 x 120 pixels or of that shape, found 300 x 50' in printed.err
     photo.write_bytes(photo.read_bytes()[:60])
     status, printed = run(image=[photo])
-    assert status == 1 and f'{photo}: expected a photograph, found a file that cannot be read as one' in printed.err
+    assert status == 1 and f'{photo}: expected a whole picture, found one that cannot be read to its end' in printed.err
 
 
 def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(made_world):

@@ -70,11 +70,15 @@ class Asker:
         """The ImageRegions of pictures, a list of uint8 (h, w, 3) RGB."""
         return self.detector.regions(list(pictures), list(ids), *self.boxes)
 
-    def ask(self, question, pictures, images, best=MOST):
-        """An Asked. pictures: those that the question is about; images: their ImageRegions, as `see` gives them."""
+    def answer(self, question, images, best=MOST):
+        """The `best` (answer, probability), and a Look; images: the ImageRegions of those that the question is about."""
         images = tuple(images)
         (answers,) = self.answerer.answer([images if self.pictures > 1 else images[0]], [question], best)
-        seen, regions, drawn = look(self.answerer, images, question), [], []
+        return answers, look(self.answerer, images, question)
+
+    def ask(self, question, pictures, images, best=MOST):
+        """An Asked. pictures: those that the question is about; images: their ImageRegions, as `see` gives them."""
+        (answers, seen), regions, drawn = self.answer(question, images, best), [], []
         for picture, image, weights in zip(pictures, images, seen.of_regions, strict=True):
             order = np.argsort(-weights, kind='stable')[:MOST].tolist()
             texts = {region: f'{rank} {title(image, region, self.names)} {share:.0%}'

@@ -118,9 +118,15 @@ def embedded(path, image):
     """A small copy of a photograph as a data: URI; None for no path."""
     if path is None:
         return None
-    photo, data = open_photo(path), io.BytesIO()
+    photo = open_photo(path)
     check_shape(photo, image)
-    photo.thumbnail((SIDE, SIDE))
+    return as_uri(photo)
+
+
+def as_uri(photo, side=SIDE):
+    """A picture in RGB as a data: URI of a JPEG; made smaller, in place, until no side is longer than `side` pixels."""
+    data = io.BytesIO()
+    photo.thumbnail((side, side))
     photo.save(data, 'JPEG', quality=QUALITY)
     return f'data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'
 
@@ -130,6 +136,6 @@ def names_folder(root):
     return next((folder for folder in (root / 'detector', root) if (folder / FILES['classes']).is_file()), None)
 
 
-def page(data):
-    """The page with its data, as a text. Nothing of the data can end the script that holds it."""
-    return TEMPLATE.read_text(encoding='utf-8').replace(MARK, json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'))
+def page(data, template=TEMPLATE):
+    """A page with its data, as a text. Nothing of the data can end the script that holds it."""
+    return template.read_text(encoding='utf-8').replace(MARK, json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'))
