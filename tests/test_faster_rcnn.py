@@ -17,8 +17,9 @@ from PIL import Image
 from torch.nn import functional
 
 from bench import detector as bench
+from extract import detector_weights
 from lxrt.weights import WeightsError
-from regions import detector_weights, faster_rcnn, tsv
+from regions import faster_rcnn, tsv
 from regions.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
 from regions.origin import RegionError
 
@@ -452,7 +453,7 @@ def counted(state):
 def test_weights_load_from_pytorch_files_as_they_are(tmp_path):
     net = network(8)
     torch.save(counted(state_of(net)), path := tmp_path / 'pytorch_model.bin')
-    detector = Detector.load(path, config=TINY)
+    detector = detector_weights.load(path, config=TINY)
     same_network(detector, net)
     assert re.search(r'missing +0', detector.report) and 'pixels are counted as in detectron2, with detectron2' in detector.report
     assert re.search(f'unexpected +{len(counted(state_of(network()))) - len(state_of(network()))} ', detector.report)
@@ -474,19 +475,19 @@ def test_anchors_that_a_file_has_are_used_and_told(tmp_path):
     state = state_of(network(8))
     state[ANCHORS] = CAFFE.anchors()
     torch.save(state, tmp_path / 'caffes.pth')
-    assert Detector.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
+    assert detector_weights.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
     state[ANCHORS] = CAFFE.anchors() * 2
     torch.save(state, tmp_path / 'own.pth')
-    detector = Detector.load(tmp_path / 'own.pth', config=TINY)
+    detector = detector_weights.load(tmp_path / 'own.pth', config=TINY)
     assert detector.provenance['anchors'] == 'their own' and 'with their own anchors' in detector.report
     assert torch.equal(detector.net.state_dict()[ANCHORS], CAFFE.anchors() * 2)
     state[ANCHORS] = -CAFFE.anchors()
     torch.save(state, tmp_path / 'wrong.pth')
     with pytest.raises(WeightsError, match=r'wrong.pth: .*cell_anchors.0: expected boxes'):
-        Detector.load(tmp_path / 'wrong.pth', config=TINY)
+        detector_weights.load(tmp_path / 'wrong.pth', config=TINY)
     del state[ANCHORS]
     torch.save(state, tmp_path / 'without.pth')
-    assert Detector.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
+    assert detector_weights.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
 
 
 @pytest.mark.parametrize(('spoil', 'found'), [
@@ -500,18 +501,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, spoil, found):
     spoil(state := state_of(network()))
     torch.save(state, path := tmp_path / 'x.pth')
     with pytest.raises(WeightsError, match=f'(?s)x.pth does not fit.*{found}'):
-        Detector.load(path, config=TINY)
+        detector_weights.load(path, config=TINY)
 
 
 def test_weights_that_are_not_there_say_what_to_do(tmp_path):
     for path in (None, tmp_path / 'none.pkl'):
         with pytest.raises(FileNotFoundError, match=r'bash run/download\.bash detector'):
-            Detector.load(path)
+            detector_weights.load(path)
 
 
 def test_provenance_tells_where_regions_come_from(tmp_path):
     torch.save(state_of(network()), path := tmp_path / 'x.pth')
-    told = Detector.load(path, config=TINY).provenance
+    told = detector_weights.load(path, config=TINY).provenance
     assert json.loads(json.dumps(told)) | {'sizes': told['sizes']} == told
     assert (told['weights'], told['pixels counted as in'], told['precision']) == ('x.pth', 'detectron2', 'float32')
     assert len(told['sha256']) == 64 and told['sizes']['num_objects'] == 12
@@ -523,7 +524,7 @@ def test_provenance_tells_where_regions_come_from(tmp_path):
 def test_weights_load_from_detectron2s_pickle(tmp_path, protocol, wrap):
     net, path = network(9), tmp_path / 'faster_rcnn_from_caffe_attr.pkl'
     path.write_bytes(pickle.dumps(wrap({name: tensor.numpy() for name, tensor in state_of(net).items()}), protocol))
-    detector = Detector.load(path, config=TINY)
+    detector = detector_weights.load(path, config=TINY)
     same_network(detector, net)
     assert detector.provenance['pixels counted as in'] == 'detectron2'
 
@@ -543,7 +544,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
     path, trace = tmp_path / 'x.pkl', tmp_path / 'trace'
     path.write_bytes(pickle.dumps({'model': {'a': np.ones(3), 'b': hide(Harm(trace))}}))
     with pytest.raises(WeightsError, match=r'x.pkl: .*open is not allowed'):
-        Detector.load(path, config=TINY)
+        detector_weights.load(path, config=TINY)
     assert not trace.exists()
     pickle.loads(path.read_bytes())['model']
     assert trace.exists()  # elsewhere it would have run
@@ -558,7 +559,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
 def test_other_pickles_are_refused(tmp_path, content, found):
     (tmp_path / 'x.pkl').write_bytes(content)
     with pytest.raises(WeightsError, match=found):
-        Detector.load(tmp_path / 'x.pkl', config=TINY)
+        detector_weights.load(tmp_path / 'x.pkl', config=TINY)
 
 
 # ---------------------------------------------------------------------------- weights: Caffe
@@ -642,7 +643,7 @@ def caffe_file(path, layers, form='packed'):
 @pytest.mark.parametrize('form', ['packed', 'one at a time', 'doubles', 'old'])
 def test_weights_load_from_caffes_file(tmp_path, form):
     net = network(10, convention=CAFFE)
-    detector = Detector.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
+    detector = detector_weights.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
     same_network(detector, net)
     assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
     assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
@@ -686,7 +687,7 @@ def caffe_faults():
 def test_damaged_caffe_files_are_refused(tmp_path, content, found):
     (tmp_path / 'x.caffemodel').write_bytes(content)
     with pytest.raises(WeightsError, match=f'(?s)x.caffemodel.*{found}'):
-        Detector.load(tmp_path / 'x.caffemodel', config=TINY)
+        detector_weights.load(tmp_path / 'x.caffemodel', config=TINY)
 
 
 def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatch):

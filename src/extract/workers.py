@@ -34,8 +34,8 @@ def load(recipe, device='cpu'):
     if recipe.detector == 'shapes':
         from shapes.see import Detector  # of two detectors only one is imported: the other needs PyTorch
         return Detector()
-    from regions.faster_rcnn import Detector
-    return Detector.load(recipe.weights, device, recipe.bf16)
+    from extract import detector_weights
+    return detector_weights.load(recipe.weights, device, recipe.bf16)
 
 
 class Workers:

@@ -1,22 +1,19 @@
 """The detector of bottom-up attention (Anderson et al., CVPR 2018): Faster R-CNN on ResNet-101 C4, in plain PyTorch.
 
 A photograph goes in, its regions come out: boxes, a feature each, object class and attribute. Names of parameters are those of
-the published PyTorch files, so that these load as they are (regions.detector_weights). It detects; it is not trained here.
+the published PyTorch files, so that these load as they are (extract.detector_weights). It detects; it is not trained here.
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lxrt.weights import WeightsError, fill
-from regions import detector_weights, tsv
+from regions import tsv
 from regions.origin import RegionError
 from regions.tsv import ImageRegions
 
@@ -379,7 +376,7 @@ def rectangle_maxima(features, down, across):
 
 
 class Detector:
-    """The network with its weights, ready to be used: `Detector.load(path).regions(pictures, ids)`.
+    """The network with its weights, ready to be used: `extract.detector_weights.load(path).regions(pictures, ids)`.
 
     provenance: what made the regions, for `provenance` of a store or the file beside a TSV; anything json can hold. report: what
     loading the weights had to tell.
@@ -398,26 +395,6 @@ class Detector:
         self.net = net.eval().requires_grad_(False).fold().to(self.device, memory_format=torch.channels_last)
         for part in (net.backbone, net.proposal_generator.rpn_head.conv, net.roi_heads.res5):
             part.to(self.dtype)
-
-    @classmethod
-    def load(cls, path, device='cpu', bf16=False, config=FasterRCNNConfig()):
-        """The detector with weights of any published form (regions.detector_weights says which).
-
-        Raises FileNotFoundError where `path` is None or names no file, and WeightsError that names the file if it does not fit.
-        """
-        if path is None or not Path(path).is_file():
-            where = 'the detector has no weights' if path is None else f'{path}: no such file of the detector\'s weights'
-            raise FileNotFoundError(f'{where}; bash run/download.bash detector fetches them')
-        state, kind = detector_weights.read(path)
-        net = FasterRCNN(config, CONVENTIONS[kind])
-        report = fill(net, state, str(path), (ANCHORS,), detector_weights.LEFT_ASIDE)
-        anchors = getattr(net.proposal_generator.anchor_generator.cell_anchors, '0')
-        if not (anchors[:, :2] < anchors[:, 2:]).all():
-            raise WeightsError(f'{path}: {ANCHORS}: expected boxes with x1 < x2 and y1 < y2, found {anchors.tolist()}')
-        with open(path, 'rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-        return cls(net, {'weights': Path(path).name, 'sha256': digest}, device, bf16,
-                   f'{report}\n  pixels are counted as in {kind}, with {anchors_of(net)} anchors')
 
     @classmethod
     def random(cls, seed, device='cpu', bf16=False, config=FasterRCNNConfig()):

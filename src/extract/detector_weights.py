@@ -8,6 +8,7 @@ The PyTorch files were made from Caffe's: background is the last column instead 
 anchors are those of detectron2. No code in a file is run.
 """
 
+import hashlib
 import math
 import mmap
 import pickle
@@ -17,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lxrt.weights import WeightsError, read_state, renamed
+from lxrt.weights import WeightsError, fill, read_state, renamed
+from regions.faster_rcnn import ANCHORS, CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig, anchors_of
 
+PUBLISHED = FasterRCNNConfig()  # the sizes of all published weights
 # What a file may have that the network does not: a counter of training, and of Caffe the layers for relations between regions.
 LEFT_ASIDE = (r'.*\.num_batches_tracked$', r'(heatmap_|fc_rel|fc_subject|fc_object|rel_merge|rel_score)')
 
@@ -264,3 +267,23 @@ def other(name, blobs):
 
 CONVERT = {'res': convolution, 'bn': batch_norm, 'scale': scale, 'layer': with_bias, 'objectness': objectness, 'head': head,
            'other': other}
+
+
+def load(path, device='cpu', bf16=False, config=PUBLISHED):
+    """The Detector with weights of any published form, as `read` takes them.
+
+    Raises FileNotFoundError where `path` is None or names no file, and WeightsError that names the file if it does not fit.
+    """
+    if path is None or not Path(path).is_file():
+        where = 'the detector has no weights' if path is None else f"{path}: no such file of the detector's weights"
+        raise FileNotFoundError(f'{where}; bash run/download.bash detector fetches them')
+    state, kind = read(path)
+    net = FasterRCNN(config, CONVENTIONS[kind])
+    report = fill(net, state, str(path), (ANCHORS,), LEFT_ASIDE)
+    anchors = getattr(net.proposal_generator.anchor_generator.cell_anchors, '0')
+    if not (anchors[:, :2] < anchors[:, 2:]).all():
+        raise WeightsError(f'{path}: {ANCHORS}: expected boxes with x1 < x2 and y1 < y2, found {anchors.tolist()}')
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return Detector(net, {'weights': Path(path).name, 'sha256': digest}, device, bf16,
+                    f'{report}\n  pixels are counted as in {kind}, with {anchors_of(net)} anchors')
