@@ -1,6 +1,6 @@
 """A page to try a snapshot, on a small server of this machine's own. The program behind run/demo.bash.
 
-It needs nothing but Python's own http.server: no Gradio takes the pillow that requirements.txt pins.
+It needs nothing but Python's own http.server; the newest Gradio does not take the pillow that requirements.txt pins.
 Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
 """
 

@@ -147,14 +147,8 @@ def parser():
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    try:
-        return run(parser().parse_args(argv))
-    except (ValueError, OSError, dist.DeviceError) as error:
-        print(f'ask.bash: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nask.bash: interrupted', file=sys.stderr)
-        return 130
+    flags = parser().parse_args(argv)
+    return dist.ended('ask.bash', lambda: run(flags))
 
 
 if __name__ == '__main__':

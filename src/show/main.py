@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-from dist import DeviceError
+import dist
 
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
     'attention': ('show.attention', 'which words and regions an answer rests on, and what each head looks at'),
@@ -31,14 +31,7 @@ def parser():
 def main(argv=None):
     """Runs a subcommand; returns its exit status."""
     args = parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except (ValueError, OSError, DeviceError) as error:
-        print(f'show.bash: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nshow.bash: interrupted; nothing was written', file=sys.stderr)
-        return 130
+    return dist.ended('show.bash', lambda: args.run(args))
 
 
 if __name__ == '__main__':

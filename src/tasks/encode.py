@@ -295,15 +295,13 @@ def main(argv=None):
         made.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
     if flags.out.suffix != '.npz':
         made.error(f'--out: expected a name ending in .npz, found {flags.out}')
-    try:
-        flags.out.parent.mkdir(parents=True, exist_ok=True)
-        layout = Encoding.prepare(flags).write(flags.out)
-    except (ValueError, OSError, dist.DeviceError) as error:
-        print(f'encode.bash: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nencode.bash: interrupted; nothing was written', file=sys.stderr)
-        return 130
+    return dist.ended('encode.bash', lambda: encode(flags), 'interrupted; nothing was written')
+
+
+def encode(flags):
+    """Writes the .npz; returns the exit status."""
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    layout = Encoding.prepare(flags).write(flags.out)
     print(f'{flags.out}: ' + ', '.join(f'{name} {shape}' for name, (_, shape) in layout.items()))
     return 0
 
