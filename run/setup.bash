@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs requirements.txt into it: bash run/setup.bash [--tests]
+# Makes .venv and installs requirements.txt into it: bash run/setup.bash [--demo|--tests]
+# --demo adds what run/demo.bash needs (Gradio, about 200 MB), --tests that and what the tests need.
 # Takes half a minute where packages are cached, some minutes where PyTorch (up to 3 GB) must be downloaded.
 # Needs Python 3.11 or later; PYTHON names another interpreter than python3. Does nothing where all is installed.
 set -euo pipefail
@@ -8,15 +9,16 @@ python=${PYTHON:-python3}
 wanted=requirements.txt
 case "${1:-}" in
     "") ;;
+    --demo) wanted=run/demo_requirements.txt ;;
     --tests) wanted=tests/requirements.txt ;;
-    *) echo "Usage: bash run/setup.bash [--tests]" >&2; exit 2 ;;
+    *) echo "Usage: bash run/setup.bash [--demo|--tests]" >&2; exit 2 ;;
 esac
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "setup.bash: expected Python 3.11 or later, found $("$python" --version 2>&1); set PYTHON to another one" >&2
     exit 1
 }
-digest=$(cat requirements.txt "$wanted" | cksum)
+digest=$(cat requirements.txt run/demo_requirements.txt "$wanted" | cksum)
 if [ "$(cat ".venv/${wanted//\//-}.done" 2>/dev/null)" = "$digest" ]; then
     exit 0
 fi

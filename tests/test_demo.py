@@ -3,14 +3,21 @@
 import base64
 import io
 import json
-import threading
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import requests
 from browser import Page, needs_chromium
+from conftest import ROOT
+from gradio_client import Client, handle_file
 from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
@@ -19,6 +26,7 @@ from regions.pictures import open_picture
 from show.ask import Asker
 from show.attention import SPECIAL, look
 
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning:gradio')  # of pandas, about its use by Gradio
 QUESTION = 'How many circles are there?'
 
 
@@ -26,14 +34,12 @@ QUESTION = 'How many circles are there?'
 def serving(snapshot, world):
     """The address of a demo that runs, and its Demo."""
     flags = app.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--device', 'cpu'])
-    with app.serve(app.open_demo(flags)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f'http://127.0.0.1:{server.server_port}', server.demo
-        finally:
-            server.shutdown()
-            thread.join()
+    demo = app.open_demo(flags)
+    page = app.launch(demo, flags.host, None)
+    try:
+        yield page.local_url, demo
+    finally:
+        page.close(verbose=False)
 
 
 @pytest.fixture(scope='module', params=['vqa', 'nlvr2'])
@@ -43,8 +49,8 @@ def demo(request, snapshots, made_world):  # noqa: F811
 
 
 @pytest.fixture(scope='module')
-def address(snapshots, made_world):  # noqa: F811
-    with serving(snapshots['vqa'], made_world) as (found, _):
+def running(snapshots, made_world):  # noqa: F811
+    with serving(snapshots['vqa'], made_world) as found:
         yield found
 
 
@@ -53,105 +59,137 @@ def files(made_world):
     return sorted((made_world / 'images/val2014').glob('*.png'))
 
 
-def ask(address, question, *pictures):
-    """The reply to a question about the bytes of pictures."""
-    return requests.post(f'{address}/ask', json={'question': question, 'pictures': [base64.b64encode(one).decode() for one in
-                                                                                   pictures]}, timeout=60)
+def asked(address, question, *pictures):
+    """[(answer, probability), ...] and the HTML of the reply to a question about files."""
+    answers, told = Client(address, verbose=False).predict(question, *map(handle_file, map(str, pictures)), api_name='/ask')
+    return [(each['label'], each['confidence']) for each in answers['confidences']] if answers else None, told
 
 
 def test_answers_and_weights_are_those_of_the_library(demo, files, made_world):
     address, running, snapshot = demo
     chosen = files[:running.asker.pictures]
-    assert running.gallery == files[:12]
-    found = ask(address, QUESTION, *(file.read_bytes() for file in chosen)).json()
+    answers, told = asked(address, QUESTION, *chosen)
     asker = Asker.load(snapshot)
     images = asker.see([open_picture(file) for file in chosen], [file.stem for file in chosen])
     regions = [tuple(images)] if len(chosen) > 1 else images
     (expected,) = asker.answerer.answer(regions, [QUESTION], best=5)
-    assert [answer for answer, _ in found['answers']] == [answer for answer, _ in expected]
-    assert [chance for _, chance in found['answers']] == pytest.approx([chance for _, chance in expected], abs=1e-5)
-    seen = look(asker.answerer, images, QUESTION)
-    assert [word for word, _ in found['words']] == seen.words
-    own = [0 if word in SPECIAL else weight for word, weight in zip(seen.words, seen.of_words.mean(0), strict=True)]
-    assert [share for _, share in found['words']] == pytest.approx(np.array(own) / sum(own), abs=1e-3)
+    assert [answer for answer, _ in answers] == [answer for answer, _ in expected]
+    assert [chance for _, chance in answers] == pytest.approx([chance for _, chance in expected], abs=1e-5)
+    seen, told = look(asker.answerer, images, QUESTION), ElementTree.fromstring(told)
+    buttons = told.findall('.//button')
+    assert [button.text for button in buttons] == seen.words
+    own = np.array([0 if word in SPECIAL else weight for word, weight in zip(seen.words, seen.of_words.mean(0), strict=True)])
+    for button, word, share in zip(buttons, seen.words, own / own.sum(), strict=True):
+        if word not in SPECIAL:
+            assert float(button.find('small').text[:-1]) == pytest.approx(100 * share, abs=.51)
     names = (made_world / 'objects_vocab.txt').read_text().splitlines()
-    for i, (picture, image, file) in enumerate(zip(found['pictures'], images, chosen, strict=True)):
-        assert np.array([box[:4] for box in picture['boxes']]) == pytest.approx(image.boxes, abs=.051)
-        assert all(names[number] in box[4] for number, box in zip(image.classes, picture['boxes'], strict=True))
-        assert picture['relevance'] == pytest.approx(seen.of_regions[i] / seen.of_regions[i].sum(), abs=1e-3)
-        last = seen.attention['cross1.lang_to_visn'][i]  # (h, t, o); the model has one cross layer
-        assert np.array(picture['attention']) == pytest.approx(sum(last) / len(last), abs=1e-3)
-        with Image.open(io.BytesIO(base64.b64decode(picture['photo'].split(',')[1]))) as photo, Image.open(file) as own_file:
-            assert photo.size == own_file.size == (picture['width'], picture['height'])
+    figures, attention = told.findall('.//figure'), seen.attention['cross1.lang_to_visn']  # the model has one cross layer
+    for figure, image, file, of_regions, last in zip(figures, images, chosen, seen.of_regions, attention, strict=True):
+        by_word = sum(last) / len(last)  # of (h, t, o)
+        layers, lists = figure.findall('svg/g'), figure.findall('ol')
+        assert len(layers) == len(lists) == 1 + len(seen.words)
+        for layer, listed, weights in zip(layers, lists, [of_regions / of_regions.sum(), *by_word], strict=True):
+            best = np.argsort(-weights[:len(image.boxes)], kind='stable')[:5]
+            for item, region in zip(listed, best, strict=True):
+                title, share = item.text.rsplit(' ', 1)
+                assert names[image.classes[region]] in title
+                assert float(share[:-1]) == pytest.approx(100 * weights[region], abs=.51)
+            strongest = layer.findall('rect')[-1]  # on top
+            x, y, width, height = (float(strongest.get(name)) for name in ('x', 'y', 'width', 'height'))
+            assert (x, y, x + width, y + height) == pytest.approx(tuple(image.boxes[best[0]]), abs=.11)
+            drawn = [float(rect.get('stroke-opacity')) for rect in layer.findall('rect')[1:]]
+            assert drawn[-5:] == pytest.approx(weights[best][::-1] / weights.max(), abs=2e-3)
+            assert [number.text for number in layer.findall('text')] == ['1', '2', '3', '4', '5']
+        data = base64.b64decode(figure.find('svg/image').get('href').split(',')[1])
+        with Image.open(io.BytesIO(data)) as photo, Image.open(file) as own_file:
+            assert photo.size == own_file.size == (image.width, image.height)
+
+
+def test_examples_are_questions_about_their_pictures(demo, made_world):
+    """Each is one of the validation's, with the files of the pictures that it names."""
+    _, running, _ = demo
+    fields = running.asker.answerer.task.form.images
+    known = {(*(each[field] for field in fields), each['sent']) for each in
+             json.loads((made_world / ('nlvr2/valid.json' if len(fields) > 1 else 'vqa/minival.json')).read_text())}
+    found = [(*(re.sub(r'.*/|\.png$', '', file) for file in files), sentence) for *files, sentence in running.examples]
+    assert len(found) == 24 and set(found) <= known
 
 
 @needs_chromium
-def test_the_page_is_opened_asked_and_read(demo, files, tmp_path):
-    """A sample by a click and, in the last place, a file that is uploaded; the answers stand there as they were sent."""
+def test_the_page_is_opened_asked_and_read(demo, tmp_path):
+    """An example by a click, then the same picture uploaded; the answers stand there as the library has them."""
     address, running, _ = demo
-    count = running.asker.pictures
+    *chosen, sentence = running.examples[0]
     with Page(tmp_path / 'profile') as page:
+        page.screen(1280, 1000)
         page.open(address)
+        wait(page, 'document.querySelector("#ask")')
         press(page)
-        wait(page, 'id("fault").textContent')
-        assert page.text('#fault') == [f'Choose {"picture 1" if count > 1 else "a picture"} first.']
-        if count > 1:
-            page.run('document.querySelector("#gallery button").click()')
-            wait(page, 'chosen[0]')
-        upload(page, files[count - 1].read_bytes())
-        page.run(f'id("question").value = {json.dumps(QUESTION)}')
+        assert 'Choose' in told(page)
+        page.run('document.querySelector("tbody tr").click()')
+        wait(page, f'field().value === {json.dumps(sentence)}')
         press(page)
-        wait(page, '!id("result").hidden')
-        expected = ask(address, QUESTION, *(file.read_bytes() for file in files[:count])).json()
-        rows = page.run('[...document.querySelectorAll("#answers tr")].map(row => [...row.children].map(cell => cell.innerText))')
-        assert [row[0] for row in rows] == [answer for answer, _ in expected['answers']]
-        assert [float(row[1][:-1]) for row in rows] == pytest.approx([100 * p for _, p in expected['answers']], abs=.51)
-        assert len(page.text('#views figure')) == count and page.text('#fault') == ['']
-        assert page.run('document.querySelector("#views image").href.baseVal').startswith('data:image/jpeg')
-        number = len(expected['words']) - 3  # the last word before the question mark
-        page.run(f'id("words").children[{number}].focus()')
-        assert f'“{expected["words"][number][0]}” looks' in page.text('#shown')[0]
-        for listed, picture in zip(page.run('[...document.querySelectorAll("ol")].map(list => list.innerText)'),
-                                   expected['pictures'], strict=True):
-            best = max(range(len(picture['boxes'])), key=picture['attention'][number].__getitem__)
-            assert listed.startswith(f'{picture["boxes"][best][4]} ')
-        page.run('document.activeElement.blur()')
-        assert 'relevance for the first answer' in page.text('#shown')[0] and not page.faults
-        assert all(asked.startswith((address, f'blob:{address}')) for asked in page.requests)
+        wait(page, 'document.querySelector("#look svg") && document.querySelector("#answers .confidence-set")')
+        expected, html = asked(address, sentence, *chosen)
+        shown = page.run('[...document.querySelectorAll("#answers .confidence-set")].map(each => each.innerText)')
+        assert [each.split('\n')[0] for each in shown] == [answer for answer, _ in expected]
+        words = page.run('[...document.querySelectorAll("#look .word")].map(each => each.firstChild.textContent)')
+        assert len(page.text('#look figure')) == len(chosen)
+        assert 'relevance for the first answer' in page.text('#look')[0]
+        number = len(words) - 3  # the last word before the stop
+        left, top = page.run(f'(({{x, y}}) => [x, y])(document.querySelector(".word{number}").getBoundingClientRect())')
+        page.call('Input.dispatchMouseEvent', type='mouseMoved', x=left + 5, y=top + 5)
+        now = page.text('#look')[0]
+        assert f'“{words[number]}” looks' in now and 'relevance for the first answer' not in now
+        lists = ElementTree.fromstring(html).findall('.//figure')[0].findall('ol')
+        assert lists[1 + number][0].text in now
+        assert page.run('getComputedStyle(document.querySelector("#look g.all")).display') == 'none'
+        page.call('Input.dispatchMouseEvent', type='mouseMoved', x=1, y=1)
+        assert 'relevance for the first answer' in page.text('#look')[0]
+        assert not page.faults and all(each.startswith((address, f'blob:{address}')) for each in page.requests)
 
 
 @needs_chromium
-def test_faults_are_told_on_the_page(address, tmp_path):
+def test_a_file_is_uploaded_and_faults_are_told_on_the_page(running, files, tmp_path):
     with Page(tmp_path / 'profile') as page:
-        page.open(address)
-        upload(page, b'no picture')
-        page.run('id("question").value = "what?"')
-        press(page)
-        wait(page, 'id("fault").textContent')
-        assert 'expected a picture (JPEG' in page.text('#fault')[0] and page.run('id("result").hidden')
-        page.run('choose(0, {size: about.most + 1})')
-        assert 'at most 24 MB' in page.text('#fault')[0] and page.run('chosen[0] === null')
+        upload(page, running[0], b'no picture')
+        assert 'expected a picture (JPEG' in told(page) and not page.text('#answers .confidence-set')
+        upload(page, running[0], files[0].read_bytes())
+        wait(page, 'document.querySelector("#look svg") && document.querySelector("#answers .confidence-set")')
+        assert not page.text('#look [role=alert]')
 
 
-def upload(page, data):
-    """Puts bytes as a file into the last place, as choosing it does."""
+def upload(page, address, data):
+    """Opens the page, puts bytes as a file into the first picture, as choosing it does, and asks."""
+    page.open(address)
+    wait(page, 'document.querySelector("#picture1 input[type=file]")')
+    wait(page, 'field()')
+    page.run('field().value = "What?", field().dispatchEvent(new Event("input"))')
     page.run(f'''(() => {{
         const held = new DataTransfer(), bytes = Uint8Array.from(atob("{base64.b64encode(data).decode()}"), c => c.charCodeAt(0));
-        held.items.add(new File([bytes], 'own.png'));
-        const input = [...document.querySelectorAll('input[type=file]')].at(-1);
+        held.items.add(new File([bytes], 'own.png', {{type: 'image/png'}}));
+        const input = document.querySelector('#picture1 input[type=file]');
         input.files = held.files;
-        input.dispatchEvent(new Event('change'));
+        input.dispatchEvent(new Event('change', {{bubbles: true}}));
     }})()''')
+    wait(page, 'document.querySelector("#picture1 img[src*=own]")')
+    press(page)
 
 
 def press(page):
-    page.run('id("ask").click()')
+    page.run('document.querySelector("#ask").click()')
+
+
+def told(page):
+    wait(page, 'document.querySelector("#look [role=alert]")')
+    return page.text('#look [role=alert]')[0]
 
 
 def wait(page, condition, patience=30):
     end = time.monotonic() + patience
+    page.run('window.field = () => document.querySelector("#question textarea, #question input")')
     while not page.run(f'Boolean({condition})'):
-        assert time.monotonic() < end, (condition, page.text('#fault'), page.faults)
+        assert time.monotonic() < end, (condition, page.text('body'), page.faults)
         time.sleep(.05)
 
 
@@ -161,52 +199,79 @@ def png(width, height):
     return data.getvalue()
 
 
-@pytest.mark.parametrize('question, pictures, says', [
-    ('what?', [], 'expected 1, found 0'),
-    ('what?', [b'', b''], 'expected 1, found 2'),
-    (' ', [b''], 'expected some words'),
-    (3, [b''], 'a text "question"'),
-    ('what?', [b''], 'expected a picture (JPEG'),
-    ('what?', [png(60, 50)[:-30]], 'expected a whole picture'),
-    ('what?', [png(9000, 8000)], 'at most 64,000,000 pixels, found 9,000 x 8,000'),
-    ('what?', [png(80, 60)], 'expected a picture of the sample world'),
+@pytest.mark.parametrize('question, data, says', [
+    (' ', png(60, 50), 'expected some words'),
+    (3, png(60, 50), 'expected some words'),
+    ('what?', b'', 'the picture: expected a picture (JPEG'),
+    ('what?', png(60, 50)[:-30], 'expected a whole picture'),
+    ('what?', png(9000, 8000), 'at most 64,000,000 pixels, found 9,000 x 8,000'),
+    ('what?', png(80, 60), 'expected a picture of the sample world'),
 ])
-def test_what_cannot_be_answered_is_said(address, question, pictures, says):
-    reply = ask(address, question, *pictures)
-    assert reply.status_code == 400 and says in reply.json()['error'] and 'Traceback' not in reply.text
+def test_what_cannot_be_answered_is_said(running, tmp_path, question, data, says):
+    (tmp_path / 'it.png').write_bytes(data)
+    answers, told = asked(running[0], question, tmp_path / 'it.png')
+    assert answers is None and says in told and 'Traceback' not in told
 
 
-def test_what_is_sent_otherwise_is_refused(address, monkeypatch, capsys):
-    post = {'url': f'{address}/ask', 'timeout': 60}
-    kind = {'Content-Type': 'application/json'}
-    assert 'expected json' in requests.post(**post, data='{}', headers={'Content-Type': 'text/plain'}).json()['error']
-    for data in ('[]', '{', '{"question": "a", "pictures": ["?"]}', '{"question": "a", "pictures": [3]}'):
-        assert requests.post(**post, data=data, headers=kind).status_code == 400
-    for path in ('/gallery/12', '/gallery/../../etc/passwd', '/etc/passwd', '/ask'):
-        assert requests.get(address + path, timeout=60).status_code == 404
-    monkeypatch.setattr(app, 'MOST_BYTES', 0)
-    monkeypatch.setattr(app, 'MOST_ASKED', 10)
-    reply = requests.post(**post, data=' ' * 11, headers=kind)
-    assert reply.status_code == 413 and 'found 11' in reply.json()['error']
+def test_a_picture_that_is_not_there(running, tmp_path):
+    assert 'Choose the picture first' in running[1].ask('what?', None)[1]
+    assert 'no longer there' in running[1].ask('what?', {'path': str(tmp_path / 'gone.png')})[1]
 
 
-def test_a_fault_of_the_program_is_no_traceback_on_the_page(address, files, monkeypatch, capsys):
+def test_only_files_that_were_sent_are_read(running, tmp_path):
+    """Whoever speaks to the server past the page cannot have it open a file of this machine."""
+    (tmp_path / 'private.png').write_bytes(png(60, 50))
+    url = f'{running[0]}gradio_api/call/ask'
+    called = requests.post(url, json={'data': ['what?', {'path': str(tmp_path / 'private.png'),
+                                                         'meta': {'_type': 'gradio.FileData'}}]}, timeout=60).json()
+    reply = requests.get(f'{url}/{called["event_id"]}', timeout=60).text
+    assert reply.startswith('event: error') and 'svg' not in reply
+
+
+def test_large_files_are_refused(snapshots, made_world, monkeypatch):  # noqa: F811
+    from demo import page
+    monkeypatch.setattr(page, 'MOST_BYTES', 1000)
+    with serving(snapshots['vqa'], made_world) as (address, _):
+        for size, status in ((900, 200), (1100, 413)):
+            reply = requests.post(f'{address}gradio_api/upload', files={'files': ('a.png', bytes(size))}, timeout=60)
+            assert reply.status_code == status, reply.text
+
+
+def test_a_fault_of_the_program_is_no_traceback_on_the_page(running, files, monkeypatch, capfd):
     monkeypatch.setattr(Asker, 'answer', lambda *_: 1 / 0)
-    reply = ask(address, QUESTION, files[0].read_bytes())
-    assert reply.status_code == 500 and 'ZeroDivision' not in reply.text and 'a fault of the program' in reply.json()['error']
-    assert 'ZeroDivisionError' in capsys.readouterr().err
+    with pytest.raises(Exception) as found:
+        asked(running[0], QUESTION, files[0])
+    assert 'Traceback' not in str(found.value) and 'division' not in str(found.value)
+    assert 'ZeroDivisionError' in capfd.readouterr().err
 
 
-def test_faults_of_the_call(snapshots, made_world, address, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_faults_of_the_call(snapshots, made_world, running, tmp_path, monkeypatch, capsys):  # noqa: F811
     load = '--load', str(snapshots['vqa']), '--world', str(made_world), '--device', 'cpu'
-    for flags, says in (((*load, '--port', address.split(':')[-1]), 'expected a free port'), ((*load, '--port', '70000'), 'port'),
+    port = running[0].rstrip('/').split(':')[-1]
+    for flags, says in (((*load, '--port', port), 'expected a free port'), ((*load, '--port', '70000'), 'port'),
                         (('--load', 'none'), 'none')):
         assert app.main(flags) == 1
-        assert f'{says}' in capsys.readouterr().err
+        assert says in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    monkeypatch.delattr('demo.page')
+    monkeypatch.delitem(sys.modules, 'demo.page')
+    assert app.main(load) == 1 and 'bash run/setup.bash --demo' in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert app.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
 
 
-def test_it_listens_on_this_machine_alone_unless_told():
-    with app.serve(None) as server:
-        assert server.server_address[0] == app.parser().parse_args([]).host == '127.0.0.1'
+def test_the_program_says_where_it_is_and_leaves_nothing(snapshots, made_world, files, tmp_path):  # noqa: F811
+    """It listens on this machine alone, prints its address, answers, also where there is a proxy, and ends well by Ctrl-C."""
+    call = ['bash', 'run/demo.bash', '--load', snapshots['vqa'], '--world', made_world, '--device', 'cpu']
+    with subprocess.Popen(call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, 'TMPDIR': str(tmp_path), 'HTTP_PROXY': 'http://127.0.0.1:9'}) as process:
+        address = process.stdout.readline()
+        try:
+            assert re.fullmatch(r'http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n', address), address + process.stderr.read()
+            assert asked(address.split()[0], QUESTION, files[0])[0]
+            sent = [path for path in tmp_path.rglob('*') if path.name == files[0].name]
+        finally:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, '', '\ndemo.bash: ended\n')
+    assert sent and not any(path.exists() for path in sent)

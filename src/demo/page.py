@@ -1,0 +1,42 @@
+"""The demo's page: what is chosen and typed goes to a Demo, and its answers are shown. Needs Gradio."""
+
+import gradio as gr
+
+PLAIN = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])  # its own fonts are on another host
+MOST_BYTES = 24_000_000  # of a picture's file
+AGE = 600  # seconds, after which what was sent is deleted
+
+
+def made(demo):
+    """The page of a Demo."""
+    two = demo.asker.pictures > 1
+    with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(AGE, AGE)) as page:
+        gr.Markdown('# Ask LXMERT\n' + (
+            'Choose two pictures and type a statement: does the model hold it to be true of them?' if two else
+            'Choose a picture and ask: the model answers from the regions that a detector finds in it.'))
+        with gr.Row():
+            with gr.Column():
+                with gr.Row():
+                    pictures = [gr.Image(label=label, sources=['upload', 'clipboard'], height=260, elem_id=f'picture{i}')
+                                for i, label in enumerate(('Left picture', 'Right picture') if two else ('Picture',), 1)]
+                question = gr.Textbox(label='Statement' if two else 'Question', max_length=500, elem_id='question',
+                                      placeholder='Both pictures have a dog.' if two else 'What is the man holding?')
+                ask = gr.Button('Ask', variant='primary', elem_id='ask')
+                if demo.examples:
+                    gr.Examples(demo.examples, [*pictures, question], label='From the sample world', examples_per_page=4)
+            with gr.Column():
+                answers = gr.Label(label='Answers', elem_id='answers')
+                look = gr.HTML(elem_id='look')
+        # A picture as the file that it came in, which Gradio's own reading would change or refuse in words of its own.
+        gr.on([ask.click, question.submit], demo.ask, [question, *pictures], [answers, look], preprocess=False, api_name='ask')
+    return page
+
+
+def launch(demo, host, port):
+    """Serves the page of a Demo from now on, in threads of its own; returns it. port: None: the first free one from 7860.
+
+    Raises OSError where it cannot listen there."""
+    page = made(demo)
+    page.launch(server_name=host, server_port=port, max_file_size=MOST_BYTES, share=False, ssr_mode=False, run_history=False,
+                footer_links=[], quiet=True, theme=PLAIN, prevent_thread_lock=True)
+    return page
