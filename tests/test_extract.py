@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -153,7 +154,7 @@ def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
     for path in images.iterdir():
         path.write_bytes(b'')
     status, _, errors = run(images, '--allowBroken', out='none.tsv')
-    assert status == 1 and '6 of 6 pictures' in errors and not (tmp_path / 'none.tsv').exists()
+    assert status == 1 and '6 of 6 pictures' in errors and '--allowBroken' not in errors and not (tmp_path / 'none.tsv').exists()
 
 
 def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
@@ -162,6 +163,33 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     assert run(images)[0] == 1
     status, _, errors = run(images, '--maxBoxes', 40)
     assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to begin anew' in errors
+    status, _, errors = run(pictures)  # other files of the same names
+    assert status == 1 and f"extracted from: '{images}' there, '{pictures}' now" in errors
+    (images / 'text.png').unlink()
+    status, printed, _ = run(images, '--batchSize', 1)  # how many at once makes no difference
+    assert status == 0 and 'goes on after 6 of 6' in printed
+
+
+def test_where_nothing_is_done_nothing_stays(pictures, run, tmp_path):
+    status, _, errors = run(pictures, '--minBoxes', 37, '--maxBoxes', 50)
+    assert status == 1 and 'minBoxes up to 36 of the sample world' in errors
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'text').touch()
+    status, _, errors = run(pictures, out='text/x.tsv')
+    assert status == 1 and f'{tmp_path}/text/x.tsv: cannot be written' in errors and 'correct --out' in errors
+
+
+def test_a_disk_that_is_full_all_at_once(pictures, run, tmp_path):
+    assert run(pictures, out='whole.tsv')[0] == 0
+    whole, before = (tmp_path / 'whole.tsv').read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, before[1]))
+    try:
+        status, _, errors = run(pictures, '--batchSize', 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and 'x.tsv: cannot be written ([Errno 27] File too large); make room' in errors
+    status, printed, _ = run(pictures)
+    assert status == 0 and 'goes on after ' in printed and (tmp_path / 'x.tsv').read_bytes() == whole
 
 
 def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
@@ -188,7 +216,7 @@ def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_
     assert status == 1 and 'GB free; make room' in errors and not (tmp_path / 'x.tsv').exists()
 
 
-def test_ids_are_the_names_of_the_files(tmp_path):
+def test_ids_are_the_names_of_the_files(tmp_path, capsys):
     names = ['train/7/train-10-0-img0.png', 'train/7/train-10-0-img1.PNG', 'dev/dev-896-0-img0.png', 'dev/notes.txt',
              'dev/._dev-1-0-img0.png']
     for name in names:
@@ -197,7 +225,14 @@ def test_ids_are_the_names_of_the_files(tmp_path):
     found = ids.find(tmp_path / 'a', 'nlvr2')
     assert found == {Path(name).stem: tmp_path / 'a' / name for name in (names[2], *names[:2])}
     assert list(found) == ['dev-896-0-img0', 'train-10-0-img0', 'train-10-0-img1']
-    (tmp_path / 'list.txt').write_text('b/n161313.jpg\n\na/2335684.jpg\r\n')
+    assert capsys.readouterr().err == (f'{tmp_path}/a: left aside 1 files whose names do not end as those of pictures: '
+                                       "'dev/notes.txt'\n")
+    (tmp_path / 'b').mkdir()
+    (tmp_path / 'b/elsewhere').symlink_to('../a')
+    (tmp_path / 'a/round').symlink_to('../b')
+    assert ids.find(tmp_path / 'b') == {img_id: tmp_path / 'b/elsewhere' / path.relative_to(tmp_path / 'a')
+                                        for img_id, path in found.items()}
+    (tmp_path / 'list.txt').write_bytes('\ufeffb/n161313.jpg\n\na/2335684.jpg\r\n'.encode())
     found = ids.find(tmp_path / 'list.txt', 'gqa')
     assert list(found.items()) == [('n161313', tmp_path / 'b/n161313.jpg'), ('2335684', tmp_path / 'a/2335684.jpg')]
     with pytest.raises(DataError, match=r'--split coco: expected file names such as .*found 2 others: n161313'):

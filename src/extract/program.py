@@ -75,33 +75,30 @@ def extract(flags):
     pictures = ids.find(flags.images, flags.split)
     recipe = Recipe(flags.detector, flags.weights or WEIGHTS, flags.bf16, flags.minBoxes, flags.maxBoxes)
     where = devices(flags.device)
-    # Batches are the same when a run goes on, for a device that computes a picture otherwise beside other ones.
-    size, named = flags.batchSize, list(pictures.items())
-    batches = [dict(named[first:first + size]) for first in range(0, len(named), size)]
     with Unfinished(flags.out) as part, Workers(recipe, where) as workers:
-        provenance = workers.provenance() | {'min_boxes': flags.minBoxes, 'max_boxes': flags.maxBoxes, 'batch size': size,
-                                             'device': where[0].split(':')[0]}
+        provenance = workers.provenance() | {
+            'min_boxes': flags.minBoxes, 'max_boxes': flags.maxBoxes, 'device': where[0].split(':')[0],
+            'extracted from': str(Path(flags.images).resolve())}
         part.resume(provenance)
-        done, broken, began = sum(img_id in part.done for img_id in pictures), {}, time.monotonic()
+        todo, broken, began = [one for one in pictures.items() if one[0] not in part.done], {}, time.monotonic()
+        done = len(pictures) - len(todo)
         if done:
             print(f'{flags.out}: goes on after {done:,} of {len(pictures):,} images')
-        todo = [batch for batch in batches if not batch.keys() <= part.done.keys()]
+        batches = (dict(todo[first:first + flags.batchSize]) for first in range(0, len(todo), flags.batchSize))
         with tqdm(total=len(pictures), initial=done, desc='Extracting', unit=' images', disable=None) as bar:
-            for lines, faults in workers.run(todo):
-                new = {img_id: line for img_id, line in lines.items() if img_id not in part.done}
-                check_room(part, new, len(pictures))
-                part.append(new)
+            for lines, faults in workers.run(batches):
+                check_room(part, lines, len(pictures))
+                part.append(lines)
                 broken |= faults
-                bar.update(len(new) + len(faults))
+                bar.update(len(lines) + len(faults))
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
-        if (broken and not flags.allowBroken) or len(broken) == len(pictures):
-            print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
-                  '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
-            return 1
+        if broken and not (flags.allowBroken and len(broken) < len(pictures)):
+            other = '' if flags.allowBroken else ', or give --allowBroken to go without them'
+            raise ValueError(f'{flags.out} was not written: mend these pictures or leave them out, and start again (what is done '
+                             f'is kept){other}')
         part.finish(pictures, provenance | {
-            'extracted from': str(Path(flags.images).resolve()), 'left out': list(broken),
-            'extracted at': datetime.now(UTC).isoformat(timespec='seconds')})
+            'left out': list(broken), 'extracted at': datetime.now(UTC).isoformat(timespec='seconds')})
     made = len(pictures) - len(broken)
     print(f'{flags.out}: {made:,} images, {len(broken):,} left out, {(made - done) / seconds:.1f} images a second')
     return 0
