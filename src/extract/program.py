@@ -8,12 +8,12 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ending import ended
 from extract import ids
 from extract.parts import Unfinished
 from extract.workers import DETECTORS, WEIGHTS, Recipe, Workers
@@ -59,11 +59,8 @@ def _gpus():
     import torch  # the processes of a detector that needs no PyTorch start without, several times faster
 
     import dist
-    try:
-        if dist.start().type == 'cpu':
-            return ['cpu']
-    except dist.DeviceError as error:
-        raise ValueError(str(error)) from None
+    if dist.start().type == 'cpu':
+        return ['cpu']
     there, asked = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES')
     if asked and there != len(asked.split(',')):
         raise ValueError(f'GPUs {asked}: expected {len(asked.split(","))}, found {there}; nvidia-smi lists them')
@@ -160,18 +157,7 @@ def main(argv=None):
         made.error(f'--batchSize: expected at least 1, found {flags.batchSize}')
     if flags.detector == 'shapes' and (flags.weights or flags.bf16):
         made.error('--detector shapes: has no weights and nothing to compute in bfloat16; leave out --weights and --bf16')
-    try:
-        return extract(flags)
-    except BrokenProcessPool:
-        print('extract.bash: error: a process ended before its work was done (killed, or out of memory?); the same command goes '
-              'on with what is left, with a smaller --batchSize in less memory', file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:  # the last: of CUDA, such as a GPU without room
-        print(f'extract.bash: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nextract.bash: interrupted; the same command goes on', file=sys.stderr)
-        return 130
+    return ended('extract.bash', lambda: extract(flags), 'interrupted; the same command goes on')
 
 
 if __name__ == '__main__':

@@ -1,14 +1,17 @@
 """Processes that turn pictures into lines of a TSV, a batch at a time; each has a detector on a device of its own."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 
+from ending import DeviceError
 from regions import tsv
 from regions.pictures import PictureError, open_picture
 from regions.tsv import RegionError
@@ -59,17 +62,30 @@ class Workers:
 
     def provenance(self):
         """What the detector tells of itself. Raises what loading it raises."""
-        return self.pool.submit(_provenance, self.recipe).result()
+        with _explained():
+            return self.pool.submit(_provenance, self.recipe).result()
 
     def run(self, batches):
         """Yields ({image id: line}, {image id: what is wrong with it}) of each batch, {image id: path}, in their order."""
         pending = deque()
-        for batch in batches:
-            pending.append(self.pool.submit(_extract, self.recipe, batch))
-            if len(pending) > self.ahead:
+        with _explained():
+            for batch in batches:
+                pending.append(self.pool.submit(_extract, self.recipe, batch))
+                if len(pending) > self.ahead:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _explained():
+    try:
+        yield
+    except BrokenProcessPool:
+        raise ChildProcessError('a process ended before its work was done (killed, or out of memory?); the same command goes on '
+                                'with what is left, with a smaller --batchSize in less memory') from None
+    except RuntimeError as error:  # of CUDA, such as a GPU without room
+        raise DeviceError(str(error)) from error
 
 
 def _begin(places):
