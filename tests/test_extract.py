@@ -50,12 +50,19 @@ def launch(images, out, *flags, **variables):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, tmp_path):
-    out = tmp_path / 'all.tsv'
-    process = launch(made_world / 'images', out, '--split', 'coco', '--batchSize', '4', NPROC='2')
+@pytest.fixture(scope='module')
+def whole(made_world, tmp_path_factory):
+    """The TSV of all 50 pictures of the world, by two processes."""
+    out = tmp_path_factory.mktemp('whole') / 'all.tsv'
+    process = launch(made_world / 'images', out, '--split', 'coco', NPROC='2')
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert '50 images, 0 left out' in printed
+    return out
+
+
+def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, whole):
+    out = whole
     found = {image.img_id: image for _, image in tsv.read(out)}
     own = [image for path in (made_world / 'mscoco_imgfeat').glob('*.tsv') for _, image in tsv.read(path)]
     assert found.keys() == {image.img_id for image in own} and list(found) == sorted(found, key=lambda name: name[5:])
@@ -70,7 +77,7 @@ def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, tmp_path):
             assert near < far
     provenance = json.loads(Path(f'{out}.provenance.json').read_text())
     assert 'shapes.see' in provenance['detector'] and provenance['extracted from'] == str(made_world / 'images')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
+    assert sorted(path.name for path in out.parent.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
 
 
 def test_a_store_has_the_same_regions(pictures, run, tmp_path):
@@ -95,10 +102,9 @@ def begun(process, out, lines=2):
     return [int(pid) for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
-    images, whole, out = made_world / 'images/train2014', tmp_path / 'whole.tsv', tmp_path / 'x.tsv'
-    assert launch(images, whole, '--batchSize', '3').wait(timeout=120) == 0
-    process = launch(images, out, '--batchSize', '3')
+def test_a_killed_run_goes_on_to_the_same_bytes(made_world, whole, tmp_path):
+    images, out = made_world / 'images', tmp_path / 'x.tsv'
+    process = launch(images, out)
     workers = begun(process, out)
     process.kill()
     process.wait()
@@ -109,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
     assert workers and not out.exists()
     with open(f'{out}.unfinished/lines', 'ab') as lines:
         lines.write(whole.read_bytes()[:1000])  # a line that was not written to its end
-    process = launch(images, out, '--batchSize', '3', NPROC='2')
+    process = launch(images, out, NPROC='2')
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and 'x.tsv: goes on after ' in printed, errors
     assert out.read_bytes() == whole.read_bytes() and not Path(f'{out}.unfinished').exists()
@@ -117,14 +123,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
 
 def test_a_process_that_dies_is_told_and_ctrl_c_too(made_world, tmp_path):
     out = tmp_path / 'x.tsv'
-    process = launch(made_world / 'images', out, '--batchSize', '1')
+    process = launch(made_world / 'images', out)
     os.kill(begun(process, out)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and 'a process ended before its work was done' in errors and 'Traceback' not in errors
-    process = launch(made_world / 'images', out, '--batchSize', '1')
+    process = launch(made_world / 'images', out)
     begun(process, out, Path(f'{out}.unfinished/lines').read_bytes().count(b'\n') + 1)
     process.send_signal(signal.SIGSTOP)
-    second = launch(made_world / 'images', out, '--batchSize', '1')
+    second = launch(made_world / 'images', out)
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 1 and 'another process is writing there' in errors
     process.send_signal(signal.SIGCONT)
@@ -166,7 +172,7 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     status, _, errors = run(pictures)  # other files of the same names
     assert status == 1 and f"extracted from: '{images}' there, '{pictures}' now" in errors
     (images / 'text.png').unlink()
-    status, printed, _ = run(images, '--batchSize', 1)  # how many at once makes no difference
+    status, printed, _ = run(images)
     assert status == 0 and 'goes on after 6 of 6' in printed
 
 
@@ -184,7 +190,7 @@ def test_a_disk_that_is_full_all_at_once(pictures, run, tmp_path):
     whole, before = (tmp_path / 'whole.tsv').read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, before[1]))
     try:
-        status, _, errors = run(pictures, '--batchSize', 1)
+        status, _, errors = run(pictures)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 1 and 'x.tsv: cannot be written ([Errno 27] File too large); make room' in errors
@@ -196,7 +202,7 @@ def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_
     (tmp_path / 'there.tsv').touch()
     for flags, out, message in (
             ([], 'x.npz', 'expected a name ending in .tsv or .store'), ([], 'there.tsv', 'is there already'),
-            (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'), (['--batchSize', '0'], 'x.tsv', 'found 0'),
+            (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'),
             (['--bf16'], 'x.tsv', 'leave out --weights and --bf16')):
         status, _, errors = run(pictures, *flags, out=out)
         assert status == 2 and message in errors

@@ -15,7 +15,7 @@ from regions.tsv import RegionError
 class Unfinished:
     """`x.tsv.unfinished`: the lines of the images that are done, in any order, and what they were made with.
 
-    Use as a context, which holds a lock. `done` is {image id: (offset, size)} of whole lines.
+    Use as a context, which holds a lock. `done` is {image id: (offset, size)} of whole lines, `size` their bytes.
     """
 
     def __init__(self, out):
@@ -23,7 +23,7 @@ class Unfinished:
         self.folder = self.out.with_name(f'{self.out.name}.unfinished')
         self.broken = self.out.with_name(f'{self.out.name}.broken.txt')
         self.lines, self.about = self.folder / 'lines', self.folder / 'made_with.json'
-        self.lock, self.done, self.file = FileLock(self.folder / 'lock'), {}, None
+        self.lock, self.done, self.size, self.file = FileLock(self.folder / 'lock'), {}, 0, None
 
     def __enter__(self):
         with self._explained():
@@ -55,10 +55,10 @@ class Unfinished:
             if different:
                 raise ValueError(f'{self.folder}: the extraction that was stopped was made with something else: '
                                  f'{"; ".join(different)}; remove the folder to begin anew, or choose another --out')
-        store_files.write_json(self.about, made_with)
-        self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
+        with self._explained():
+            store_files.write_json(self.about, made_with)
+            self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
         self.file.seek(0)
-        end = 0
         for line in self.file:
             try:
                 img_id = tsv.parse(line, None, 0).img_id
@@ -66,17 +66,17 @@ class Unfinished:
                 break
             if not line.endswith(b'\n'):
                 break
-            self.done[img_id] = (end, len(line))
-            end += len(line)
-        self.file.truncate(end)
+            self.done[img_id] = (self.size, len(line))
+            self.size += len(line)
+        self.file.truncate(self.size)
 
-    def append(self, lines):
-        """Adds {image id: line} of images that are done."""
+    def append(self, img_id, line):
+        """Adds the line of an image that is done."""
         with self._explained():
-            for img_id, line in lines.items():
-                self.done[img_id] = (self.file.seek(0, os.SEEK_END), len(line))
-                self.file.write(line)
+            self.file.write(line)
             self.file.flush()
+        self.done[img_id] = (self.size, len(line))
+        self.size += len(line)
 
     def finish(self, img_ids, provenance):
         """Writes the result, of those of the images that are done, in their order, and removes the folder."""

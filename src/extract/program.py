@@ -20,6 +20,7 @@ from extract.workers import DETECTORS, WEIGHTS, Recipe, Workers
 from regions import origin, tsv
 
 PROPOSALS = 300  # the most boxes that the detector has of a picture
+SAMPLE = 20  # pictures whose lines tell how long those of all will be
 
 EPILOG = '''
 --images is a folder, with all folders in it, or a text with the path of a picture a line, relative to its own folder. The name of
@@ -81,13 +82,14 @@ def extract(flags):
         done = len(pictures) - len(todo)
         if done:
             print(f'{flags.out}: goes on after {done:,} of {len(pictures):,} images')
-        batches = (dict(todo[first:first + flags.batchSize]) for first in range(0, len(todo), flags.batchSize))
         with tqdm(total=len(pictures), initial=done, desc='Extracting', unit=' images', disable=None) as bar:
-            for lines, faults in workers.run(batches):
-                check_room(part, lines, len(pictures))
-                part.append(lines)
-                broken |= faults
-                bar.update(len(lines) + len(faults))
+            for img_id, line, fault in workers.run(todo):
+                if fault:
+                    broken[img_id] = fault
+                else:
+                    part.append(img_id, line)
+                    check_room(part, len(pictures))
+                bar.update()
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
         if broken and not (flags.allowBroken and len(broken) < len(pictures)):
@@ -101,11 +103,11 @@ def extract(flags):
     return 0
 
 
-def check_room(part, lines, images):
-    """Raises OSError where the disk has no room for all that is still to come, as far as these lines tell."""
-    if not lines:
+def check_room(part, images):
+    """Raises OSError where the disk has no room for all that is still to come, as far as the lines so far tell."""
+    if len(part.done) < min(SAMPLE, images):
         return
-    line = sum(map(len, lines.values())) / len(lines)
+    line = part.size / len(part.done)
     needed = line * (images - len(part.done)) + line * images  # the lines, and the result, before they are removed
     if needed > (free := shutil.disk_usage(part.folder).free):
         raise OSError(f'{part.out}: needs some {needed / 1e9:.1f} GB of disk, found {free / 1e9:.1f} GB free; make room and '
@@ -135,7 +137,6 @@ def parser():
     made.add_argument('--weights', metavar='FILE', help=f"the detector's, see bash run/download.bash detector ({WEIGHTS})")
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
-    made.add_argument('--batchSize', type=int, default=8, help='pictures that a process takes at once (8)')
     made.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
     made.add_argument('--allowBroken', action='store_true', help='leave out pictures that cannot be used, and list them')
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
@@ -153,8 +154,6 @@ def main(argv=None):
     if not 1 <= flags.minBoxes <= flags.maxBoxes <= PROPOSALS:
         made.error(f'--minBoxes, --maxBoxes: expected 1 <= minBoxes <= maxBoxes <= {PROPOSALS}, found {flags.minBoxes} and '
                    f'{flags.maxBoxes}')
-    if flags.batchSize < 1:
-        made.error(f'--batchSize: expected at least 1, found {flags.batchSize}')
     if flags.detector == 'shapes' and (flags.weights or flags.bf16):
         made.error('--detector shapes: has no weights and nothing to compute in bfloat16; leave out --weights and --bf16')
     return ended('extract.bash', lambda: extract(flags), 'interrupted; the same command goes on')
