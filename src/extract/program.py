@@ -23,15 +23,17 @@ PROPOSALS = 300  # the most boxes that the detector has of a picture
 SAMPLE = 20  # pictures whose lines tell how long those of all will be
 
 EPILOG = '''
---images is a folder, with all folders in it, or a text with the path of a picture a line, relative to its own folder. The name of
-a file without its ending becomes the image id; --split says of which dataset the names must be:
+--images is a folder, with all folders in it, linked ones too, or a text with the path of a picture a line, relative to its own
+folder. What does not end as pictures do (.jpg, .jpeg, .png, .gif, .bmp, .webp, .tif, .tiff) is told and left aside. The name of a
+file without its ending becomes the image id; --split says of which dataset the names must be:
   coco   COCO_val2014_000000000042.jpg         for data/mscoco_imgfeat
   gqa    2335684.jpg, n161313.jpg              for data/vg_gqa_imgfeat
   nlvr2  dev-896-0-img0.png                    for data/nlvr2_imgfeat
 data/mscoco_imgfeat/README.md and so on have the commands for each published file.
 
 There is a process a GPU, or one with cpu; NPROC=2 makes it two on each, so that one reads pictures while the other computes.
-What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte.
+What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte; with
+other flags that change the regions, or other --images, it says so and does not.
 Pictures that cannot be used are listed in FILE.broken.txt; they keep the result from being written, unless --allowBroken is
 given.
 
