@@ -2,15 +2,12 @@
 
 import gc
 import os
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 
-
-class DeviceError(RuntimeError):
-    """The device that is wanted cannot be used."""
+from ending import DeviceError
 
 
 def rank():
@@ -51,19 +48,6 @@ def stop():
         torch_dist.barrier()
         gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
         torch_dist.destroy_process_group()
-
-
-def ended(name, work, interrupted='interrupted'):
-    """The exit status of work(), which returns one. A fault of what was given ends it with a message of the program `name`, not
-    with a traceback, and so does Ctrl-C."""
-    try:
-        return work()
-    except (ValueError, OSError, DeviceError) as error:
-        print(f'{name}: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f'\n{name}: {interrupted}', file=sys.stderr)
-        return 130
 
 
 def end(status):

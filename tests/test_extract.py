@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -46,15 +47,22 @@ def launch(images, out, *flags, **variables):
     """The launcher in a process of its own."""
     return subprocess.Popen(['bash', 'run/extract.bash', 'cpu', '--images', images, '--detector', 'shapes', '--out', out, *flags],
                             cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', **variables}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, tmp_path):
-    out = tmp_path / 'all.tsv'
-    process = launch(made_world / 'images', out, '--split', 'coco', '--batchSize', '4', NPROC='2')
+@pytest.fixture(scope='module')
+def whole(made_world, tmp_path_factory):
+    """The TSV of all 50 pictures of the world, by two processes."""
+    out = tmp_path_factory.mktemp('whole') / 'all.tsv'
+    process = launch(made_world / 'images', out, '--split', 'coco', NPROC='2')
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert '50 images, 0 left out' in printed
+    return out
+
+
+def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, whole):
+    out = whole
     found = {image.img_id: image for _, image in tsv.read(out)}
     own = [image for path in (made_world / 'mscoco_imgfeat').glob('*.tsv') for _, image in tsv.read(path)]
     assert found.keys() == {image.img_id for image in own} and list(found) == sorted(found, key=lambda name: name[5:])
@@ -69,7 +77,7 @@ def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, tmp_path):
             assert near < far
     provenance = json.loads(Path(f'{out}.provenance.json').read_text())
     assert 'shapes.see' in provenance['detector'] and provenance['extracted from'] == str(made_world / 'images')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
+    assert sorted(path.name for path in out.parent.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
 
 
 def test_a_store_has_the_same_regions(pictures, run, tmp_path):
@@ -94,10 +102,9 @@ def begun(process, out, lines=2):
     return [int(pid) for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
-    images, whole, out = made_world / 'images/train2014', tmp_path / 'whole.tsv', tmp_path / 'x.tsv'
-    assert launch(images, whole, '--batchSize', '3').wait(timeout=120) == 0
-    process = launch(images, out, '--batchSize', '3')
+def test_a_killed_run_goes_on_to_the_same_bytes(made_world, whole, tmp_path):
+    images, out = made_world / 'images', tmp_path / 'x.tsv'
+    process = launch(images, out, NPROC='2')
     workers = begun(process, out)
     process.kill()
     process.wait()
@@ -105,10 +112,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
     while any(Path(f'/proc/{pid}').exists() for pid in workers):  # they must not write on, nor stay
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert workers and not out.exists()
+    assert len(workers) == 2 and not out.exists()
     with open(f'{out}.unfinished/lines', 'ab') as lines:
         lines.write(whole.read_bytes()[:1000])  # a line that was not written to its end
-    process = launch(images, out, '--batchSize', '3', NPROC='2')
+    process = launch(images, out)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and 'x.tsv: goes on after ' in printed, errors
     assert out.read_bytes() == whole.read_bytes() and not Path(f'{out}.unfinished').exists()
@@ -116,18 +123,18 @@ def test_a_killed_run_goes_on_to_the_same_bytes(made_world, tmp_path):
 
 def test_a_process_that_dies_is_told_and_ctrl_c_too(made_world, tmp_path):
     out = tmp_path / 'x.tsv'
-    process = launch(made_world / 'images', out, '--batchSize', '1')
+    process = launch(made_world / 'images', out)
     os.kill(begun(process, out)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and 'a process ended before its work was done' in errors and 'Traceback' not in errors
-    process = launch(made_world / 'images', out, '--batchSize', '1')
+    process = launch(made_world / 'images', out)
     begun(process, out, Path(f'{out}.unfinished/lines').read_bytes().count(b'\n') + 1)
     process.send_signal(signal.SIGSTOP)
-    second = launch(made_world / 'images', out, '--batchSize', '1')
+    second = launch(made_world / 'images', out)
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 1 and 'another process is writing there' in errors
     process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and 'the same command goes on' in errors and 'Traceback' not in errors
 
@@ -153,7 +160,7 @@ def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
     for path in images.iterdir():
         path.write_bytes(b'')
     status, _, errors = run(images, '--allowBroken', out='none.tsv')
-    assert status == 1 and '6 of 6 pictures' in errors and not (tmp_path / 'none.tsv').exists()
+    assert status == 1 and '6 of 6 pictures' in errors and '--allowBroken' not in errors and not (tmp_path / 'none.tsv').exists()
 
 
 def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
@@ -162,13 +169,40 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     assert run(images)[0] == 1
     status, _, errors = run(images, '--maxBoxes', 40)
     assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to begin anew' in errors
+    status, _, errors = run(pictures)  # other files of the same names
+    assert status == 1 and f"extracted from: '{images}' there, '{pictures}' now" in errors
+    (images / 'text.png').unlink()
+    status, printed, _ = run(images)
+    assert status == 0 and 'goes on after 6 of 6' in printed and not (tmp_path / 'x.tsv.broken.txt').exists()
+
+
+def test_where_nothing_is_done_nothing_stays(pictures, run, tmp_path):
+    status, _, errors = run(pictures, '--minBoxes', 37, '--maxBoxes', 50)
+    assert status == 1 and 'minBoxes up to 36 of the sample world' in errors
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'text').touch()
+    status, _, errors = run(pictures, out='text/x.tsv')
+    assert status == 1 and f'{tmp_path}/text/x.tsv: cannot be written' in errors and 'correct --out' in errors
+
+
+def test_a_disk_that_is_full_all_at_once(pictures, run, tmp_path):
+    assert run(pictures, out='whole.tsv')[0] == 0
+    whole, before = (tmp_path / 'whole.tsv').read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, before[1]))
+    try:
+        status, _, errors = run(pictures)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and 'x.tsv: cannot be written ([Errno 27] File too large); make room' in errors
+    status, printed, _ = run(pictures)
+    assert status == 0 and 'goes on after ' in printed and (tmp_path / 'x.tsv').read_bytes() == whole
 
 
 def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
     (tmp_path / 'there.tsv').touch()
     for flags, out, message in (
             ([], 'x.npz', 'expected a name ending in .tsv or .store'), ([], 'there.tsv', 'is there already'),
-            (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'), (['--batchSize', '0'], 'x.tsv', 'found 0'),
+            (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'),
             (['--bf16'], 'x.tsv', 'leave out --weights and --bf16')):
         status, _, errors = run(pictures, *flags, out=out)
         assert status == 2 and message in errors
@@ -188,7 +222,7 @@ def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_
     assert status == 1 and 'GB free; make room' in errors and not (tmp_path / 'x.tsv').exists()
 
 
-def test_ids_are_the_names_of_the_files(tmp_path):
+def test_ids_are_the_names_of_the_files(tmp_path, capsys):
     names = ['train/7/train-10-0-img0.png', 'train/7/train-10-0-img1.PNG', 'dev/dev-896-0-img0.png', 'dev/notes.txt',
              'dev/._dev-1-0-img0.png']
     for name in names:
@@ -197,7 +231,14 @@ def test_ids_are_the_names_of_the_files(tmp_path):
     found = ids.find(tmp_path / 'a', 'nlvr2')
     assert found == {Path(name).stem: tmp_path / 'a' / name for name in (names[2], *names[:2])}
     assert list(found) == ['dev-896-0-img0', 'train-10-0-img0', 'train-10-0-img1']
-    (tmp_path / 'list.txt').write_text('b/n161313.jpg\n\na/2335684.jpg\r\n')
+    assert capsys.readouterr().err == (f'{tmp_path}/a: left aside 1 files whose names do not end as those of pictures: '
+                                       "'dev/notes.txt'\n")
+    (tmp_path / 'b').mkdir()
+    (tmp_path / 'b/elsewhere').symlink_to('../a')
+    (tmp_path / 'a/round').symlink_to('../b')
+    assert ids.find(tmp_path / 'b') == {img_id: tmp_path / 'b/elsewhere' / path.relative_to(tmp_path / 'a')
+                                        for img_id, path in found.items()}
+    (tmp_path / 'list.txt').write_bytes('\ufeffb/n161313.jpg\n\na/2335684.jpg\r\n'.encode())
     found = ids.find(tmp_path / 'list.txt', 'gqa')
     assert list(found.items()) == [('n161313', tmp_path / 'b/n161313.jpg'), ('2335684', tmp_path / 'a/2335684.jpg')]
     with pytest.raises(DataError, match=r'--split coco: expected file names such as .*found 2 others: n161313'):

@@ -130,6 +130,7 @@ def test_what_is_no_whole_picture_is_refused_by_name(rgb, tmp_path):
     refused(tmp_path / 'empty.jpg', 'empty.jpg: expected a picture')
     refused(tmp_path / 'none.jpg', 'none.jpg: no such file')
     refused(tmp_path, 'no such file')
+    refused(tmp_path / ('long' * 99), 'File name too long', 'correct its name or rights')
     refused(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n', 'the picture: expected a picture')
     refused(encoded(Image.fromarray(np.ones((HEIGHT, WIDTH), np.float32)), 'TIFF'), 'found 32 (mode F)')
 

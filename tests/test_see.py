@@ -7,7 +7,8 @@ from regions import tsv
 from regions.pictures import PictureError
 from shapes import detect, draw, scene, see
 
-PICTURES = 60
+# The seed and number of fresh pictures; the last three have things of which others in front hide what tells their shape or size.
+PICTURES = [*((77, index) for index in range(50)), (78, 87), (78, 497), (78, 1003)]
 
 
 def drawn(index, seed=77):
@@ -24,8 +25,8 @@ def overlap(one, other):
 
 
 def test_every_thing_of_fresh_pictures_is_found_and_nothing_else():
-    for index in range(PICTURES):
-        made, pixels = drawn(index)
+    for seed, index in PICTURES:
+        made, pixels = drawn(index, seed)
         left = list(see.find(pixels))
         for thing in made.things:
             same = [one for one in left if (one.shape, one.colour, one.size) == (thing.shape, thing.colour, thing.size)]

@@ -1,6 +1,8 @@
 """Which pictures are meant, and the image ids that the datasets have for them."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
 from annotations.files import DataError, some
@@ -16,7 +18,8 @@ def find(source, split=None):
     """{image id: path} of the pictures of a folder, with all folders in it, in the order of their paths, or of a list.
 
     A list is a text with a path a line, relative to its own folder; its order is kept. split: a key of SPLITS, whose file names
-    are then expected. Raises FileNotFoundError, or DataError that names two files of one id, or names that do not fit.
+    are then expected. Of a folder, what is left aside since its name has no picture's ending is told on stderr. Raises OSError,
+    or DataError that names two files of one id, or names that do not fit.
     """
     source = Path(source)
     paths = _in_folder(source) if source.is_dir() else _listed(source)
@@ -37,14 +40,29 @@ def find(source, split=None):
 
 
 def _in_folder(folder):
-    return sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS and not path.name.startswith('.'))
+    def stop(error):
+        raise error
+
+    found, others, seen = [], [], set()
+    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):  # pictures often lie on another disk
+        if (real := os.path.realpath(place)) in seen:  # a link to where it has been
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if not name.startswith('.'):
+                (found if Path(name).suffix.lower() in ENDINGS else others).append(Path(place, name))
+    if others:
+        print(f'{folder}: left aside {len(others):,} files whose names do not end as those of pictures: '
+              f'{some(ascii(str(path.relative_to(folder))) for path in sorted(others))}', file=sys.stderr)
+    return sorted(found)
 
 
 def _listed(file):
     if not file.is_file():
         raise FileNotFoundError(f'--images {file}: no such folder, nor a list of pictures; correct the path')
     try:
-        lines = file.read_text(encoding='utf-8').splitlines()
+        lines = file.read_text(encoding='utf-8-sig').splitlines()  # Windows' editors put a mark before the first one
     except UnicodeDecodeError as error:
         raise DataError(f'{file}: expected a list of pictures in UTF-8, a path a line, found none ({error}); is it a picture?'
                         ) from None

@@ -15,7 +15,7 @@ from regions.tsv import RegionError
 class Unfinished:
     """`x.tsv.unfinished`: the lines of the images that are done, in any order, and what they were made with.
 
-    Use as a context, which holds a lock. `done` is {image id: (offset, size)} of whole lines.
+    Use as a context, which holds a lock. `done` is {image id: (offset, size)} of whole lines, `size` their bytes.
     """
 
     def __init__(self, out):
@@ -23,21 +23,22 @@ class Unfinished:
         self.folder = self.out.with_name(f'{self.out.name}.unfinished')
         self.broken = self.out.with_name(f'{self.out.name}.broken.txt')
         self.lines, self.about = self.folder / 'lines', self.folder / 'made_with.json'
-        self.lock, self.done, self.file = FileLock(self.folder / 'lock'), {}, None
+        self.lock, self.done, self.size, self.file = FileLock(self.folder / 'lock'), {}, 0, None
 
     def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise OSError(f'{self.folder}: another process is writing there; wait for it, or end it') from None
+        with self._explained():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise ValueError(f'{self.folder}: another process is writing there; wait for it, or end it') from None
         return self
 
     def __exit__(self, *_):
         if self.file:
             with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it
                 self.file.close()
-        if not self.about.exists():  # nothing was begun
+        if not self._begun():
             shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
@@ -47,17 +48,17 @@ class Unfinished:
         Raises ValueError where they were made with something else.
         """
         made_with = json.loads(json.dumps(made_with))  # as it is read back
-        if self.about.exists():
+        if self._begun():
             there = json.loads(self.about.read_text(encoding='utf-8'))
             different = [f'{name}: {there.get(name)!r} there, {value!r} now' for name, value in made_with.items()
                          if there.get(name) != value]
             if different:
                 raise ValueError(f'{self.folder}: the extraction that was stopped was made with something else: '
                                  f'{"; ".join(different)}; remove the folder to begin anew, or choose another --out')
-        store_files.write_json(self.about, made_with)
-        self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
+        with self._explained():
+            store_files.write_json(self.about, made_with)
+            self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
         self.file.seek(0)
-        end = 0
         for line in self.file:
             try:
                 img_id = tsv.parse(line, None, 0).img_id
@@ -65,16 +66,17 @@ class Unfinished:
                 break
             if not line.endswith(b'\n'):
                 break
-            self.done[img_id] = (end, len(line))
-            end += len(line)
-        self.file.truncate(end)
+            self.done[img_id] = (self.size, len(line))
+            self.size += len(line)
+        self.file.truncate(self.size)
 
-    def append(self, lines):
-        """Adds {image id: line} of images that are done."""
-        for img_id, line in lines.items():
-            self.done[img_id] = (self.file.seek(0, os.SEEK_END), len(line))
+    def append(self, img_id, line):
+        """Adds the line of an image that is done."""
+        with self._explained():
             self.file.write(line)
-        self.file.flush()
+            self.file.flush()
+        self.done[img_id] = (self.size, len(line))
+        self.size += len(line)
 
     def finish(self, img_ids, provenance):
         """Writes the result, of those of the images that are done, in their order, and removes the folder."""
@@ -82,10 +84,24 @@ class Unfinished:
         if self.out.suffix == '.store':
             store.write(self.out, (tsv.parse(line, None, 0) for line in found), provenance)
         else:
-            store_files.write_json(origin.provenance_path(self.out), provenance)
-            with tsv.writing(self.out) as file:
-                file.writelines(found)
+            with self._explained():
+                whole = self.folder / 'whole'  # here, so that a killed process leaves nothing of it elsewhere
+                with tsv.writing(whole) as file:
+                    file.writelines(found)
+                store_files.write_json(origin.provenance_path(self.out), provenance)
+                os.replace(whole, self.out)
         shutil.rmtree(self.folder)
+
+    def _begun(self):
+        return self.lines.exists() and self.lines.stat().st_size > 0
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f'{self.out}: cannot be written ({error}); make room, or correct --out or its rights, and start again '
+                          '(what is done is kept)') from None
 
     def _line(self, img_id):
         offset, size = self.done[img_id]

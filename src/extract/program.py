@@ -8,29 +8,32 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ending import ended
 from extract import ids
 from extract.parts import Unfinished
 from extract.workers import DETECTORS, WEIGHTS, Recipe, Workers
 from regions import origin, tsv
 
 PROPOSALS = 300  # the most boxes that the detector has of a picture
+SAMPLE = 20  # pictures whose lines tell how long those of all will be
 
 EPILOG = '''
---images is a folder, with all folders in it, or a text with the path of a picture a line, relative to its own folder. The name of
-a file without its ending becomes the image id; --split says of which dataset the names must be:
+--images is a folder, with all folders in it, linked ones too, or a text with the path of a picture a line, relative to its own
+folder. What does not end as pictures do (.jpg, .jpeg, .png, .gif, .bmp, .webp, .tif, .tiff) is told and left aside. The name of a
+file without its ending becomes the image id; --split says of which dataset the names must be:
   coco   COCO_val2014_000000000042.jpg         for data/mscoco_imgfeat
   gqa    2335684.jpg, n161313.jpg              for data/vg_gqa_imgfeat
   nlvr2  dev-896-0-img0.png                    for data/nlvr2_imgfeat
 data/mscoco_imgfeat/README.md and so on have the commands for each published file.
 
 There is a process a GPU, or one with cpu; NPROC=2 makes it two on each, so that one reads pictures while the other computes.
-What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte.
+What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte; with
+other flags that change the regions, or other --images, it says so and does not.
 Pictures that cannot be used are listed in FILE.broken.txt; they keep the result from being written, unless --allowBroken is
 given.
 
@@ -59,11 +62,8 @@ def _gpus():
     import torch  # the processes of a detector that needs no PyTorch start without, several times faster
 
     import dist
-    try:
-        if dist.start().type == 'cpu':
-            return ['cpu']
-    except dist.DeviceError as error:
-        raise ValueError(str(error)) from None
+    if dist.start().type == 'cpu':
+        return ['cpu']
     there, asked = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES')
     if asked and there != len(asked.split(',')):
         raise ValueError(f'GPUs {asked}: expected {len(asked.split(","))}, found {there}; nvidia-smi lists them')
@@ -75,43 +75,41 @@ def extract(flags):
     pictures = ids.find(flags.images, flags.split)
     recipe = Recipe(flags.detector, flags.weights or WEIGHTS, flags.bf16, flags.minBoxes, flags.maxBoxes)
     where = devices(flags.device)
-    # Batches are the same when a run goes on, for a device that computes a picture otherwise beside other ones.
-    size, named = flags.batchSize, list(pictures.items())
-    batches = [dict(named[first:first + size]) for first in range(0, len(named), size)]
     with Unfinished(flags.out) as part, Workers(recipe, where) as workers:
-        provenance = workers.provenance() | {'min_boxes': flags.minBoxes, 'max_boxes': flags.maxBoxes, 'batch size': size,
-                                             'device': where[0].split(':')[0]}
+        provenance = workers.provenance() | {
+            'min_boxes': flags.minBoxes, 'max_boxes': flags.maxBoxes, 'device': where[0].split(':')[0],
+            'extracted from': str(Path(flags.images).resolve())}
         part.resume(provenance)
-        done, broken, began = sum(img_id in part.done for img_id in pictures), {}, time.monotonic()
+        todo, broken, began = [one for one in pictures.items() if one[0] not in part.done], {}, time.monotonic()
+        done = len(pictures) - len(todo)
         if done:
             print(f'{flags.out}: goes on after {done:,} of {len(pictures):,} images')
-        todo = [batch for batch in batches if not batch.keys() <= part.done.keys()]
         with tqdm(total=len(pictures), initial=done, desc='Extracting', unit=' images', disable=None) as bar:
-            for lines, faults in workers.run(todo):
-                new = {img_id: line for img_id, line in lines.items() if img_id not in part.done}
-                check_room(part, new, len(pictures))
-                part.append(new)
-                broken |= faults
-                bar.update(len(new) + len(faults))
+            for img_id, line, fault in workers.run(todo):
+                if fault:
+                    broken[img_id] = fault
+                else:
+                    part.append(img_id, line)
+                    check_room(part, len(pictures))
+                bar.update()
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
-        if (broken and not flags.allowBroken) or len(broken) == len(pictures):
-            print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
-                  '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
-            return 1
+        if broken and not (flags.allowBroken and len(broken) < len(pictures)):
+            other = '' if flags.allowBroken else ', or give --allowBroken to go without them'
+            raise ValueError(f'{flags.out} was not written: mend these pictures or leave them out, and start again (what is done '
+                             f'is kept){other}')
         part.finish(pictures, provenance | {
-            'extracted from': str(Path(flags.images).resolve()), 'left out': list(broken),
-            'extracted at': datetime.now(UTC).isoformat(timespec='seconds')})
+            'left out': list(broken), 'extracted at': datetime.now(UTC).isoformat(timespec='seconds')})
     made = len(pictures) - len(broken)
     print(f'{flags.out}: {made:,} images, {len(broken):,} left out, {(made - done) / seconds:.1f} images a second')
     return 0
 
 
-def check_room(part, lines, images):
-    """Raises OSError where the disk has no room for all that is still to come, as far as these lines tell."""
-    if not lines:
+def check_room(part, images):
+    """Raises OSError where the disk has no room for all that is still to come, as far as the lines so far tell."""
+    if len(part.done) < min(SAMPLE, images):
         return
-    line = sum(map(len, lines.values())) / len(lines)
+    line = part.size / len(part.done)
     needed = line * (images - len(part.done)) + line * images  # the lines, and the result, before they are removed
     if needed > (free := shutil.disk_usage(part.folder).free):
         raise OSError(f'{part.out}: needs some {needed / 1e9:.1f} GB of disk, found {free / 1e9:.1f} GB free; make room and '
@@ -141,7 +139,6 @@ def parser():
     made.add_argument('--weights', metavar='FILE', help=f"the detector's, see bash run/download.bash detector ({WEIGHTS})")
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
-    made.add_argument('--batchSize', type=int, default=8, help='pictures that a process takes at once (8)')
     made.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
     made.add_argument('--allowBroken', action='store_true', help='leave out pictures that cannot be used, and list them')
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
@@ -159,22 +156,9 @@ def main(argv=None):
     if not 1 <= flags.minBoxes <= flags.maxBoxes <= PROPOSALS:
         made.error(f'--minBoxes, --maxBoxes: expected 1 <= minBoxes <= maxBoxes <= {PROPOSALS}, found {flags.minBoxes} and '
                    f'{flags.maxBoxes}')
-    if flags.batchSize < 1:
-        made.error(f'--batchSize: expected at least 1, found {flags.batchSize}')
     if flags.detector == 'shapes' and (flags.weights or flags.bf16):
         made.error('--detector shapes: has no weights and nothing to compute in bfloat16; leave out --weights and --bf16')
-    try:
-        return extract(flags)
-    except BrokenProcessPool:
-        print('extract.bash: error: a process ended before its work was done (killed, or out of memory?); the same command goes '
-              'on with what is left, with a smaller --batchSize in less memory', file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:  # the last: of CUDA, such as a GPU without room
-        print(f'extract.bash: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nextract.bash: interrupted; the same command goes on', file=sys.stderr)
-        return 130
+    return ended('extract.bash', lambda: extract(flags), 'interrupted; the same command goes on')
 
 
 if __name__ == '__main__':

@@ -1,21 +1,24 @@
-"""Processes that turn pictures into lines of a TSV, a batch at a time; each has a detector on a device of its own."""
+"""Processes that turn pictures into lines of a TSV, one at a time; each has a detector on a device of its own."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 
+from ending import DeviceError
 from regions import tsv
 from regions.pictures import PictureError, open_picture
 from regions.tsv import RegionError
 
 DETECTORS = ('faster_rcnn', 'shapes')
 WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
-AHEAD = 2  # batches for each process that wait or are done
+AHEAD = 8  # pictures for each process that wait or are done
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,35 @@ class Workers:
 
     def __exit__(self, kind, *_):
         for process in multiprocessing.active_children() if kind else ():
-            process.terminate()  # else the batches that are begun would be waited for
+            process.terminate()  # else the pictures that are begun would be waited for
         self.pool.shutdown(cancel_futures=True)
 
     def provenance(self):
         """What the detector tells of itself. Raises what loading it raises."""
-        return self.pool.submit(_provenance, self.recipe).result()
+        with _explained():
+            return self.pool.submit(_provenance, self.recipe).result()
 
-    def run(self, batches):
-        """Yields ({image id: line}, {image id: what is wrong with it}) of each batch, {image id: path}, in their order."""
+    def run(self, pictures):
+        """Yields (image id, line, None), or (image id, None, what is wrong with it), of (image id, path) each, in their order."""
         pending = deque()
-        for batch in batches:
-            pending.append(self.pool.submit(_extract, self.recipe, batch))
-            if len(pending) > self.ahead:
+        with _explained():
+            for img_id, path in pictures:
+                pending.append(self.pool.submit(_extract, self.recipe, img_id, path))
+                if len(pending) > self.ahead:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _explained():
+    try:
+        yield
+    except BrokenProcessPool:
+        raise ChildProcessError('a process ended before its work was done (killed, or out of memory?); the same command goes on '
+                                'with what is left, with a smaller NPROC in less memory') from None
+    except RuntimeError as error:  # of CUDA, such as a GPU without room
+        raise DeviceError(str(error)) from error
 
 
 def _begin(places):
@@ -93,26 +109,13 @@ def _provenance(recipe):
     return _detector(recipe).provenance
 
 
-def _extract(recipe, batch):
-    pictures, broken = {}, {}
-    for img_id, path in batch.items():
-        try:
-            pictures[img_id] = open_picture(path)
-        except PictureError as error:
-            broken[img_id] = str(error)
+def _extract(recipe, img_id, path):
     try:
-        images = _regions(recipe, pictures)
-    except (PictureError, RegionError):  # of one of them: which one?
-        images = []
-        for img_id, picture in pictures.items():
-            try:
-                images += _regions(recipe, {img_id: picture})
-            except (PictureError, RegionError) as error:
-                broken[img_id] = f'{batch[img_id]}: {error}'
-    return {image.img_id: tsv.encode(tsv.check(image)) for image in images}, broken
-
-
-def _regions(recipe, pictures):
-    if not pictures:
-        return []
-    return _detector(recipe).regions(list(pictures.values()), list(pictures), recipe.min_boxes, recipe.max_boxes)
+        picture = open_picture(path)
+    except PictureError as error:
+        return img_id, None, str(error)
+    try:
+        [image] = _detector(recipe).regions([picture], [img_id], recipe.min_boxes, recipe.max_boxes)
+        return img_id, tsv.encode(tsv.check(image)), None
+    except (PictureError, RegionError) as error:
+        return img_id, None, f'{path}: {error}'

@@ -28,9 +28,9 @@ def open_picture(source, most_pixels=MOST_PIXELS):
     refused before it is decoded, so that this takes at most 32 bytes a pixel.
     """
     name = 'the picture' if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise PictureError(f'{name}: no such file; correct its name, or leave it out')
     try:
+        if not isinstance(source, bytes) and not Path(source).is_file():
+            raise PictureError(f'{name}: no such file; correct its name, or leave it out')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # pillow's own about large pictures and odd metadata
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -45,8 +45,9 @@ def open_picture(source, most_pixels=MOST_PIXELS):
         raise PictureError(f'{name}: expected at most {most_pixels:,} pixels, found far more; make it smaller') from None
     except Exception as error:  # a damaged file makes pillow raise nearly anything, SyntaxError and struct.error too
         reason = f'{type(error).__name__}: {error}'.split('\n')[0]
-        raise PictureError(f'{name}: expected a whole picture, found one that cannot be read to its end ({reason}); fetch it '
-                           'again') from None
+        todo = 'correct its name or rights, or leave it out' if getattr(error, 'errno', None) else 'fetch it again'
+        raise PictureError(f'{name}: expected a whole picture, found one that cannot be read to its end ({reason}); {todo}'
+                           ) from None
 
 
 def _check_size(name, width, height, most_pixels):

@@ -66,10 +66,7 @@ def find(pixels: np.ndarray) -> tuple[Thing, ...]:
     patches = [(number, patch) for number in range(len(COLOURS)) for patch in _patches(colours == number)]
     things = []
     for number, patch in sorted(patches, key=lambda one: -one[1].sum()):
-        name = tuple(COLOURS)[number]
-        if any(thing.colour == name and _inside(patch, thing.box) for thing in things):
-            continue  # a piece of a thing that another one cuts in two
-        if thing := _best(name, patch, colours, number):
+        if thing := _best(tuple(COLOURS)[number], patch, colours, number):
             things.append(thing)
     return tuple(things)
 
@@ -92,12 +89,6 @@ def _patches(mask: np.ndarray) -> list[np.ndarray]:
         if size >= LEAST_PATCH:
             found.append(patch)
     return found
-
-
-def _inside(patch, box) -> bool:
-    """Whether most of a patch is inside a box."""
-    y, x = np.nonzero(patch)
-    return np.mean((x + 0.5 > box[0]) & (x + 0.5 < box[2]) & (y + 0.5 > box[1]) & (y + 0.5 < box[3])) > 0.5
 
 
 def _best(name: str, patch: np.ndarray, colours: np.ndarray, number: int) -> Thing | None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import dist
 from annotations.files import DataError
+from ending import ended
 from extract.workers import DETECTORS, WEIGHTS, Recipe, load
 from regions.pictures import ENDINGS, open_picture
 from regions.show import Names
@@ -148,7 +149,7 @@ def parser():
 def main(argv=None):
     """Runs the program; returns its exit status."""
     flags = parser().parse_args(argv)
-    return dist.ended('ask.bash', lambda: run(flags))
+    return ended('ask.bash', lambda: run(flags))
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-import dist
+from ending import ended
 
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
     'attention': ('show.attention', 'which words and regions an answer rests on, and what each head looks at'),
@@ -31,7 +31,7 @@ def parser():
 def main(argv=None):
     """Runs a subcommand; returns its exit status."""
     args = parser().parse_args(argv)
-    return dist.ended('show.bash', lambda: args.run(args))
+    return ended('show.bash', lambda: args.run(args))
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ import dist
 import start
 from annotations.files import DataError, field, opened, some, stream
 from checkpoint import write_whole
+from ending import ended
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import layer_names
 from lxrt.weights import load_lxmert
@@ -295,7 +296,7 @@ def main(argv=None):
         made.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
     if flags.out.suffix != '.npz':
         made.error(f'--out: expected a name ending in .npz, found {flags.out}')
-    return dist.ended('encode.bash', lambda: encode(flags), 'interrupted; nothing was written')
+    return ended('encode.bash', lambda: encode(flags), 'interrupted; nothing was written')
 
 
 def encode(flags):
