@@ -14,6 +14,7 @@ from pathlib import Path
 import dist
 from annotations.files import DataError
 from demo.demo import Demo, examples
+from ending import ended
 from extract.workers import DETECTORS, WEIGHTS
 from shapes.features import FEATURE_DIM
 from show.ask import Asker, default_snapshot
@@ -89,7 +90,7 @@ def parser():
 def main(argv=None):
     """Runs the program; returns its exit status."""
     flags = parser().parse_args(argv)
-    return dist.ended('demo.bash', lambda: run(flags), 'ended')
+    return ended('demo.bash', lambda: run(flags), 'ended')
 
 
 if __name__ == '__main__':
