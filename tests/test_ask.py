@@ -1,5 +1,6 @@
 """run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
 
+import os
 import shutil
 
 import numpy as np
@@ -84,11 +85,33 @@ def test_two_pictures_a_statement(snapshots, pictures, run):
     assert status == 1 and 'a question is about 2 pictures, found 3' in err
 
 
+def test_no_drawing_replaces_another(snapshots, pictures, run, tmp_path):
+    """Of a pair of one picture, of pictures called alike, of questions that differ in what a name of a file has no place for."""
+    other = tmp_path / 'other' / pictures[0].name
+    other.parent.mkdir()
+    shutil.copy(pictures[1], other)
+    for items, load in (((pictures[0], pictures[0], 'both have a circle'), 'nlvr2'), ((pictures[0], '什么', '哪里'), 'vqa'),
+                        ((pictures[0], other, 'what?'), 'vqa')):
+        status, out, err = run(*items, '--load', snapshots[load])
+        drawn = [line.strip() for line in out.splitlines() if line.endswith('.png')]
+        assert status == 0 and len(set(drawn)) == 2 and all(os.path.isfile(path) for path in drawn), err
+
+
+def test_what_is_not_read_of_a_question_is_told(snapshots, pictures, run):
+    status, out, err = run(pictures[0], 'is there ' + 16 * 'red ' + 'star ?', '--load', snapshots['vqa'])
+    assert status == 0 and '  too long, not read: star ?\n' in out, err
+    assert 'not read' not in run(pictures[0], 'is there ' + 16 * 'red ', '--load', snapshots['vqa'])[1]
+
+
 def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
     photo = tmp_path / 'photo.jpg'
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(photo)
     load = '--load', snapshots['vqa']
-    for items, says in (((pictures[0], *load), 'found 1 and 0'), (('what?', *load), 'found 0 and 1'),
+    heic = tmp_path / 'photo.heic'
+    heic.write_bytes(b'')
+    for items, says in (((pictures[0], *load), 'found 1 and 0'), ((pictures[0], ' ', *load), "expected a text, found ' '"),
+                        ((pictures[0], heic, 'what?', *load), 'photo.heic: expected a question, or a picture'),
+                        (('what?', *load), 'found 0 and 1'),
                         (('none.png', 'what?', *load), 'none.png: no such file'),
                         ((photo, 'what?', *load), 'expected a picture of the sample world'),
                         ((photo, 'what?', *load, '--detector', 'faster_rcnn'), 'run/download.bash detector')):
@@ -104,3 +127,12 @@ def test_without_load_the_published_models_run_or_the_newest_is_taken(snapshots,
     for name in ('a', 'vqa_lxr955', 'b'):
         shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name)
         assert f'Answers of snap/vqa/{"a" if name == "a" else "vqa_lxr955"}/BEST.pth' in run(pictures[0], 'what?')[1]
+
+
+def test_regions_have_the_names_of_their_detector_where_these_are(made_world, snapshots, pictures, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ' object ' in run(pictures[0], 'what?', '--load', snapshots['vqa'])[1]
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(made_world)
+    out = run(pictures[0], 'what?', '--load', snapshots['vqa'])[1]
+    assert ' object ' not in out and any(f' {name} ' in out for name in (made_world / 'objects_vocab.txt').read_text().split())

@@ -86,6 +86,8 @@ def run(flags):
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if seen.answer == seen.best else f'; the model answers {seen.best}'
     print(f'{seen.question} {seen.answer} ({seen.probability:.3f}{other})')
+    if rest := answerer.unread(flags.question):
+        print(f'too long, not read: {rest}')
     for i, (image, photo) in enumerate(found):
         prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if len(found) > 1 else ('', '')
         if photo is None:
