@@ -154,6 +154,7 @@ def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
         path.write_bytes(b'')
     status, _, errors = run(images, '--allowBroken', out='none.tsv')
     assert status == 1 and '6 of 6 pictures' in errors and not (tmp_path / 'none.tsv').exists()
+    assert 'no picture is left' in errors and 'give --allowBroken' not in errors
 
 
 def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
@@ -162,6 +163,25 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     assert run(images)[0] == 1
     status, _, errors = run(images, '--maxBoxes', 40)
     assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to begin anew' in errors
+
+
+def test_where_nothing_was_done_anything_may_be_begun(pictures, run, tmp_path):
+    """Such as with the wrong detector, which finds nothing in any picture, or killed before the first."""
+    (tmp_path / 'images').mkdir()
+    Image.new('RGB', (640, 480)).save(tmp_path / 'images/photo.png')
+    assert run(tmp_path / 'images')[0] == 1 and not (tmp_path / 'x.tsv.unfinished').exists()
+    (tmp_path / 'x.tsv.unfinished').mkdir()
+    (tmp_path / 'x.tsv.unfinished/made_with.json').write_text('{"max_boxes": 40}')
+    (tmp_path / 'x.tsv.unfinished/lines').touch()
+    status, _, errors = run(pictures)
+    assert status == 0, errors
+
+
+def test_files_that_are_not_named_as_pictures_are_told(pictures, run, tmp_path):
+    images = shutil.copytree(pictures, tmp_path / 'images')
+    (images / 'IMG_1.HEIC').touch()
+    status, printed, errors = run(images)
+    assert status == 0 and ': 6 images' in printed and '1 files are left out' in errors and 'IMG_1.HEIC' in errors
 
 
 def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
@@ -197,6 +217,7 @@ def test_ids_are_the_names_of_the_files(tmp_path):
     found = ids.find(tmp_path / 'a', 'nlvr2')
     assert found == {Path(name).stem: tmp_path / 'a' / name for name in (names[2], *names[:2])}
     assert list(found) == ['dev-896-0-img0', 'train-10-0-img0', 'train-10-0-img1']
+    assert ids.others(tmp_path / 'a') == ['notes.txt']
     (tmp_path / 'list.txt').write_text('b/n161313.jpg\n\na/2335684.jpg\r\n')
     found = ids.find(tmp_path / 'list.txt', 'gqa')
     assert list(found.items()) == [('n161313', tmp_path / 'b/n161313.jpg'), ('2335684', tmp_path / 'a/2335684.jpg')]

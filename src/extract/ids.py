@@ -36,6 +36,12 @@ def find(source, split=None):
     return found
 
 
+def others(source):
+    """The names of the files of a folder that `find` does not take for pictures, but for hidden ones; of a list none."""
+    return sorted(path.name for path in Path(source).rglob('*')
+                  if path.is_file() and path.suffix.lower() not in ENDINGS and not path.name.startswith('.'))
+
+
 def _in_folder(folder):
     return sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS and not path.name.startswith('.'))
 

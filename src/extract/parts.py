@@ -37,9 +37,13 @@ class Unfinished:
         if self.file:
             with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it
                 self.file.close()
-        if not self.about.exists():  # nothing was begun
+        if not self.begun():
             shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
+
+    def begun(self):
+        """Whether anything is done; if not, the next extraction may be any other."""
+        return self.lines.exists() and self.lines.stat().st_size > 0
 
     def resume(self, made_with):
         """Takes up the lines that are there, cutting off one that is not whole. made_with: anything json can hold.
@@ -47,7 +51,7 @@ class Unfinished:
         Raises ValueError where they were made with something else.
         """
         made_with = json.loads(json.dumps(made_with))  # as it is read back
-        if self.about.exists():
+        if self.begun():
             there = json.loads(self.about.read_text(encoding='utf-8'))
             different = [f'{name}: {there.get(name)!r} there, {value!r} now' for name, value in made_with.items()
                          if there.get(name) != value]

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from annotations.files import some
 from extract import ids
 from extract.parts import Unfinished
 from extract.workers import DETECTORS, WEIGHTS, Recipe, Workers
 from regions import origin, tsv
+from regions.pictures import ENDINGS
 
 PROPOSALS = 300  # the most boxes that the detector has of a picture
 
@@ -32,7 +34,7 @@ data/mscoco_imgfeat/README.md and so on have the commands for each published fil
 There is a process a GPU, or one with cpu; NPROC=2 makes it two on each, so that one reads pictures while the other computes.
 What is done is kept in FILE.unfinished: killed, it goes on with the same command, and the result is the same to the byte.
 Pictures that cannot be used are listed in FILE.broken.txt; they keep the result from being written, unless --allowBroken is
-given.
+given. Files of a folder that are not named as pictures are counted.
 
 Examples:
   bash run/extract.bash 0,1 --images pictures/val2014 --split coco --out data/mscoco_imgfeat/val2014_obj36.tsv
@@ -73,6 +75,9 @@ def _gpus():
 def extract(flags):
     """Makes the regions and writes them; returns the exit status."""
     pictures = ids.find(flags.images, flags.split)
+    if others := ids.others(flags.images):
+        print(f'{flags.images}: {len(others):,} files are left out, since their names do not end in {", ".join(ENDINGS)}: '
+              f'{some(others)}', file=sys.stderr)
     recipe = Recipe(flags.detector, flags.weights or WEIGHTS, flags.bf16, flags.minBoxes, flags.maxBoxes)
     where = devices(flags.device)
     # Batches are the same when a run goes on, for a device that computes a picture otherwise beside other ones.
@@ -96,8 +101,9 @@ def extract(flags):
         seconds = time.monotonic() - began
         tell_broken(part, broken, len(pictures))
         if (broken and not flags.allowBroken) or len(broken) == len(pictures):
-            print(f'extract.bash: error: {flags.out} was not written: mend these pictures or leave them out, and start again '
-                  '(what is done is kept), or give --allowBroken to go without them', file=sys.stderr)
+            advice = ('no picture is left' if len(broken) == len(pictures) else 'mend these pictures or leave them out, and '
+                      'start again (what is done is kept), or give --allowBroken to go without them')
+            print(f'extract.bash: error: {flags.out} was not written: {advice}', file=sys.stderr)
             return 1
         part.finish(pictures, provenance | {
             'extracted from': str(Path(flags.images).resolve()), 'left out': list(broken),
