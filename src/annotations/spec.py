@@ -96,7 +96,8 @@ class DatasetSpec:
 
 def read_answers(path):
     """A list of distinct answers, in the order of the answer head, from json. Raises DataError."""
-    return check_answers(read_json(path, 'a list of answers, in the order of the answer head'), path)
+    return check_answers(read_json(path, 'a list of answers, in the order of the answer head; --dataRoot names the folder of the '
+                                         'data, bash run/download.bash answers fetches the published ones'), path)
 
 
 def check_answers(answers, where):
