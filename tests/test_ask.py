@@ -114,6 +114,7 @@ def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
                         (('what?', *load), 'found 0 and 1'),
                         (('none.png', 'what?', *load), 'none.png: no such file'),
                         ((photo, 'what?', *load), 'expected a picture of the sample world'),
+                        ((pictures[0], 'what?', *load, '--weights', 'x.pkl'), '--weights x.pkl: '),
                         ((photo, 'what?', *load, '--detector', 'faster_rcnn'), 'run/download.bash detector')):
         status, _, err = run(*items)
         assert status == 1 and says in err and 'Traceback' not in err, says

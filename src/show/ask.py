@@ -63,6 +63,8 @@ class Asker:
         answerer = Answerer.from_snapshot(snapshot, device)
         size = answerer.task.model.lxrt_encoder.config.visual_feat_dim
         detector = detector or DETECTORS[size == FEATURE_DIM]
+        if detector == 'shapes' and weights:
+            raise DataError(f'--weights {weights}: {snapshot} is of the sample world, whose detector has none; leave them out')
         names = names or names_folder(Path('data/shapes' if detector == 'shapes' else 'data'))
         return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), names, **how)
 
