@@ -8,6 +8,7 @@
 # With NNODES set, this machine is one of several (run/README.md), and --multiGPU is not needed.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+[ . -ef "$OLDPWD" ] || echo "Paths are relative to $PWD, not to where this is called from." >&2
 
 PYTHON=python3
 [ -x .venv/bin/python ] && PYTHON=.venv/bin/python

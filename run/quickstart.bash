@@ -8,10 +8,13 @@ usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]" >&2;
 [ $# -le 2 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} run=quickstart
 world=(--dataRoot data/shapes --bert data/shapes/bert)
+picture=data/shapes/images/val2014/COCO_val2014_00000000160
+asked="${picture}1.png \"Is there a star?\""
 case $task in
     vqa) known=minival hidden=test flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     gqa) known=testdev hidden=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
-    nlvr2) known=test hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2) ;;
+    nlvr2) known=test hidden=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2)
+        asked="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
     *) usage ;;
 esac
 step() { printf '\n== %s\n' "$*"; }
@@ -48,6 +51,8 @@ Submission file      snap/$task/${run}_results/${hidden}_predict.${results##*.}
 
 Next:
   bash run/${task}_test.bash $gpus ${run}_results ${world[*]} --test $known --load snap/$task/$run/BEST
+  bash run/ask.bash $gpus $asked --load snap/$task/$run/BEST
+  bash run/show.bash errors --task $task --test $known --dataRoot data/shapes --load snap/$task/$run/BEST
   .venv/bin/tensorboard --logdir snap/$task/$run
   the commands for the real data and for a dataset of your own: README.md
 TEXT

@@ -305,6 +305,13 @@ def test_real_sentences_and_answers(tmp_path, capsys):
     assert lines[-1].endswith('real.json: 1 fault')
 
 
+def test_regions_may_be_named_by_their_store(tmp_path):
+    split = {'annotations': 'a.json', 'features': ['b.tsv', 'c/d.store']}
+    described = {'kind': 'vqa', 'name': 'mine', 'max_length': 20, 'splits': {'dev': split}}
+    spec = DatasetSpec.from_dict(described, tmp_path, 'mine.json')
+    assert spec.splits['dev'].features == (tmp_path / 'b.tsv', tmp_path / 'c/d.tsv')
+
+
 def test_an_item_of_the_description_that_is_no_object(tmp_path):
     with pytest.raises(DataError, match='expected an object with the keys kind, name'):
         DatasetSpec.from_dict([], tmp_path, 'mine.json')

@@ -120,6 +120,12 @@ def test_launchers_tell_how_to_use_them(checkout):
                      'nlvr', 'ensemble', 'encode', 'extract'):
         run = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=checkout, capture_output=True, text=True)
         assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
+    for launcher in ('ask', 'encode', 'extract'):
+        run = subprocess.run(['bash', f'run/{launcher}.bash', '--help'], cwd=checkout, capture_output=True, text=True)
+        assert run.returncode == 0 and f'usage: bash run/{launcher}.bash' in run.stdout and not run.stderr
+    run = subprocess.run(['bash', checkout / 'run/ask.bash', 'cpu', 'photo.jpg', 'what?'], cwd=checkout.parent,
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and f'Paths are relative to {checkout.resolve()}' in run.stderr
     run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)
     assert run.returncode == 2 and "found 'gpu0'" in run.stderr
     run = subprocess.run(['bash', 'run/nlvr.bash', 'cpu', 'x', '--nlvr', 'corpus', '--epochs', '2'], cwd=checkout,

@@ -198,6 +198,18 @@ def test_a_disk_that_is_full_all_at_once(pictures, run, tmp_path):
     assert status == 0 and 'goes on after ' in printed and (tmp_path / 'x.tsv').read_bytes() == whole
 
 
+def test_where_nothing_was_done_anything_may_be_begun(pictures, run, tmp_path):
+    """Such as with the wrong detector, which finds nothing in any picture, or killed before the first."""
+    (tmp_path / 'images').mkdir()
+    Image.new('RGB', (640, 480)).save(tmp_path / 'images/photo.png')
+    assert run(tmp_path / 'images')[0] == 1 and not (tmp_path / 'x.tsv.unfinished').exists()
+    (tmp_path / 'x.tsv.unfinished').mkdir()
+    (tmp_path / 'x.tsv.unfinished/made_with.json').write_text('{"max_boxes": 40}')
+    (tmp_path / 'x.tsv.unfinished/lines').touch()
+    status, _, errors = run(pictures)
+    assert status == 0, errors
+
+
 def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
     (tmp_path / 'there.tsv').touch()
     for flags, out, message in (

@@ -344,7 +344,8 @@ def test_a_store_not_made_from_the_file_beside_it(path):
     with pytest.raises(RegionError, match=r'was not made from .*train_obj36\.tsv'):
         store.open_regions(path)
     path.unlink()
-    assert store.open_regions(path).meta['provenance'] == {'detector': 'mine'}
+    for named in (path, path.with_suffix('.store')):
+        assert store.open_regions(named).meta['provenance'] == {'detector': 'mine'}
 
 
 def python(code: str, *arguments) -> subprocess.Popen:

@@ -241,6 +241,11 @@ def test_an_answer_of_ones_own_and_a_picture_that_is_not_there(run, tmp_path):
     assert found['images'][0]['attention'] == own['images'][0]['attention']
 
 
+def test_what_is_not_read_of_a_question_is_told(run):
+    status, printed = run('--question', 'is there ' + 16 * 'red ' + 'star ?')
+    assert status == 0 and '\ntoo long, not read: star ?\n' in printed.out
+
+
 def test_layers_and_heads_are_chosen(run, tmp_path):
     sizes = []
     for heads in ([], ['--heads', '2']):
@@ -254,7 +259,8 @@ def test_layers_and_heads_are_chosen(run, tmp_path):
     (['--layers', 'cross2'], None, "--layers: expected some of cross1, found 'cross2'"),
     (['--heads', '1,3'], None, "--heads: expected some of 1,2, found '3'"),
     ([], ['nowhere'], 'expected regions of 1 images, found none of nowhere; correct the ids'),
-    ([], ['COCO_train2014_000000000001'] * 2, 'expected an ImageRegions for question 0, found ImageRegions, ImageRegions'),
+    ([], ['COCO_train2014_000000000001'] * 2, '--image: expected 1 for a question to '),
+    (['--question', '  '], None, "expected a text, found '  '"),
     (['--load', 'none'], None, 'none.pth: no such file'),
     (['--names', 'none'], None, 'none/objects_vocab.txt: expected UTF-8 text'),
     (['--features', 'none.tsv'], None, 'none.tsv'),
@@ -403,7 +409,8 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
                          '--world the folder that run/shapes.bash made\n')
     for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
                                   ({'seed': 'x'}, [], 'key "seed": expected int, found \'x\''),
-                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0')):
+                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0'),
+                                  ({}, ['--load', str(shown / 'nlvr2/BEST')], 'found one of statements about two pictures')):
         (tmp_path / 'world.json').write_text(json.dumps(record | changes))
         status, printed = play(*flags)
         assert status == 1 and error in printed

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from annotations.files import DataError, read_json
+from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'made_from')  # the last: anything, for the record
 SPLIT_KEYS = ('annotations', 'features', 'whole')
@@ -66,7 +67,8 @@ class DatasetSpec:
                     raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {found!r}')
             if not isinstance(whole := split.get('whole', False), bool):
                 raise DataError(f'{where}: key "{path}whole": expected true or false, found {whole!r}')
-            splits[name] = Split(root / get(split, 'annotations', str, path), tuple(root / found for found in features), whole)
+            splits[name] = Split(root / get(split, 'annotations', str, path),
+                                 tuple(tsv_of(root / found) for found in features), whole)
         length = get(values, 'max_length', int, '')
         if length < 3:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
@@ -94,7 +96,8 @@ class DatasetSpec:
 
 def read_answers(path):
     """A list of distinct answers, in the order of the answer head, from json. Raises DataError."""
-    return check_answers(read_json(path, 'a list of answers, in the order of the answer head'), path)
+    return check_answers(read_json(path, 'a list of answers, in the order of the answer head; --dataRoot names the folder of the '
+                                         'data, bash run/download.bash answers fetches the published ones'), path)
 
 
 def check_answers(answers, where):

@@ -56,8 +56,10 @@ class Workers:
         return self
 
     def __exit__(self, kind, *_):
-        for process in multiprocessing.active_children() if kind else ():
-            process.terminate()  # else the pictures that are begun would be waited for
+        if kind:
+            for process in multiprocessing.active_children():
+                process.terminate()  # else the pictures that are begun would be waited for
+            self.pool._result_queue._writer.close()  # else, for ever, the rest of what one of them was just sending
         self.pool.shutdown(cancel_futures=True)
 
     def provenance(self):

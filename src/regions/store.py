@@ -29,7 +29,7 @@ from regions.origin import Source
 from regions.tsv import ImageRegions, RegionError
 
 __all__ = ['OBJECTS', 'RegionArrays', 'RegionStore', 'RegionView', 'convert', 'fresh', 'open_all', 'open_regions', 'read_few',
-           'store_folder', 'write']
+           'store_folder', 'tsv_of', 'write']
 
 
 class RegionStore(RegionArrays):
@@ -79,6 +79,12 @@ def open_all(tsv_paths: Sequence, store_root=None) -> RegionStore | RegionView:
     return stores[0] if len(stores) == 1 else RegionView(stores)
 
 
+def tsv_of(path) -> Path:
+    """The name of the TSV for which a store stands that is named itself; any other path as it is."""
+    path = Path(path)
+    return path.with_suffix('.tsv') if path.suffix == '.store' else path
+
+
 def store_folder(tsv_path, store_root=None) -> Path:
     """Where the store of a TSV lies: beside it, or under `store_root` with a name no other TSV's store has."""
     path = Path(os.path.abspath(tsv_path))
@@ -90,14 +96,14 @@ def store_folder(tsv_path, store_root=None) -> Path:
 
 
 def open_regions(tsv_path, store_root=None) -> RegionStore:
-    """Open the store of a TSV, making it first if it is missing, damaged, or older than the TSV.
+    """Open the store of a TSV, named as either, making it first if it is missing, damaged, or older than the TSV.
 
     A zip of the TSV's name beside it stands for a TSV that is missing (see `origin`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
     are float16 is as good as one of float32. Raises RegionError, saying what to do, if there is neither, if the TSV has
     faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
     """
-    return _open(tsv_path, store_root, None)
+    return _open(tsv_of(tsv_path), store_root, None)
 
 
 def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:

@@ -54,7 +54,8 @@ def _regions(img_id, picture):
         height, width, _ = picture.shape
         raise PictureError(f'{img_id}: expected a picture of the sample world, {WIDTH} x {HEIGHT} pixels with coloured shapes, '
                            f'found {width} x {height} {"without any" if (height, width) == (HEIGHT, WIDTH) else ""}'.rstrip()
-                           + '; for photographs use the detector (bash run/download.bash detector)')
+                           + '; photographs need the Faster R-CNN (bash run/download.bash detector) and a model trained on its '
+                           'regions')
     seed = int.from_bytes(hashlib.sha256(picture.tobytes()).digest()[:8], 'little')
     return detect.regions(img_id, Scene(BACKGROUNDS[0], things), picture, np.random.default_rng(seed))
 

@@ -4,6 +4,8 @@ Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
 """
 
 import argparse
+import itertools
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from regions.show import Names
 from shapes.features import FEATURE_DIM
 from show import draw
 from show.attention import MOST, look, most_relevant, shares, title
+from show.report import names_folder
 from tasks.answerer import Answerer
 
 EPILOG = '''
@@ -54,13 +57,17 @@ class Asker:
         self.boxes = min_boxes, max_boxes
 
     @classmethod
-    def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, **how):
+    def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **how):
         """snapshot: as Answerer.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
-        weights: of the Faster R-CNN. Raises what is raised where files lack or do not fit."""
+        weights: of the Faster R-CNN; names: the folder of the detector's, None: where they are by themselves, if they are.
+        Raises what is raised where files lack or do not fit."""
         answerer = Answerer.from_snapshot(snapshot, device)
         size = answerer.task.model.lxrt_encoder.config.visual_feat_dim
         detector = detector or DETECTORS[size == FEATURE_DIM]
-        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), **how)
+        if detector == 'shapes' and weights:
+            raise DataError(f'--weights {weights}: {snapshot} is of the sample world, whose detector has none; leave them out')
+        names = names or names_folder(Path('data/shapes' if detector == 'shapes' else 'data'))
+        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), names, **how)
 
     @property
     def pictures(self):
@@ -97,10 +104,22 @@ def default_snapshot(root=Path('snap/vqa')):
     return found[-1]
 
 
+def drawing_name(stem, question, written):
+    """A name for a drawing that is none of `written`, to which it is added: pictures and questions may give the same one."""
+    name = f'{stem}_{re.sub("[^a-z0-9]+", "_", question.lower()).strip("_")[:60]}'
+    numbered = (f'{name}_{number}' for number in itertools.count(2))
+    written.append(next(found for found in itertools.chain([name], numbered) if found not in written))
+    return f'{written[-1]}.png'
+
+
 def run(flags):
     """Answers, and writes the drawings; returns the exit status."""
     files = [Path(item) for item in flags.items if Path(item).suffix.lower() in ENDINGS]
     questions = [item for item in flags.items if Path(item).suffix.lower() not in ENDINGS]
+    for item in questions:
+        if os.path.exists(item):
+            raise DataError(f'{item}: expected a question, or a picture named {", ".join(ENDINGS)}; save it as one of these, or '
+                            'leave it out')
     if not files or not questions:
         raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and {len(questions)}')
     snapshot = flags.load or default_snapshot()
@@ -108,20 +127,25 @@ def run(flags):
                        min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
     if len(files) % asker.pictures:
         raise DataError(f'{snapshot}: a question is about {asker.pictures} pictures, found {len(files)}; give them in pairs')
-    pictures = [open_picture(file) for file in files]
-    images = asker.see(pictures, [file.stem for file in files])
+    for file in files:
+        open_picture(file)  # a fault is told before the work; kept, many of them would fill the memory
     flags.out.mkdir(parents=True, exist_ok=True)
     print(f'Answers of {snapshot}:')
+    written = []
     for first in range(0, len(files), asker.pictures):
-        group = slice(first, first + asker.pictures)
+        group = files[first:first + asker.pictures]
+        pictures = [open_picture(file) for file in group]
+        images = asker.see(pictures, [file.stem for file in group])
         for question in questions:
-            asked = asker.ask(question, pictures[group], images[group], flags.best)
-            print(f'\n{", ".join(file.name for file in files[group])}: {question}')
+            asked = asker.ask(question, pictures, images, flags.best)
+            print(f'\n{", ".join(file.name for file in group)}: {question}')
+            if rest := asker.answerer.unread(question):
+                print(f'  too long, not read: {rest}')
             for answer, probability in asked.answers:
                 print(f'  {probability:6.1%}  {answer}')
             print(f'  words: {", ".join(asked.words)}')
-            for file, regions, picture in zip(files[group], asked.regions, asked.drawn, strict=True):
-                path = flags.out / f'{file.stem}_{re.sub("[^a-z0-9]+", "_", question.lower()).strip("_")[:60]}.png'
+            for file, regions, picture in zip(group, asked.regions, asked.drawn, strict=True):
+                path = flags.out / drawing_name(file.stem, question, written)
                 draw.save(picture, path)
                 print(f'  regions: {", ".join(regions)}\n  {path}')
     return 0
@@ -141,7 +165,8 @@ def parser():
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
     made.add_argument('--bf16', action='store_true', help='compute the regions in bfloat16 where it is safe')
-    made.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    made.add_argument('--names', metavar='DIR',
+                      help="folder of objects_vocab.txt and attributes_vocab.txt (the detector's, where they are in data)")
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
     return made
 

@@ -77,6 +77,8 @@ def chosen(what, wanted, there):
 def run(flags):
     """Writes the pictures and the numbers, and prints the answer; returns the exit status."""
     answerer = Answerer.from_snapshot(flags.load)
+    if len(flags.image) != (pictures := len(answerer.task.form.images)):
+        raise ValueError(f'--image: expected {pictures} for a question to {flags.load}, found {len(flags.image)}')
     config = answerer.task.model.lxrt_encoder.config
     layers = chosen('layers', flags.layers, [f'cross{i}' for i in range(1, config.x_layers + 1)])
     heads = [int(head) for head in chosen('heads', flags.heads, [str(i) for i in range(1, config.num_attention_heads + 1)])]
@@ -86,6 +88,8 @@ def run(flags):
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if seen.answer == seen.best else f'; the model answers {seen.best}'
     print(f'{seen.question} {seen.answer} ({seen.probability:.3f}{other})')
+    if rest := answerer.unread(flags.question):
+        print(f'too long, not read: {rest}')
     for i, (image, photo) in enumerate(found):
         prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if len(found) > 1 else ('', '')
         if photo is None:

@@ -96,6 +96,8 @@ def run(flags):
     if flags.questions < 1:
         raise ValueError(f'--questions: expected at least 1, found {flags.questions}')
     answerer, asked = Answerer.from_snapshot(flags.load), list(about_one_thing(flags.world))
+    if len(answerer.task.form.images) > 1:
+        raise DataError(f'--load {flags.load}: expected a snapshot of VQA, found one of statements about two pictures')
     if not asked:
         raise DataError(f'{flags.world}/vqa/minival.json: expected questions of the kinds {", ".join(KINDS)}, found none; make a '
                         'world with more --images')

@@ -80,13 +80,17 @@ class Answerer:
         if batch_size < 1:
             raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
         for i, question in enumerate(questions):
-            if not isinstance(question, str):
+            if not isinstance(question, str) or not question.strip():
                 raise ValueError(f'questions[{i}]: expected a text, found {question!r}')
         images = self._images(regions, len(questions))
         if questions:
             dataset, options = self._dataset(images, questions), Options(batchSize=batch_size)
             device = next(self.task.model.eval().parameters()).device
             yield from batches(dataset, evaluation_parts(len(dataset), options), options, device)
+
+    def unread(self, question):
+        """The end of a question that is not read, since it has more than max_length - 2 word pieces; '' of most."""
+        return ' '.join(self.tokenizer.tokenize(question)[self.max_length - 2:]).replace(' ##', '')
 
     def _images(self, regions, n):
         """The images of each of n questions, all in tuples of as many as the task has."""
