@@ -84,16 +84,63 @@ def test_two_pictures_a_statement(snapshots, pictures, run):
     assert status == 1 and 'a question is about 2 pictures, found 3' in err
 
 
+def test_each_drawing_has_a_file_of_its_own(snapshots, pictures, run, tmp_path):
+    """Of pictures of two folders that are called alike, of questions in letters that are none of a to z, of one picture twice."""
+    twins = [tmp_path / folder / 'a photo, 1.PNG' for folder in ('left', 'right')]
+    for twin, picture in zip(twins, pictures, strict=False):
+        twin.parent.mkdir()
+        shutil.copy(picture, twin)
+    questions = 'Is it red?', 'Is it red', 'Сколько?', '有几个', 'Is it red 2'
+    status, out, err = run(*twins, *questions, '--load', snapshots['vqa'])
+    assert status == 0, err
+    told = [line.strip() for line in out.splitlines() if line.endswith('.png')]
+    assert len(set(told)) == len(told) == 10 == len(list((tmp_path / 'out').iterdir()))
+    assert [line for line in told if 'сколько' in line] and f'{twins[1]}: Сколько?' in out
+    status, out, err = run(pictures[0], pictures[0], 'both are red', '--load', snapshots['nlvr2'])
+    assert status == 0 and len({line for line in out.splitlines() if line.endswith('.png')}) == 2
+
+
+def test_in_python_from_files_one_picture_at_a_time(snapshots, pictures, monkeypatch):
+    asker, questions = ask.Asker.load(snapshots['vqa']), ['Is it red?', 'How many?']
+    seen, see = [], asker.see
+    monkeypatch.setattr(asker, 'see', lambda images, ids: seen.extend(ids) or see(images, ids))
+    for number, (files, asked) in enumerate(asker.ask_files(pictures[:3], questions, best=2)):
+        picture = open_picture(pictures[number // 2])
+        (image,) = see([picture], [pictures[number // 2].stem])
+        assert files == (pictures[number // 2],) and len(seen) == number // 2 + 1
+        assert asked.question == questions[number % 2]
+        assert asked.answers == asker.answer(asked.question, [image], 2)[0]
+    assert number == 5
+    ((files, asked),) = ask.Asker.load(snapshots['nlvr2']).ask_files(map(str, pictures[:2]), 'both are red')
+    assert files == tuple(pictures[:2]) and len(asked.drawn) == len(asked.regions) == 2
+
+
+def test_regions_have_the_names_of_the_sample_world_where_it_is(made_world, snapshots, pictures, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = pictures[0], 'what?', '--load', snapshots['vqa']
+    assert '  regions: 1 attribute ' in run(*flags)[1]
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(made_world)
+    assert run(*flags)[1] == run(*flags, '--names', made_world)[1] and 'attribute' not in run(*flags)[1]
+
+
 def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
     photo = tmp_path / 'photo.jpg'
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(photo)
+    other = tmp_path / 'photo.heic'
+    other.write_bytes(b'\0\0\0\x1cftypheic')
     load = '--load', snapshots['vqa']
     for items, says in (((pictures[0], *load), 'found 1 and 0'), (('what?', *load), 'found 0 and 1'),
                         (('none.png', 'what?', *load), 'none.png: no such file'),
+                        ((tmp_path / 'none.png', pictures[0], 'what?', *load), 'none.png: no such file'),
+                        ((pictures[0], other, 'what?', *load), 'photo.heic: expected a picture (JPEG'),
+                        ((pictures[0], tmp_path, 'what?', *load), f'{tmp_path}: no such file'),
+                        ((pictures[0], ' ', *load), 'expected questions, found an empty one'),
+                        ((pictures[0], 'what?', *load, '--best', '0'), '--best: expected at least 1, found 0'),
                         ((photo, 'what?', *load), 'expected a picture of the sample world'),
                         ((photo, 'what?', *load, '--detector', 'faster_rcnn'), 'run/download.bash detector')):
-        status, _, err = run(*items)
-        assert status == 1 and says in err and 'Traceback' not in err, says
+        status, out, err = run(*items)
+        assert status == 1 and says in err and 'Traceback' not in err and '%' not in out, says
     monkeypatch.chdir(tmp_path)
     status, _, err = run(pictures[0], 'what?')
     assert status == 1 and 'bash run/quickstart.bash' in err
