@@ -1,10 +1,12 @@
 """run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from lxrt.config import LxrtConfig
@@ -113,6 +115,18 @@ def test_in_python_from_files_one_picture_at_a_time(snapshots, pictures, monkeyp
     assert number == 5
     ((files, asked),) = ask.Asker.load(snapshots['nlvr2']).ask_files(map(str, pictures[:2]), 'both are red')
     assert files == tuple(pictures[:2]) and len(asked.drawn) == len(asked.regions) == 2
+
+
+def test_the_readmes_example_of_files_runs(made_world, snapshots, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(made_world)
+    shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa/t')
+    monkeypatch.chdir(tmp_path)
+    _, example = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    exec(example, {})
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(' ')[0] for line in told] == [f'COCO_train2014_00000000000{number}.png' for number in (1, 1, 2, 2)]
+    assert {path.name for path in (tmp_path / 'snap/vqa/t').glob('*.png')} == {line.partition(' ')[0] for line in told}
 
 
 def test_regions_have_the_names_of_the_sample_world_where_it_is(made_world, snapshots, pictures, run, tmp_path, monkeypatch):
