@@ -1,5 +1,6 @@
 """run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
 
+import os
 import re
 import shutil
 
@@ -16,6 +17,7 @@ from lxrt.weights import save_state
 from regions import source
 from regions.pictures import open_picture
 from show import ask
+from show.attention import look
 from start import files_beside
 from tasks.answerer import Answerer
 from tasks.model import AnswerModel
@@ -113,8 +115,31 @@ def test_in_python_from_files_one_picture_at_a_time(snapshots, pictures, monkeyp
         assert asked.question == questions[number % 2]
         assert asked.answers == asker.answer(asked.question, [image], 2)[0]
     assert number == 5
-    ((files, asked),) = ask.Asker.load(snapshots['nlvr2']).ask_files(map(str, pictures[:2]), 'both are red')
-    assert files == tuple(pictures[:2]) and len(asked.drawn) == len(asked.regions) == 2
+
+
+def test_a_pair_in_python(snapshots, pictures):
+    asker = ask.Asker.load(snapshots['nlvr2'])
+    ((files, asked),) = asker.ask_files(map(str, pictures[:2]), 'is the left one red')
+    assert files == tuple(pictures[:2])
+    opened = [open_picture(file) for file in files]
+    pair = asker.see(opened, ['left', 'right'])
+    assert asked.answers == asker.answerer.answer([tuple(pair)], asked.question, 2)[0]
+    assert asked.answers != asker.answerer.answer([tuple(pair[::-1])], asked.question, 2)[0]
+    seen = look(asker.answerer, pair, asked.question)
+    own = {word: weight for word, weight in zip(seen.words, seen.of_words.sum(0), strict=True) if word not in ('[CLS]', '[SEP]')}
+    best = sorted(own, key=own.get, reverse=True)[:5]
+    assert asked.words == [f'{word} {own[word] / sum(own.values()):.0%}' for word in best]
+    for drawn, regions, weights, picture in zip(asked.drawn, asked.regions, seen.of_regions, opened, strict=True):
+        assert regions[0].endswith(f' {max(weights) / sum(map(sum, seen.of_regions)):.0%}')
+        small = np.asarray(drawn.resize(picture.shape[1::-1]), float)
+        apart = [np.corrcoef(small.ravel(), other.ravel())[0, 1] for other in opened]
+        assert picture is opened[int(np.argmax(apart))]
+
+
+def test_as_many_regions_as_are_asked_for(snapshots, pictures):
+    asker = ask.Asker.load(snapshots['vqa'], min_boxes=2, max_boxes=3)
+    ((_, asked),) = asker.ask_files(pictures[:1], 'what?')
+    assert len(asked.regions[0]) == len(asker.see([open_picture(pictures[0])], ['a'])[0].boxes) == 3
 
 
 def test_the_readmes_example_of_files_runs(made_world, snapshots, tmp_path, monkeypatch, capsys):
@@ -162,6 +187,7 @@ def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
 
 def test_without_load_the_published_models_run_or_the_newest_is_taken(snapshots, pictures, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ('a', 'vqa_lxr955', 'b'):
-        shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name)
-        assert f'Answers of snap/vqa/{"a" if name == "a" else "vqa_lxr955"}/BEST.pth' in run(pictures[0], 'what?')[1]
+    for name, age, taken in (('b', 3, 'b'), ('a', 2, 'a'), ('c', 4, 'a'), ('vqa_lxr955', 5, None), ('d', 1, None)):
+        made = shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name) / 'BEST.pth'
+        os.utime(made, (10 ** 9 - age, 10 ** 9 - age))
+        assert f'Answers of snap/vqa/{taken or "vqa_lxr955"}/BEST.pth' in run(pictures[0], 'what?')[1]

@@ -415,6 +415,8 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
         status = main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
         return status, capsys.readouterr().err
 
+    status, printed = play('--load', str(shown / 'nlvr2/BEST'))
+    assert status == 1 and 'expected a snapshot of VQA, found one that answers about 2 pictures at a time' in printed
     assert play() == (1, f'show.bash: error: {tmp_path}/world.json: no such file; expected the settings of a sample world; give '
                          '--world the folder that run/shapes.bash made\n')
     for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
