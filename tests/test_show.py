@@ -251,6 +251,25 @@ def test_layers_and_heads_are_chosen(run, tmp_path):
     assert sizes[1] < sizes[0]
 
 
+def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, run, monkeypatch):
+    ids, drawn, draw_heads = ['COCO_train2014_000000000002', 'COCO_train2014_000000000001'], [], draw.draw_heads
+    monkeypatch.setattr(draw, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
+    status, printed = run('--heads', '2', task='nlvr2', image=ids)
+    assert status == 0 and len(drawn) == 2
+    answerer = Answerer.from_snapshot(shown / 'nlvr2/BEST')
+    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
+    batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
+    expected = relevance(answerer.task.model, batch)
+    for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
+        assert words[5] == 'star' and heads == [2] and order.tolist() == expected.regions[0, i].argsort(descending=True, stable=True).tolist()
+        np.testing.assert_allclose(own, expected.words[0, i], atol=1e-5)
+        np.testing.assert_allclose(there, expected.attention['cross1.lang_to_visn'][i, 1:], atol=1e-5)
+        np.testing.assert_allclose(back, expected.attention['cross1.visn_to_lang'][i, 1:], atol=1e-5)
+    own = dict(zip(words[1:-1], expected.words[0].sum(0).tolist()[1:-1], strict=True))
+    best = max(own, key=own.get)
+    assert f'\nwords:   {best} {own[best] / sum(own.values()):.0%}, ' in printed.out
+
+
 @pytest.mark.parametrize(('flags', 'image', 'error'), [
     (['--answer', 'perhaps'], None, "--answer: expected one of the 27 answers of the model (yes, no, 0 and 24 more), found 'pe"),
     (['--layers', 'cross2'], None, "--layers: expected some of cross1, found 'cross2'"),
@@ -405,6 +424,16 @@ def test_the_launcher_plays_the_game(made_world, shown, game):
     rows = dict(re.findall(r'^(.{36}) *([\d.]+) ', ran.stdout, re.M))
     assert rows['most relevant region on the object  '] == f'{100 * found.hits.mean():.1f}'
     assert rows['relevance on the object, share      '] == f'{100 * found.mass.mean():.1f}'
+
+
+def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypatch):
+    drawn, play = [], pointing.play
+    monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
+        [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
+    for seed in '1', '2', '1':
+        assert main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
+                          seed]) == 0
+    assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
 
 
 def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
