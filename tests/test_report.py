@@ -340,6 +340,9 @@ def test_a_cell_of_the_confusions_shows_its_examples_by_mouse_and_by_keys(report
     assert page.run(f'document.activeElement === {second}')
     page.press('Enter', '\r')
     assert shown(page)[1] == counts[1][0]
+    i = next(i for i, row in enumerate(counts) if row[-1] and sum(row[:i] + row[i + 1:-1]))  # and others are confused with it
+    page.run(f"document.querySelectorAll('#confusion tbody tr')[{i}].querySelectorAll('button')[{len(answers)}].click()")
+    assert shown(page)[1] == counts[i][-1]
 
 
 @needs_chromium
