@@ -78,7 +78,7 @@ def check_weights(options, weights, config, tokenizer, answers):
         dist.say(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
     elif theirs != answers and not options.transferAnswers:
         advice = '--transferAnswers moves those that are in both, by their names' if set(theirs) & set(answers) else \
-            'none is in both: a snapshot of another task is started from by --loadLXMERT'
+            'none is in both: a snapshot of another task is tested as that task, or started from by --loadLXMERT'
         raise DataError(f'--load {options.load}: its {len(theirs)} answers are not the {len(answers)} in use '
                         f'({difference(theirs, answers)}); {advice}')
 

@@ -1,11 +1,13 @@
 """run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
 
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from lxrt.config import LxrtConfig
@@ -86,42 +88,79 @@ def test_two_pictures_a_statement(snapshots, pictures, run):
     assert status == 1 and 'a question is about 2 pictures, found 3' in err
 
 
-@pytest.mark.parametrize('task', ['vqa', 'nlvr2'])
-def test_the_words_and_regions_told_are_those_of_the_most_relevance(made_world, snapshots, pictures, run, task):
-    asker = ask.Asker.load(snapshots[task], max_boxes=36)
-    files = pictures[:asker.pictures]
-    images = asker.see([open_picture(file) for file in files], [file.stem for file in files])
-    seen = look(asker.answerer, images, 'there is a red star')
-    out = run(*files, 'there is a red star', '--load', snapshots[task], '--names', made_world)[1]
-    told = [line.removeprefix('  regions: ').split(', ') for line in out.splitlines() if line.startswith('  regions')]
-    names = (made_world / 'objects_vocab.txt').read_text().split()
-    for image, weights, line in zip(images, seen.of_regions, told, strict=True):
-        best = sorted(range(len(image.boxes)), key=lambda region: -weights[region])[:5]
-        assert [text.split()[0] for text in line] == list('12345')
-        assert [text.split()[-2] for text in line] == [names[image.classes[region]] for region in best]
-        assert [text.split()[-1] for text in line] == [f'{weights[region] / weights.sum():.0%}' for region in best]
-    of_words = {word: seen.of_words[:, place].mean() for place, word in enumerate(seen.words) if word not in ('[CLS]', '[SEP]')}
-    best = sorted(of_words, key=of_words.get)[::-1]
-    assert f'  words: {", ".join(f"{word} {of_words[word] / sum(of_words.values()):.0%}" for word in best)}\n' in out
+def test_each_drawing_has_a_file_of_its_own(snapshots, pictures, run, tmp_path):
+    """Of pictures of two folders that are called alike, of questions in letters that are none of a to z, of one picture twice."""
+    twins = [tmp_path / folder / 'a photo, 1.PNG' for folder in ('left', 'right')]
+    for twin, picture in zip(twins, pictures, strict=False):
+        twin.parent.mkdir()
+        shutil.copy(picture, twin)
+    questions = 'Is it red?', 'Is it red', 'Сколько?', '有几个', 'Is it red 2'
+    status, out, err = run(*twins, *questions, '--load', snapshots['vqa'])
+    assert status == 0, err
+    told = [line.strip() for line in out.splitlines() if line.endswith('.png')]
+    assert len(set(told)) == len(told) == 10 == len(list((tmp_path / 'out').iterdir()))
+    assert [line for line in told if 'сколько' in line] and f'{twins[1]}: Сколько?' in out
+    status, out, err = run(pictures[0], pictures[0], 'both are red', '--load', snapshots['nlvr2'])
+    assert status == 0 and len({line for line in out.splitlines() if line.endswith('.png')}) == 2
 
 
-def test_there_are_as_many_regions_as_are_asked_for(snapshots, pictures, run):
-    out = run(pictures[0], 'what?', '--load', snapshots['vqa'], '--minBoxes', '2', '--maxBoxes', '2')[1]
-    regions, = (line for line in out.splitlines() if line.startswith('  regions'))
-    assert regions.count('%') == 2
-    assert 'found 40 and 36' in run(pictures[0], 'what?', '--load', snapshots['vqa'], '--minBoxes', '40')[2]
+def test_in_python_from_files_one_picture_at_a_time(snapshots, pictures, monkeypatch):
+    asker, questions = ask.Asker.load(snapshots['vqa']), ['Is it red?', 'How many?']
+    seen, see = [], asker.see
+    monkeypatch.setattr(asker, 'see', lambda images, ids: seen.extend(ids) or see(images, ids))
+    for number, (files, asked) in enumerate(asker.ask_files(pictures[:3], questions, best=2)):
+        picture = open_picture(pictures[number // 2])
+        (image,) = see([picture], [pictures[number // 2].stem])
+        assert files == (pictures[number // 2],) and len(seen) == number // 2 + 1
+        assert asked.question == questions[number % 2]
+        assert asked.answers == asker.answer(asked.question, [image], 2)[0]
+    assert number == 5
 
 
-def test_no_drawing_replaces_another(snapshots, pictures, run, tmp_path):
-    """Of a pair of one picture, of pictures called alike, of questions that differ in what a name of a file has no place for."""
-    other = tmp_path / 'other' / pictures[0].name
-    other.parent.mkdir()
-    shutil.copy(pictures[1], other)
-    for items, load in (((pictures[0], pictures[0], 'both have a circle'), 'nlvr2'), ((pictures[0], '什么', '哪里'), 'vqa'),
-                        ((pictures[0], other, 'what?'), 'vqa')):
-        status, out, err = run(*items, '--load', snapshots[load])
-        drawn = [line.strip() for line in out.splitlines() if line.endswith('.png')]
-        assert status == 0 and len(set(drawn)) == 2 and all(os.path.isfile(path) for path in drawn), err
+def test_a_pair_in_python(snapshots, pictures):
+    asker = ask.Asker.load(snapshots['nlvr2'])
+    ((files, asked),) = asker.ask_files(map(str, pictures[:2]), 'is the left one red')
+    assert files == tuple(pictures[:2])
+    opened = [open_picture(file) for file in files]
+    pair = asker.see(opened, ['left', 'right'])
+    assert asked.answers == asker.answerer.answer([tuple(pair)], asked.question, 2)[0]
+    assert asked.answers != asker.answerer.answer([tuple(pair[::-1])], asked.question, 2)[0]
+    seen = look(asker.answerer, pair, asked.question)
+    own = {word: weight for word, weight in zip(seen.words, seen.of_words.sum(0), strict=True) if word not in ('[CLS]', '[SEP]')}
+    best = sorted(own, key=own.get, reverse=True)[:5]
+    assert asked.words == [f'{word} {own[word] / sum(own.values()):.0%}' for word in best]
+    for drawn, regions, weights, picture in zip(asked.drawn, asked.regions, seen.of_regions, opened, strict=True):
+        assert regions[0].endswith(f' {max(weights) / sum(map(sum, seen.of_regions)):.0%}')
+        small = np.asarray(drawn.resize(picture.shape[1::-1]), float)
+        apart = [np.corrcoef(small.ravel(), other.ravel())[0, 1] for other in opened]
+        assert picture is opened[int(np.argmax(apart))]
+
+
+def test_as_many_regions_as_are_asked_for(snapshots, pictures):
+    asker = ask.Asker.load(snapshots['vqa'], min_boxes=2, max_boxes=3)
+    ((_, asked),) = asker.ask_files(pictures[:1], 'what?')
+    assert len(asked.regions[0]) == len(asker.see([open_picture(pictures[0])], ['a'])[0].boxes) == 3
+
+
+def test_the_readmes_example_of_files_runs(made_world, snapshots, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(made_world)
+    shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa/t')
+    monkeypatch.chdir(tmp_path)
+    _, example = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    exec(example, {})
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(' ')[0] for line in told] == [f'COCO_train2014_00000000000{number}.png' for number in (1, 1, 2, 2)]
+    assert {path.name for path in (tmp_path / 'snap/vqa/t').glob('*.png')} == {line.partition(' ')[0] for line in told}
+
+
+def test_regions_have_the_names_of_the_sample_world_where_it_is(made_world, snapshots, pictures, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = pictures[0], 'what?', '--load', snapshots['vqa']
+    assert '  regions: 1 attribute ' in run(*flags)[1]
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(made_world)
+    assert run(*flags)[1] == run(*flags, '--names', made_world)[1] and 'attribute' not in run(*flags)[1]
 
 
 def test_what_is_not_read_of_a_question_is_told(snapshots, pictures, run):
@@ -133,18 +172,21 @@ def test_what_is_not_read_of_a_question_is_told(snapshots, pictures, run):
 def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
     photo = tmp_path / 'photo.jpg'
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(photo)
+    other = tmp_path / 'photo.heic'
+    other.write_bytes(b'\0\0\0\x1cftypheic')
     load = '--load', snapshots['vqa']
-    heic = tmp_path / 'photo.heic'
-    heic.write_bytes(b'')
-    for items, says in (((pictures[0], *load), 'found 1 and 0'), ((pictures[0], ' ', *load), "expected a text, found ' '"),
-                        ((pictures[0], heic, 'what?', *load), 'photo.heic: expected a question, or a picture'),
-                        (('what?', *load), 'found 0 and 1'),
+    for items, says in (((pictures[0], *load), 'found 1 and 0'), (('what?', *load), 'found 0 and 1'),
                         (('none.png', 'what?', *load), 'none.png: no such file'),
+                        ((tmp_path / 'none.png', pictures[0], 'what?', *load), 'none.png: no such file'),
+                        ((pictures[0], other, 'what?', *load), 'photo.heic: expected a picture (JPEG'),
+                        ((pictures[0], tmp_path, 'what?', *load), f'{tmp_path}: no such file'),
+                        ((pictures[0], ' ', *load), 'expected questions, found an empty one'),
+                        ((pictures[0], 'what?', *load, '--best', '0'), '--best: expected at least 1, found 0'),
                         ((photo, 'what?', *load), 'expected a picture of the sample world'),
                         ((pictures[0], 'what?', *load, '--weights', 'x.pkl'), '--weights x.pkl: '),
                         ((photo, 'what?', *load, '--detector', 'faster_rcnn'), 'run/download.bash detector')):
-        status, _, err = run(*items)
-        assert status == 1 and says in err and 'Traceback' not in err, says
+        status, out, err = run(*items)
+        assert status == 1 and says in err and 'Traceback' not in err and '%' not in out, says
     monkeypatch.chdir(tmp_path)
     status, _, err = run(pictures[0], 'what?')
     assert status == 1 and 'bash run/quickstart.bash' in err
@@ -152,16 +194,7 @@ def test_faults_are_named(snapshots, pictures, run, tmp_path, monkeypatch):
 
 def test_without_load_the_published_models_run_or_the_newest_is_taken(snapshots, pictures, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for age, (name, taken) in enumerate((('b', 'b'), ('a', 'a'), ('vqa_lxr955', 'vqa_lxr955'), ('c', 'vqa_lxr955'))):
-        shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name)
-        os.utime(tmp_path / 'snap/vqa' / name / 'BEST.pth', (age, age))
-        assert f'Answers of snap/vqa/{taken}/BEST.pth' in run(pictures[0], 'what?')[1]
-
-
-def test_regions_have_the_names_of_their_detector_where_these_are(made_world, snapshots, pictures, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert ' object ' in run(pictures[0], 'what?', '--load', snapshots['vqa'])[1]
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(made_world)
-    out = run(pictures[0], 'what?', '--load', snapshots['vqa'])[1]
-    assert ' object ' not in out and any(f' {name} ' in out for name in (made_world / 'objects_vocab.txt').read_text().split())
+    for name, age, taken in (('b', 3, 'b'), ('a', 2, 'a'), ('c', 4, 'a'), ('vqa_lxr955', 5, None), ('d', 1, None)):
+        made = shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa' / name) / 'BEST.pth'
+        os.utime(made, (10 ** 9 - age, 10 ** 9 - age))
+        assert f'Answers of snap/vqa/{taken or "vqa_lxr955"}/BEST.pth' in run(pictures[0], 'what?')[1]

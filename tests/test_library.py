@@ -60,7 +60,7 @@ def same(found, expected):
 
 def test_the_readmes_example_runs(runs, tmp_path):
     world, folders = runs
-    example, = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    example, _ = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)  # the other: tests/test_ask.py
     for there, path in ((world, 'data/shapes'), (folders[VQA], 'snap/vqa/t')):
         shutil.copytree(there, tmp_path / path)
     run = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, capture_output=True, text=True, timeout=100,

@@ -168,7 +168,7 @@ def image_of(img_id, width=40, height=30):
 
 def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, capsys):
     Image.new('RGB', (4000, 3000), 'red').save(tmp_path / 'a.png')
-    found = pictures([image_of('a'), image_of('b')], Names(), tmp_path)
+    found = pictures(iter([image_of('a'), image_of('b')]), 2, Names(), tmp_path)
     assert found[0]['photo'].startswith('data:image/jpeg;base64,') and len(found[0]['photo']) < 10000
     assert found[1]['photo'] is None
     assert [box[4] for box in found[0]['boxes']] == ['object 1 0.90', 'object 0 0.20']
@@ -183,7 +183,7 @@ def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, c
 def test_photographs_that_do_not_fit(tmp_path, make, fault, expected):
     make(tmp_path / 'a.png')
     with pytest.raises(fault, match=expected):
-        pictures([image_of('a')], Names(), tmp_path)
+        pictures([image_of('a')], 1, Names(), tmp_path)
 
 
 def test_an_image_of_several_files(reports):
@@ -205,7 +205,7 @@ def test_an_image_of_several_files(reports):
     (['--batchSize', '0'], '--batchSize: expected at least 1'),
     (['--images', 'nowhere'], '--images nowhere: no such folder'),
     (['--names', 'nowhere'], 'correct --names'),
-        (['--task', 'gqa'], 'answers are not the'),
+    (['--task', 'gqa'], 'answers are not the'),
 ])
 def test_faults_are_told_and_nothing_is_written(reports, tmp_path, capsys, more, expected):
     world, found = reports
@@ -340,6 +340,9 @@ def test_a_cell_of_the_confusions_shows_its_examples_by_mouse_and_by_keys(report
     assert page.run(f'document.activeElement === {second}')
     page.press('Enter', '\r')
     assert shown(page)[1] == counts[1][0]
+    i = next(i for i, row in enumerate(counts) if row[-1] and sum(row[:i] + row[i + 1:-1]))  # and others are confused with it
+    page.run(f"document.querySelectorAll('#confusion tbody tr')[{i}].querySelectorAll('button')[{len(answers)}].click()")
+    assert shown(page)[1] == counts[i][-1]
 
 
 @needs_chromium

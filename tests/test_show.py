@@ -17,9 +17,10 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
 from regions import source
+from regions.show import Names
 from shapes import questions, scene
 from shapes.scene import covered
-from show import draw, main, pointing
+from show import attention, draw, main, pointing
 from show.relevance import Relevance, maps, relevance
 from tasks.answerer import Answerer
 from tasks.model import AnswerModel
@@ -218,7 +219,7 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
             assert np.shape(found['attention'][name]) == shape
             np.testing.assert_allclose(found['attention'][name], expected.attention[name][i], atol=1e-5)
         best = found['regions'][int(expected.regions[0, i].argmax())]['name']
-        share = float(expected.regions[0, i].max() / expected.regions[0, i].sum())
+        share = float(expected.regions[0, i].max() / expected.regions[0].sum())  # of both pictures'
         which = f'image {i + 1}, ' if len(ids) > 1 else ''
         assert f'{which}regions: 1 {best} {share:.0%}, 2 ' in printed.out and '[CLS]' not in printed.out
         prefix = f'image{i + 1}_' if len(ids) > 1 else ''
@@ -226,6 +227,7 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
         with Image.open(tmp_path / f'out/{prefix}regions.png') as picture:
             assert picture.size == (1280, 960) and picture.format == 'PNG'
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(files)
+    assert printed.out.endswith(f'/out: {", ".join(files)}\n')
 
 
 def test_an_answer_of_ones_own_and_a_picture_that_is_not_there(run, tmp_path):
@@ -254,13 +256,33 @@ def test_layers_and_heads_are_chosen(run, tmp_path):
     assert sizes[1] < sizes[0]
 
 
+def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, run, monkeypatch):
+    ids, drawn, draw_heads = ['COCO_train2014_000000000002', 'COCO_train2014_000000000001'], [], draw.draw_heads
+    monkeypatch.setattr(draw, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
+    status, printed = run('--heads', '2', task='nlvr2', image=ids)
+    assert status == 0 and len(drawn) == 2
+    answerer = Answerer.from_snapshot(shown / 'nlvr2/BEST')
+    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
+    batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
+    expected = relevance(answerer.task.model, batch)
+    for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
+        assert words[5] == 'star' and heads == [2]
+        assert order.tolist() == expected.regions[0, i].argsort(descending=True, stable=True).tolist()
+        np.testing.assert_allclose(own, expected.words[0, i], atol=1e-5)
+        np.testing.assert_allclose(there, expected.attention['cross1.lang_to_visn'][i, 1:], atol=1e-5)
+        np.testing.assert_allclose(back, expected.attention['cross1.visn_to_lang'][i, 1:], atol=1e-5)
+    own = dict(zip(words[1:-1], expected.words[0].sum(0).tolist()[1:-1], strict=True))
+    best = max(own, key=own.get)
+    assert f'\nwords:   {best} {own[best] / sum(own.values()):.0%}, ' in printed.out
+
+
 @pytest.mark.parametrize(('flags', 'image', 'error'), [
     (['--answer', 'perhaps'], None, "--answer: expected one of the 27 answers of the model (yes, no, 0 and 24 more), found 'pe"),
     (['--layers', 'cross2'], None, "--layers: expected some of cross1, found 'cross2'"),
     (['--heads', '1,3'], None, "--heads: expected some of 1,2, found '3'"),
     ([], ['nowhere'], 'expected regions of 1 images, found none of nowhere; correct the ids'),
-    ([], ['COCO_train2014_000000000001'] * 2, '--image: expected 1 for a question to '),
-    (['--question', '  '], None, "expected a text, found '  '"),
+    ([], ['COCO_train2014_000000000001'] * 2, 'answers about 1 picture at a time, found 2'),
+    (['--question', ' '], None, '--question: expected words, found none'),
     (['--load', 'none'], None, 'none.pth: no such file'),
     (['--names', 'none'], None, 'none/objects_vocab.txt: expected UTF-8 text'),
     (['--features', 'none.tsv'], None, 'none.tsv'),
@@ -285,7 +307,7 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
     image = next(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
     image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
     weights = np.zeros(36)
-    weights[:3] = 4, 2, 1
+    weights[:3] = 1, 0.5, 0.25
     inside, edges = [], []
     photo = Image.new('RGB', (320, 240), 'white')
     for picture in (draw.draw_regions(image, weights, {}), draw.draw_regions(image, weights, {}, photo)):
@@ -298,6 +320,19 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
     labelled = draw.draw_regions(image, weights, {0: '1 red star 57%'}, photo)
     assert labelled != picture
     draw.draw_regions(image, np.zeros(36), {})  # nothing is relevant
+
+
+def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
+    images = [image for image, _ in zip(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), range(2), strict=False)]
+    weights = np.zeros((2, 36))
+    weights[0, 5], weights[1, 7] = 6, 2
+    seen = attention.Look('', '', 1.0, '', [], np.ones((2, 0)), list(weights), {})
+    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, Names())
+    assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
+    assert next(iter(others)) == 7 and others[7].endswith(' 25%')
+    shown = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in
+             ((first, images[0].boxes[5]), (second, images[1].boxes[7]))]
+    np.testing.assert_allclose(shown, [[255] * 3, [round(255 * (0.4 + 0.6 / 3))] * 3], atol=1)
 
 
 @pytest.mark.parametrize(('heads', 'words', 'regions'), [(1, 3, 1), (4, 20, 36), (12, 20, 36), (3, 4, 100)])
@@ -397,6 +432,16 @@ def test_the_launcher_plays_the_game(made_world, shown, game):
     assert rows['relevance on the object, share      '] == f'{100 * found.mass.mean():.1f}'
 
 
+def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypatch):
+    drawn, play = [], pointing.play
+    monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
+        [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
+    for seed in '1', '2', '1':
+        assert main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
+                          seed]) == 0
+    assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
+
+
 def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
     shutil.copytree(made_world / 'vqa', tmp_path / 'vqa')
     record = json.loads((made_world / 'world.json').read_text())
@@ -405,12 +450,13 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
         status = main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
         return status, capsys.readouterr().err
 
+    status, printed = play('--load', str(shown / 'nlvr2/BEST'))
+    assert status == 1 and 'expected a snapshot of VQA, found one that answers about 2 pictures at a time' in printed
     assert play() == (1, f'show.bash: error: {tmp_path}/world.json: no such file; expected the settings of a sample world; give '
                          '--world the folder that run/shapes.bash made\n')
     for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
                                   ({'seed': 'x'}, [], 'key "seed": expected int, found \'x\''),
-                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0'),
-                                  ({}, ['--load', str(shown / 'nlvr2/BEST')], 'found one of statements about two pictures')):
+                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0')):
         (tmp_path / 'world.json').write_text(json.dumps(record | changes))
         status, printed = play(*flags)
         assert status == 1 and error in printed

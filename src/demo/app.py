@@ -18,7 +18,6 @@ from ending import ended
 from extract.workers import DETECTORS, WEIGHTS
 from shapes.features import FEATURE_DIM
 from show.ask import Asker, default_snapshot
-from show.report import names_folder
 
 EPILOG = '''
 Examples:
@@ -32,11 +31,10 @@ Whoever can reach --host can ask; there is no password. Ctrl-C ends it, and then
 def open_demo(flags):
     """The Demo that the flags describe. Raises what Asker.load does."""
     asker = Asker.load(flags.load or default_snapshot(), flags.detector, flags.weights, dist.start(flags.device), flags.bf16,
-                       min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
+                       flags.names, min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
     task = asker.answerer.task
     own = task.model.lxrt_encoder.config.visual_feat_dim == FEATURE_DIM  # a snapshot of the sample world
-    return Demo(asker, flags.names or names_folder(flags.world if own else Path('data')),
-                examples(flags.world, task.form.images) if own else [])
+    return Demo(asker, examples(flags.world, task.form.images) if own else [])
 
 
 def launch(demo, host, port):
@@ -77,7 +75,7 @@ def parser():
     made.add_argument('--port', type=int, help='(the first free one from 7860)')
     made.add_argument('--world', type=Path, default=Path('data/shapes'), metavar='DIR',
                       help='sample world whose pictures and questions a snapshot of it is shown with (data/shapes)')
-    made.add_argument('--names', type=Path, metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it')
     made.add_argument('--detector', choices=DETECTORS, help='as run/ask.bash has it')
     made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')

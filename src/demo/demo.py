@@ -10,7 +10,7 @@ from PIL import Image
 from annotations.files import read_json
 from demo.view import Shown, view
 from regions.pictures import PictureError, open_picture
-from regions.show import Names, photo_path
+from regions.show import photo_path
 from show.attention import SPECIAL, shares, title
 from show.report import as_uri
 
@@ -22,8 +22,8 @@ KEPT = 8  # pictures whose regions are kept for the next question
 class Demo:
     """An Asker for the page. examples: lists of the files of its pictures and a question, to choose from."""
 
-    def __init__(self, asker, names=None, examples=()):
-        self.asker, self.names, self.examples = asker, Names(names), list(examples)
+    def __init__(self, asker, examples=()):
+        self.asker, self.examples = asker, list(examples)
         self.seen = lru_cache(KEPT)(self._see)
 
     def ask(self, question, *pictures):
@@ -40,11 +40,13 @@ class Demo:
         own[[word in SPECIAL for word in seen.words]] = np.nan
         last = max(int(name[5:].split('.')[0]) for name in seen.attention if name.startswith('cross'))
         looks = seen.attention[f'cross{last}.lang_to_visn'].mean(1)  # (k, t, o)
+        whole = sum(weights.sum() for weights in seen.of_regions) or 1
         shown = [Shown((image.width, image.height), address, image.boxes,
-                       [title(image, region, self.names) for region in range(len(image.boxes))], shares(weights),
+                       [title(image, region, self.asker.names) for region in range(len(image.boxes))], weights / whole,
                        by_word[:, :len(image.boxes)])
                  for (image, address), weights, by_word in zip(found, seen.of_regions, looks, strict=True)]
-        return {answer or '(no answer)': chance for answer, chance in answers}, view(seen.words, own, shown)
+        chances = {answer or '(no answer)': chance for answer, chance in answers}
+        return chances, view(seen.words, own, shown, self.asker.answerer.unread(question))
 
     def answer(self, question, pictures):
         """What Asker.answer gives, and of each picture, the bytes of its file, (ImageRegions, a small data: URI of it)."""

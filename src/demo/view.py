@@ -32,12 +32,15 @@ class Shown:
     address: str  # of the photograph, such as a data: URI
     boxes: np.ndarray  # (o, 4): x1, y1, x2, y2
     titles: list  # o texts
-    relevance: np.ndarray  # (o,), for the answer
+    relevance: np.ndarray  # (o,), for the answer, as parts of that of all pictures
     attention: np.ndarray  # (t, o): how words look at regions
 
 
-def view(words, shares, pictures):
-    """HTML of t words with their shares (t,) of the relevance for the answer, NaN for the model's own, and of a list of Shown."""
+def view(words, shares, pictures, unread=''):
+    """HTML of t words with their shares (t,) of the relevance for the answer, NaN for the model's own, and of a list of Shown.
+
+    unread: the end of the question, where it was too long for the model.
+    """
     page = ElementTree.Element('div', {'class': 'look'})
     rules = (f'.look:has(.word{i}:is(:hover, :focus-visible)) .at{i} {{ display: revert; }}\n' for i in range(len(words)))
     _add(page, 'style', STYLE + ''.join(rules))
@@ -46,13 +49,15 @@ def view(words, shares, pictures):
         shade = f'background: rgba({COLOUR}, {.6 * np.nan_to_num(share) / most:.3f})'
         button = _add(row, 'button', word, type='button', class_=f'word word{i}', style=shade)
         _add(button, 'small', '\xa0' if np.isnan(share) else percent(share))
+    if unread:
+        _add(page, 'p', f'The question was too long; not read: {unread}')
     _at(page, 'p', None, 'Under the words and in the picture: relevance for the first answer. Point at a word, or press Tab, to '
         'see where it looks.')
     for i, word in enumerate(words):
         _at(page, 'p', i, f'Where “{word}” looks: attention in the last layer, mean over its heads.')
-    row = _add(page, 'div', class_='pictures')
+    row, most = _add(page, 'div', class_='pictures'), max(picture.relevance.max() for picture in pictures)
     for number, picture in enumerate(pictures, 1):
-        _draw(_add(row, 'figure'), number, picture)
+        _draw(_add(row, 'figure'), number, picture, most)
     return ElementTree.tostring(page, encoding='unicode', method='html')
 
 
@@ -72,13 +77,15 @@ def _at(into, tag, word, text=None):
     return _add(into, tag, text, class_=f'at {"all" if word is None else f"at{word}"}')
 
 
-def _draw(figure, number, picture):
+def _draw(figure, number, picture, most):
+    """A picture in the place of a figure; most: the largest relevance of a region of all pictures."""
     width, height = picture.size
     svg = _add(figure, 'svg', viewBox=f'0 0 {width} {height}', role='img', aria_label=f'picture {number} and its regions')
     _add(svg, 'image', href=picture.address, width=width, height=height)
     for word, weights in [(None, picture.relevance), *enumerate(picture.attention)]:
+        strengths = weights / ((most if word is None else weights.max()) or 1)
         order = np.argsort(-weights, kind='stable').tolist()
-        _draw_regions(_at(svg, 'g', word), f'mask{number}-{word}', picture, weights / (max(weights) or 1), order)
+        _draw_regions(_at(svg, 'g', word), f'mask{number}-{word}', picture, strengths, order)
         listed = _at(figure, 'ol', word)
         for region in order[:MOST]:
             _add(listed, 'li', f'{picture.titles[region]} {percent(weights[region])}')

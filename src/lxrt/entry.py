@@ -32,8 +32,7 @@ class LXRTEncoder(nn.Module):
         a sentence, one after the other, b * k each.
         Returns what the mode says: for 'x' the pooled vectors (b, d), or (b * k, d); with hidden_states (that, the states of
         words and of regions after every layer), and with return_attention (that, the attention probabilities), as LXRTModel
-        does. Raises ValueError for other shapes, and on the CPU for boxes
-        in pixels.
+        does. Raises ValueError for other shapes, and on the CPU for boxes in pixels.
         """
         if not isinstance(sents, torch.Tensor):
             if self.tokenizer is None:

@@ -4,14 +4,12 @@ Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
 """
 
 import argparse
-import itertools
 import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 import dist
@@ -22,7 +20,7 @@ from regions.pictures import ENDINGS, open_picture
 from regions.show import Names
 from shapes.features import FEATURE_DIM
 from show import draw
-from show.attention import MOST, look, most_relevant, shares, title
+from show.attention import MOST, drawings, look, most_relevant
 from show.report import names_folder
 from tasks.answerer import Answerer
 
@@ -45,7 +43,7 @@ class Asked:
     question: str
     answers: list  # (answer, probability), the best first
     words: list  # texts, the most relevant first
-    regions: list  # of each picture the texts of its most relevant regions
+    regions: list  # of each picture the texts of its most relevant regions, shares of the relevance of all
     drawn: list  # k PIL images
 
 
@@ -57,9 +55,9 @@ class Asker:
         self.boxes = min_boxes, max_boxes
 
     @classmethod
-    def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **how):
+    def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **boxes):
         """snapshot: as Answerer.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
-        weights: of the Faster R-CNN; names: the folder of the detector's, None: where they are by themselves, if they are.
+        weights: of the Faster R-CNN; names: folder of the names of the detector's classes, None: where they lie by themselves.
         Raises what is raised where files lack or do not fit."""
         answerer = Answerer.from_snapshot(snapshot, device)
         size = answerer.task.model.lxrt_encoder.config.visual_feat_dim
@@ -67,7 +65,7 @@ class Asker:
         if detector == 'shapes' and weights:
             raise DataError(f'--weights {weights}: {snapshot} is of the sample world, whose detector has none; leave them out')
         names = names or names_folder(Path('data/shapes' if detector == 'shapes' else 'data'))
-        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), names, **how)
+        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), names, **boxes)
 
     @property
     def pictures(self):
@@ -86,14 +84,24 @@ class Asker:
 
     def ask(self, question, pictures, images, best=MOST):
         """An Asked. pictures: those that the question is about; images: their ImageRegions, as `see` gives them."""
-        (answers, seen), regions, drawn = self.answer(question, images, best), [], []
-        for picture, image, weights in zip(pictures, images, seen.of_regions, strict=True):
-            order = np.argsort(-weights, kind='stable')[:MOST].tolist()
-            texts = {region: f'{rank} {title(image, region, self.names)} {share:.0%}'
-                     for rank, (region, share) in enumerate(zip(order, shares(weights)[order], strict=True), 1)}
-            regions.append(list(texts.values()))
-            drawn.append(draw.draw_regions(image, weights, texts, Image.fromarray(picture)))
-        return Asked(question, answers, most_relevant(seen.words, seen.of_words.mean(0)), regions, drawn)
+        answers, seen = self.answer(question, images, best)
+        texts, drawn = zip(*drawings(seen, images, map(Image.fromarray, pictures), self.names), strict=True)
+        return Asked(question, answers, most_relevant(seen.words, seen.of_words.sum(0)),
+                     [list(of_one.values()) for of_one in texts], list(drawn))
+
+    def ask_files(self, files, questions, best=MOST):
+        """Yields (the Path of a picture, or of the k that a question is about, in a tuple; an Asked) of each of the questions
+        about each of the pictures, of which no more than these are in memory. Raises ValueError, PictureError or RegionError."""
+        files, questions = [Path(file) for file in files], [questions] if isinstance(questions, str) else list(questions)
+        if len(files) % self.pictures:
+            raise ValueError(f'to this model a question is about {self.pictures} pictures, found {len(files)}; give as many for '
+                             'each')
+        for first in range(0, len(files), self.pictures):
+            group = tuple(files[first:first + self.pictures])
+            pictures = [open_picture(file) for file in group]
+            images = self.see(pictures, [file.stem for file in group])
+            for question in questions:
+                yield group, self.ask(question, pictures, images, best)
 
 
 def default_snapshot(root=Path('snap/vqa')):
@@ -104,51 +112,54 @@ def default_snapshot(root=Path('snap/vqa')):
     return found[-1]
 
 
-def drawing_name(stem, question, written):
-    """A name for a drawing that is none of `written`, to which it is added: pictures and questions may give the same one."""
-    name = f'{stem}_{re.sub("[^a-z0-9]+", "_", question.lower()).strip("_")[:60]}'
-    numbered = (f'{name}_{number}' for number in itertools.count(2))
-    written.append(next(found for found in itertools.chain([name], numbered) if found not in written))
-    return f'{written[-1]}.png'
-
-
 def run(flags):
     """Answers, and writes the drawings; returns the exit status."""
-    files = [Path(item) for item in flags.items if Path(item).suffix.lower() in ENDINGS]
-    questions = [item for item in flags.items if Path(item).suffix.lower() not in ENDINGS]
-    for item in questions:
-        if os.path.exists(item):
-            raise DataError(f'{item}: expected a question, or a picture named {", ".join(ENDINGS)}; save it as one of these, or '
-                            'leave it out')
+    files = [Path(item) for item in flags.items if is_file(item)]
+    questions = [item for item in flags.items if not is_file(item)]
     if not files or not questions:
         raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and {len(questions)}')
+    if not all(question.strip() for question in questions):
+        raise DataError('expected questions, found an empty one')
+    if flags.best < 1:
+        raise DataError(f'--best: expected at least 1, found {flags.best}')
+    if lacking := [file for file in files if not file.exists()]:
+        raise DataError(f'{lacking[0]}: no such file; correct its name (names without a folder are sought in {Path.cwd()})')
+    for file in files:  # what is wrong with one is said before the long work on the others
+        open_picture(file)
     snapshot = flags.load or default_snapshot()
     asker = Asker.load(snapshot, flags.detector, flags.weights, dist.start(flags.device), flags.bf16, names=flags.names,
                        min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
-    if len(files) % asker.pictures:
-        raise DataError(f'{snapshot}: a question is about {asker.pictures} pictures, found {len(files)}; give them in pairs')
-    for file in files:
-        open_picture(file)  # a fault is told before the work; kept, many of them would fill the memory
     flags.out.mkdir(parents=True, exist_ok=True)
     print(f'Answers of {snapshot}:')
-    written = []
-    for first in range(0, len(files), asker.pictures):
-        group = files[first:first + asker.pictures]
-        pictures = [open_picture(file) for file in group]
-        images = asker.see(pictures, [file.stem for file in group])
-        for question in questions:
-            asked = asker.ask(question, pictures, images, flags.best)
-            print(f'\n{", ".join(file.name for file in group)}: {question}')
-            if rest := asker.answerer.unread(question):
-                print(f'  too long, not read: {rest}')
-            for answer, probability in asked.answers:
-                print(f'  {probability:6.1%}  {answer}')
-            print(f'  words: {", ".join(asked.words)}')
-            for file, regions, picture in zip(group, asked.regions, asked.drawn, strict=True):
-                path = flags.out / drawing_name(file.stem, question, written)
-                draw.save(picture, path)
-                print(f'  regions: {", ".join(regions)}\n  {path}')
+    written = set()
+    for group, asked in asker.ask_files(files, questions, flags.best):
+        print(f'\n{", ".join(map(str, group))}: {asked.question}')
+        if rest := asker.answerer.unread(asked.question):
+            print(f'  too long, not read: {rest}')
+        for answer, probability in asked.answers:
+            print(f'  {probability:6.1%}  {answer}')
+        print(f'  words: {", ".join(asked.words)}')
+        for file, regions, picture in zip(group, asked.regions, asked.drawn, strict=True):
+            path = flags.out / drawing_name(file, asked.question, written)
+            draw.save(picture, path)
+            print(f'  regions: {", ".join(regions)}\n  {path}')
     return 0
+
+
+def is_file(item):
+    """Whether a word of the command line is meant as a file; one that is there is never a question, whatever its ending."""
+    return Path(item).suffix.lower() in ENDINGS or os.path.exists(item)
+
+
+def drawing_name(file, question, taken):
+    """The name of a drawing, unlike those in the set taken, to which it is added: pictures of two folders may be called alike."""
+    words = re.sub(r'\W+', '_', question.lower()).strip('_')
+    name, number = (plain := f'{file.stem[:40]}_{words[:40]}'), 1
+    while name in taken:
+        number += 1
+        name = f'{plain}_{number}'
+    taken.add(name)
+    return f'{name}.png'
 
 
 def parser():
@@ -166,7 +177,7 @@ def parser():
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
     made.add_argument('--bf16', action='store_true', help='compute the regions in bfloat16 where it is safe')
     made.add_argument('--names', metavar='DIR',
-                      help="folder of objects_vocab.txt and attributes_vocab.txt (the detector's, where they are in data)")
+                      help='folder of objects_vocab.txt and attributes_vocab.txt (data/detector; sample world: data/shapes)')
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
     return made
 

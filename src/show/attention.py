@@ -58,9 +58,24 @@ def shares(weights):
     return weights / (weights.sum() or 1)
 
 
+def drawings(seen, images, photos, names):
+    """Yields of each image ({region: '1 red star 57%'} of its MOST most relevant regions, what draw.draw_regions makes of it).
+
+    Of several images parts are of the relevance of all, and brightness is beside the most relevant region of all: which of them
+    an answer rests on is half of what there is to see. photos: of each a PIL image or None; names: regions.show.Names.
+    """
+    every = np.concatenate(seen.of_regions)
+    whole, most = every.sum() or 1, every.max() or 1
+    for image, photo, weights in zip(images, photos, seen.of_regions, strict=True):
+        order = np.argsort(-weights, kind='stable')[:MOST].tolist()
+        texts = {region: f'{rank} {title(image, region, names)} {weights[region] / whole:.0%}'
+                 for rank, region in enumerate(order, 1)}
+        yield texts, draw.draw_regions(image, weights / most, texts, photo)
+
+
 def find_images(path, wanted):
-    """(ImageRegions, its photograph or None, its file or None) of each of `wanted`: files of photographs, whose names without the
-    ending are the ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
+    """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names without the ending are the
+    ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
     files = [Path(name) for name in wanted]
     ids = [file.stem if file.is_file() or file.suffix in show.ENDINGS else name for file, name in zip(files, wanted, strict=True)]
     regions: dict[str, ImageRegions] = {image.img_id: image for image in source.chosen(path, list(dict.fromkeys(ids)))}
@@ -77,29 +92,31 @@ def chosen(what, wanted, there):
 def run(flags):
     """Writes the pictures and the numbers, and prints the answer; returns the exit status."""
     answerer = Answerer.from_snapshot(flags.load)
-    if len(flags.image) != (pictures := len(answerer.task.form.images)):
-        raise ValueError(f'--image: expected {pictures} for a question to {flags.load}, found {len(flags.image)}')
+    if len(flags.image) != (k := len(answerer.task.form.images)):
+        raise ValueError(f'--image: {flags.load} answers about {k} picture{"s" * (k > 1)} at a time, found {len(flags.image)}')
+    if not flags.question.strip():
+        raise ValueError('--question: expected words, found none')
     config = answerer.task.model.lxrt_encoder.config
     layers = chosen('layers', flags.layers, [f'cross{i}' for i in range(1, config.x_layers + 1)])
     heads = [int(head) for head in chosen('heads', flags.heads, [str(i) for i in range(1, config.num_attention_heads + 1)])]
-    names, found = show.Names(flags.names), find_images(flags.features, flags.image)
-    images = [image for image, _ in found]
+    names = show.Names(flags.names)
+    images, photos = zip(*find_images(flags.features, flags.image), strict=True)
     seen = look(answerer, images, flags.question, flags.answer)
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if seen.answer == seen.best else f'; the model answers {seen.best}'
     print(f'{seen.question} {seen.answer} ({seen.probability:.3f}{other})')
     if rest := answerer.unread(flags.question):
         print(f'too long, not read: {rest}')
-    for i, (image, photo) in enumerate(found):
-        prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if len(found) > 1 else ('', '')
-        if photo is None:
+    print(f'words:   {", ".join(most_relevant(seen.words, seen.of_words.sum(0)))}')
+    written = ['attention.json']
+    for i, (texts, picture) in enumerate(drawings(seen, images, photos, names)):
+        prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if k > 1 else ('', '')
+        if photos[i] is None:
             print(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas')
-        order = np.argsort(-seen.of_regions[i], kind='stable')
-        texts = {region: f'{rank} {title(image, region, names)} {share:.0%}' for rank, (region, share) in
-                 enumerate(zip(order[:MOST].tolist(), shares(seen.of_regions[i])[order[:MOST]], strict=True), 1)}
-        print(f'{which}words:   {", ".join(most_relevant(seen.words, seen.of_words[i]))}')
         print(f'{which}regions: {", ".join(texts.values())}')
-        draw.save(draw.draw_regions(image, seen.of_regions[i], texts, photo), flags.out / f'{prefix}regions.png')
+        draw.save(picture, flags.out / f'{prefix}regions.png')
+        order = np.argsort(-seen.of_regions[i], kind='stable')
+        written += [f'{prefix}{name}.png' for name in ('regions', *layers)]
         for layer in layers:
             there, back = (seen.attention[f'{layer}.{way}'][i][[head - 1 for head in heads]]
                            for way in ('lang_to_visn', 'visn_to_lang'))
@@ -108,7 +125,7 @@ def run(flags):
                       flags.out / f'{prefix}{layer}.png')
     text = json.dumps(numbers(seen, images, names, layers)) + '\n'
     write_whole(flags.out / 'attention.json', lambda path: path.write_text(text))
-    print(f'{flags.out}: {", ".join(sorted(path.name for path in flags.out.iterdir()))}')
+    print(f'{flags.out}: {", ".join(written)}')
     return 0
 
 

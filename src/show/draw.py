@@ -18,14 +18,13 @@ PLAIN = {'parse_math': False}  # a question's dollars are no formula
 CELL = 0.2  # inches of a row or column of a heat strip
 
 
-def draw_regions(image, weights, texts, photo=None):
+def draw_regions(image, strength, texts, photo=None):
     """The regions of an ImageRegions on its photograph, or on a blank canvas where it is None; RGB.
 
-    weights (o,): the larger, the brighter is what a region shows and the thicker and denser its line; texts {region: label}, the
-    most important first. Raises RegionError if the photograph has not the shape that the regions were found in.
+    strength (o,), 0 to 1: the larger, the brighter is what a region shows and the thicker and denser its line; texts {region:
+    label}, the most important first. Raises RegionError if the photograph has not the shape that the regions were found in.
     """
     canvas, boxes = ground(image, photo)
-    strength = np.asarray(weights) / (max(weights) or 1)
     light = np.full((canvas.height, canvas.width), DIM)
     for (x1, y1, x2, y2), part in zip(boxes, strength, strict=True):
         area = light[int(y1):int(y2) + 1, int(x1):int(x2) + 1]

@@ -95,9 +95,10 @@ def run(flags):
     """Plays the game and prints the figures; returns the exit status."""
     if flags.questions < 1:
         raise ValueError(f'--questions: expected at least 1, found {flags.questions}')
-    answerer, asked = Answerer.from_snapshot(flags.load), list(about_one_thing(flags.world))
-    if len(answerer.task.form.images) > 1:
-        raise DataError(f'--load {flags.load}: expected a snapshot of VQA, found one of statements about two pictures')
+    answerer = Answerer.from_snapshot(flags.load)
+    if (k := len(answerer.task.form.images)) > 1:
+        raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
+    asked = list(about_one_thing(flags.world))
     if not asked:
         raise DataError(f'{flags.world}/vqa/minival.json: expected questions of the kinds {", ".join(KINDS)}, found none; make a '
                         'world with more --images')

@@ -40,7 +40,7 @@ def relevance(model, batch, answers=None):
         mean = over_heads(weights, torch.zeros_like(weights) if gradient is None else gradient)  # None: nothing reads it
         seen[name] = mean.repeat_interleave(n // len(mean), 0)
     tt, ti, _, _ = maps(seen, n, t, o, logits.device)
-    words = tt[:, 0] - torch.eye(t, device=logits.device)[0]  # the pooler reads [CLS]; what it owes to itself is taken off
+    words = tt[:, 0] - torch.eye(t, device=logits.device)[0]  # the pooler reads [CLS], whose own 1 of equation 1 is taken off
     return Relevance(logits.detach(), answers, words.unflatten(0, (b, -1)), ti[:, 0].unflatten(0, (b, -1)), attention)
 
 

@@ -90,28 +90,31 @@ def predicted(args, folder):
     for example, images in zip(found['examples'], places.reshape(rows.shape).tolist(), strict=True):
         example['images'] = images
     return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': task.loss == 'BCE',
-            'images': pictures([dataset.regions.image(row) for row in used.tolist()], names, args.images),
+            'images': pictures((dataset.regions.image(row) for row in used.tolist()), len(used), names, args.images),
             **judged.figures(task), **found}
 
 
-def pictures(images, names, folder):
-    """What is drawn of some ImageRegions: [{'id', 'width', 'height', 'boxes': [[x1, y1, x2, y2, text], ...], 'photo'}, ...].
+def pictures(images, n, names, folder):
+    """What is drawn of n ImageRegions: [{'id', 'width', 'height', 'boxes': [[x1, y1, x2, y2, text], ...], 'photo'}, ...].
 
-    folder: of their photographs, or None; 'photo' is a data: URI or None. Raises RegionError for a photograph that is broken or
-    of another picture, DataError if none is there; if some are not, it is said.
+    images: one at a time is in memory, since thousands with their features may be gigabytes; folder: of their photographs, or
+    None; 'photo' is a data: URI or None. Raises RegionError for a photograph that is broken or of another picture, DataError if
+    none is there; if some are not, it is said.
     """
-    paths = {image.img_id: photo_path(folder, image.img_id) for image in images} if folder else {}
-    lacking = [img_id for img_id, path in paths.items() if path is None]
+    found, lacking = [], []
+    for image in tqdm(images, 'Pictures', n, delay=3, disable=None):
+        path = photo_path(folder, image.img_id) if folder else None
+        if folder and not path:
+            lacking.append(image.img_id)
+        found.append({'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embedded(path, image),
+                      'boxes': [[*image.boxes[region].round().astype(int).tolist(), label(image, region, names)]
+                                for region in surest(image, REGIONS)]})
     if lacking:
-        if len(lacking) == len(paths):
-            raise DataError(f'--images {folder}: none of the {len(lacking):,} pictures is there as .jpg or .png, such as '
-                            f'{some(lacking)}; is it the folder of this split?')
-        dist.say(f'{len(lacking):,} of {len(paths):,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for '
-                 'them.')
-    return [{'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embedded(paths.get(image.img_id), image),
-             'boxes': [[*image.boxes[region].round().astype(int).tolist(), label(image, region, names)]
-                       for region in surest(image, REGIONS)]}
-            for image in tqdm(images, 'Pictures', delay=3, disable=None)]
+        if len(lacking) == n:
+            raise DataError(f'--images {folder}: none of the {n:,} pictures is there as .jpg or .png, such as {some(lacking)}; '
+                            'is it the folder of this split?')
+        dist.say(f'{len(lacking):,} of {n:,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for them.')
+    return found
 
 
 def embedded(path, image):
