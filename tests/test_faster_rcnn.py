@@ -218,7 +218,8 @@ def plain_network(state, config, convention, pixels, size, scale):
         wide, high = wide * math.exp(min(dw, math.log(62.5))), high * math.exp(min(dh, math.log(62.5)))
         box = [min(max(edge, 0), limit - one) for edge, limit in
                zip((mx - wide / 2, my - high / 2, mx + wide / 2, my + high / 2), (size[1], size[0]) * 2, strict=True)]
-        if min(box[2] - box[0], box[3] - box[1]) + one > (16 * scale if one else 0):
+        side = min(box[2] - box[0], box[3] - box[1]) + one
+        if side >= 16 * scale if one else side > 0:
             found.append((logits[a, i, j].item(), box))
     found.sort(key=lambda pair: -pair[0])
     boxes = np.float32([box for _, box in found])
@@ -239,11 +240,11 @@ def plain_network(state, config, convention, pixels, size, scale):
 @pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
 def test_the_network_is_what_a_plain_restatement_computes(convention):
     net = network(3, convention=convention)
-    pixels, size = faster_rcnn.network_input(picture(40, 56), TINY)
+    pixels, size, scales = faster_rcnn.network_input(picture(40, 56), TINY, convention)
     assert size == (96, 134)
-    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, size[0] / 40)
+    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, scales[0])
     with torch.inference_mode():
-        for found in (net(pixels, size, size[0] / 40), net.fold()(pixels, size, size[0] / 40)):  # norms in both forms
+        for found in (net(pixels, size, scales[0]), net.fold()(pixels, size, scales[0])):  # norms in both forms
             assert len(found[0]) > 40
             for own, plain in zip(found, expected, strict=True):
                 np.testing.assert_allclose(own, plain, rtol=1e-3, atol=1e-3)
@@ -285,7 +286,7 @@ def by_hand():
 def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
     net, photo = by_hand(), np.zeros((320, 320, 3), np.uint8)
     photo[160:208, 96:144] = 255  # rows and columns of cells 10 to 12 and 6 to 8
-    pixels, size = faster_rcnn.network_input(photo, net.config)
+    pixels, size, _ = faster_rcnn.network_input(photo, net.config, DETECTRON2)
     with torch.inference_mode():
         boxes = net.proposal_generator(net.backbone(pixels), size, 1)
     assert boxes[0].tolist() == [7 * 16 - 32, 11 * 16 - 32, 7 * 16 + 32, 11 * 16 + 32]
@@ -304,18 +305,34 @@ def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
 # ---------------------------------------------------------------------------- pictures in, regions out
 
 
-@pytest.mark.parametrize(('shape', 'size'), [
-    ((480, 640), (600, 800)), ((640, 427), (899, 600)), ((300, 1200), (250, 1000)), ((1, 1), (600, 600)),
-    ((1500, 900), (1000, 600)),
+@pytest.mark.parametrize(('shape', 'size', 'caffe'), [
+    ((480, 640), (600, 800), (600, 800)), ((640, 427), (899, 600), (899, 600)), ((300, 1200), (250, 1000), (250, 1000)),
+    ((1, 1), (600, 600), (600, 600)), ((1500, 900), (1000, 600), (1000, 600)),
+    ((400, 427), (600, 641), (600, 640)),  # 640.5
+    ((600, 1000), (600, 1000), (600, 1000)), ((1334, 2223), (600, 1000), (600, 1000)),  # 999.85 at a short side of 600
+    ((1334, 2224), (600, 1000), (600, 1000)),  # 1000.3, which Caffe does not call more than 1000
 ])
-def test_a_picture_is_resized_as_in_caffe(shape, size):
+def test_a_picture_is_resized_as_in_the_two_codes(shape, size, caffe):
     image = picture(*shape)
-    pixels, found = faster_rcnn.network_input(image, FasterRCNNConfig())
-    assert found == size
     blue_first = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].double()
-    expected = functional.interpolate(blue_first, size, mode='bilinear', align_corners=False)
-    expected -= torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
-    assert torch.allclose(pixels.double(), expected, atol=1e-3)
+    means = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
+    short, long = min(shape), max(shape)
+    for convention, expected in ((DETECTRON2, size), (CAFFE, caffe)):
+        pixels, found, scales = faster_rcnn.network_input(image, FasterRCNNConfig(), convention)
+        assert found == expected
+        if convention is CAFFE:
+            assert scales == (600 / short if 600 / short * long < 1000.5 else 1000 / long,) * 2
+        else:
+            assert scales == (size[0] / shape[0], size[1] / shape[1])
+        # What PyTorch finds at the same places.
+        plain = functional.grid_sample(blue_first, sampling_grid(shape, expected, scales), 'bilinear', 'border', False)
+        assert torch.allclose(pixels.double(), plain - means, atol=1e-3)
+
+
+def sampling_grid(shape, size, scales):
+    """Where in a picture of a shape the middles of the pixels of a size lie, from -1 to 1 across it: (1, h, w, 2)."""
+    y, x = ((torch.arange(new) + 0.5).double() / scale / old * 2 - 1 for old, new, scale in zip(shape, size, scales, strict=True))
+    return torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[None]
 
 
 def test_a_very_long_picture_has_regions_too():
@@ -348,23 +365,34 @@ def test_regions_are_what_the_files_hold(tmp_path):
         assert all(np.array_equal(getattr(one, name), getattr(same, name)) for name in tsv.ARRAYS)
 
 
-def test_regions_are_the_networks_own_rows_without_background():
-    net = network(3)
+@pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
+def test_regions_are_the_networks_own_rows_without_background(convention):
+    net, one = network(3, convention=convention), convention.one
     image = picture(40, 56)
-    pixels, size = faster_rcnn.network_input(image, TINY)
+    pixels, size, _ = faster_rcnn.network_input(image, TINY, convention)
     with torch.inference_mode():
-        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, size[0] / 40))
-    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, 0)
+        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, 2.4))
+    # Caffe's code divides by the scale; detectron2 fits 96 x 134 to 40 x 56.
+    boxes = boxes / np.float32(2.4) if one else boxes * np.float32([56 / 134, 40 / 96] * 2)
+    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, one)
     found = Detector(net, {}).regions([image], ['a'])[0]
-    np.testing.assert_allclose(found.boxes, boxes[chosen] * np.tile([56 / size[1], 40 / size[0]], 2), atol=1e-2)
+    np.testing.assert_allclose(found.boxes, boxes[chosen], atol=1e-3)
     np.testing.assert_allclose(found.features, features[chosen], rtol=1e-3, atol=1e-3)
     assert found.classes.tolist() == objects[chosen, :-1].argmax(1).tolist()
     np.testing.assert_allclose(found.attribute_conf, attributes[chosen, :-1].max(1), rtol=1e-3)
 
 
+def test_caffe_keeps_boxes_as_high_as_a_picture_of_16_pixels():
+    net = network(3, convention=CAFFE)
+    for height, few in ((16, 1), (15, 0)):
+        with torch.inference_mode():
+            pixels, size, scales = faster_rcnn.network_input(picture(height, 80), TINY, CAFFE)
+            assert (len(net(pixels, size, scales[0])[0]) > 0) == few
+
+
 def test_half_precision_gives_nearly_the_same_features():
     image, whole, half = picture(), Detector(network(5), {}), Detector(network(5), {}, bf16=True)
-    pixels, _ = faster_rcnn.network_input(image, TINY)
+    pixels, *_ = faster_rcnn.network_input(image, TINY, DETECTRON2)
     with torch.inference_mode():
         expected, found = whole.net.backbone(pixels), half.net.backbone(pixels.bfloat16())
     assert found.dtype == torch.bfloat16
