@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -567,6 +568,38 @@ class Harm:
         return open, (str(self.file), 'w')
 
 
+@pytest.mark.parametrize('stored', ['<f4', '>f4', '<f8', '>f2'])
+def test_arrays_of_a_pickle_are_read_in_their_order(tmp_path, stored):
+    wide = np.arange(12, dtype=stored).reshape(3, 4)
+    arrays = {'rows': wide, 'columns': np.asfortranarray(wide), 'one': np.array(7, stored), 'int': np.int8([5])}
+    for protocol in (1, 2, 4):
+        (tmp_path / 'x.pkl').write_bytes(pickle.dumps(arrays, protocol))
+        found = detector_weights.read_pickle(tmp_path / 'x.pkl')
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert found[name].shape == array.shape and found[name].tolist() == array.tolist()
+
+
+def test_a_pickle_gets_no_more_memory_than_its_file(tmp_path):
+    shape = b'\x8a\x05' + (2 * 10 ** 9).to_bytes(5, 'little')
+    for content in (b'\x80\x02Nr' + struct.pack('<I', 2 ** 28) + b'.',  # a table of so many entries
+                    b'\x80\x02}X\x01\x00\x00\x00acnumpy\nndarray\n(' + shape + b'tRs.'):  # an array of so many numbers
+        (tmp_path / 'x.pkl').write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(WeightsError, match=r'x\.pkl'):
+            detector_weights.read_pickle(tmp_path / 'x.pkl')
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_damaged_kind_of_numbers_does_not_make_numpy_follow_pointers(tmp_path):
+    content = pickle.dumps({'a': np.ones(2, '>f4')}, 2)  # whose flags are the last number of its state
+    flags = content.index(b'\xffK\x00tq') + 2
+    (tmp_path / 'x.pkl').write_bytes(content[:flags] + b'\x3f' + content[flags + 1:])
+    assert detector_weights.read_pickle(tmp_path / 'x.pkl')['a'].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize('hide', [lambda harm: harm, lambda harm: np.array([harm], object), lambda harm: [{'x': (harm,)}]])
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
     path, trace = tmp_path / 'x.pkl', tmp_path / 'trace'
@@ -581,8 +614,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
 @pytest.mark.parametrize(('content', 'found'), [
     (b'', 'EOFError'), (pickle.dumps({'model': {'a': np.ones(3)}})[:-20], 'x.pkl'), (pickle.dumps([1, 2]), 'found list'),
     (pickle.dumps({'model': {}}), 'dict of arrays'), (pickle.dumps({'a': 'text'}), "'a': expected an array of .*found str"),
-    (pickle.dumps({'a': np.array(['text'])}), 'found <U4'),
-    (pickle.dumps({'a': np.array([{}])}), 'found object'), (pickle.dumps({1: np.ones(3)}), '1: expected'), (b'junk', 'x.pkl'),
+    (pickle.dumps({'a': np.array(['text'])}), 'found one of <U4'), (pickle.dumps({'a': np.array([{}])}), 'found one of object'),
+    (pickle.dumps({'a': np.ones(2, np.longdouble)}), 'x.pkl: .*longdouble'), (pickle.dumps({1: np.ones(3)}), '1: expected'),
+    (pickle.dumps({'a': np.ones(2), 'b': 3}), "'b': expected an array of .*found int"), (b'junk', 'x.pkl'),
 ])
 def test_other_pickles_are_refused(tmp_path, content, found):
     (tmp_path / 'x.pkl').write_bytes(content)

@@ -40,15 +40,43 @@ def read(path):
 # ---------------------------------------------------------------------------- detectron2's pickles
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays in dicts, lists, tuples, strings and numbers; nothing that a pickle could have run."""
+class Kind:
+    """Stands for numpy.dtype, which believes a damaged pickle that numbers are pointers."""
+
+    def __init__(self, code, *_):
+        self.code, self.order = code, '='
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+
+class Array:
+    """Stands for numpy.ndarray, of which a few bytes ask for any size."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        _, shape, kind, by_columns, data = state
+        dtype = np.dtype(kind.order + kind.code)
+        if dtype.kind not in 'fi':
+            raise pickle.UnpicklingError(f'expected arrays of numbers, found one of {dtype}')
+        data = data.encode('latin1') if isinstance(data, str) else data  # of Python 2
+        array = np.frombuffer(data, dtype).reshape(shape, order='F' if by_columns else 'C')
+        self.tensor = torch.from_numpy(array.astype(dtype.newbyteorder('=')))
+
+
+class ArraysOnly(pickle._Unpickler):
+    """Reads arrays of numbers in dicts, lists, tuples, strings and numbers; nothing that a pickle could have run.
+
+    In Python: that in C makes its table as large as a damaged file says.
+    """
 
     def find_class(self, module, name):
         module = module.replace('numpy._core', 'numpy.core')  # numpy 2 has a new name for it
-        if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes for Python 2
-            return lambda text, encoding: text.encode('latin1')
-        allowed = {('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0], ('numpy', 'ndarray'): np.ndarray,
-                   ('numpy', 'dtype'): np.dtype, ('collections', 'OrderedDict'): dict}
+        allowed = {('numpy.core.multiarray', '_reconstruct'): Array, ('numpy', 'ndarray'): None, ('numpy', 'dtype'): Kind,
+                   ('collections', 'OrderedDict'): dict,
+                   ('_codecs', 'encode'): lambda text, _: text.encode('latin1')}  # how Python 3 writes bytes for Python 2
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f'{module}.{name} is not allowed: expected arrays of numbers and their names only')
         return allowed[module, name]
@@ -59,19 +87,18 @@ def read_pickle(path):
     try:
         with open(path, 'rb') as file:
             found = ArraysOnly(file, encoding='latin1').load()  # written by Python 2, some of them
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # a damaged pickle makes nearly anything be raised
         raise WeightsError(f'{path}: expected a pickle of arrays by name, found none ({type(error).__name__}: {error}); fetch it '
                            'again') from None
     found = found.get('model', found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:
-        raise WeightsError(f'{path}: expected a dict of arrays by name, found {type(found).__name__}')
+        raise WeightsError(f'{path}: expected a dict of arrays by name, found {type(found).__name__}; fetch it again')
     for name, array in found.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray) or array.dtype.kind not in 'fi':
-            raise WeightsError(f'{path}: {name!r}: expected an array of numbers, found '
-                               f'{getattr(array, "dtype", type(array).__name__)}')
-    return {name: torch.from_numpy(np.array(array, array.dtype.newbyteorder('='))) for name, array in found.items()}
+        if not isinstance(name, str) or not hasattr(array, 'tensor'):
+            raise WeightsError(f'{path}: {name!r}: expected an array of numbers, found {type(array).__name__}; fetch it again')
+    return {name: array.tensor for name, array in found.items()}
 
 
 # ---------------------------------------------------------------------------- Caffe's protobuf
