@@ -712,6 +712,16 @@ def test_weights_load_from_caffes_file(tmp_path, form):
     assert re.search(r'unexpected +2 +fc_rel1', detector.report)
 
 
+def test_a_number_a_field_takes_no_object_a_number(tmp_path):
+    blob = field(7, field(1, number(10 ** 5))) + (number(5 * 8 + 5) + struct.pack('<f', 1.5)) * 10 ** 5
+    (tmp_path / 'x.caffemodel').write_bytes(field(100, field(1, b'conv1') + field(7, blob)))
+    tracemalloc.start()
+    found = detector_weights.read_caffe(tmp_path / 'x.caffemodel')['conv1'][0]
+    assert tracemalloc.get_traced_memory()[1] < 3e6
+    tracemalloc.stop()
+    assert np.array_equal(found, np.full(10 ** 5, 1.5, np.float32))
+
+
 def test_softmax_over_caffes_two_channels_ranks_as_one_logit_does():
     weights = torch.randn(24, 8, 1, 1, generator=torch.Generator().manual_seed(1))
     bias, x = torch.linspace(-1, 1, 24), torch.randn(1, 8, 3, 4, generator=torch.Generator().manual_seed(2))
@@ -742,7 +752,11 @@ def caffe_faults():
     yield whole + caffe_layer('conv9', [np.ones(3, np.float32)]), 'conv9'
     short = field(7, field(7, field(1, number(9))) + field(5, struct.pack('<2f', 1, 2)))
     yield field(100, field(1, b'conv1') + short), r'2 numbers for the shape \(9,\)'
-    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), '3 bytes of numbers of 4'
+    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), 'multiple of element size'
+    yield bytes(10_000_000), 'number 0'  # as a download leaves them that was stopped
+    empty = field(7, field(7, field(1, number(0) + number(2 ** 63 - 1))))
+    yield field(100, field(1, b'conv1') + empty), 'found none'  # what numpy has no room for
+    yield without('bbox_pred', caffe_layer('bbox_pred', [np.float32(1)])), r'layer bbox_pred: expected .*shapes \(\)'
 
 
 @pytest.mark.parametrize(('content', 'found'), list(caffe_faults()))
