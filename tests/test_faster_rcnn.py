@@ -183,6 +183,32 @@ def test_boxes_are_moved_as_the_deltas_say():
     assert faster_rcnn.clipped(moved, (40, 45), 0)[0].tolist() == [10, 10, 45, 40]
 
 
+class Given(torch.nn.Module):
+    """A head of an RPN that says of 25 x 25 cells' anchors, the likeliest first, that they are these boxes."""
+
+    def __init__(self, anchors, boxes):
+        super().__init__()
+        boxes = torch.tensor(boxes + [boxes[0]] * (len(anchors) - len(boxes)))
+        sides = anchors[:, 2:] - anchors[:, :2]
+        shifts = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2 / sides
+        self.deltas = torch.cat([shifts, ((boxes[:, 2:] - boxes[:, :2]) / sides).log()], 1)
+
+    def forward(self, features):
+        return torch.arange(len(self.deltas), 0, -1.), self.deltas
+
+
+def test_6000_boxes_enter_nms_and_300_leave_it():
+    generator = network().proposal_generator
+    anchors = generator.grid((25, 25))
+    first, second, third = [0., 0, 90, 90], [100., 100, 190, 190], [200., 200, 290, 290]
+    apart = [[x, y, x + 20, y + 20] for x in range(0, 400, 20) for y in range(0, 400, 20)]
+    for boxes, expected in (([first] * 5999 + [second, third], [first, second]), (apart, apart[:300])):
+        generator.rpn_head = Given(anchors, boxes)
+        found = generator(torch.empty(1, 1, 25, 25), (400, 400), 1)
+        assert found.shape == (len(expected), 4)
+        assert torch.allclose(found, torch.tensor(expected).float(), atol=1e-2)
+
+
 # ---------------------------------------------------------------------------- the whole
 
 
