@@ -720,7 +720,9 @@ def caffe_layers(net):
     yield 'bbox_pred', [np.concatenate([np.full((4, *array.shape[1:]), 9, np.float32), array]) for array in
                         (state[f'{head}.bbox_pred.weight'], state[f'{head}.bbox_pred.bias'])]
     yield 'fc_attr', [state[f'{head}.fc_attr.weight'], state[f'{head}.fc_attr.bias']]
-    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]  # in the files of the original, not of the network
+    # In the files of the original, not of the network; a scale has no sides.
+    yield 'heatmap_scale', [np.float32(1)]
+    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]
 
 
 def caffe_file(path, layers, form='packed'):
@@ -735,7 +737,7 @@ def test_weights_load_from_caffes_file(tmp_path, form):
     same_network(detector, net)
     assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
     assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
-    assert re.search(r'unexpected +2 +fc_rel1', detector.report)
+    assert re.search(r'unexpected +3 +heatmap_scale.0, fc_rel1', detector.report)
 
 
 def test_a_number_a_field_takes_no_object_a_number(tmp_path):
