@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -803,5 +804,16 @@ def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatc
         found = bench.measure('fp32', argparse.Namespace(images=images, count=3, device='cpu'))
         assert found['fp32, boxes an image'] > 0
         assert found['fp32, images/s'] * found['fp32, s an image'] == pytest.approx(1)
-    with pytest.raises(FileNotFoundError, match='found no pictures'):
-        bench.read(tmp_path.parent, 1)
+
+
+def test_the_benchmark_says_what_is_wrong_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(Path(bench.__file__).parents[1]))
+    (tmp_path / 'bad.jpg').write_text('no picture')
+    for flags, expected in ((('--images', tmp_path / 'none'), 'none: expected a folder of pictures'),
+                            (('--images', tmp_path), 'bad.jpg: expected a picture'), (('--count', '1,2'), '--count: invalid')):
+        with pytest.raises(SystemExit) as ended:
+            bench.main(['--out', str(tmp_path / 'x.json'), *map(str, flags)])
+        assert ended.value.code
+        errors = capfd.readouterr().err
+        assert expected in errors and errors.count('error:') == 1 and 'Traceback' not in errors
+    assert not (tmp_path / 'x.json').exists()
