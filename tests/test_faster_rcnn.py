@@ -9,6 +9,8 @@ import math
 import pickle
 import re
 import struct
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +184,32 @@ def test_boxes_are_moved_as_the_deltas_say():
     assert faster_rcnn.clipped(moved, (40, 45), 0)[0].tolist() == [10, 10, 45, 40]
 
 
+class Given(torch.nn.Module):
+    """A head of an RPN that says of 25 x 25 cells' anchors, the likeliest first, that they are these boxes."""
+
+    def __init__(self, anchors, boxes):
+        super().__init__()
+        boxes = torch.tensor(boxes + [boxes[0]] * (len(anchors) - len(boxes)))
+        sides = anchors[:, 2:] - anchors[:, :2]
+        shifts = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2 / sides
+        self.deltas = torch.cat([shifts, ((boxes[:, 2:] - boxes[:, :2]) / sides).log()], 1)
+
+    def forward(self, features):
+        return torch.arange(len(self.deltas), 0, -1.), self.deltas
+
+
+def test_6000_boxes_enter_nms_and_300_leave_it():
+    generator = network().proposal_generator
+    anchors = generator.grid((25, 25))
+    first, second, third = [0., 0, 90, 90], [100., 100, 190, 190], [200., 200, 290, 290]
+    apart = [[x, y, x + 20, y + 20] for x in range(0, 400, 20) for y in range(0, 400, 20)]
+    for boxes, expected in (([first] * 5999 + [second, third], [first, second]), (apart, apart[:300])):
+        generator.rpn_head = Given(anchors, boxes)
+        found = generator(torch.empty(1, 1, 25, 25), (400, 400), 1)
+        assert found.shape == (len(expected), 4)
+        assert torch.allclose(found, torch.tensor(expected).float(), atol=1e-2)
+
+
 # ---------------------------------------------------------------------------- the whole
 
 
@@ -218,7 +246,8 @@ def plain_network(state, config, convention, pixels, size, scale):
         wide, high = wide * math.exp(min(dw, math.log(62.5))), high * math.exp(min(dh, math.log(62.5)))
         box = [min(max(edge, 0), limit - one) for edge, limit in
                zip((mx - wide / 2, my - high / 2, mx + wide / 2, my + high / 2), (size[1], size[0]) * 2, strict=True)]
-        if min(box[2] - box[0], box[3] - box[1]) + one > (16 * scale if one else 0):
+        side = min(box[2] - box[0], box[3] - box[1]) + one
+        if side >= 16 * scale if one else side > 0:
             found.append((logits[a, i, j].item(), box))
     found.sort(key=lambda pair: -pair[0])
     boxes = np.float32([box for _, box in found])
@@ -239,11 +268,11 @@ def plain_network(state, config, convention, pixels, size, scale):
 @pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
 def test_the_network_is_what_a_plain_restatement_computes(convention):
     net = network(3, convention=convention)
-    pixels, size = faster_rcnn.network_input(picture(40, 56), TINY)
+    pixels, size, scales = faster_rcnn.network_input(picture(40, 56), TINY, convention)
     assert size == (96, 134)
-    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, size[0] / 40)
+    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, scales[0])
     with torch.inference_mode():
-        for found in (net(pixels, size, size[0] / 40), net.fold()(pixels, size, size[0] / 40)):  # norms in both forms
+        for found in (net(pixels, size, scales[0]), net.fold()(pixels, size, scales[0])):  # norms in both forms
             assert len(found[0]) > 40
             for own, plain in zip(found, expected, strict=True):
                 np.testing.assert_allclose(own, plain, rtol=1e-3, atol=1e-3)
@@ -285,7 +314,7 @@ def by_hand():
 def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
     net, photo = by_hand(), np.zeros((320, 320, 3), np.uint8)
     photo[160:208, 96:144] = 255  # rows and columns of cells 10 to 12 and 6 to 8
-    pixels, size = faster_rcnn.network_input(photo, net.config)
+    pixels, size, _ = faster_rcnn.network_input(photo, net.config, DETECTRON2)
     with torch.inference_mode():
         boxes = net.proposal_generator(net.backbone(pixels), size, 1)
     assert boxes[0].tolist() == [7 * 16 - 32, 11 * 16 - 32, 7 * 16 + 32, 11 * 16 + 32]
@@ -304,18 +333,34 @@ def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
 # ---------------------------------------------------------------------------- pictures in, regions out
 
 
-@pytest.mark.parametrize(('shape', 'size'), [
-    ((480, 640), (600, 800)), ((640, 427), (899, 600)), ((300, 1200), (250, 1000)), ((1, 1), (600, 600)),
-    ((1500, 900), (1000, 600)),
+@pytest.mark.parametrize(('shape', 'size', 'caffe'), [
+    ((480, 640), (600, 800), (600, 800)), ((640, 427), (899, 600), (899, 600)), ((300, 1200), (250, 1000), (250, 1000)),
+    ((1, 1), (600, 600), (600, 600)), ((1500, 900), (1000, 600), (1000, 600)),
+    ((400, 427), (600, 641), (600, 640)),  # 640.5
+    ((600, 1000), (600, 1000), (600, 1000)), ((1334, 2223), (600, 1000), (600, 1000)),  # 999.85 at a short side of 600
+    ((1334, 2224), (600, 1000), (600, 1000)),  # 1000.3, which Caffe does not call more than 1000
 ])
-def test_a_picture_is_resized_as_in_caffe(shape, size):
+def test_a_picture_is_resized_as_in_the_two_codes(shape, size, caffe):
     image = picture(*shape)
-    pixels, found = faster_rcnn.network_input(image, FasterRCNNConfig())
-    assert found == size
     blue_first = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].double()
-    expected = functional.interpolate(blue_first, size, mode='bilinear', align_corners=False)
-    expected -= torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
-    assert torch.allclose(pixels.double(), expected, atol=1e-3)
+    means = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
+    short, long = min(shape), max(shape)
+    for convention, expected in ((DETECTRON2, size), (CAFFE, caffe)):
+        pixels, found, scales = faster_rcnn.network_input(image, FasterRCNNConfig(), convention)
+        assert found == expected
+        if convention is CAFFE:
+            assert scales == (600 / short if 600 / short * long < 1000.5 else 1000 / long,) * 2
+        else:
+            assert scales == (size[0] / shape[0], size[1] / shape[1])
+        # What PyTorch finds at the same places.
+        plain = functional.grid_sample(blue_first, sampling_grid(shape, expected, scales), 'bilinear', 'border', False)
+        assert torch.allclose(pixels.double(), plain - means, atol=1e-3)
+
+
+def sampling_grid(shape, size, scales):
+    """Where in a picture of a shape the middles of the pixels of a size lie, from -1 to 1 across it: (1, h, w, 2)."""
+    y, x = ((torch.arange(new) + 0.5).double() / scale / old * 2 - 1 for old, new, scale in zip(shape, size, scales, strict=True))
+    return torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[None]
 
 
 def test_a_very_long_picture_has_regions_too():
@@ -348,23 +393,34 @@ def test_regions_are_what_the_files_hold(tmp_path):
         assert all(np.array_equal(getattr(one, name), getattr(same, name)) for name in tsv.ARRAYS)
 
 
-def test_regions_are_the_networks_own_rows_without_background():
-    net = network(3)
+@pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
+def test_regions_are_the_networks_own_rows_without_background(convention):
+    net, one = network(3, convention=convention), convention.one
     image = picture(40, 56)
-    pixels, size = faster_rcnn.network_input(image, TINY)
+    pixels, size, _ = faster_rcnn.network_input(image, TINY, convention)
     with torch.inference_mode():
-        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, size[0] / 40))
-    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, 0)
+        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, 2.4))
+    # Caffe's code divides by the scale; detectron2 fits 96 x 134 to 40 x 56.
+    boxes = boxes / np.float32(2.4) if one else boxes * np.float32([56 / 134, 40 / 96] * 2)
+    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, one)
     found = Detector(net, {}).regions([image], ['a'])[0]
-    np.testing.assert_allclose(found.boxes, boxes[chosen] * np.tile([56 / size[1], 40 / size[0]], 2), atol=1e-2)
+    np.testing.assert_allclose(found.boxes, boxes[chosen], atol=1e-3)
     np.testing.assert_allclose(found.features, features[chosen], rtol=1e-3, atol=1e-3)
     assert found.classes.tolist() == objects[chosen, :-1].argmax(1).tolist()
     np.testing.assert_allclose(found.attribute_conf, attributes[chosen, :-1].max(1), rtol=1e-3)
 
 
+def test_caffe_keeps_boxes_as_high_as_a_picture_of_16_pixels():
+    net = network(3, convention=CAFFE)
+    for height, few in ((16, 1), (15, 0)):
+        with torch.inference_mode():
+            pixels, size, scales = faster_rcnn.network_input(picture(height, 80), TINY, CAFFE)
+            assert (len(net(pixels, size, scales[0])[0]) > 0) == few
+
+
 def test_half_precision_gives_nearly_the_same_features():
     image, whole, half = picture(), Detector(network(5), {}), Detector(network(5), {}, bf16=True)
-    pixels, _ = faster_rcnn.network_input(image, TINY)
+    pixels, *_ = faster_rcnn.network_input(image, TINY, DETECTRON2)
     with torch.inference_mode():
         expected, found = whole.net.backbone(pixels), half.net.backbone(pixels.bfloat16())
     assert found.dtype == torch.bfloat16
@@ -539,6 +595,38 @@ class Harm:
         return open, (str(self.file), 'w')
 
 
+@pytest.mark.parametrize('stored', ['<f4', '>f4', '<f8', '>f2'])
+def test_arrays_of_a_pickle_are_read_in_their_order(tmp_path, stored):
+    wide = np.arange(12, dtype=stored).reshape(3, 4)
+    arrays = {'rows': wide, 'columns': np.asfortranarray(wide), 'one': np.array(7, stored), 'int': np.int8([5])}
+    for protocol in (1, 2, 4):
+        (tmp_path / 'x.pkl').write_bytes(pickle.dumps(arrays, protocol))
+        found = detector_weights.read_pickle(tmp_path / 'x.pkl')
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert found[name].shape == array.shape and found[name].tolist() == array.tolist()
+
+
+def test_a_pickle_gets_no_more_memory_than_its_file(tmp_path):
+    shape = b'\x8a\x05' + (2 * 10 ** 9).to_bytes(5, 'little')
+    for content in (b'\x80\x02Nr' + struct.pack('<I', 2 ** 28) + b'.',  # a table of so many entries
+                    b'\x80\x02}X\x01\x00\x00\x00acnumpy\nndarray\n(' + shape + b'tRs.'):  # an array of so many numbers
+        (tmp_path / 'x.pkl').write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(WeightsError, match=r'x\.pkl'):
+            detector_weights.read_pickle(tmp_path / 'x.pkl')
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_damaged_kind_of_numbers_does_not_make_numpy_follow_pointers(tmp_path):
+    content = pickle.dumps({'a': np.ones(2, '>f4')}, 2)  # whose flags are the last number of its state
+    flags = content.index(b'\xffK\x00tq') + 2
+    (tmp_path / 'x.pkl').write_bytes(content[:flags] + b'\x3f' + content[flags + 1:])
+    assert detector_weights.read_pickle(tmp_path / 'x.pkl')['a'].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize('hide', [lambda harm: harm, lambda harm: np.array([harm], object), lambda harm: [{'x': (harm,)}]])
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
     path, trace = tmp_path / 'x.pkl', tmp_path / 'trace'
@@ -553,8 +641,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
 @pytest.mark.parametrize(('content', 'found'), [
     (b'', 'EOFError'), (pickle.dumps({'model': {'a': np.ones(3)}})[:-20], 'x.pkl'), (pickle.dumps([1, 2]), 'found list'),
     (pickle.dumps({'model': {}}), 'dict of arrays'), (pickle.dumps({'a': 'text'}), "'a': expected an array of .*found str"),
-    (pickle.dumps({'a': np.array(['text'])}), 'found <U4'),
-    (pickle.dumps({'a': np.array([{}])}), 'found object'), (pickle.dumps({1: np.ones(3)}), '1: expected'), (b'junk', 'x.pkl'),
+    (pickle.dumps({'a': np.array(['text'])}), 'found one of <U4'), (pickle.dumps({'a': np.array([{}])}), 'found one of object'),
+    (pickle.dumps({'a': np.ones(2, np.longdouble)}), 'x.pkl: .*longdouble'), (pickle.dumps({1: np.ones(3)}), '1: expected'),
+    (pickle.dumps({'a': np.ones(2), 'b': 3}), "'b': expected an array of .*found int"), (b'junk', 'x.pkl'),
 ])
 def test_other_pickles_are_refused(tmp_path, content, found):
     (tmp_path / 'x.pkl').write_bytes(content)
@@ -632,7 +721,9 @@ def caffe_layers(net):
     yield 'bbox_pred', [np.concatenate([np.full((4, *array.shape[1:]), 9, np.float32), array]) for array in
                         (state[f'{head}.bbox_pred.weight'], state[f'{head}.bbox_pred.bias'])]
     yield 'fc_attr', [state[f'{head}.fc_attr.weight'], state[f'{head}.fc_attr.bias']]
-    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]  # in the files of the original, not of the network
+    # In the files of the original, not of the network; a scale has no sides.
+    yield 'heatmap_scale', [np.float32(1)]
+    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]
 
 
 def caffe_file(path, layers, form='packed'):
@@ -647,7 +738,17 @@ def test_weights_load_from_caffes_file(tmp_path, form):
     same_network(detector, net)
     assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
     assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
-    assert re.search(r'unexpected +2 +fc_rel1', detector.report)
+    assert re.search(r'unexpected +3 +heatmap_scale.0, fc_rel1', detector.report)
+
+
+def test_a_number_a_field_takes_no_object_a_number(tmp_path):
+    blob = field(7, field(1, number(10 ** 5))) + (number(5 * 8 + 5) + struct.pack('<f', 1.5)) * 10 ** 5
+    (tmp_path / 'x.caffemodel').write_bytes(field(100, field(1, b'conv1') + field(7, blob)))
+    tracemalloc.start()
+    found = detector_weights.read_caffe(tmp_path / 'x.caffemodel')['conv1'][0]
+    assert tracemalloc.get_traced_memory()[1] < 3e6
+    tracemalloc.stop()
+    assert np.array_equal(found, np.full(10 ** 5, 1.5, np.float32))
 
 
 def test_softmax_over_caffes_two_channels_ranks_as_one_logit_does():
@@ -680,7 +781,11 @@ def caffe_faults():
     yield whole + caffe_layer('conv9', [np.ones(3, np.float32)]), 'conv9'
     short = field(7, field(7, field(1, number(9))) + field(5, struct.pack('<2f', 1, 2)))
     yield field(100, field(1, b'conv1') + short), r'2 numbers for the shape \(9,\)'
-    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), '3 bytes of numbers of 4'
+    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), 'multiple of element size'
+    yield bytes(10_000_000), 'number 0'  # as a download leaves them that was stopped
+    empty = field(7, field(7, field(1, number(0) + number(2 ** 63 - 1))))
+    yield field(100, field(1, b'conv1') + empty), 'found none'  # what numpy has no room for
+    yield without('bbox_pred', caffe_layer('bbox_pred', [np.float32(1)])), r'layer bbox_pred: expected .*shapes \(\)'
 
 
 @pytest.mark.parametrize(('content', 'found'), list(caffe_faults()))
@@ -699,5 +804,16 @@ def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatc
         found = bench.measure('fp32', argparse.Namespace(images=images, count=3, device='cpu'))
         assert found['fp32, boxes an image'] > 0
         assert found['fp32, images/s'] * found['fp32, s an image'] == pytest.approx(1)
-    with pytest.raises(FileNotFoundError, match='found no pictures'):
-        bench.read(tmp_path.parent, 1)
+
+
+def test_the_benchmark_says_what_is_wrong_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(Path(bench.__file__).parents[1]))
+    (tmp_path / 'bad.jpg').write_text('no picture')
+    for flags, expected in ((('--images', tmp_path / 'none'), 'none: expected a folder of pictures'),
+                            (('--images', tmp_path), 'bad.jpg: expected a picture'), (('--count', '1,2'), '--count: invalid')):
+        with pytest.raises(SystemExit) as ended:
+            bench.main(['--out', str(tmp_path / 'x.json'), *map(str, flags)])
+        assert ended.value.code
+        errors = capfd.readouterr().err
+        assert expected in errors and errors.count('error:') == 1 and 'Traceback' not in errors
+    assert not (tmp_path / 'x.json').exists()

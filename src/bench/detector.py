@@ -24,7 +24,10 @@ def main(argv=None) -> int:
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='where to compute (cpu)')
     options = parser.parse_args(argv)
     if options.part:
-        print(json.dumps(measure(options.part, options)))
+        try:
+            print(json.dumps(measure(options.part, options)))
+        except (OSError, ValueError, RuntimeError) as error:  # the last: of CUDA
+            parser.exit(1, f'bench.bash: error: {error}\n')
         return 0
     flags = ['--count', options.count, '--device', options.device, *(['--images', options.images] if options.images else [])]
     figures = {}
@@ -36,26 +39,29 @@ def main(argv=None) -> int:
 
 def measure(mode, options):
     """The figures of one precision, by a process of its own."""
-    pictures = read(options.images, options.count + 1)
+    warm = next(pictures(options.images, 1))
     detector = Detector.random(0, options.device, bf16=mode == 'bf16')
-    detector.regions(pictures[:1], ['warm'])
-    begin = time.perf_counter()
-    found = detector.regions(pictures[1:], [str(i) for i in range(1, len(pictures))])
-    seconds = (time.perf_counter() - begin) / len(found)
-    return {f'{mode}, s an image': seconds, f'{mode}, images/s': 1 / seconds,
-            f'{mode}, boxes an image': sum(len(image.boxes) for image in found) / len(found),
+    detector.regions([warm], ['warm'])
+    seconds = boxes = 0
+    for picture in pictures(options.images, options.count):
+        begin = time.perf_counter()
+        found, = detector.regions([picture], ['picture'])
+        seconds += (time.perf_counter() - begin) / options.count
+        boxes += len(found.boxes) / options.count
+    return {f'{mode}, s an image': seconds, f'{mode}, images/s': 1 / seconds, f'{mode}, boxes an image': boxes,
             f'{mode}, peak resident memory, MB': report.most_resident() / 1e6}
 
 
-def read(folder, count):
+def pictures(folder, count):
     """Some pictures of a folder, over and over if there are fewer, or noise."""
     if folder is None:
         rng = np.random.default_rng(0)
-        return [rng.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in range(count)]
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+        yield from (rng.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in range(count))
+        return
+    files = sorted(path for path in folder.glob('*') if path.suffix.lower() in ENDINGS)
     if not files:
-        raise FileNotFoundError(f'--images {folder}: found no pictures ({", ".join(ENDINGS)})')
-    return [open_picture(files[i % len(files)]) for i in range(count)]
+        raise FileNotFoundError(f'--images {folder}: expected a folder of pictures ({", ".join(ENDINGS)}), found none')
+    yield from (open_picture(files[place % len(files)]) for place in range(count))
 
 
 if __name__ == '__main__':

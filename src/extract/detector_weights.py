@@ -40,15 +40,43 @@ def read(path):
 # ---------------------------------------------------------------------------- detectron2's pickles
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays in dicts, lists, tuples, strings and numbers; nothing that a pickle could have run."""
+class Kind:
+    """Stands for numpy.dtype, which believes a damaged pickle that numbers are pointers."""
+
+    def __init__(self, code, *_):
+        self.code, self.order = code, '='
+
+    def __setstate__(self, state):
+        self.order = state[1]
+
+
+class Array:
+    """Stands for numpy.ndarray, of which a few bytes ask for any size."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        _, shape, kind, by_columns, data = state
+        dtype = np.dtype(kind.order + kind.code)
+        if dtype.kind not in 'fi':
+            raise pickle.UnpicklingError(f'expected arrays of numbers, found one of {dtype}')
+        data = data.encode('latin1') if isinstance(data, str) else data  # of Python 2
+        array = np.frombuffer(data, dtype).reshape(shape, order='F' if by_columns else 'C')
+        self.tensor = torch.from_numpy(array.astype(dtype.newbyteorder('=')))
+
+
+class ArraysOnly(pickle._Unpickler):
+    """Reads arrays of numbers in dicts, lists, tuples, strings and numbers; nothing that a pickle could have run.
+
+    In Python: that in C makes its table as large as a damaged file says.
+    """
 
     def find_class(self, module, name):
         module = module.replace('numpy._core', 'numpy.core')  # numpy 2 has a new name for it
-        if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes for Python 2
-            return lambda text, encoding: text.encode('latin1')
-        allowed = {('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0], ('numpy', 'ndarray'): np.ndarray,
-                   ('numpy', 'dtype'): np.dtype, ('collections', 'OrderedDict'): dict}
+        allowed = {('numpy.core.multiarray', '_reconstruct'): Array, ('numpy', 'ndarray'): None, ('numpy', 'dtype'): Kind,
+                   ('collections', 'OrderedDict'): dict,
+                   ('_codecs', 'encode'): lambda text, _: text.encode('latin1')}  # how Python 3 writes bytes for Python 2
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f'{module}.{name} is not allowed: expected arrays of numbers and their names only')
         return allowed[module, name]
@@ -59,19 +87,18 @@ def read_pickle(path):
     try:
         with open(path, 'rb') as file:
             found = ArraysOnly(file, encoding='latin1').load()  # written by Python 2, some of them
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # a damaged pickle makes nearly anything be raised
         raise WeightsError(f'{path}: expected a pickle of arrays by name, found none ({type(error).__name__}: {error}); fetch it '
                            'again') from None
     found = found.get('model', found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:
-        raise WeightsError(f'{path}: expected a dict of arrays by name, found {type(found).__name__}')
+        raise WeightsError(f'{path}: expected a dict of arrays by name, found {type(found).__name__}; fetch it again')
     for name, array in found.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray) or array.dtype.kind not in 'fi':
-            raise WeightsError(f'{path}: {name!r}: expected an array of numbers, found '
-                               f'{getattr(array, "dtype", type(array).__name__)}')
-    return {name: torch.from_numpy(np.array(array, array.dtype.newbyteorder('='))) for name, array in found.items()}
+        if not isinstance(name, str) or not hasattr(array, 'tensor'):
+            raise WeightsError(f'{path}: {name!r}: expected an array of numbers, found {type(array).__name__}; fetch it again')
+    return {name: array.tensor for name, array in found.items()}
 
 
 # ---------------------------------------------------------------------------- Caffe's protobuf
@@ -97,18 +124,14 @@ def read_caffe(path):
                 continue
             name, blobs = layer(value, *NAME_BLOBS[LAYERS[number]])
             if blobs and name in layers:
-                raise WeightsError(f'{path}: has layer {name} twice; it cannot be told which one is meant')
+                raise ValueError(f'has layer {name} twice')
             if blobs:
                 layers[name] = blobs
-    except (WireError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError) as error:
         raise WeightsError(f'{path}: expected a whole Caffe model, found none ({error}); fetch it again') from None
     if not layers:
         raise WeightsError(f'{path}: expected a Caffe model with weights, found no layer that has any')
     return layers
-
-
-class WireError(ValueError):
-    """Bytes that are not of a protobuf message."""
 
 
 def layer(message, name_field, blobs_field):
@@ -123,21 +146,19 @@ def layer(message, name_field, blobs_field):
 
 def blob(message):
     """A BlobProto as an array of float32, of the shape it has there."""
-    parts, shape, old = [], None, {}
+    numbers, shape, old = {DATA: bytearray(), DOUBLES: bytearray()}, None, {}
     for number, kind, value in fields(message):
-        if number in (DATA, DOUBLES) and kind != VARINT:  # packed, or a number a field
-            dtype = np.dtype('<f4' if number == DATA else '<f8')
-            if len(value) % dtype.itemsize:
-                raise WireError(f'{len(value)} bytes of numbers of {dtype.itemsize} bytes')
-            parts.append(np.frombuffer(value, dtype))
+        if number in numbers and kind != VARINT:  # packed, or a number a field
+            numbers[number] += value
         elif number == SHAPE and kind == BYTES:
             shape = dims(value)
         elif number in OLD_SHAPE and kind == VARINT:
             old[number] = value
-    data = np.concatenate(parts, dtype=np.float32, casting='same_kind') if parts else np.empty(0, np.float32)
+    data = np.concatenate([np.frombuffer(numbers[DATA], '<f4'), np.frombuffer(numbers[DOUBLES], '<f8')], dtype=np.float32,
+                          casting='same_kind')
     shape = [old.get(number, 1) for number in OLD_SHAPE] if shape is None else shape
     if math.prod(shape) != len(data):
-        raise WireError(f'{len(data)} numbers for the shape {tuple(shape)}')
+        raise ValueError(f'{len(data)} numbers for the shape {tuple(shape)}')
     return data.reshape(shape)
 
 
@@ -161,6 +182,8 @@ def fields(message):
     while place < len(message):
         key, place = varint(message, place)
         number, kind = key >> 3, key & 7
+        if not number:
+            raise ValueError('a field of number 0')
         if kind == VARINT:
             value, place = varint(message, place)
             yield number, kind, value
@@ -170,9 +193,9 @@ def fields(message):
         elif kind in (LONG, SHORT):
             length = 8 if kind == LONG else 4
         else:
-            raise WireError(f'a value of the unknown kind {kind}')
+            raise ValueError(f'a value of the unknown kind {kind}')
         if place + length > len(message):
-            raise WireError(f'{length} bytes announced where {len(message) - place} are left')
+            raise ValueError(f'{length} bytes announced where {len(message) - place} are left')
         yield number, kind, message[place:place + length]
         place += length
 
@@ -182,12 +205,12 @@ def varint(message, place):
     value = 0
     for shift in range(0, 70, 7):
         if place >= len(message):
-            raise WireError('a number that does not end')
+            raise ValueError('a number that does not end')
         byte, place = message[place], place + 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, place
-    raise WireError('a number of more than ten bytes')
+    raise ValueError('a number of more than ten bytes')
 
 
 # ---------------------------------------------------------------------------- Caffe's names and layouts
@@ -204,8 +227,8 @@ def from_caffe(layers, path):
     for name, blobs in layers.items():
         kind, target = place_of(name)
         try:
-            named = CONVERT[kind](name, [torch.from_numpy(np.array(blob)) for blob in blobs])
-        except (ValueError, RuntimeError) as error:
+            named = CONVERT[kind](name, [torch.from_numpy(blob) for blob in blobs])
+        except (ValueError, IndexError, RuntimeError) as error:
             raise WeightsError(f'{path}: layer {name}: expected the weights of such a layer, found blobs of shapes '
                                f'{", ".join(str(blob.shape) for blob in blobs)} ({error})') from None
         state |= renamed({f'{target}.{own}': tensor for own, tensor in named.items()}, str, path)

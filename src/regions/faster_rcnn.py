@@ -50,8 +50,9 @@ class Convention:
     """How the code that trained or converted the weights counts pixels.
 
     Caffe: a box from pixel 0 to pixel 15 is 16 wide (`one`), anchors are rounded, centred in their cell and ordered by ratio,
-    proposals narrower than `smallest` pixels of the photograph are dropped. detectron2: such a box is 15 wide, anchors are exact,
-    centred on the cell's corner and ordered by size.
+    proposals narrower than `smallest` pixels of the photograph are dropped, both sides of a photograph are stretched by the same
+    scale. detectron2: such a box is 15 wide, anchors are exact, centred on the cell's corner and ordered by size, a photograph is
+    stretched to whole pixels.
     """
 
     name: str
@@ -69,6 +70,17 @@ class Convention:
         middle = (STRIDE - 1) / 2
         return torch.tensor([(middle - (w - 1) / 2, middle - (h - 1) / 2, middle + (w - 1) / 2, middle + (h - 1) / 2)
                              for w, h in sides])
+
+
+    def resized(self, height, width, config):
+        """Size (h, w) of a resized photograph, and by what (y, x) its places are multiplied."""
+        scale = config.short_side / min(height, width)
+        if round(scale * max(height, width)) > config.long_side:
+            scale = config.long_side / max(height, width)
+        if self.name == 'caffe':  # with the round of C++ and Python, halves to the even number
+            return tuple(max(1, round(side * scale)) for side in (height, width)), (scale, scale)
+        size = tuple(max(1, int(side * scale + 0.5)) for side in (height, width))
+        return size, (size[0] / height, size[1] / width)
 
 
 CONVENTIONS = {one.name: one for one in (Convention('detectron2', 0, 0), Convention('caffe', 1, 16))}
@@ -180,13 +192,13 @@ class ProposalGenerator(nn.Module):
     def forward(self, features, size, scale):
         """Boxes (n, 4), n at most 300, the likeliest to hold an object first, within the photograph.
 
-        features: (1, c, h, w); size: the resized photograph's height and width; scale: resized by original.
+        features: (1, c, h, w); size: the resized photograph's height and width; scale: resized by original, of heights.
         """
         one = self.convention.one
         logits, deltas = self.rpn_head(features)
         boxes = clipped(moved(self.grid(features.shape[2:]), deltas, one), size, one)
         sides = boxes[:, 2:] - boxes[:, :2] + one
-        large = (sides > self.convention.smallest * scale).all(1)
+        large = ((sides >= self.convention.smallest * scale) & (sides > 0)).all(1)
         boxes, logits = boxes[large], logits[large]
         boxes = boxes[logits.argsort(dim=0, descending=True, stable=True)[:BEFORE_NMS]]
         return boxes[torch.from_numpy(nms(boxes.cpu().numpy(), RPN_OVERLAP, PROPOSALS, one)).to(boxes.device)]
@@ -387,7 +399,6 @@ class Detector:
         self.device, self.config, self.report = torch.device(device), net.config, report
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         convention = net.proposal_generator.convention
-        self.one = convention.one
         self.provenance = {
             'detector': 'Faster R-CNN of bottom-up attention (regions.faster_rcnn)', **weights,
             'pixels counted as in': convention.name, 'anchors': anchors_of(net), 'precision': str(self.dtype)[len('torch.'):],
@@ -421,18 +432,18 @@ class Detector:
     @torch.inference_mode()
     def one_picture(self, picture, img_id, least, most) -> ImageRegions:
         check_picture(picture, img_id)
-        pixels, size = network_input(picture, self.config)
         height, width = picture.shape[:2]
-        found = self.net(pixels.to(self.device, self.dtype), size, size[0] / height)
+        pixels, size, scales = network_input(picture, self.config, self.net.proposal_generator.convention)
+        found = self.net(pixels.to(self.device, self.dtype), size, scales[0])
         boxes, features, objects, attributes = (part.cpu().numpy() for part in found)
         if not len(boxes):
             raise RegionError(f'image {img_id}: expected regions, found no box in its {width} x {height} pixels that is large '
                               'enough; leave it out, or give a larger one')
-        chosen = choose(boxes, objects[:, :-1], least, most, self.one)
-        boxes = boxes[chosen] * np.float32([width / size[1], height / size[0]] * 2)
+        boxes /= np.float32(scales[::-1] * 2)  # before the choice: a pixel of Caffe's is one of the photograph there
+        chosen = choose(boxes, objects[:, :-1], least, most, self.net.proposal_generator.convention.one)
         named = [column for p in (objects[chosen, :-1], attributes[chosen, :-1]) for column in (p.argmax(1), p.max(1))]
         try:
-            return tsv.check(ImageRegions(img_id, height, width, *named, boxes, features[chosen]), self.config.feature)
+            return tsv.check(ImageRegions(img_id, height, width, *named, boxes[chosen], features[chosen]), self.config.feature)
         except RegionError as error:
             raise RegionError(f'image {img_id}: {error}; of the detector itself: are its weights damaged?') from None
 
@@ -445,13 +456,14 @@ def check_picture(picture, img_id):
         raise RegionError(f'image {img_id}: expected an array of uint8 (height, width, 3), red, green, blue, found {found}')
 
 
-def network_input(picture, config):
-    """(1, 3, h, w) float32 of a picture (height, width, 3), and its size (h, w) in it, as in Caffe: resized without smoothing,
-    blue first, less the means. A picture of a few pixels' height or width is padded, for the strides of the network."""
-    height, width = picture.shape[:2]
-    scale = min(config.short_side / min(height, width), config.long_side / max(height, width))
-    size = tuple(max(1, int(side * scale + 0.5)) for side in (height, width))
-    (y, below, v), (x, right, u) = (neighbours(old, new) for old, new in zip((height, width), size, strict=True))
+def network_input(picture, config, convention):
+    """A picture (height, width, 3) as (1, 3, h, w) float32, its size (h, w) in it, and by what its y and x were multiplied.
+
+    As in Caffe: resized without smoothing, blue first, less the means. A picture of a few pixels' height or width is padded, for
+    the strides of the network.
+    """
+    size, scales = convention.resized(*picture.shape[:2], config)
+    (y, below, v), (x, right, u) = map(neighbours, picture.shape[:2], size, scales)
     rows = []
     for row in (y, below):  # only the pixels that are needed leave the picture, which may be large
         left, other = picture[row[:, None], x].astype(np.float32), picture[row[:, None], right]
@@ -459,12 +471,12 @@ def network_input(picture, config):
     resized = (rows[0] + (rows[1] - rows[0]) * v[:, None, None])[..., ::-1] - np.float32(MEANS)
     pixels = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)[None]  # channels last in memory
     padding = [max(0, STRIDE - side) for side in size]
-    return functional.pad(pixels, (0, padding[1], 0, padding[0])), size
+    return functional.pad(pixels, (0, padding[1], 0, padding[0])), size, scales
 
 
-def neighbours(old, new):
+def neighbours(old, new, scale):
     """For each of `new` pixels along a side the two of `old` that it lies between, and how near the second, (new,) each."""
-    place = ((np.arange(new) + 0.5) * (old / new) - 0.5).clip(0, old - 1)
+    place = ((np.arange(new) + 0.5) / scale - 0.5).clip(0, old - 1)
     first = place.astype(np.int64)
     return first, np.minimum(first + 1, old - 1), (place - first).astype(np.float32)
 
