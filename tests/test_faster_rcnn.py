@@ -130,7 +130,8 @@ def crowded(count, seed):
 def test_nms_is_that_of_plain_loops(one, threshold):
     boxes, scores = crowded(150, seed=one)
     order = np.argsort(-scores)
-    kept = order[faster_rcnn.nms(boxes[order], threshold, 1000, one)]
+    kept = order[faster_rcnn.nms(boxes[order], threshold, 1000, one, block=40)]
+    assert np.array_equal(kept, order[faster_rcnn.nms(boxes[order], threshold, 1000, one)])
     expected = plain_nms(boxes, scores, threshold, one)
     assert 10 < len(expected) < 140
     assert kept.tolist() == expected

@@ -71,7 +71,6 @@ class Convention:
         return torch.tensor([(middle - (w - 1) / 2, middle - (h - 1) / 2, middle + (w - 1) / 2, middle + (h - 1) / 2)
                              for w, h in sides])
 
-
     def resized(self, height, width, config):
         """Size (h, w) of a resized photograph, and by what (y, x) its places are multiplied."""
         scale = config.short_side / min(height, width)
@@ -299,27 +298,44 @@ def overlaps(boxes, others, one):
     return np.divide(shared, areas - shared, out=np.zeros_like(shared), where=shared > 0)
 
 
-def nms(boxes, threshold, most, one):
+def nms(boxes, threshold, most, one, block=256):
     """Which of (n, 4) boxes, numpy, the best first, are kept when each takes out the later ones that overlap it by more than
-    `threshold`: the indices of at most `most`."""
-    left, kept = np.arange(len(boxes)), []
-    while len(left) and len(kept) < most:
-        kept.append(left[0])
-        left = left[1:][overlaps(boxes[left[:1]], boxes[left[1:]], one)[0] <= threshold]
-    return np.array(kept, np.int64)
+    `threshold`: the indices of at most `most`. `block` boxes are compared at a time, since mostly few are looked at."""
+    kept = []
+    for first in range(0, len(boxes), block):
+        part = np.arange(first, min(first + block, len(boxes)))
+        part = part[(overlaps(boxes[part], boxes[kept], one) <= threshold).all(1)]
+        apart = overlaps(boxes[part], boxes[part], one) <= threshold
+        alive = np.ones(len(part), bool)
+        for place, box in enumerate(part):
+            if alive[place]:
+                kept.append(box)
+                alive[place + 1:] &= apart[place, place + 1:]
+        if len(kept) >= most:
+            break
+    return np.array(kept[:most], np.int64)
 
 
 def best_kept(boxes, scores, one):
     """(n,): a box's highest score of the classes in whose NMS it is kept, else 0. scores: (n, c); all numpy."""
     apart = overlaps(boxes, boxes, one) <= CLASS_OVERLAP
     np.fill_diagonal(apart, True)
-    scores = np.ascontiguousarray(scores.T)  # (c, n)
-    ranked, alive = np.argsort(-scores, 1, kind='stable'), np.ones_like(scores, bool)
+    scores, done = scores.copy(), []
+    # Few classes are any box's best one, or its next best where NMS has taken it out of that.
+    while len(classes := np.setdiff1d(scores.argmax(1), done)):
+        scores[:, classes] *= kept_of_each(apart, scores[:, classes].T)
+        done += classes.tolist()
+    return scores.max(1)
+
+
+def kept_of_each(apart, scores):
+    """Whether a box is kept in the NMS of each class, (n, c). apart: (n, n), which may both be kept; scores: (c, n)."""
+    ranked, alive = np.argsort(-scores, 1, kind='stable'), np.ones(scores.shape, bool)
     classes = np.arange(len(scores))
     for box in ranked.T:  # (c,): of every class its next best
         live = alive[classes, box].nonzero()[0]
         alive[live] &= apart[box[live]]
-    return (scores * alive).max(0)
+    return alive.T
 
 
 def choose(boxes, scores, least, most, one):
@@ -433,8 +449,8 @@ class Detector:
     def one_picture(self, picture, img_id, least, most) -> ImageRegions:
         check_picture(picture, img_id)
         height, width = picture.shape[:2]
-        pixels, size, scales = network_input(picture, self.config, self.net.proposal_generator.convention)
-        found = self.net(pixels.to(self.device, self.dtype), size, scales[0])
+        pixels, size, scales = network_input(picture, self.config, self.net.proposal_generator.convention, self.device)
+        found = self.net(pixels.to(self.dtype), size, scales[0])
         boxes, features, objects, attributes = (part.cpu().numpy() for part in found)
         if not len(boxes):
             raise RegionError(f'image {img_id}: expected regions, found no box in its {width} x {height} pixels that is large '
@@ -456,29 +472,29 @@ def check_picture(picture, img_id):
         raise RegionError(f'image {img_id}: expected an array of uint8 (height, width, 3), red, green, blue, found {found}')
 
 
-def network_input(picture, config, convention):
+def network_input(picture, config, convention, device='cpu'):
     """A picture (height, width, 3) as (1, 3, h, w) float32, its size (h, w) in it, and by what its y and x were multiplied.
 
     As in Caffe: resized without smoothing, blue first, less the means. A picture of a few pixels' height or width is padded, for
     the strides of the network.
     """
     size, scales = convention.resized(*picture.shape[:2], config)
-    (y, below, v), (x, right, u) = map(neighbours, picture.shape[:2], size, scales)
-    rows = []
-    for row in (y, below):  # only the pixels that are needed leave the picture, which may be large
-        left, other = picture[row[:, None], x].astype(np.float32), picture[row[:, None], right]
+    (y, below, v), (x, right, u) = (neighbours(*of_side, device) for of_side in zip(picture.shape[:2], size, scales, strict=True))
+    picture, rows = torch.from_numpy(np.array(picture, order='C')).to(device), []
+    for row in (y, below):  # only the pixels that are needed become floats: the picture may be large
+        left, other = (picture[row[:, None], column].float() for column in (x, right))
         rows.append(left + (other - left) * u[:, None])
-    resized = (rows[0] + (rows[1] - rows[0]) * v[:, None, None])[..., ::-1] - np.float32(MEANS)
-    pixels = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)[None]  # channels last in memory
+    resized = (rows[0] + (rows[1] - rows[0]) * v[:, None, None]).flip(-1) - torch.tensor(MEANS, device=device)
+    pixels = resized.permute(2, 0, 1)[None]  # channels last in memory
     padding = [max(0, STRIDE - side) for side in size]
     return functional.pad(pixels, (0, padding[1], 0, padding[0])), size, scales
 
 
-def neighbours(old, new, scale):
+def neighbours(old, new, scale, device):
     """For each of `new` pixels along a side the two of `old` that it lies between, and how near the second, (new,) each."""
-    place = ((np.arange(new) + 0.5) / scale - 0.5).clip(0, old - 1)
-    first = place.astype(np.int64)
-    return first, np.minimum(first + 1, old - 1), (place - first).astype(np.float32)
+    place = ((torch.arange(new, dtype=torch.float64, device=device) + 0.5) / scale - 0.5).clamp(0, old - 1)
+    first = place.long()
+    return first, (first + 1).clamp(max=old - 1), (place - first).float()
 
 
 def anchors_of(net):
