@@ -381,6 +381,18 @@ def test_a_picture_gets_the_same_regions_alone_and_among_others():
             assert np.array_equal(getattr(alone, name), getattr(one, name)), name
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
+def test_a_gpu_finds_the_same_regions():
+    """But for the few that rounding brings to the other side of a threshold."""
+    cpu, gpu = (Detector(network(), {}, device).regions([picture()], ['a'])[0] for device in ('cpu', 'cuda'))
+    there, same = (np.abs(cpu.boxes[:, None] - gpu.boxes).max(2) < 0.5).nonzero()
+    assert len(set(there)) > 0.8 * len(cpu.boxes)
+    for name in ('features', 'class_conf', 'attribute_conf'):
+        np.testing.assert_allclose(getattr(gpu, name)[same], getattr(cpu, name)[there], rtol=0.05, atol=0.05)
+    assert Detector(network(), {}, 'cuda', bf16=True).regions([picture()], ['a'])[0].features.shape == cpu.features.shape
+
+
 def test_regions_are_what_the_files_hold(tmp_path):
     detector = Detector(network(), {})
     found = detector.regions([picture(), picture(90, 50, 1)], ['a', 'b'], 10, 40)
