@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from xml.etree import ElementTree
@@ -217,17 +218,18 @@ def test_what_cannot_be_answered_is_said(running, tmp_path, question, data, says
 
 def test_a_picture_that_is_not_there(running, tmp_path):
     assert 'Choose the picture first' in running[1].ask('what?', None)[1]
-    assert 'no longer there' in running[1].ask('what?', {'path': str(tmp_path / 'gone.png')})[1]
+    assert 'no longer there' in running[1].ask('what?', str(tmp_path / 'gone.png'))[1]
 
 
-def test_only_files_that_were_sent_are_read(running, tmp_path):
-    """Whoever speaks to the server past the page cannot have it open a file of this machine."""
-    (tmp_path / 'private.png').write_bytes(png(60, 50))
+@pytest.mark.parametrize('named', [{'meta': {'_type': 'gradio.FileData'}}, {}, {'meta': {}}, {'url': 'http://127.0.0.1:9/a.png'}])
+def test_only_files_that_were_sent_are_read(running, files, named):
+    """Whoever speaks to the server past the page cannot have it open a file of this machine, here one that it would answer about,
+    whatever is told of it."""
     url = f'{running[0]}gradio_api/call/ask'
-    called = requests.post(url, json={'data': ['what?', {'path': str(tmp_path / 'private.png'),
-                                                         'meta': {'_type': 'gradio.FileData'}}]}, timeout=60).json()
-    reply = requests.get(f'{url}/{called["event_id"]}', timeout=60).text
-    assert reply.startswith('event: error') and 'svg' not in reply
+    for path in (str(files[0]), f'{tempfile.gettempdir()}/gradio/../..{files[0]}'):
+        called = requests.post(url, json={'data': ['what?', {'path': path, **named}]}, timeout=60).json()
+        reply = requests.get(f'{url}/{called["event_id"]}', timeout=60).text
+        assert (reply.startswith('event: error') or 'Choose the picture first' in reply) and 'svg' not in reply
 
 
 def test_large_files_are_refused(snapshots, made_world, monkeypatch):  # noqa: F811

@@ -29,10 +29,10 @@ class Demo:
     def ask(self, question, *pictures):
         """({answer: probability}, HTML of what the first one rests on), or (None, HTML that says what is wrong).
 
-        pictures: of each {'path': its file}, as Gradio sends it, or None.
+        pictures: the file of each, or None.
         """
         try:
-            answers, seen, found = self.answer(question, [self._read(i, picture) for i, picture in enumerate(pictures, 1)])
+            answers, seen, found = self.answer(question, [self._read(i, file) for i, file in enumerate(pictures, 1)])
         except (ValueError, OSError) as error:
             return None, f'<p role="alert"><strong>{escape(str(error))}</strong></p>'
         own = shares(np.array([0 if word in SPECIAL else weight for word, weight in
@@ -58,12 +58,12 @@ class Demo:
     def _called(self, number):
         return f'picture {number}' if self.asker.pictures > 1 else 'the picture'
 
-    def _read(self, number, picture):
+    def _read(self, number, file):
         """The bytes of a picture's file."""
-        if not picture or not picture.get('path'):
+        if not file:
             raise ValueError(f'Choose {self._called(number)} first.')
         try:
-            return Path(picture['path']).read_bytes()
+            return Path(file).read_bytes()
         except OSError:
             raise ValueError(f'{self._called(number)} is no longer there; choose it again') from None
 

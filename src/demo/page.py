@@ -1,5 +1,7 @@
 """The demo's page: what is chosen and typed goes to a Demo, and its answers are shown. Needs Gradio."""
 
+from pathlib import Path
+
 import gradio as gr
 
 PLAIN = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])  # its own fonts are on another host
@@ -27,9 +29,20 @@ def made(demo):
             with gr.Column():
                 answers = gr.Label(label='Answers', elem_id='answers')
                 look = gr.HTML(elem_id='look')
+
+        def answered(question, *sent):
+            return demo.ask(question, *(file(picture, pictures[0].GRADIO_CACHE) for picture in sent))
+
         # A picture as the file that it came in, which Gradio's own reading would change or refuse in words of its own.
-        gr.on([ask.click, question.submit], demo.ask, [question, *pictures], [answers, look], preprocess=False, api_name='ask')
+        gr.on([ask.click, question.submit], answered, [question, *pictures], [answers, look], preprocess=False, api_name='ask')
     return page
+
+
+def file(picture, folder):
+    """The file of a picture as Gradio hands it over, if it is one of those in its folder: examples and what was sent. Else None:
+    Gradio lets a caller past the page name any file of this machine."""
+    path = picture and picture['path']
+    return path if path and Path(path).resolve().is_relative_to(Path(folder).resolve()) else None
 
 
 def launch(demo, host, port):
@@ -38,5 +51,5 @@ def launch(demo, host, port):
     Raises OSError where it cannot listen there."""
     page = made(demo)
     page.launch(server_name=host, server_port=port, max_file_size=MOST_BYTES, share=False, ssr_mode=False, run_history=False,
-                footer_links=[], quiet=True, theme=PLAIN, prevent_thread_lock=True)
+                enable_monitoring=False, footer_links=[], quiet=True, theme=PLAIN, prevent_thread_lock=True)
     return page
