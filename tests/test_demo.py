@@ -222,14 +222,17 @@ def test_a_picture_that_is_not_there(running, tmp_path):
 
 
 @pytest.mark.parametrize('named', [{'meta': {'_type': 'gradio.FileData'}}, {}, {'meta': {}}, {'url': 'http://127.0.0.1:9/a.png'}])
-def test_only_files_that_were_sent_are_read(running, files, named):
+def test_only_files_that_were_sent_are_read(running, files, named, monkeypatch):
     """Whoever speaks to the server past the page cannot have it open a file of this machine, here one that it would answer about,
-    whatever is told of it."""
+    whatever is told of it, nor fetch one from elsewhere."""
+    fetched = []
+    monkeypatch.setattr('gradio.processing_utils.async_ssrf_protected_download', lambda *args, **_: fetched.append(args))
     url = f'{running[0]}gradio_api/call/ask'
-    for path in (str(files[0]), f'{tempfile.gettempdir()}/gradio/../..{files[0]}'):
+    for path in (str(files[0]), f'{tempfile.gettempdir()}/gradio/../..{files[0]}', 'http://198.51.100.1/a.png'):
         called = requests.post(url, json={'data': ['what?', {'path': path, **named}]}, timeout=60).json()
         reply = requests.get(f'{url}/{called["event_id"]}', timeout=60).text
         assert (reply.startswith('event: error') or 'Choose the picture first' in reply) and 'svg' not in reply
+    assert not fetched
 
 
 def test_large_files_are_refused(snapshots, made_world, monkeypatch):  # noqa: F811
@@ -254,10 +257,16 @@ def test_faults_of_the_call(snapshots, made_world, running, tmp_path, monkeypatc
         monkeypatch.setenv(name, '')  # for the other tests, what the program sets is undone
     load = '--load', str(snapshots['vqa']), '--world', str(made_world), '--device', 'cpu'
     port = running[0].rstrip('/').split(':')[-1]
-    for flags, says in (((*load, '--port', port), 'expected a free port'), ((*load, '--port', '70000'), 'port'),
-                        (('--load', 'none'), 'none')):
+    for flags, says in (((*load, '--port', port), f'--port {port}: expected an address'), (('--load', 'none'), 'none'),
+                        ((*load, '--host', '192.0.2.1'), '--host 192.0.2.1 --port 7860'),  # no machine's
+                        ((*load, '--minBoxes', '0'), 'found 0 and 36'),
+                        ((*load, '--world', str(tmp_path)), f'--world {tmp_path}: expected a sample world')):
         assert app.main(flags) == 1
         assert says in capsys.readouterr().err
+    for wrong in ('0', '65536'):
+        with pytest.raises(SystemExit):
+            app.main([*load, '--port', wrong])
+        assert f'expected 1 to 65535, found {wrong}' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'gradio', None)
     monkeypatch.delattr('demo.page')
     monkeypatch.delitem(sys.modules, 'demo.page')
@@ -266,18 +275,23 @@ def test_faults_of_the_call(snapshots, made_world, running, tmp_path, monkeypatc
     assert app.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
 
 
-def test_the_program_says_where_it_is_and_leaves_nothing(snapshots, made_world, files, tmp_path):  # noqa: F811
-    """It listens on this machine alone, prints its address, answers, also where there is a proxy, and ends well by Ctrl-C."""
+@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_program_says_where_it_is_and_leaves_nothing(snapshots, made_world, files, tmp_path, end):  # noqa: F811
+    """It listens on this machine alone, prints its address, answers, also where there is a proxy, and ends well by Ctrl-C, by
+    SIGTERM and with its terminal. Variables of Gradio's own change nothing."""
     call = ['bash', 'run/demo.bash', '--load', snapshots['vqa'], '--world', made_world, '--device', 'cpu']
     with subprocess.Popen(call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env={**os.environ, 'TMPDIR': str(tmp_path), 'HTTP_PROXY': 'http://127.0.0.1:9'}) as process:
+                          env={**os.environ, 'TMPDIR': str(tmp_path), 'HTTP_PROXY': 'http://127.0.0.1:9', 'GRADIO_DEBUG': '1',
+                               'GRADIO_SERVER_PORT': 'none', 'GRADIO_ALLOWED_PATHS': str(ROOT)}) as process:
         address = process.stdout.readline()
         try:
             assert re.fullmatch(r'http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n', address), address + process.stderr.read()
             assert asked(address.split()[0], QUESTION, files[0])[0]
+            for path, status in ((f'gradio_api/file={ROOT}/README.md', 403), ('monitoring', 403), ('config', 200)):
+                assert requests.get(address.split()[0] + path, timeout=60).status_code == status
             sent = [path for path in tmp_path.rglob('*') if path.name == files[0].name]
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, '', '\ndemo.bash: ended\n')
     assert sent and not any(path.exists() for path in sent)

@@ -21,6 +21,8 @@ def made(demo):
                 with gr.Row():
                     pictures = [gr.Image(label=label, sources=['upload', 'clipboard'], height=260, elem_id=f'picture{i}')
                                 for i, label in enumerate(('Left picture', 'Right picture') if two else ('Picture',), 1)]
+                for picture in pictures:
+                    picture.async_move_resource_to_block_cache = as_named
                 question = gr.Textbox(label='Statement' if two else 'Question', max_length=500, elem_id='question',
                                       placeholder='Both pictures have a dog.' if two else 'What is the man holding?')
                 ask = gr.Button('Ask', variant='primary', elem_id='ask')
@@ -36,6 +38,11 @@ def made(demo):
         # A picture as the file that it came in, which Gradio's own reading would change or refuse in words of its own.
         gr.on([ask.click, question.submit], answered, [question, *pictures], [answers, look], preprocess=False, api_name='ask')
     return page
+
+
+async def as_named(path):
+    """In place of Gradio's own, which copies a file into its folder, and fetches an address that a caller past the page names."""
+    return path
 
 
 def file(picture, folder):
