@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
 from demo import app
+from demo.demo import examples
 from regions.pictures import open_picture
 from show.ask import Asker
 from show.attention import SPECIAL, look
@@ -116,6 +118,44 @@ def test_examples_are_questions_about_their_pictures(demo, made_world):
              json.loads((made_world / ('nlvr2/valid.json' if len(fields) > 1 else 'vqa/minival.json')).read_text())}
     found = [(*(re.sub(r'.*/|\.png$', '', file) for file in files), sentence) for *files, sentence in running.examples]
     assert len(found) == 24 and set(found) <= known
+
+
+def test_examples_are_of_the_whole_split_and_have_their_pictures(tmp_path):
+    for folder in ('vqa', 'images/val2014'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'vqa/minival.json').write_text(json.dumps([{'img_id': str(i), 'sent': f'{i}?'} for i in range(48)]))
+    for i in range(48):
+        if i != 6:
+            (tmp_path / f'images/val2014/{i}.png').touch()
+    assert [sentence for _, sentence in examples(tmp_path, ('img_id',))] == [f'{i}?' for i in range(0, 48, 2) if i != 6]
+
+
+def test_attention_is_of_the_last_layer_and_what_is_not_read_is_told(running, files, monkeypatch):
+    asker, layer = running[1].asker, 'cross{}.lang_to_visn'
+    answers, seen = asker.answer(QUESTION, asker.see([open_picture(files[0])], ['it']))
+    last = np.zeros_like(seen.attention[layer.format(1)])
+    last[..., 7] = 1
+    layers = {layer.format(i): seen.attention[layer.format(1)] for i in range(1, 10)} | {layer.format(10): last}
+    monkeypatch.setattr(asker, 'answer', lambda *_: (answers, replace(seen, attention=layers)))
+    told = ElementTree.fromstring(running[1].ask('many ' * 18 + 'circles there', str(files[0]))[1])
+    assert all(listed.find('li').text.endswith(' 100%') for listed in told.findall('.//ol')[1:])
+    assert told.findall('p')[0].text.endswith('not read: circles there')
+    monkeypatch.setattr(asker, 'see', lambda *_: 1 / 0)  # the regions of a picture are kept for the next question
+    assert running[1].ask('What?', str(files[0]))[0]
+
+
+def test_what_was_sent_is_deleted_and_examples_stay(snapshots, made_world, files, monkeypatch):  # noqa: F811
+    from demo import page
+    monkeypatch.setattr(page, 'AGE', 1)
+    with serving(snapshots['vqa'], made_world) as (address, running):
+        sent, = requests.post(f'{address}gradio_api/upload', files={'files': ('sent.png', png(60, 50))}, timeout=60).json()
+        shown = requests.get(f'{address}config', timeout=60).json()['components']
+        (rows,) = (each['props']['samples'] for each in shown if each['type'] == 'dataset')
+        end = time.monotonic() + 30
+        while os.path.exists(sent):
+            assert time.monotonic() < end
+            time.sleep(.1)
+        assert len(rows) == len(running.examples) and all(os.path.exists(row[0]['path']) for row in rows)
 
 
 @needs_chromium
