@@ -36,7 +36,7 @@ QUESTION = 'How many circles are there?'
 @contextmanager
 def serving(snapshot, world):
     """The address of a demo that runs, and its Demo."""
-    flags = app.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--names', str(world), '--device', 'cpu'])
+    flags = app.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--device', 'cpu'])
     demo = app.open_demo(flags)
     page = app.launch(demo, flags.host, None)
     try:

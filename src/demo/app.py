@@ -19,6 +19,7 @@ from ending import ended
 from extract.workers import DETECTORS, WEIGHTS
 from shapes.features import FEATURE_DIM
 from show.ask import Asker, default_snapshot
+from show.report import names_folder
 
 EPILOG = '''
 Examples:
@@ -31,9 +32,10 @@ variables, GRADIO_*, are not heeded.
 
 
 def open_demo(flags):
-    """The Demo that the flags describe. Raises what Asker.load does."""
+    """The Demo that the flags describe. Raises what Asker.load does, or DataError."""
     asker = Asker.load(flags.load or default_snapshot(), flags.detector, flags.weights, dist.start(flags.device), flags.bf16,
-                       flags.names, min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
+                       flags.names or (flags.world and names_folder(flags.world)), min_boxes=flags.minBoxes,
+                       max_boxes=flags.maxBoxes)
     asker.see([], [])  # what is wrong with --minBoxes and --maxBoxes is said now
     task = asker.answerer.task
     own = task.model.lxrt_encoder.config.visual_feat_dim == FEATURE_DIM  # a snapshot of the sample world
@@ -94,7 +96,7 @@ def parser():
     made.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
     made.add_argument('--world', type=Path, metavar='DIR',
                       help='sample world whose pictures and questions a snapshot of it is shown with (data/shapes)')
-    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it')
+    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it, after --world')
     made.add_argument('--detector', choices=DETECTORS, help='as run/ask.bash has it')
     made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
