@@ -96,7 +96,7 @@ def parser():
     made.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
     made.add_argument('--world', type=Path, metavar='DIR',
                       help='sample world whose pictures and questions a snapshot of it is shown with (data/shapes)')
-    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it, after --world')
+    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it (of --world, if given)')
     made.add_argument('--detector', choices=DETECTORS, help='as run/ask.bash has it')
     made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
