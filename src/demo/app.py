@@ -12,13 +12,11 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-import dist
 from annotations.files import DataError
 from demo.demo import Demo, examples
 from ending import ended
-from extract.workers import DETECTORS, WEIGHTS
 from shapes.features import FEATURE_DIM
-from show.ask import Asker, default_snapshot
+from show.ask import add_arguments, asker_of
 from show.report import names_folder
 
 EPILOG = '''
@@ -32,10 +30,9 @@ variables, GRADIO_*, are not heeded.
 
 
 def open_demo(flags):
-    """The Demo that the flags describe. Raises what Asker.load does, or DataError."""
-    asker = Asker.load(flags.load or default_snapshot(), flags.detector, flags.weights, dist.start(flags.device), flags.bf16,
-                       flags.names or (flags.world and names_folder(flags.world)), min_boxes=flags.minBoxes,
-                       max_boxes=flags.maxBoxes)
+    """The Demo that the flags describe. Raises what asker_of does, or DataError."""
+    flags.names = flags.names or (flags.world and names_folder(flags.world))
+    _, asker = asker_of(flags)
     asker.see([], [])  # what is wrong with --minBoxes and --maxBoxes is said now
     task = asker.answerer.task
     own = task.model.lxrt_encoder.config.visual_feat_dim == FEATURE_DIM  # a snapshot of the sample world
@@ -91,17 +88,11 @@ def parser():
     made = argparse.ArgumentParser(prog='run/demo.bash', allow_abbrev=False, epilog=EPILOG, usage='bash run/demo.bash [flags]',
                                    description='A page in the browser: choose a picture, ask, see answers and what they rest on.',
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument('--load', metavar='SNAPSHOT', help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)")
+    add_arguments(made)
     made.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: only this machine)')
     made.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
     made.add_argument('--world', type=Path, metavar='DIR',
-                      help='sample world whose pictures and questions a snapshot of it is shown with (data/shapes)')
-    made.add_argument('--names', metavar='DIR', help='as run/ask.bash has it (of --world, if given)')
-    made.add_argument('--detector', choices=DETECTORS, help='as run/ask.bash has it')
-    made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
-    made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
-    made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
-    made.add_argument('--bf16', action='store_true', help='compute the regions in bfloat16 where it is safe')
+                      help='sample world whose pictures and questions, and names, a snapshot of it is shown with (data/shapes)')
     made.add_argument('--device', choices=('cpu', 'cuda'), help='(cuda where there is a GPU)')
     return made
 

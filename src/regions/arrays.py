@@ -43,7 +43,6 @@ class Regions:
         """
         raise NotImplementedError
 
-
     def pick(self, rows, shares) -> np.ndarray:
         """The features (k, f) of one region of each of k images: that at a share (k,) from 0 to below 1 of its regions."""
         raise NotImplementedError

@@ -126,9 +126,7 @@ def run(flags):
         raise DataError(f'{lacking[0]}: no such file; correct its name (names without a folder are sought in {Path.cwd()})')
     for file in files:  # what is wrong with one is said before the long work on the others
         open_picture(file)
-    snapshot = flags.load or default_snapshot()
-    asker = Asker.load(snapshot, flags.detector, flags.weights, dist.start(flags.device), flags.bf16, names=flags.names,
-                       min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
+    snapshot, asker = asker_of(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
     print(f'Answers of {snapshot}:')
     written = set()
@@ -151,6 +149,13 @@ def is_file(item):
     return Path(item).suffix.lower() in ENDINGS or os.path.exists(item)
 
 
+def asker_of(flags):
+    """(the snapshot's path, its Asker) of the flags of `add_arguments`. Raises what default_snapshot and Asker.load do."""
+    snapshot = flags.load or default_snapshot()
+    return snapshot, Asker.load(snapshot, flags.detector, flags.weights, dist.start(flags.device), flags.bf16, flags.names,
+                                min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
+
+
 def drawing_name(file, question, taken):
     """The name of a drawing, unlike those in the set taken, to which it is added: pictures of two folders may be called alike."""
     words = re.sub(r'\W+', '_', question.lower()).strip('_')
@@ -162,22 +167,27 @@ def drawing_name(file, question, taken):
     return f'{name}.png'
 
 
-def parser():
-    made = argparse.ArgumentParser(prog='run/ask.bash', allow_abbrev=False, epilog=EPILOG,
-                                   description='Answers questions about pictures and draws what the answers rest on.',
-                                   formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   usage='bash run/ask.bash GPU|cpu PICTURE... QUESTION... [flags]')
-    made.add_argument('items', nargs='+', metavar='PICTURE|QUESTION', help='files of pictures, and texts asked of all of them')
+def add_arguments(made):
+    """Adds the flags that say which model answers and what it sees."""
     made.add_argument('--load', metavar='SNAPSHOT', help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)")
-    made.add_argument('--best', type=int, default=MOST, help=f'how many answers to show ({MOST})')
-    made.add_argument('--out', type=Path, default=Path('snap/ask'), metavar='FOLDER', help='of the drawings (snap/ask)')
-    made.add_argument('--detector', choices=DETECTORS, help='see below')
+    made.add_argument('--detector', choices=DETECTORS, help='(the one whose regions the snapshot was trained on)')
     made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
     made.add_argument('--bf16', action='store_true', help='compute the regions in bfloat16 where it is safe')
     made.add_argument('--names', metavar='DIR',
                       help='folder of objects_vocab.txt and attributes_vocab.txt (data/detector; sample world: data/shapes)')
+
+
+def parser():
+    made = argparse.ArgumentParser(prog='run/ask.bash', allow_abbrev=False, epilog=EPILOG,
+                                   description='Answers questions about pictures and draws what the answers rest on.',
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   usage='bash run/ask.bash GPU|cpu PICTURE... QUESTION... [flags]')
+    made.add_argument('items', nargs='+', metavar='PICTURE|QUESTION', help='files of pictures, and texts asked of all of them')
+    add_arguments(made)
+    made.add_argument('--best', type=int, default=MOST, help=f'how many answers to show ({MOST})')
+    made.add_argument('--out', type=Path, default=Path('snap/ask'), metavar='FOLDER', help='of the drawings (snap/ask)')
     made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
     return made
 

@@ -139,6 +139,6 @@ def names_folder(root):
     return next((folder for folder in (root / 'detector', root) if (folder / FILES['classes']).is_file()), None)
 
 
-def page(data, template=TEMPLATE):
+def page(data):
     """A page with its data, as a text. Nothing of the data can end the script that holds it."""
-    return template.read_text(encoding='utf-8').replace(MARK, json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'))
+    return TEMPLATE.read_text(encoding='utf-8').replace(MARK, json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'))
