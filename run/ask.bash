@@ -5,4 +5,4 @@
 source "$(dirname "$0")/launch.bash"
 [ "${1:-}" != --help ] || set -- cpu --help
 [ $# -ge 2 ] || usage "GPU|cpu PICTURE... QUESTION... [--load SNAPSHOT] [flags]"
-NNODES=1 launch src/show/ask.py "" "$@"
+NNODES=1 launch src/predict/ask.py "" "$@"

@@ -8,7 +8,7 @@
 # detector: finding the regions of photographs with random weights (2 minutes; --images DIR).
 # pretrain: starting on 9 million sentences about 180,000 images (3 GB of disk; 10 minutes, most of them to make the sentences).
 source "$(dirname "$0")/launch.bash"
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
+export PYTHONPATH=$PYTHONPATH:.
 case ${1:-} in
     '')
         echo "Four measurements; the first takes 25 minutes on 2 CPU cores, the others 10. Each alone: bash run/bench.bash PART"

@@ -4,4 +4,4 @@
 # Exit status 0 well, 1 faults, 2 wrong usage. On one core 440,000 questions take 5 s and 0.4 GB, with --bert 10 s; of pre-training
 # 500,000 sentences 5 s, with --bert 17 s; TSV files without a store are read, as fast as the disk gives them.
 source "$(dirname "$0")/launch.bash"
-exec "$PYTHON" -m tasks.check_dataset "$@"
+exec "$PYTHON" -m tools.check_dataset "$@"

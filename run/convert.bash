@@ -5,4 +5,4 @@
 # bash run/convert.bash file snap/vqa/vqa_lxr955/BEST.pth BEST.safetensors
 # The whole model takes seconds and 2 GB of memory. Replaces no file. Exit status 0 well, 1 a fault, 2 wrong usage.
 source "$(dirname "$0")/launch.bash"
-exec "$PYTHON" -m tasks.convert "$@"
+exec "$PYTHON" -m tools.convert "$@"

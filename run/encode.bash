@@ -6,4 +6,4 @@
 source "$(dirname "$0")/launch.bash"
 [ "${1:-}" != --help ] || set -- cpu --help
 [ $# -ge 2 ] || usage "GPU|cpu PAIRS --features TSV,... --load SNAPSHOT --out FILE.npz [flags]"
-NNODES=1 launch src/tasks/encode.py "" "$@"
+NNODES=1 launch src/tools/encode.py "" "$@"

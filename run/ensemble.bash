@@ -23,4 +23,4 @@ for i in "${!snapshots[@]}"; do
     files+=("snap/$task/$name/$((i + 1))/${split}_probs.json")
 done
 [ "$task" = nlvr2 ] && ending=csv || ending=json
-exec "$PYTHON" -m tasks.ensemble "$task" "${files[@]}" --out "snap/$task/$name/${split}_predict.$ending"
+exec "$PYTHON" -m tools.ensemble "$task" "${files[@]}" --out "snap/$task/$name/${split}_predict.$ending"

@@ -4,4 +4,4 @@
 # Prints a table, writes only --out. Exit status 0 well, 1 a bad file, 2 wrong usage. One core: VQA's val (214,000 questions) 8 s
 # in 0.3 GB, GQA's submission (4.2 million, checked only) 30 s in 1 GB.
 source "$(dirname "$0")/launch.bash"
-exec "$PYTHON" -m tasks.evaluate "$@"
+exec "$PYTHON" -m tools.evaluate "$@"

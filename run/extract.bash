@@ -6,4 +6,4 @@
 source "$(dirname "$0")/launch.bash"
 [ "${1:-}" != --help ] || set -- cpu --help
 [ $# -ge 2 ] || usage "GPUS|cpu --images DIR|LIST --out X.tsv|X.store [flags]"
-NNODES=1 launch src/extract/program.py "" "$@"
+NNODES=1 launch src/detector/program.py "" "$@"

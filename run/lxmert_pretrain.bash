@@ -9,6 +9,6 @@ for flag in "$@"; do
     case $flag in --taskMaskLM | --taskMatched | --taskObjPredict | --taskQA) objectives=() ;; esac
 done
 export RESTARTS=${RESTARTS:-3}  # a rank that dies costs what was done since the last saved state, not the run
-launch src/pretrain/lxmert_pretrain.py --fromScratch "$1" "${objectives[@]}" \
+launch src/pretrain/program.py --fromScratch "$1" "${objectives[@]}" \
     --train mscoco_train,mscoco_nominival,vgnococo --valid mscoco_minival --batchSize 256 --optim bert --lr 1e-4 --epochs 20 \
     --output snap/pretrain/lxmert "${@:2}"

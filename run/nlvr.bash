@@ -30,7 +30,7 @@ train() {  # train START...
         --evalBatchSize 256 --output "$out" --resume "$@" "${flags[@]}"
 }
 pretrain() {  # pretrain SPLIT START...: in a process of its own, since launch does not return
-    (launch src/pretrain/lxmert_pretrain.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" --valid '' \
+    (launch src/pretrain/program.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" --valid '' \
         --taskQA --batchSize 32 --lr 4e-4 --epochs 1 --output "$out/pretrain_$1" --resume "${@:2}" "${flags[@]}") || exit $?
 }
 [ $pretraining = yes ] || train --fromScratch --batchSize 64 --lr 5e-4 --epochs 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-from ending import DeviceError
+from cli import DeviceError
 
 
 def rank():

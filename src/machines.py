@@ -94,7 +94,7 @@ def launch(place, processes, restarts, command, folder):
     told = Path(folder) / 'status'
 
     class Agent(launcher.LocalElasticAgent):
-        """torchrun's, but processes that ended for good are not started anew, and ranks follow NODE_RANK."""
+        """torchrun's, but processes that run_main for good are not started anew, and ranks follow NODE_RANK."""
 
         def __init__(self, spec, *args, **kwargs):
             super().__init__(spec, *args, **kwargs)

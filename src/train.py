@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import dist
-from checkpoint import Progress
-from lxrt.optimization import BertAdam
-from lxrt.speed import ApexAdam
-from lxrt.weights import fill
+from bert.optimization import BertAdam
+from bert.speed import ApexAdam
+from bert.weights import fill
+from run_folder import Progress
 
 REPORT_STEPS = 20  # steps between two of the losses that are shown and written as events
 BAD_STEPS = 10  # steps in a row with a gradient that is not finite, after which a run stops

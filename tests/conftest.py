@@ -72,7 +72,7 @@ def pretrain(world, tmp_path):
     def run(*flags, name='run', **how):
         start = [] if {'--load', '--loadLXMERT'} & set(map(str, flags)) else ['--fromScratch']
         return run_program(
-            'pretrain/lxmert_pretrain.py', world, tmp_path / name, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
+            'pretrain/program.py', world, tmp_path / name, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
             '--valid', 'mscoco_minival', '--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA', '--batchSize', '64',
             '--lr', '1e-3', '--epochs', '2', *start, *flags, **how)
 

@@ -10,17 +10,17 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from bert.tokenization import BertTokenizer
+from bert.weights import save_state
+from explain.attention import look
+from images.pictures import open_picture
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
-from lxrt.tokenization import BertTokenizer
-from lxrt.weights import save_state
+from predict import ask
 from regions import source
-from regions.pictures import open_picture
-from show import ask
-from show.attention import look
-from start import files_beside
-from tasks.answerer import Answerer
 from tasks.model import AnswerModel
+from tasks.predictor import Answerer
+from tasks.start import files_beside
 
 
 @pytest.fixture(scope='module')

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lxrt.tokenization import BertTokenizer
+from annotations.dataset import load_questions
+from annotations.examples import read_examples
+from bert.tokenization import BertTokenizer
 from param import Options
-from tasks.data import load_questions
-from tasks.examples import read_examples
 from tasks.vqa import VQA
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 
+from bert.tokenization import BertTokenizer
+from bert.weights import read_state, save_state
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTPretraining
-from lxrt.tokenization import BertTokenizer
-from lxrt.weights import read_state, save_state
 from param import Options
-from start import files_beside
-from tasks import convert
 from tasks.model import AnswerModel
+from tasks.start import files_beside
+from tools import convert
 
 torch.set_num_threads(1)
 SMALL = {'hidden_size': 12, 'num_attention_heads': 3, 'intermediate_size': 20, 'max_position_embeddings': 22, 'l_layers': 2,

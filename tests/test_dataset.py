@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, SMALL
 
-from annotations.files import DataError
+from annotations import pretraining_text
+from annotations.examples import PAIR, QUESTION, TEXT_QUESTION
 from annotations.spec import DatasetSpec
-from lxrt.tokenization import SPECIAL_TOKENS
-from pretrain import text
+from bert.tokenization import SPECIAL_TOKENS
+from files.json_files import DataError
 from regions import store, tsv
-from tasks import check_dataset
-from tasks.examples import PAIR, QUESTION, TEXT_QUESTION
-from tasks.kinds import TASKS, task_class
+from tasks.registry import TASKS, task_class
+from tools import check_dataset
 
 SECTIONS = re.split(r'^(?=##+ )', (ROOT / 'data/README.md').read_text(), flags=re.M)
 DESCRIBED = {'kind': 'vqa', 'name': 'mine', 'max_length': 5, 'answers': 'answers.json', 'splits': {
@@ -135,7 +135,7 @@ def test_sentences_of_pretraining(mine, check, monkeypatch):
 
 
 def test_text_gives_each_sentence_with_its_source_and_label():
-    assert text.first_fault(TEXT) is None and list(text.sentences(TEXT)) == [
+    assert pretraining_text.first_fault(TEXT) is None and list(pretraining_text.sentences(TEXT)) == [
         ('mscoco', 'a red', None), ('mscoco', 'is it a red', None), ('vqa', 'is it', {'Yes.': 1.0}),
         ('vqa', 'is it red', {'the yes': 0.3, 'seven': 1}), ('vqa', 'it', {})]
 
@@ -154,7 +154,7 @@ def test_text_gives_each_sentence_with_its_source_and_label():
     ({'labelf': {'vqa': [{}, {}, {'a': 2}]}}, ('labelf.vqa[2]', "an object {answer: score from 0 to 1}, found {'a': 2}")),
 ])
 def test_faults_of_pretraining_text_name_the_key(change, fault):
-    assert text.first_fault(TEXT | change if isinstance(change, dict) else change) == fault
+    assert pretraining_text.first_fault(TEXT | change if isinstance(change, dict) else change) == fault
 
 
 def test_all_faults_of_a_dataset_are_told_at_once(mine, check):
@@ -241,7 +241,7 @@ def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):
     described = [json.loads(block) for heading in ('Questions and answers', 'Statements, true or false',
                                                    'Sentences for pre-training') for block in blocks(heading, 'json')]
     (statement,), (sentences,) = (block for block in described if isinstance(block, list))
-    assert task_class('nlvr').form.first_fault(statement) is None and text.first_fault(sentences) is None
+    assert task_class('nlvr').form.first_fault(statement) is None and pretraining_text.first_fault(sentences) is None
     specs = [DatasetSpec.from_dict(block, tmp_path, 'README.md') for block in described if isinstance(block, dict)]
     assert [spec.kind for spec in specs] == ['vqa', 'nlvr2', 'lxmert']
 

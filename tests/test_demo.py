@@ -23,11 +23,11 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
-from demo import app
-from demo.demo import examples
-from regions.pictures import open_picture
-from show.ask import Asker
-from show.attention import SPECIAL, look
+from explain.attention import SPECIAL, look
+from images.pictures import open_picture
+from predict import demo_program
+from predict.ask import Asker
+from predict.demo import examples
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning:gradio')  # of pandas, about its use by Gradio
 QUESTION = 'How many circles are there?'
@@ -36,9 +36,9 @@ QUESTION = 'How many circles are there?'
 @contextmanager
 def serving(snapshot, world):
     """The address of a demo that runs, and its Demo."""
-    flags = app.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--device', 'cpu'])
-    demo = app.open_demo(flags)
-    page = app.launch(demo, flags.host, None)
+    flags = demo_program.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--device', 'cpu'])
+    demo = demo_program.open_demo(flags)
+    page = demo_program.launch(demo, flags.host, None)
     try:
         yield page.local_url, demo
     finally:
@@ -145,8 +145,8 @@ def test_attention_is_of_the_last_layer_and_what_is_not_read_is_told(running, fi
 
 
 def test_what_was_sent_is_deleted_and_examples_stay(snapshots, made_world, files, monkeypatch):  # noqa: F811
-    from demo import page
-    monkeypatch.setattr(page, 'AGE', 1)
+    from predict import demo_page
+    monkeypatch.setattr(demo_page, 'AGE', 1)
     with serving(snapshots['vqa'], made_world) as (address, running):
         sent, = requests.post(f'{address}gradio_api/upload', files={'files': ('sent.png', png(60, 50))}, timeout=60).json()
         shown = requests.get(f'{address}config', timeout=60).json()['components']
@@ -276,8 +276,8 @@ def test_only_files_that_were_sent_are_read(running, files, named, monkeypatch):
 
 
 def test_large_files_are_refused(snapshots, made_world, monkeypatch):  # noqa: F811
-    from demo import page
-    monkeypatch.setattr(page, 'MOST_BYTES', 1000)
+    from predict import demo_page
+    monkeypatch.setattr(demo_page, 'MOST_BYTES', 1000)
     with serving(snapshots['vqa'], made_world) as (address, _):
         for size, status in ((900, 200), (1100, 413)):
             reply = requests.post(f'{address}gradio_api/upload', files={'files': ('a.png', bytes(size))}, timeout=60)
@@ -301,18 +301,18 @@ def test_faults_of_the_call(snapshots, made_world, running, tmp_path, monkeypatc
                         ((*load, '--host', '192.0.2.1'), '--host 192.0.2.1 --port 7860'),  # no machine's
                         ((*load, '--minBoxes', '0'), 'found 0 and 36'),
                         ((*load, '--world', str(tmp_path)), f'--world {tmp_path}: expected a sample world')):
-        assert app.main(flags) == 1
+        assert demo_program.main(flags) == 1
         assert says in capsys.readouterr().err
     for wrong in ('0', '65536'):
         with pytest.raises(SystemExit):
-            app.main([*load, '--port', wrong])
+            demo_program.main([*load, '--port', wrong])
         assert f'expected 1 to 65535, found {wrong}' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    monkeypatch.delattr('demo.page')
-    monkeypatch.delitem(sys.modules, 'demo.page')
-    assert app.main(load) == 1 and 'bash run/setup.bash --demo' in capsys.readouterr().err
+    monkeypatch.delattr('predict.demo_page')
+    monkeypatch.delitem(sys.modules, 'predict.demo_page')
+    assert demo_program.main(load) == 1 and 'bash run/setup.bash --demo' in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    assert app.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
+    assert demo_program.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

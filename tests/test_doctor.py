@@ -15,8 +15,10 @@ from conftest import ROOT, SHARED
 from PIL import Image
 from test_regions import COCO, IMAGES, edit, image, numbers, same, shared
 
-from regions import checks, doctor, importers, origin, show, stats, store, tsv
-from regions.origin import RegionError
+from explain import region_drawing
+from regions import checks, importers, readers, stats, store, tsv
+from regions.readers import RegionError
+from tools import regions
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def run(capsys):
     """run(*arguments): (exit status, standard output, standard error) of the program."""
     def run(*arguments):
         try:
-            status = doctor.main([str(argument) for argument in arguments])
+            status = regions.main([str(argument) for argument in arguments])
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()
@@ -363,7 +365,7 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
         assert status == 0 and len(text.splitlines()) == 2
         for one in (IMAGES[0], IMAGES[2]):
             with Image.open(out / f'{one.img_id}.png') as drawn:
-                assert max(drawn.size) == show.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
+                assert max(drawn.size) == region_drawing.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
                 assert len(drawn.getcolors(1 << 24)) > 2
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[0])
     for target in (path, folder):  # an id twice, in the file and in the command
@@ -384,14 +386,14 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
 def test_labels_do_not_cover_each_other_while_there_is_room():
     taken = []
     for _ in range(36):  # all of one box
-        taken.append(show._place([300, 300, 500, 500], (150, 24), (1280, 800), taken))
+        taken.append(region_drawing._place([300, 300, 500, 500], (150, 24), (1280, 800), taken))
     for i, one in enumerate(taken):
         assert min(one[:2]) >= 0 and one[2] <= 1280 and one[3] <= 800
-        assert all(show._overlap(one, other) == 0 for other in taken[:i])
+        assert all(region_drawing._overlap(one, other) == 0 for other in taken[:i])
 
 
 def test_file_names_of_strange_ids():
-    assert show.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in show.file_name('a/b')
+    assert region_drawing.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in region_drawing.file_name('a/b')
 
 
 # Import
@@ -461,7 +463,7 @@ def test_import_keeps_every_array(tmp_path, run, name):
     assert run('import', made, '--out', tmp_path / 'x.tsv', '--madeBy', 'my detector')[0] == 0
     for (_, one), other in zip(tsv.read(tmp_path / 'x.tsv'), expected, strict=True):
         same(one, other)
-    assert origin.provenance(origin.find(tmp_path / 'x.tsv'))['made by'] == 'my detector'
+    assert readers.provenance(readers.find(tmp_path / 'x.tsv'))['made by'] == 'my detector'
     assert run('import', made, '--out', tmp_path / 'y.store', '--madeBy', 'my detector')[0] == 0
     opened = store.RegionStore(tmp_path / 'y.store')
     assert opened.meta['provenance']['made by'] == 'my detector' and opened.meta['provenance']['imported from'] == str(made)
@@ -476,10 +478,10 @@ def test_import_keeps_every_array(tmp_path, run, name):
 
 def test_provenance_goes_with_the_tsv(path, run):
     note = path.with_name('train2014_obj36.tsv.provenance.json')
-    assert origin.provenance(origin.find(path)) == {} and '  provenance  null\n' in run('info', path)[1]
+    assert readers.provenance(readers.find(path)) == {} and '  provenance  null\n' in run('info', path)[1]
     note.write_text('{"made by": "my detector"}')
     for there in (path, zipped(path)):
-        assert origin.provenance(origin.find(there)) == {'made by': 'my detector'}
+        assert readers.provenance(readers.find(there)) == {'made by': 'my detector'}
         assert '  provenance  {"made by": "my detector"}\n' in run('info', there)[1]
     told = store.open_regions(path).meta['provenance']
     assert told == {'made by': 'my detector', 'converted from': str(path.with_suffix('.zip'))}
@@ -599,7 +601,7 @@ def test_real_regions_are_whole_and_named(run, tmp_path):
     status, out, _ = run('show', path, '--ids', truck, '--photos', SHARED / 'coco_regions/images', '--names',
                          SHARED / 'vocab', '--out', tmp_path)
     assert status == 0 and 'red truck' in out and 'black tire' in out and (tmp_path / f'{truck}.png').is_file()
-    assert [len(names) for names in show.Names(SHARED / 'vocab').lists.values()] == [1600, 400]
+    assert [len(names) for names in region_drawing.Names(SHARED / 'vocab').lists.values()] == [1600, 400]
 
 
 @shared

@@ -25,14 +25,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from annotations.files import DataError
-from downloads import main as program
-from downloads import manifest
-from downloads.unpack import UnpackError, unpack
-from pretrain.lxmert_pretrain import published
+from files import manifest
+from files.json_files import DataError
+from files.unpack import UnpackError, unpack
+from pretrain.program import published
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
 from tasks.vqa import VQA
+from tools import download as program
 
 TSV = b''.join(b'%d\t480\t640\tAAAA\n' % number for number in range(3000))
 JSON = json.dumps([{'img_id': str(number)} for number in range(2000)]).encode()
@@ -111,7 +111,7 @@ def offer(tmp_path, site):
 @pytest.fixture
 def run(tmp_path, target, capsys, monkeypatch):
     """run(*flags): (exit status, standard output, standard error) of the program on the manifest, in this process."""
-    monkeypatch.setattr('lxrt.file_utils.sleep', lambda seconds: None)
+    monkeypatch.setattr('files.download.sleep', lambda seconds: None)
 
     def run(*flags):
         try:
@@ -127,7 +127,7 @@ def run(tmp_path, target, capsys, monkeypatch):
 def start(tmp_path, target):
     """start(): the program on the manifest in a process of its own."""
     def start():
-        code = f'import sys; from downloads.main import main; sys.exit(main(sys.argv[1:], {str(tmp_path / "manifest.json")!r}))'
+        code = f'import sys; from tools.download import main; sys.exit(main(sys.argv[1:], {str(tmp_path / "manifest.json")!r}))'
         return subprocess.Popen([sys.executable, '-c', code, 'it', '--to', str(target)], text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')})
 
@@ -294,7 +294,7 @@ def test_ctrl_c_while_unpacking(offer, run, site, target, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr('downloads.unpack.os.fsync', interrupted)
+        patch.setattr('files.unpack.os.fsync', interrupted)
         status, _, err = run()
     assert status == 130 and f'bash run/download.bash it --to {target}' in err
     assert files_of(target / 'set') == ['x.zip']
@@ -446,7 +446,7 @@ def test_a_full_disk(offer, run, target, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr('downloads.unpack.os.fsync', full)
+        patch.setattr('files.unpack.os.fsync', full)
         status, _, err = run()
     assert status == 1 and 'No space left' in err and files_of(target / 'set') == ['x.zip']
     assert run()[0] == 0

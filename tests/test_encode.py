@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, ragged
 
+from bert.tokenization import BertTokenizer
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTPretraining
-from lxrt.tokenization import BertTokenizer
 from regions import tsv
-from tasks import encode
 from tasks.model import AnswerModel
+from tools import encode
 
 ALL = 'lang0,lang1,cross1,visn0,rel1'
 

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from conftest import ROOT, SHARED
 
-from tasks.evaluate import main
 from tasks.metrics import consistency, gqa_belongs, gqa_consistency, vqa_accuracy
 from tasks.vqa_answers import CONTRACTIONS, normalise, without_punctuation
+from tools.evaluate import main
 
 
 @pytest.mark.parametrize('answer, expected', [

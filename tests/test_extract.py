@@ -15,8 +15,9 @@ from conftest import ROOT
 from PIL import Image
 from test_see import overlap
 
-from annotations.files import DataError
-from extract import ids, program
+from detector import program
+from files.json_files import DataError
+from images import ids
 from regions import tsv
 from regions.store import RegionStore
 
@@ -76,7 +77,7 @@ def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, whole):
             near, far = (np.linalg.norm(other.features[i] - image.features[sure]) for i in (same[0], len(image.boxes) - 1))
             assert near < far
     provenance = json.loads(Path(f'{out}.provenance.json').read_text())
-    assert 'shapes.see' in provenance['detector'] and provenance['extracted from'] == str(made_world / 'images')
+    assert 'shapes.detector' in provenance['detector'] and provenance['extracted from'] == str(made_world / 'images')
     assert sorted(path.name for path in out.parent.iterdir()) == ['all.tsv', 'all.tsv.provenance.json']
 
 

@@ -19,11 +19,11 @@ from PIL import Image
 from torch.nn import functional
 
 from bench import detector as bench
-from extract import detector_weights
-from lxrt.weights import WeightsError
-from regions import faster_rcnn, tsv
-from regions.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
-from regions.origin import RegionError
+from bert.weights import WeightsError
+from detector import faster_rcnn, weights
+from detector.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
+from regions import tsv
+from regions.readers import RegionError
 
 torch.set_num_threads(1)
 
@@ -522,7 +522,7 @@ def counted(state):
 def test_weights_load_from_pytorch_files_as_they_are(tmp_path):
     net = network(8)
     torch.save(counted(state_of(net)), path := tmp_path / 'pytorch_model.bin')
-    detector = detector_weights.load(path, config=TINY)
+    detector = weights.load(path, config=TINY)
     same_network(detector, net)
     assert re.search(r'missing +0', detector.report) and 'pixels are counted as in detectron2, with detectron2' in detector.report
     assert re.search(f'unexpected +{len(counted(state_of(network()))) - len(state_of(network()))} ', detector.report)
@@ -544,19 +544,19 @@ def test_anchors_that_a_file_has_are_used_and_told(tmp_path):
     state = state_of(network(8))
     state[ANCHORS] = CAFFE.anchors()
     torch.save(state, tmp_path / 'caffes.pth')
-    assert detector_weights.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
+    assert weights.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
     state[ANCHORS] = CAFFE.anchors() * 2
     torch.save(state, tmp_path / 'own.pth')
-    detector = detector_weights.load(tmp_path / 'own.pth', config=TINY)
+    detector = weights.load(tmp_path / 'own.pth', config=TINY)
     assert detector.provenance['anchors'] == 'their own' and 'with their own anchors' in detector.report
     assert torch.equal(detector.net.state_dict()[ANCHORS], CAFFE.anchors() * 2)
     state[ANCHORS] = -CAFFE.anchors()
     torch.save(state, tmp_path / 'wrong.pth')
     with pytest.raises(WeightsError, match=r'wrong.pth: .*cell_anchors.0: expected boxes'):
-        detector_weights.load(tmp_path / 'wrong.pth', config=TINY)
+        weights.load(tmp_path / 'wrong.pth', config=TINY)
     del state[ANCHORS]
     torch.save(state, tmp_path / 'without.pth')
-    assert detector_weights.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
+    assert weights.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
 
 
 @pytest.mark.parametrize(('spoil', 'found'), [
@@ -570,18 +570,18 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, spoil, found):
     spoil(state := state_of(network()))
     torch.save(state, path := tmp_path / 'x.pth')
     with pytest.raises(WeightsError, match=f'(?s)x.pth does not fit.*{found}'):
-        detector_weights.load(path, config=TINY)
+        weights.load(path, config=TINY)
 
 
 def test_weights_that_are_not_there_say_what_to_do(tmp_path):
     for path in (None, tmp_path / 'none.pkl'):
         with pytest.raises(FileNotFoundError, match=r'bash run/download\.bash detector'):
-            detector_weights.load(path)
+            weights.load(path)
 
 
 def test_provenance_tells_where_regions_come_from(tmp_path):
     torch.save(state_of(network()), path := tmp_path / 'x.pth')
-    told = detector_weights.load(path, config=TINY).provenance
+    told = weights.load(path, config=TINY).provenance
     assert json.loads(json.dumps(told)) | {'sizes': told['sizes']} == told
     assert (told['weights'], told['pixels counted as in'], told['precision']) == ('x.pth', 'detectron2', 'float32')
     assert len(told['sha256']) == 64 and told['sizes']['num_objects'] == 12
@@ -593,7 +593,7 @@ def test_provenance_tells_where_regions_come_from(tmp_path):
 def test_weights_load_from_detectron2s_pickle(tmp_path, protocol, wrap):
     net, path = network(9), tmp_path / 'faster_rcnn_from_caffe_attr.pkl'
     path.write_bytes(pickle.dumps(wrap({name: tensor.numpy() for name, tensor in state_of(net).items()}), protocol))
-    detector = detector_weights.load(path, config=TINY)
+    detector = weights.load(path, config=TINY)
     same_network(detector, net)
     assert detector.provenance['pixels counted as in'] == 'detectron2'
 
@@ -614,7 +614,7 @@ def test_arrays_of_a_pickle_are_read_in_their_order(tmp_path, stored):
     arrays = {'rows': wide, 'columns': np.asfortranarray(wide), 'one': np.array(7, stored), 'int': np.int8([5])}
     for protocol in (1, 2, 4):
         (tmp_path / 'x.pkl').write_bytes(pickle.dumps(arrays, protocol))
-        found = detector_weights.read_pickle(tmp_path / 'x.pkl')
+        found = weights.read_pickle(tmp_path / 'x.pkl')
         assert found.keys() == arrays.keys()
         for name, array in arrays.items():
             assert found[name].shape == array.shape and found[name].tolist() == array.tolist()
@@ -627,7 +627,7 @@ def test_a_pickle_gets_no_more_memory_than_its_file(tmp_path):
         (tmp_path / 'x.pkl').write_bytes(content)
         tracemalloc.start()
         with pytest.raises(WeightsError, match=r'x\.pkl'):
-            detector_weights.read_pickle(tmp_path / 'x.pkl')
+            weights.read_pickle(tmp_path / 'x.pkl')
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
 
@@ -637,7 +637,7 @@ def test_a_damaged_kind_of_numbers_does_not_make_numpy_follow_pointers(tmp_path)
     content = pickle.dumps({'a': np.ones(2, '>f4')}, 2)  # whose flags are the last number of its state
     flags = content.index(b'\xffK\x00tq') + 2
     (tmp_path / 'x.pkl').write_bytes(content[:flags] + b'\x3f' + content[flags + 1:])
-    assert detector_weights.read_pickle(tmp_path / 'x.pkl')['a'].tolist() == [1, 1]
+    assert weights.read_pickle(tmp_path / 'x.pkl')['a'].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize('hide', [lambda harm: harm, lambda harm: np.array([harm], object), lambda harm: [{'x': (harm,)}]])
@@ -645,7 +645,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
     path, trace = tmp_path / 'x.pkl', tmp_path / 'trace'
     path.write_bytes(pickle.dumps({'model': {'a': np.ones(3), 'b': hide(Harm(trace))}}))
     with pytest.raises(WeightsError, match=r'x.pkl: .*open is not allowed'):
-        detector_weights.load(path, config=TINY)
+        weights.load(path, config=TINY)
     assert not trace.exists()
     pickle.loads(path.read_bytes())['model']
     assert trace.exists()  # elsewhere it would have run
@@ -661,7 +661,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
 def test_other_pickles_are_refused(tmp_path, content, found):
     (tmp_path / 'x.pkl').write_bytes(content)
     with pytest.raises(WeightsError, match=found):
-        detector_weights.load(tmp_path / 'x.pkl', config=TINY)
+        weights.load(tmp_path / 'x.pkl', config=TINY)
 
 
 # ---------------------------------------------------------------------------- weights: Caffe
@@ -747,7 +747,7 @@ def caffe_file(path, layers, form='packed'):
 @pytest.mark.parametrize('form', ['packed', 'one at a time', 'doubles', 'old'])
 def test_weights_load_from_caffes_file(tmp_path, form):
     net = network(10, convention=CAFFE)
-    detector = detector_weights.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
+    detector = weights.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
     same_network(detector, net)
     assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
     assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
@@ -758,7 +758,7 @@ def test_a_number_a_field_takes_no_object_a_number(tmp_path):
     blob = field(7, field(1, number(10 ** 5))) + (number(5 * 8 + 5) + struct.pack('<f', 1.5)) * 10 ** 5
     (tmp_path / 'x.caffemodel').write_bytes(field(100, field(1, b'conv1') + field(7, blob)))
     tracemalloc.start()
-    found = detector_weights.read_caffe(tmp_path / 'x.caffemodel')['conv1'][0]
+    found = weights.read_caffe(tmp_path / 'x.caffemodel')['conv1'][0]
     assert tracemalloc.get_traced_memory()[1] < 3e6
     tracemalloc.stop()
     assert np.array_equal(found, np.full(10 ** 5, 1.5, np.float32))
@@ -769,7 +769,7 @@ def test_softmax_over_caffes_two_channels_ranks_as_one_logit_does():
     bias, x = torch.linspace(-1, 1, 24), torch.randn(1, 8, 3, 4, generator=torch.Generator().manual_seed(2))
     # Reshaped to (2, 12 * h, w), softmax, and back: as in test.prototxt; the second half is that of objects.
     both = functional.conv2d(x, weights, bias).reshape(1, 2, 36, 4).softmax(1).reshape(1, 24, 3, 4)[:, 12:]
-    own = detector_weights.objectness('rpn_cls_score', [weights, bias])
+    own = weights.objectness('rpn_cls_score', [weights, bias])
     assert torch.allclose(functional.conv2d(x, own['weight'], own['bias']).sigmoid(), both, atol=1e-6)
 
 
@@ -805,7 +805,7 @@ def caffe_faults():
 def test_damaged_caffe_files_are_refused(tmp_path, content, found):
     (tmp_path / 'x.caffemodel').write_bytes(content)
     with pytest.raises(WeightsError, match=f'(?s)x.caffemodel.*{found}'):
-        detector_weights.load(tmp_path / 'x.caffemodel', config=TINY)
+        weights.load(tmp_path / 'x.caffemodel', config=TINY)
 
 
 def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatch):

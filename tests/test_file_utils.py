@@ -22,8 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
 
-from lxrt import file_utils
-from lxrt.file_utils import DownloadError, cache_folder, cached_path, fetch, is_address, is_offline
+from files import download
+from files.download import DownloadError, cache_folder, cached_path, fetch, is_address, is_offline
 
 CONTENT = random.Random(1).randbytes(1_000_000)
 OTHER = random.Random(2).randbytes(900_000)
@@ -137,7 +137,7 @@ def waits(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv('LXRT_CACHE', str(tmp_path / 'cache'))
     waits = []
-    monkeypatch.setattr(file_utils, 'sleep', waits.append)
+    monkeypatch.setattr(download, 'sleep', waits.append)
     return waits
 
 
@@ -165,7 +165,7 @@ def assert_one_line(error):
 
 def process(address, path):
     """Another process that downloads."""
-    code = f'from lxrt.file_utils import fetch; fetch({address!r}, {str(path)!r})'
+    code = f'from files.download import fetch; fetch({address!r}, {str(path)!r})'
     return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, 'PYTHONPATH': 'src'}, text=True,
                             stderr=subprocess.PIPE)
 
@@ -182,7 +182,7 @@ def until(condition):
 
 
 def test_importing_is_cheap():
-    code = 'import sys, lxrt.file_utils; print({"requests", "boto3", "huggingface_hub", "torch"} & sys.modules.keys())'
+    code = 'import sys, files.download; print({"requests", "boto3", "huggingface_hub", "torch"} & sys.modules.keys())'
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, 'PYTHONPATH': 'src'}, capture_output=True)
     assert run.stdout.strip() == b'set()', run.stderr
 
@@ -234,7 +234,7 @@ def test_tries_without_a_byte_end(server, path, waits):
 
 
 def test_a_server_that_is_silent(server, path, monkeypatch):
-    monkeypatch.setattr(file_utils, 'TIMEOUTS', (1, 0.2))
+    monkeypatch.setattr(download, 'TIMEOUTS', (1, 0.2))
     hold = threading.Event()
     server.script = [{'until': 0, 'hold': hold}, {'until': 300_000, 'hold': hold}]
     fetch(server.address, path)
@@ -258,7 +258,7 @@ def test_a_process_that_is_killed_leaves_what_has_come(server, path):
     server.script = [{'until': 600_000, 'hold': hold}]
     part = path.with_name('model.pth.part')
     downloading = process(server.address, path)
-    until(lambda: part.exists() and part.stat().st_size >= 600_000 // file_utils.CHUNK * file_utils.CHUNK)
+    until(lambda: part.exists() and part.stat().st_size >= 600_000 // download.CHUNK * download.CHUNK)
     downloading.send_signal(signal.SIGKILL)
     downloading.communicate()
     hold.set()
@@ -557,7 +557,7 @@ def test_a_busy_server_is_asked_again(server, path, waits, status):
     server.script = [{'status': status, 'body': b'busy', 'headers': {'Retry-After': after}} for after in (7, 9999, 'soon')]
     fetch(server.address, path)
     assert_only(path)
-    assert waits[:2] == [7, file_utils.LONGEST_WAIT] and 0 < waits[2] < 60
+    assert waits[:2] == [7, download.LONGEST_WAIT] and 0 < waits[2] < 60
 
 
 def test_a_busy_server_that_tells_a_date(server, path, waits):
@@ -601,8 +601,8 @@ def test_a_proxy_of_the_environment_is_used(server, path, monkeypatch):
 
 
 def test_a_disk_that_is_full(server, path, monkeypatch):
-    usage = file_utils.shutil.disk_usage('/')
-    monkeypatch.setattr(file_utils.shutil, 'disk_usage', lambda _: usage._replace(free=999_999))
+    usage = download.shutil.disk_usage('/')
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda _: usage._replace(free=999_999))
     with pytest.raises(DownloadError, match=r'1,000,000 bytes are needed in .*, 999,999 are free; make room'):
         fetch(server.address, path)
     assert nothing(path)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from conftest import ROOT, ragged
 
-from annotations.files import DataError
+from bert.weights import WeightsError
+from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
-from lxrt.weights import WeightsError
 from regions import tsv
-from regions.origin import RegionError
+from regions.readers import RegionError
 from tasks.gqa import GQA
 from tasks.model import AnswerModel
 from tasks.nlvr2 import NLVR2

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import checkpoint
 import machines
-from checkpoint import RunFolder
+import run_folder
 from param import Options
+from run_folder import RunFolder
 
 MACHINES = {'NNODES': '2', 'NODE_RANK': '1', 'MASTER_ADDR': '127.0.0.1'}
 
@@ -162,8 +162,8 @@ def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatc
         rounds.append(value)
         return [(True, [3, 4, 500], None), value] if isinstance(value, tuple) else [value, value]
 
-    monkeypatch.setattr(checkpoint, 'gather', gather)
-    monkeypatch.setattr(checkpoint, 'PATIENCE', 0)
+    monkeypatch.setattr(run_folder, 'gather', gather)
+    monkeypatch.setattr(run_folder, 'PATIENCE', 0)
     folder = RunFolder(tmp_path / 'run')
     with pytest.raises(ValueError, match=r'process 1 does not find there what process 0 does.* share'):
         folder.read_state(Options(), {})

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
+from bert.tokenization import BertTokenizer
 from lxrt import modeling
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import (
@@ -21,7 +22,6 @@ from lxrt.modeling import (
     attention_names,
     layer_names,
 )
-from lxrt.tokenization import BertTokenizer
 
 torch.set_num_threads(1)  # on models this small a second thread only waits: measured, 25 s against 2 on two busy cores
 

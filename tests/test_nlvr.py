@@ -1,4 +1,4 @@
-"""data/nlvr/process_nlvr.py and shapes.boxes on a few pictures written by hand, and on the real corpus where it is there."""
+"""data/nlvr/process_nlvr.py and grammar on a few pictures written by hand, and on the real corpus where it is there."""
 import base64
 import importlib.util
 import itertools
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shapes import boxes
+import grammar
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
@@ -194,8 +194,8 @@ def test_real_corpus():
     assert len(set(pictures)) == 74460
     image = nlvr.regions('x', train[0].boxes)
     assert image.features.shape == (14, nlvr.FEATURES) and image.boxes.max() == 400
-    rules = [(example, boxes.understand(example.sentence)) for example in train]
-    right = [bool(rule(boxes.Pictures.of([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
+    rules = [(example, grammar.understand(example.sentence)) for example in train]
+    right = [bool(rule(grammar.Pictures.of([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
     assert len(right) / len(train) > 0.9 and sum(right) / len(right) > 0.92
 
 
@@ -269,8 +269,8 @@ MANY = [[(2, 1, 10, 20 * i, 33) for i in range(5)], [(0, 0, 10, 30 * i, 50) for 
     (TOWERS, 'there is at least 1 yellow block in each box', False),
     (TOWERS, 'ladies and gentlemen', None)])
 def test_truth(scene, sentence, truth):
-    rule = boxes.understand(sentence)
-    assert (rule if rule is None else bool(rule(boxes.Pictures.of([scene]))[0])) == truth
+    rule = grammar.understand(sentence)
+    assert (rule if rule is None else bool(rule(grammar.Pictures.of([scene]))[0])) == truth
 
 
 @pytest.mark.parametrize(('scene', 'sentence', 'question', 'number'), [
@@ -279,9 +279,9 @@ def test_truth(scene, sentence, truth):
     (TOWERS, 'there are 3 towers with a black block at the base', 'tower with a black item at the base', 2),
     (TOWERS, 'there is a black block', 'black item', 4)])
 def test_number_asked_for(scene, sentence, question, number):
-    found = boxes.count_of(sentence)
+    found = grammar.count_of(sentence)
     assert (found and found[0]) == question
-    assert found is None or found[1](boxes.Pictures.of([scene])).tolist() == [number]
+    assert found is None or found[1](grammar.Pictures.of([scene])).tolist() == [number]
 
 
 CORPUS = [('there is a black circle touching the wall', SCATTERED), ('there are 2 blue squares', SCATTERED),
@@ -290,12 +290,12 @@ CORPUS = [('there is a black circle touching the wall', SCATTERED), ('there are 
 
 
 def test_every_sentence_is_as_often_true_as_false():
-    scenes, said = boxes.make(7, CORPUS, statements=60, questions=0.4, size=60)
-    pictures, answers = boxes.Pictures.of(scenes), defaultdict(Counter)
+    scenes, said = grammar.make(7, CORPUS, statements=60, questions=0.4, size=60)
+    pictures, answers = grammar.Pictures.of(scenes), defaultdict(Counter)
     for picture, source, sentence, answer in said:
         answers[source, sentence][answer] += 1
         if source == 'statements':
-            assert bool(boxes.understand(sentence)(pictures[[picture]])[0]) == (answer == 'true')
+            assert bool(grammar.understand(sentence)(pictures[[picture]])[0]) == (answer == 'true')
         else:
             assert truth_of(source, sentence, scenes[picture]) == answer
     assert {source for source, _ in answers} == {'statements', 'counts'}
@@ -308,11 +308,11 @@ def test_drawn_and_changed_pictures_are_like_the_corpus():
     rng = np.random.default_rng(3)
     for tower in (True, False):
         for _ in range(50):
-            scene = boxes.draw(rng, tower)
-            changed = boxes.change(rng, scene, tower)
-            assert boxes.is_tower(scene) == tower and (not tower or boxes.is_tower(changed))
+            scene = grammar.draw(rng, tower)
+            changed = grammar.change(rng, scene, tower)
+            assert grammar.is_tower(scene) == tower and (not tower or grammar.is_tower(changed))
             for box in (*scene, *changed):
-                assert 1 <= len(box) <= boxes.ROOM and all(boxes.free(box, item, i) for i, item in enumerate(box))
+                assert 1 <= len(box) <= grammar.ROOM and all(grammar.free(box, item, i) for i, item in enumerate(box))
             differ = [sorted(before) != sorted(after) for before, after in zip(scene, changed, strict=True)]
             assert sum(differ) == 1
 
@@ -328,10 +328,10 @@ def objects_of(seen):
 
 def truth_of(source, sentence, scene):
     """The answer to what is written about a picture."""
-    picture = boxes.Pictures.of([scene])
+    picture = grammar.Pictures.of([scene])
     if source == 'counts':
-        return str(boxes.count_of(f'there is a {sentence.removeprefix("how many ")}')[1](picture)[0])
-    return str(boxes.understand(sentence)(picture)[0]).lower()
+        return str(grammar.count_of(f'there is a {sentence.removeprefix("how many ")}')[1](picture)[0])
+    return str(grammar.understand(sentence)(picture)[0]).lower()
 
 
 def test_pretraining_data(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lxrt.optimization import SCHEDULES, BertAdam
+from bert.optimization import SCHEDULES, BertAdam
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from regions.pictures import PictureError, open_picture
+from images.pictures import PictureError, open_picture
 
 HEIGHT, WIDTH = 24, 36
 
@@ -148,7 +148,7 @@ def test_the_smallest_and_the_longest_are_taken():
 MEMORY = '''
 import re, sys
 from pathlib import Path
-from regions.pictures import open_picture
+from images.pictures import open_picture
 def peak():  # not ru_maxrss, which begins with that of the parent
     return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024
 before = peak()

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from conftest import ragged, run_program
 from test_train import assert_same, kill, weights
 
+from annotations.answer_table import read_table
+from annotations.pretraining import load_sentences
+from bert.tokenization import BertTokenizer
 from lxrt.losses import class_loss, feature_loss, label_counts
 from lxrt.modeling import LXRTPretraining
-from lxrt.tokenization import BertTokenizer
 from param import Options
-from pretrain.lxmert_data import load_sentences
-from pretrain.lxmert_pretrain import Pretraining, Program, check_flags, published
-from pretrain.qa_answer_table import read_table
-from start import read_config
+from pretrain.program import Pretraining, Program, check_flags, published
+from tasks.start import read_config
 from train import Part, evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, SMALL, ragged
 
-from annotations.files import DataError
-from lxrt.tokenization import BertTokenizer
+from annotations import pretraining, pretraining_columns
+from annotations.answer_table import read_table
+from annotations.pretraining import choose, load_sentences, uniform
+from annotations.pretraining_columns import open_columns
+from bert.tokenization import BertTokenizer
+from files.json_files import DataError
 from param import Options
-from pretrain import columns, lxmert_data
-from pretrain.columns import open_columns
-from pretrain.lxmert_data import choose, load_sentences, uniform
-from pretrain.lxmert_pretrain import Program, published
-from pretrain.qa_answer_table import read_table
+from pretrain.program import Program, published
 from regions import store
 from regions.tsv import ImageRegions
 from train import Part, Update, train_step
@@ -215,8 +215,8 @@ def test_columns_hold_what_the_json_holds(world):
 
 def test_columns_are_made_once_and_anew_when_they_would_be_others(world, monkeypatch):
     path, tokenizer = world / 'lxmert/mscoco_train.json', BertTokenizer(world / 'bert/vocab.txt')
-    made, plain = [], columns.make
-    monkeypatch.setattr(columns, 'make', lambda *args: (made.append(1), plain(*args)))
+    made, plain = [], pretraining_columns.make
+    monkeypatch.setattr(pretraining_columns, 'make', lambda *args: (made.append(1), plain(*args)))
     before = open_columns(path, tokenizer, 20)
     open_columns(path, tokenizer, 20)
     path.touch()  # another time, the same bytes
@@ -231,9 +231,9 @@ def test_columns_are_made_once_and_anew_when_they_would_be_others(world, monkeyp
     path.write_text(json.dumps(content[:-1]))
     assert len(open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12).image_ids) == len(content) - 1
     assert len(made) == 4
-    monkeypatch.setattr(columns, '__file__', columns.text.__file__)  # other code
+    monkeypatch.setattr(pretraining_columns, '__file__', pretraining_columns.text.__file__)  # other code
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
-    (columns.columns_folder(path) / 'meta.json').write_text('{')
+    (pretraining_columns.columns_folder(path) / 'meta.json').write_text('{')
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
     assert len(made) == 6
 
@@ -241,11 +241,11 @@ def test_columns_are_made_once_and_anew_when_they_would_be_others(world, monkeyp
 def test_processes_that_start_together_make_columns_once(world):
     program = f'''
 import sys
-from lxrt.tokenization import BertTokenizer
+from bert.tokenization import BertTokenizer
 from pretrain import columns
-plain, world = columns.make, {str(world)!r}
-columns.make = lambda *args: (print('made'), plain(*args))
-print(len(columns.open_columns(world + '/lxmert/mscoco_train.json', BertTokenizer(world + '/bert/vocab.txt'), 20)))
+plain, world = pretraining_columns.make, {str(world)!r}
+pretraining_columns.make = lambda *args: (print('made'), plain(*args))
+print(len(pretraining_columns.open_columns(world + '/lxmert/mscoco_train.json', BertTokenizer(world + '/bert/vocab.txt'), 20)))
 '''
     running = [subprocess.Popen([sys.executable, '-c', program], cwd=ROOT / 'src', stdout=subprocess.PIPE, text=True)
                for _ in range(3)]
@@ -268,7 +268,7 @@ def test_faults_of_the_text_are_named_and_leave_no_columns(world, tmp_path):
         open_columns(path, tokenizer, 20, tmp_path / 'file')
     path.write_text(json.dumps(content[:1]))
     assert len(open_columns(path, tokenizer, 20, tmp_path / 'stores').image_ids) == 1
-    assert not columns.columns_folder(path).exists()
+    assert not pretraining_columns.columns_folder(path).exists()
 
 
 # ---- what is left out
@@ -284,7 +284,7 @@ def test_images_without_regions_and_limits(load, world, capsys, monkeypatch):
     plain = batch_of(load('mscoco_train', taskMatched=False))
     np.testing.assert_array_equal(np.sort(plain['source']), np.sort(whole.source_of[0][whole.columns[0].source[
         whole.columns[0].image_start[1]:]]))
-    monkeypatch.setattr(lxmert_data, 'TINY', 3)
+    monkeypatch.setattr(pretraining, 'TINY', 3)
     few = load(TRAIN, tiny=True)
     assert [len(np.unique(few.row[few.file == file])) for file in range(3)] == [3, min(3, (few.file == 1).sum()), 3]
     path.write_text(json.dumps([{**content[0], 'img_id': 'none'}]))

@@ -12,10 +12,10 @@ from collections import Counter
 import pytest
 from conftest import ROOT, SHARED
 
-from annotations import files
-from annotations.files import DataError
-from tasks import raw
-from tasks.examples import QUESTION, TEXT_QUESTION, read_examples
+from annotations import raw_data
+from annotations.examples import QUESTION, TEXT_QUESTION, read_examples
+from files import json_files
+from files.json_files import DataError
 
 
 def script(name):
@@ -190,7 +190,7 @@ def test_a_broken_file_is_named_after_its_whole_items_were_read(tmp_path):
     path = tmp_path / 'x.json'
     text = json.dumps({'questions': [{'a': 1}, {'a': 2}, {'a': 3}]})
     path.write_text(text[:text.index('3')])
-    items = files.stream(path, 'questions.item', 'questions')
+    items = json_files.stream(path, 'questions.item', 'questions')
     assert [next(items), next(items)] == [{'a': 1}, {'a': 2}]
     with pytest.raises(DataError, match=r'x\.json: not whole, valid json after 2 questions .*download it again'):
         next(items)
@@ -201,7 +201,7 @@ def test_what_is_no_json_is_named(tmp_path, content):
     path = tmp_path / 'x.json'
     path.write_bytes(content)
     with pytest.raises(DataError, match=r'x\.json: not whole, valid json after 0 questions'):
-        list(files.stream(path, 'questions.item', 'questions'))
+        list(json_files.stream(path, 'questions.item', 'questions'))
 
 
 def test_broken_archives_are_named(tmp_path):
@@ -210,29 +210,29 @@ def test_broken_archives_are_named(tmp_path):
         path = tmp_path / 'x.json.gz'
         path.write_bytes(content)
         with pytest.raises(DataError, match=r'x\.json\.gz: not '):
-            list(files.stream(path, 'questions.item', 'questions'))
+            list(json_files.stream(path, 'questions.item', 'questions'))
 
 
 def test_numbers_stay_numbers_of_json(tmp_path):
     path = save(tmp_path / 'x.json', [{'a': 0.3, 'b': 1}])
-    item, = files.stream(path, 'item', 'items')
+    item, = json_files.stream(path, 'item', 'items')
     assert item == {'a': 0.3, 'b': 1} and type(item['a']) is float and type(item['b']) is int
 
 
 def test_outputs_appear_together_or_not_at_all(tmp_path):
-    with raw.Outputs(tmp_path / 'made', ['a.json', 'b.json', 'c.json']) as out:
+    with raw_data.Outputs(tmp_path / 'made', ['a.json', 'b.json', 'c.json']) as out:
         for i in range(3):
             out.add('a.json', {'i': i, 'text': 'é"\n'})
         out.dump('b.json', ['x'])
         assert sorted(path.suffix for path in (tmp_path / 'made').iterdir()) == ['.part'] * 3
     assert load(tmp_path / 'made/a.json') == [{'i': i, 'text': 'é"\n'} for i in range(3)]
     assert load(tmp_path / 'made/b.json') == ['x'] and load(tmp_path / 'made/c.json') == []
-    with pytest.raises(KeyError), raw.Outputs(tmp_path / 'other', ['a.json']) as out:
+    with pytest.raises(KeyError), raw_data.Outputs(tmp_path / 'other', ['a.json']) as out:
         out.add('a.json', 1)
         raise KeyError
     assert not list((tmp_path / 'other').iterdir())
     with pytest.raises(FileExistsError, match=r'a\.json: already there; move .* --out'):
-        raw.Outputs(tmp_path / 'made', ['a.json', 'new.json'])
+        raw_data.Outputs(tmp_path / 'made', ['a.json', 'new.json'])
     assert not (tmp_path / 'made/new.json.part').exists()
 
 
@@ -241,11 +241,11 @@ def test_a_full_disk_is_named(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # of bytes in a file: Python ignores the signal and gets an error
     try:
         with pytest.raises(OSError, match=r'made/a\.json: cannot be written \(.*is the disk full'), \
-                raw.Outputs(tmp_path / 'made', ['a.json', 'b.json']) as out:
+                raw_data.Outputs(tmp_path / 'made', ['a.json', 'b.json']) as out:
             for _ in range(200):
                 out.add('a.json', 'x' * 500)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        with pytest.raises(KeyError), raw.Outputs(tmp_path / 'made', ['a.json', 'b.json']) as out:
+        with pytest.raises(KeyError), raw_data.Outputs(tmp_path / 'made', ['a.json', 'b.json']) as out:
             out.add('a.json', 'not yet on the disk, nor ever')
             raise KeyError
     finally:

@@ -13,13 +13,13 @@ from browser import Page, needs_chromium
 from conftest import ragged
 from PIL import Image
 
-from annotations.files import DataError
+from explain.error_analysis import Judged, chosen
+from explain.error_report import TEMPLATE, page, pictures
+from explain.program import main
+from files.json_files import DataError
 from regions import store, tsv
-from regions.show import Names
+from regions.class_names import Names
 from regions.tsv import RegionError
-from show.judged import Judged, chosen
-from show.main import main
-from show.report import TEMPLATE, page, pictures
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
 from tasks.program import main as train

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import ragged
 
-import start
+from annotations.dataset import load_questions
+from annotations.examples import read_examples
 from param import Options
-from regions import residence, store
+from regions import placement, store
 from regions.arrays import RegionView
 from regions.tsv import RegionError
-from tasks.data import load_questions
-from tasks.examples import read_examples
+from tasks import start
 from tasks.vqa import VQA
 from train import Part, batches
 
@@ -50,25 +50,25 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
     expected = list(batches(dataset, parts, options, CPU))
     assert any('visual_attention_mask' in batch for batch in expected)
     disk = dataset.regions
-    dataset.regions = residence.place(disk, 'ram', CPU)
+    dataset.regions = placement.place(disk, 'ram', CPU)
     assert all(type(array) is np.ndarray and array.flags.owndata for array in dataset.regions.stores[0].arrays.values())
     for one, other in zip(batches(dataset, parts, options, CPU), expected, strict=True):
         same(one, other)
-    dataset.regions = residence.OnDevice(disk, CPU)
+    dataset.regions = placement.OnDevice(disk, CPU)
     assert dataset[parts[0]].keys() == (expected[0].keys() - {'features', 'boxes'}) | {'places'}
     for batch in expected:
         batch['features'] = batch['features'].half().float()
     for one, other in zip(batches(dataset, parts, options, CPU), expected, strict=True):
         same(one, other)
     few = np.flatnonzero(disk.gather(np.arange(len(disk)))['mask'].sum(1) < disk.max_regions)[:2]
-    narrow, wide = residence.see(disk, few), residence.see(disk, few, whole=True)
+    narrow, wide = placement.see(disk, few), placement.see(disk, few, whole=True)
     o = narrow['mask'].shape[1]
     for name, array in wide.items():
         assert array.shape[1] == disk.max_regions > o and not array[:, o:].any()
         np.testing.assert_array_equal(array[:, :o], narrow[name])
-    np.testing.assert_array_equal(residence.see(dataset.regions, few, whole=True)['mask'], wide['mask'])
+    np.testing.assert_array_equal(placement.see(dataset.regions, few, whole=True)['mask'], wide['mask'])
     rows = np.array([0, -1])  # an image without regions
-    places = residence.see(dataset.regions, rows)['places']
+    places = placement.see(dataset.regions, rows)['places']
     assert (places[1] == -1).all() and not dataset.regions.look_up(torch.from_numpy(places))['features'][1].any()
     with pytest.raises(IndexError, match='expected rows from 0 to'):
         dataset.regions.places([len(disk)])
@@ -76,7 +76,7 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
 
 def test_splits_share_what_is_on_the_device(load):
     train, valid = (load(name) for name in ('train,minival', 'minival'))
-    both, one = residence.OnDevice(train.regions, CPU), residence.OnDevice(valid.regions, CPU)
+    both, one = placement.OnDevice(train.regions, CPU), placement.OnDevice(valid.regions, CPU)
     assert both.tables[1] is one.tables[0]
 
 
@@ -84,10 +84,10 @@ def test_what_does_not_fit_on_the_gpu(load):
     regions = load('minival').regions
     message = r'val2014_obj36\.store take 27\.0 GB in half precision, and 24\.0 GB of cuda:0 are free, .*--featDevice cpu or ram'
     with pytest.raises(RegionError, match=message):
-        residence.check_room(27 * 10**9, regions.name, torch.device('cuda:0'), free=24 * 10**9)
-    residence.check_room(22 * 10**9, regions.name, torch.device('cuda:0'), free=24 * 10**9)
+        placement.check_room(27 * 10**9, regions.name, torch.device('cuda:0'), free=24 * 10**9)
+    placement.check_room(22 * 10**9, regions.name, torch.device('cuda:0'), free=24 * 10**9)
     with pytest.raises(RegionError, match='--featDevice cuda: there is no GPU'):
-        residence.place(regions, 'cuda', CPU)
+        placement.place(regions, 'cuda', CPU)
     with pytest.raises(ValueError, match='--featDevice cuda and --device cpu'):
         Options(featDevice='cuda', device='cpu')
 
@@ -98,7 +98,7 @@ def test_on_a_gpu(load):
     dataset = load('minival')
     parts, device = [Part(np.arange(8), 0)], torch.device('cuda')
     expected = next(batches(dataset, parts, Options(), device))
-    dataset.regions = residence.place(dataset.regions, 'cuda', device)
+    dataset.regions = placement.place(dataset.regions, 'cuda', device)
     found = next(batches(dataset, parts, Options(), device))
     same(found, expected | {'features': expected['features'].half().float()})
 

@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pretrain import text
-from pretrain.lxmert_pretrain import FEATURES
-from pretrain.qa_answer_table import normalise, read_table
+from annotations import pretraining_text
+from annotations.answer_table import normalise, read_table
+from pretrain.program import FEATURES
 from regions import tsv
-from shapes import captions, detect, draw, features, gqa_questions, make, pairs, questions, report, scene, world
+from shapes import captions, draw, features, gqa_questions, make, pairs, questions, report, scene, simulate_regions, world
 from shapes.baselines import baselines, masked
-from tasks import check_dataset
+from tools import check_dataset
 
 SETTINGS = world.Settings(images=60, seed=3, questions=10)
 SPLITS = ('train', 'nominival', 'minival', 'test')
@@ -98,7 +98,7 @@ def test_layout_is_that_of_real_data(made):
             assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 <= image.width).all() and (y2 <= image.height).all()
             assert (x2 - x1 > 5).all() and (y2 - y1 > 5).all()
             assert (np.diff(image.class_conf) <= 0).all()
-            assert image.classes.max() < len(detect.CLASSES) and image.attributes.max() < len(detect.ATTRIBUTES)
+            assert image.classes.max() < len(simulate_regions.CLASSES) and image.attributes.max() < len(simulate_regions.ATTRIBUTES)
 
 
 def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
@@ -143,7 +143,7 @@ def read_text(out):
 def test_pretraining_text_is_about_pictures_of_its_own(made):
     out, asked = made
     found = read_text(out)
-    assert found == asked['lxmert'] and not any(text.first_fault(one) for images in found.values() for one in images)
+    assert found == asked['lxmert'] and not any(pretraining_text.first_fault(one) for images in found.values() for one in images)
     ids = {file: [one['img_id'] for one in images] for file, images in found.items()}
     assert {file: len(named) for file, named in ids.items()} == {
         'mscoco_train': 39, 'mscoco_nominival': 2, 'mscoco_minival': 5, 'vgnococo': 9}
@@ -206,7 +206,7 @@ def test_vocabulary_knows_every_word(made):
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())
     assert config['vocab_size'] == len(pieces) and config['visual_feat_dim'] == features.FEATURE_DIM
-    assert (config['num_object_labels'], config['num_attr_labels']) == (len(detect.CLASSES), len(detect.ATTRIBUTES))
+    assert (config['num_object_labels'], config['num_attr_labels']) == (len(simulate_regions.CLASSES), len(simulate_regions.ATTRIBUTES))
 
 
 def test_kinds_have_their_shares(many):
@@ -622,7 +622,7 @@ def test_features_come_from_the_pixels_alone():
     pixels = draw.picture(made, np.random.default_rng(0))
     other = scene.Scene(made.background, tuple(
         scene.Thing(scene.SHAPES[i], 'red', t.size, t.x, t.y, t.radius) for i, t in enumerate(made.things)))
-    found = [detect.regions('a', s, p, np.random.default_rng(1))
+    found = [simulate_regions.regions('a', s, p, np.random.default_rng(1))
              for s, p in ((made, pixels), (other, pixels), (made, pixels[::-1]))]
     # The same places under other names: the same features; other pixels: others.
     np.testing.assert_array_equal(found[0].features, found[1].features)

@@ -13,17 +13,17 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from explain import attention, drawing, pointing, program
+from explain.relevance import Relevance, maps, relevance
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
 from regions import source
-from regions.show import Names
+from regions.class_names import Names
 from shapes import questions, scene
 from shapes.scene import covered
-from show import attention, draw, main, pointing
-from show.relevance import Relevance, maps, relevance
-from tasks.answerer import Answerer
 from tasks.model import AnswerModel
+from tasks.predictor import Answerer
 
 TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
         'max_position_embeddings': 24, 'l_layers': 2, 'x_layers': 2, 'r_layers': 1, 'visual_feat_dim': 6}
@@ -188,7 +188,7 @@ def shown(made_world, tmp_path_factory):
 def run(made_world, shown, tmp_path, capsys):
     """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
     def program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
-        status = main.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
+        status = program.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
                             str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
                             '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
         return status, capsys.readouterr()
@@ -257,8 +257,8 @@ def test_layers_and_heads_are_chosen(run, tmp_path):
 
 
 def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, run, monkeypatch):
-    ids, drawn, draw_heads = ['COCO_train2014_000000000002', 'COCO_train2014_000000000001'], [], draw.draw_heads
-    monkeypatch.setattr(draw, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
+    ids, drawn, draw_heads = ['COCO_train2014_000000000002', 'COCO_train2014_000000000001'], [], drawing.draw_heads
+    monkeypatch.setattr(drawing, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
     answerer = Answerer.from_snapshot(shown / 'nlvr2/BEST')
@@ -310,16 +310,16 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
     weights[:3] = 1, 0.5, 0.25
     inside, edges = [], []
     photo = Image.new('RGB', (320, 240), 'white')
-    for picture in (draw.draw_regions(image, weights, {}), draw.draw_regions(image, weights, {}, photo)):
+    for picture in (drawing.draw_regions(image, weights, {}), drawing.draw_regions(image, weights, {}, photo)):
         inside = [picture.getpixel((x * 8, 30 * 8))[0] for x in (30, 80, 130)]
         edges = [picture.getpixel((x * 8, 30 * 8)) for x in (10, 60, 110)]
         assert inside == [255, round(255 * 0.7 - 0.5), round(255 * 0.55 - 0.5)]
         assert picture.getpixel((400, 800)) == (102, 102, 102)
-        distance = [np.abs(np.subtract(edge, draw.COLOUR)).sum() for edge in edges]
+        distance = [np.abs(np.subtract(edge, drawing.COLOUR)).sum() for edge in edges]
         assert distance[0] == 0 and distance[0] < distance[1] < distance[2]
-    labelled = draw.draw_regions(image, weights, {0: '1 red star 57%'}, photo)
+    labelled = drawing.draw_regions(image, weights, {0: '1 red star 57%'}, photo)
     assert labelled != picture
-    draw.draw_regions(image, np.zeros(36), {})  # nothing is relevant
+    drawing.draw_regions(image, np.zeros(36), {})  # nothing is relevant
 
 
 def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
@@ -340,7 +340,7 @@ def test_no_text_of_a_figure_is_cut_off_and_dollars_are_no_formula(heads, words,
     rng = np.random.default_rng(0)
     tokens = ['[CLS]', *['$x_', 'ordinary'] * 10][:words - 1] + ['[SEP]']
     there, back = rng.random((heads, words, regions)), rng.random((heads, regions, words))
-    figure = draw.draw_heads('cross1 of "Is it $5 or $6, or more?" yes', tokens, rng.random(words), there, back,
+    figure = drawing.draw_heads('cross1 of "Is it $5 or $6, or more?" yes', tokens, rng.random(words), there, back,
                              list(range(1, heads + 1)), rng.permutation(regions))
     figure.draw_without_rendering()
     _, _, width, height = figure.bbox.extents
@@ -353,7 +353,7 @@ def test_no_text_of_a_figure_is_cut_off_and_dollars_are_no_formula(heads, words,
 
 def test_strips_show_words_by_regions_in_the_order_given():
     there, back = np.arange(6.0).reshape(1, 2, 3), 10 + np.arange(6.0).reshape(1, 3, 2)
-    figure = draw.draw_heads('', ['a', 'b'], np.ones(2), there, back, [1], np.array([2, 0, 1]))
+    figure = drawing.draw_heads('', ['a', 'b'], np.ones(2), there, back, [1], np.array([2, 0, 1]))
     first, second = (axes.get_images()[0].get_array().tolist() for axes in figure.get_axes()[1:3])
     assert first == [[2, 0, 1], [5, 3, 4]] and second == [[14, 10, 12], [15, 11, 13]]
 
@@ -437,7 +437,7 @@ def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypa
     monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
         [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
     for seed in '1', '2', '1':
-        assert main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
+        assert program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
                           seed]) == 0
     assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
 
@@ -447,7 +447,7 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
     record = json.loads((made_world / 'world.json').read_text())
 
     def play(*flags):
-        status = main.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
+        status = program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
         return status, capsys.readouterr().err
 
     status, printed = play('--load', str(shown / 'nlvr2/BEST'))
@@ -469,5 +469,5 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
 def test_wrong_usage_ends_with_status_2():
     for flags in ([], ['attention'], ['point'], ['pointing', '--load']):
         with pytest.raises(SystemExit) as ended:
-            main.main(flags)
+            program.main(flags)
         assert ended.value.code == 2

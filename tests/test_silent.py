@@ -18,11 +18,8 @@ import torch
 import transformers
 from conftest import run_program
 
-from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from lxrt.tokenization import BertTokenizer
-from lxrt.weights import (
+from bert.tokenization import BertTokenizer
+from bert.weights import (
     DECODER,
     WORDS,
     WeightsError,
@@ -33,9 +30,12 @@ from lxrt.weights import (
     read_task,
     save_state,
 )
-from snapshot import find_weights
-from start import files_beside
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
+from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
 from tasks.model import AnswerModel
+from tasks.snapshot import find_weights
+from tasks.start import files_beside
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import work
 from bench.model import LR, SMALL, THEIRS, Runner
+from bert.optimization import BertAdam
+from bert.speed import ApexAdam, accelerate
 from lxrt.config import LxrtConfig
 from lxrt.modeling import LXRTPretraining
-from lxrt.optimization import BertAdam
-from lxrt.speed import ApexAdam, accelerate
 from param import Options
 
 CPU = torch.device('cpu')

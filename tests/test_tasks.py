@@ -10,19 +10,19 @@ import torch
 from conftest import ROOT, SMALL
 from torch.nn import functional as F
 
-from annotations.files import DataError
+from annotations.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
+from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from param import Options
 from regions import tsv
-from tasks import ensemble, evaluate
-from tasks.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
 from tasks.gqa import GQA
 from tasks.model import AnswerModel
 from tasks.nlvr import NLVR
 from tasks.nlvr2 import NLVR2
 from tasks.program import main
 from tasks.vqa import VQA
+from tools import ensemble, evaluate
 
 TASKS = {'vqa': (VQA, 'minival', 'test'), 'gqa': (GQA, 'testdev', 'submit'), 'nlvr2': (NLVR2, 'valid', 'hidden')}
 
@@ -186,7 +186,7 @@ def test_columns_hold_what_the_annotations_say(tmp_path):
     paths = [tmp_path / 'one.json', tmp_path / 'two.json']
     for path, part in zip(paths, (items[:100], items[100:]), strict=True):
         path.write_text(json.dumps(part))
-    with patch('tasks.examples.CHUNK', 7):
+    with patch('annotations.examples.CHUNK', 7):
         examples = read_examples(paths, TEXT_QUESTION, answers)
 
     def restated(examples):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from lxrt.tokenization import BertTokenizer
+from bert.tokenization import BertTokenizer
 
 VOCAB = Path(__file__).parents[2] / 'shared/data/vocab/bert-base-uncased-vocab.txt'
 SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
@@ -113,7 +113,7 @@ def test_a_sentence_is_stripped_cut_to_18_pieces_and_padded_to_20(small):
 
 def test_chunks_change_nothing(small, monkeypatch):
     whole = small.encode(AWKWARD)
-    monkeypatch.setattr('lxrt.tokenization.CHUNK', 7)
+    monkeypatch.setattr('bert.tokenization.CHUNK', 7)
     np.testing.assert_array_equal(small.encode(AWKWARD), whole)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoint import Progress, RunFolder
 from param import Options
-from start import read_config
+from run_folder import Progress, RunFolder
 from tasks.model import build_model
+from tasks.start import read_config
 from tasks.vqa import VQA
 from train import Told, Update, batches, count_skipped, make_optimizer, steps_per_epoch, training_parts
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, BertModel, LxmertConfig, LxmertForPreTraining
 
+from annotations.answer_table import normalise, read_table, transfer_answers
+from bert.weights import WeightsError, answer_head, canonical_name, fill, load_bert, load_lxmert, read_state
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTPretraining, answer_layers
-from lxrt.weights import WeightsError, answer_head, canonical_name, fill, load_bert, load_lxmert, read_state
-from pretrain.qa_answer_table import normalise, read_table, transfer_answers
-from snapshot import weights_in
+from tasks.snapshot import weights_in
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 

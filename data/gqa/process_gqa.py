@@ -7,9 +7,9 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from annotations.files import field, stream
+from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
-from tasks.raw import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
+from files.json_files import field, stream
 
 SOURCE = 'https://cs.stanford.edu/people/dorarad/gqa/download.html'
 SPLITS = {'train': 'train_balanced_questions.json', 'valid': 'val_balanced_questions.json',

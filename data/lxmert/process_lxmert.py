@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from annotations.files import DataError, field, read_json, stream
-from pretrain.qa_answer_table import normalise, read_table
-from tasks.raw import Outputs, examples_of, find, frequent, run
+from annotations.answer_table import normalise, read_table
+from annotations.raw_data import Outputs, examples_of, find, frequent, run
+from files.json_files import DataError, field, read_json, stream
 
 COCO = {'train2014': 'captions_train2014.json', 'val2014': 'captions_val2014.json'}
 VG = ('image_data.json', 'region_descriptions.json', 'question_answers.json')

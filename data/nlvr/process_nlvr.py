@@ -3,7 +3,7 @@
 The corpus lists every object of every picture, so that the regions are exact and no detector is needed. A picture is
 three boxes of 100 x 100 pixels, 50 pixels apart; the order of the boxes never changes the truth of a statement, so
 each training picture is made in all six orders (the corpus ships its pictures in six orders for the same reason).
-Pre-training has statements of known truth and questions for numbers that `shapes.boxes` makes in the corpus's language.
+Pre-training has statements of known truth and questions for numbers that `grammar` makes in the corpus's language.
 """
 import argparse
 import dataclasses
@@ -27,9 +27,9 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tqdm import tqdm
 
-from lxrt.tokenization import SPECIAL_TOKENS
+import grammar as language
+from bert.tokenization import SPECIAL_TOKENS
 from regions import store, tsv
-from shapes import boxes as language
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
 SPLITS = ('train', 'dev')

@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from annotations.files import DataError, field, opened
-from tasks.raw import Outputs, find, run
+from annotations.raw_data import Outputs, find, run
+from files.json_files import DataError, field, opened
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr2/data)'
 SPLITS = {'train': 'train.json', 'valid': 'dev.json', 'test': 'test1.json', 'hidden': 'test2.json'}

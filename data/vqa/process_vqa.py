@@ -10,9 +10,9 @@ from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from annotations.files import DataError, field, read_json, stream
+from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
-from tasks.raw import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
+from files.json_files import DataError, field, read_json, stream
 from tasks.vqa_answers import normalise
 
 SOURCE = 'https://visualqa.org/download.html'

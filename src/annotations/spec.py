@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from annotations.files import DataError, read_json
+from files.json_files import DataError, read_json
 from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'made_from')  # the last: anything, for the record

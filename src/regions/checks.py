@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import origin, tsv
-from regions.origin import RegionError, Source
+from regions import readers, tsv
+from regions.readers import RegionError, Source
 from regions.store import RegionStore
 
 PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # images, by what the file's name begins with
@@ -26,7 +26,7 @@ def check(path, on_fault: Callable[[RegionError], None], say: Callable[[str], No
     """
     img_ids = []
     if not Path(path).is_dir():
-        lines = origin.need(path)
+        lines = readers.need(path)
         if not lines.size:
             on_fault(RegionError(f'{lines.where}: expected an image a line, found an empty file; fetch or extract it again'))
         try:
@@ -121,7 +121,7 @@ def _digest_faults(store: RegionStore) -> Iterator[str]:
     if 'digests' not in store.meta:
         return
     expected = store.meta['digests'] if isinstance(store.meta['digests'], dict) else {}
-    with origin.progress(store.folder.name, sum(array.nbytes for array in store.arrays.values())) as bar:
+    with readers.progress(store.folder.name, sum(array.nbytes for array in store.arrays.values())) as bar:
         for name, array in store.arrays.items():
             digest, rows = hashlib.sha256(), max(1, BLOCK // array.strides[0])
             for start in range(0, len(array), rows):
@@ -173,7 +173,7 @@ def _source_of(store: RegionStore) -> Source | None:
     places = [store.folder.with_name(store.meta['source']['name'])]
     if isinstance(provenance, dict) and isinstance(provenance.get('converted from'), str):
         places.append(Path(provenance['converted from']))
-    return next((found for place in places if (found := origin.find(place) or origin.find(place.with_suffix('.tsv')))), None)
+    return next((found for place in places if (found := readers.find(place) or readers.find(place.with_suffix('.tsv')))), None)
 
 
 def _shown(store: RegionStore, row: int) -> str:

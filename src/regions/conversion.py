@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import origin, store_files, tsv
-from regions.origin import RegionError, Source
+from regions import readers, store_files, tsv
+from regions.readers import RegionError, Source
 from regions.tsv import ImageRegions
 
 BLOCK = 4 << 20  # bytes of lines that are decoded at once, at the least
@@ -76,13 +76,13 @@ class _Conversion:
         self.f, self.f_line = None, 0  # feature size and the line that set it
         self.line_of, self.faults = {}, []  # image id -> line
         self.digest, self.sha256 = hashlib.sha256(), None  # of what was read; its text, when the thread that takes it is so far
-        self.provenance = origin.provenance(source) | {'converted from': os.path.abspath(source.path)}
+        self.provenance = readers.provenance(source) | {'converted from': os.path.abspath(source.path)}
         self.made_of = {'source': source.meta(''), 'dtypes': writer.dtypes}
 
     def run(self) -> None:
         source, pending, began = self.source, deque(), time.monotonic()
         with (source.open() as stream, ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as self.hasher,
-              origin.progress(source.path.name, source.size) as bar):
+              readers.progress(source.path.name, source.size) as bar):
             def take():
                 block, length, note = pending.popleft()
                 self._take(block.result(), note)
@@ -109,7 +109,7 @@ class _Conversion:
         if faults:
             raise RegionError(f'{source.where}: expected whole lines only, found {len(faults)} faulty and {len(self.line_of)} '
                               'good images; no region store was made. Mend the file or fetch it again, then start again:\n'
-                              + origin.listed(faults))
+                              + readers.listed(faults))
         if not self.line_of:
             raise RegionError(f'{source.where}: expected an image a line, found no line at all; fetch or extract it again')
         self.writer.commit(self.provenance, source.meta(self.sha256.result()))

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import origin, tsv
-from regions.origin import RegionError
+from regions import readers, tsv
+from regions.readers import RegionError
 from regions.tsv import ImageRegions
 
 ALIASES = {'features': ('x', 'feature'), 'boxes': ('bbox', 'bboxes'), 'size': ('image_size', 'img_size'),
@@ -49,14 +49,14 @@ def read(path) -> Iterator[ImageRegions]:
     for img_id, where, load in _files(path) if path.is_dir() else _hdf5(path):
         try:
             image = tsv.check(_image(img_id, load()), f)
-        except (ValueError, *origin.ZIP_ERRORS) as error:
+        except (ValueError, *readers.ZIP_ERRORS) as error:
             faults.append(f'{where}: {error}')
             continue
         f = image.features.shape[1]
         yield image
     if faults:
         raise RegionError(f'{path}: expected whole images only, found {len(faults)} faulty; nothing was written. Mend or remove '
-                          f'them:\n{origin.listed(faults)}')
+                          f'them:\n{readers.listed(faults)}')
     if f is None:
         raise RegionError(f'{path}: expected at least one image, found none')
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import origin, tsv
-from regions.origin import RegionError, Source
+from regions import readers, tsv
+from regions.readers import RegionError, Source
 from regions.store import RegionStore
 from regions.tsv import ImageRegions
 
 
 def opened(path) -> RegionStore | Source:
     """The store if `path` is a folder, else where its TSV's lines come from. Raises RegionError if there is neither."""
-    return RegionStore(path) if Path(path).is_dir() else origin.need(path)
+    return RegionStore(path) if Path(path).is_dir() else readers.need(path)
 
 
 def images(path, most: int = 0) -> Iterator[ImageRegions]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from regions import source
-from regions.origin import RegionError
-from regions.show import Names
+from regions.class_names import Names
+from regions.readers import RegionError
 from regions.tsv import ImageRegions
 
 # The rule of thumb, tried on halves of the ten real COCO images and on what was done to them (tests/test_doctor.py): halves

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import conversion, origin, store_files, tsv
+from regions import conversion, readers, store_files, tsv
 from regions.arrays import OBJECTS, RegionArrays, RegionView
-from regions.origin import Source
+from regions.readers import Source
 from regions.tsv import ImageRegions, RegionError
 
 __all__ = ['OBJECTS', 'RegionArrays', 'RegionStore', 'RegionView', 'convert', 'fresh', 'open_all', 'open_regions', 'read_few',
@@ -116,7 +116,7 @@ def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
 
 def fresh(tsv_path, store_root=None) -> RegionStore | None:
     """The store of a TSV if it can be opened as it is and without reading the TSV; else None. Makes nothing."""
-    source, folder = origin.find(tsv_path), store_folder(tsv_path, store_root)
+    source, folder = readers.find(tsv_path), store_folder(tsv_path, store_root)
     if source is None:
         return _without_source(tsv_path, folder)
     return _fresh_store(folder, source, read=False)[0]
@@ -128,7 +128,7 @@ def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> Reg
     Of a line that is not asked for only the image id is read, and none after the last that is needed. Raises
     RegionError that lists the faulty lines among those asked for.
     """
-    source, faults, images = origin.find(tsv_path), [], []
+    source, faults, images = readers.find(tsv_path), [], []
     left, keys = list(limits), [{img_id.encode() for img_id in ids} for ids in wanted]
 
     def asked(img_id: bytes) -> bool:
@@ -141,7 +141,7 @@ def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> Reg
             break
     if faults:
         raise RegionError(f'{source.where}: expected whole lines for the images asked for, found {len(faults)} faulty ones; mend '
-                          f'the file or fetch it again:\n{origin.listed(faults)}')
+                          f'the file or fetch it again:\n{readers.listed(faults)}')
     return RegionArrays.of_images(source.where, images) if images else None
 
 
@@ -163,7 +163,7 @@ def write(folder, images: Iterable[ImageRegions], provenance: dict, source: dict
 
 def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
     path, folder = Path(tsv_path), store_folder(tsv_path, store_root)
-    source = origin.find(path)
+    source = readers.find(path)
     if source is None:
         store = _without_source(path, folder)
         if dtype not in (None, store.meta['dtypes']['features']):

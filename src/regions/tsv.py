@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pybase64
 
-from regions import origin
-from regions.origin import RegionError, Source
+from regions import readers
+from regions.readers import RegionError, Source
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
@@ -54,7 +54,7 @@ def read(source, on_fault: Callable[[RegionError], None] | None = None,
          wanted: Callable[[bytes], bool] | None = None) -> Iterator[tuple[int, ImageRegions]]:
     """Yield (line number from 1, ImageRegions) for each whole line of a TSV, holding one line at a time.
 
-    `source` is a path (of a TSV, or of a published zip) or an origin.Source. A faulty line, or one whose image id an
+    `source` is a path (of a TSV, or of a published zip) or an readers.Source. A faulty line, or one whose image id an
     earlier line has, raises RegionError; with `on_fault` the error is handed to it and reading goes on. The first whole
     line sets the feature size f. With `wanted` only lines for whose image id (bytes) it returns True are decoded and
     checked. Raises RegionError too if the file cannot be read to its end; lines before a zip's damage may have suffered.
@@ -65,7 +65,7 @@ def read(source, on_fault: Callable[[RegionError], None] | None = None,
 
 def read_lines(source, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, ImageRegions]]:
     """As `read`, but yields (line number, the line's bytes as they are in the file, ImageRegions)."""
-    source = source if isinstance(source, Source) else origin.need(source)
+    source = source if isinstance(source, Source) else readers.need(source)
     f, f_line, lines_of = None, 0, {}
     for number, line in enumerate(source.lines(), 1):
         if wanted and not wanted(line.split(b'\t', 1)[0]):
@@ -110,7 +110,7 @@ def encode(image: ImageRegions) -> bytes:
 
 @contextlib.contextmanager
 def writing(path):
-    """A binary file to write, which appears as `path`, in place of what is there, when the block has ended well."""
+    """A binary file to write, which appears as `path`, in place of what is there, when the block has run_main well."""
     temporary = Path(f'{path}.tmp-{os.getpid()}')
     try:
         with open(temporary, 'wb') as file:

@@ -3,7 +3,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from annotations.files import DataError, read_json
+from files.json_files import DataError, read_json
 from shapes.baselines import score_table, soft_label
 
 TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines learn from

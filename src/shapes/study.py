@@ -11,8 +11,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from annotations.files import read_json
-from tasks.kinds import task_class
+from files.json_files import read_json
+from tasks.registry import task_class
 
 SHARE = 10  # the first tenth of the examples of each task: VQA's and GQA's are about a tenth of the pictures, NLVR2's about most
 # The splits, and the flag that names the weights to start from.
@@ -119,7 +119,7 @@ def launch(options, name, run, program, *flags):
                              env={**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'})
     if run.returncode:
         last = (output / 'printed.txt').read_text().strip().rsplit('\n', 1)[-1]
-        raise ValueError(f'{output}/printed.txt: a program ended with status {run.returncode}: {last}')
+        raise ValueError(f'{output}/printed.txt: a program run_main with status {run.returncode}: {last}')
 
 
 def score(options, name, task, seed):

@@ -27,9 +27,9 @@ from PIL import Image
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from lxrt.tokenization import SPECIAL_TOKENS
+from bert.tokenization import SPECIAL_TOKENS
 from regions import tsv
-from shapes import captions, detect, draw, features, gqa_questions, pairs, questions, scene
+from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
 FORMAT = 3  # raise it whenever the same settings begin to give other bytes
 
@@ -53,7 +53,7 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.05,
           'max_position_embeddings': 40, 'type_vocab_size': 2,
           'visual_feat_dim': features.FEATURE_DIM, 'visual_pos_dim': 4,
-          'num_object_labels': len(detect.CLASSES), 'num_attr_labels': len(detect.ATTRIBUTES)}
+          'num_object_labels': len(simulate_regions.CLASSES), 'num_attr_labels': len(simulate_regions.ATTRIBUTES)}
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _fill(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, 
                          *(sentence for images in told.values() for sentences in images.values() for sentence in sentences)])
     _lines(out / 'bert/vocab.txt', pieces)
     _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
-    _lines(out / 'objects_vocab.txt', detect.CLASSES)
-    _lines(out / 'attributes_vocab.txt', detect.ATTRIBUTES)
+    _lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
+    _lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
     _dump(out / 'world.json', {'format': FORMAT, **asdict(settings)}, indent=2)
     return asked
 
@@ -193,7 +193,7 @@ def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegio
     pixels = draw.picture(made, rng)
     img_id = _img_id(folder, index)
     Image.fromarray(pixels).save(images / f'{img_id}.png')
-    return detect.regions(img_id, made, pixels, rng)
+    return simulate_regions.regions(img_id, made, pixels, rng)
 
 
 def _ask(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:

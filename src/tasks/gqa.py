@@ -2,10 +2,10 @@
 
 import sys
 
+from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
-from tasks.answering import Answering
-from tasks.examples import TEXT_QUESTION
 from tasks.program import main
+from tasks.task import Answering
 
 TESTDEV = ('testdev', 'testdev_all')
 SPLITS = ('train', 'train_all', 'valid', 'valid_all', *TESTDEV, 'submit')

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from annotations.answer_table import read_table, transfer_answers
+from bert.weights import answer_head, fill, load_bert, load_lxmert, read_task
 from dist import say
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers
-from lxrt.weights import answer_head, fill, load_bert, load_lxmert, read_task
-from pretrain.qa_answer_table import read_table, transfer_answers
-from snapshot import answers_beside
-from start import bert_weights
+from tasks.snapshot import answers_beside
+from tasks.start import bert_weights
 
 NEVER = -1e4  # the bias of an answer that must not win
 

@@ -2,10 +2,10 @@
 
 import sys
 
+from annotations.examples import Form
 from annotations.spec import DatasetSpec
-from tasks.answering import Answering
-from tasks.examples import Form
 from tasks.program import main
+from tasks.task import Answering
 
 
 class NLVR(Answering):

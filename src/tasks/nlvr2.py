@@ -2,11 +2,11 @@
 
 import sys
 
+from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
-from tasks.answering import Answering
-from tasks.examples import PAIR
 from tasks.metrics import consistency
 from tasks.program import main
+from tasks.task import Answering
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
 

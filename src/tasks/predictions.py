@@ -7,8 +7,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from annotations.files import DataError, field, opened, stream
-from tasks.examples import PAIR, QUESTION, TEXT_QUESTION
+from annotations.examples import PAIR, QUESTION, TEXT_QUESTION
+from files.json_files import DataError, field, opened, stream
 from tasks.metrics import vqa_accuracy
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 
 import dist
-import start
-from annotations.files import DataError
+from annotations.dataset import load_questions
+from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
-from checkpoint import RunFolder, write_whole
+from bert.tokenization import BertTokenizer
+from bert.weights import fill, read_state
+from files.json_files import DataError
 from lxrt.config import LxrtConfig
-from lxrt.tokenization import BertTokenizer
-from lxrt.weights import fill, read_state
 from param import Options
-from snapshot import SNAPSHOT
-from tasks.answering import dump_probabilities, say_if_alike
-from tasks.data import load_questions
-from tasks.examples import read_examples
+from run_folder import RunFolder, write_whole
+from tasks import start
 from tasks.model import build_model
+from tasks.snapshot import SNAPSHOT
+from tasks.task import dump_probabilities, say_if_alike
 from train import evaluate, say_if_blind
 
 

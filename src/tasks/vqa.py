@@ -3,9 +3,9 @@
 import sys
 
 from annotations.spec import DatasetSpec
-from tasks.answerer import Answerer
-from tasks.answering import Answering
+from tasks.predictor import Answerer
 from tasks.program import main
+from tasks.task import Answering
 
 __all__ = ['VQA', 'Answerer']
 

@@ -1,0 +1,191 @@
+"""The text of pre-training as columns of numbers on disk: made from its json once, memory mapped from then on.
+
+Beside `mscoco_train.json` lies the folder `mscoco_train.columns`. For n sentences about m images, image after image in the order
+of the file, it holds
+
+    input_ids (n, max_length) uint16, or int32 for large vocabularies; source (n,) uint16, a place in meta's sources
+    label_start (n + 1,) int64: sentence i has the answers label_start[i] to label_start[i + 1] of
+    label_answer (l,) int32, a place in answers.json, and label_score (l,) float32
+    image_start (m + 1,) int64: image i has the sentences image_start[i] to image_start[i + 1]; image_ids (m,) bytes in UTF-8
+    answers.json: the answers that occur, normalised; meta.json: what it was made from
+
+The answer table is no part of it: it is applied when a run opens the columns, so that one table or another costs nothing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from annotations import answer_table, pretraining_text
+from bert import tokenization
+from files.json_files import DataError, stream
+from regions.store_files import Column
+
+CHUNK = 1 << 16  # sentences that are tokenised and written at once
+NAMES = ('input_ids', 'source', 'label_start', 'label_answer', 'label_score', 'image_start', 'image_ids')
+
+
+class Columns:
+    """The columns in a folder, mapped: attributes of the names above, and `sources`, `answers` (lists of str), `digest`."""
+
+    def __init__(self, folder):
+        meta = json.loads((folder / 'meta.json').read_text())
+        for name in NAMES:
+            setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r').view(np.ndarray))
+        self.folder, self.sources, self.digest = folder, meta['sources'], meta['digest']
+        self.answers = json.loads((folder / 'answers.json').read_text())
+
+    def __len__(self):
+        return len(self.source)
+
+    def __reduce__(self):  # a copy in another process maps the same files
+        return Columns, (self.folder,)
+
+
+def open_columns(path, tokenizer, max_length, store_root=None):
+    """The Columns of a pre-training json, made first if there are none, or if those there were made from another file, with
+    another vocabulary or max_length, or by other code. Of several processes one makes them and the others wait.
+
+    Raises FileNotFoundError or DataError, which name the file, example and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file; expected the sentences of pre-training (data/README.md)')
+    folder = columns_folder(path, store_root)
+    made_by = how_made(tokenizer, max_length)
+    if not fresh(folder, path, made_by):
+        with locked(folder):
+            if not fresh(folder, path, made_by):  # another process may have made it while we waited
+                make(folder, path, made_by, tokenizer, max_length)
+    return Columns(folder)
+
+
+def columns_folder(path, store_root=None):
+    """Where the columns of a json lie: beside it, or below store_root under a name that no other file's have."""
+    path = Path(os.path.abspath(path))
+    stem = path.name.removesuffix('.gz').removesuffix('.json')
+    if store_root is None:
+        return path.with_name(f'{stem}.columns')
+    return Path(os.path.abspath(store_root)) / f'{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}.columns'
+
+
+def how_made(tokenizer, max_length):
+    """All that columns depend on beside the json."""
+    code, vocabulary = hashlib.sha256(), hashlib.sha256('\n'.join(tokenizer.ids_to_tokens).encode())
+    for module in (__file__, pretraining_text.__file__, answer_table.__file__, tokenization.__file__):
+        code.update(Path(module).read_bytes())
+    return {'code': code.hexdigest(), 'vocabulary': vocabulary.hexdigest(), 'max_length': max_length}
+
+
+@contextmanager
+def locked(folder):
+    lock = FileLock(f'{folder}.lock')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be written ({error.strerror}); name another place by --storeRoot') from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def fresh(folder, path, made_by):
+    """Whether the columns are whole and what would be made now."""
+    try:
+        meta = json.loads((folder / 'meta.json').read_text())
+        if meta['made_by'] != made_by or meta['source']['size'] != path.stat().st_size:
+            return False
+        return meta['source']['mtime_ns'] == path.stat().st_mtime_ns or meta['source']['sha256'] == sha256(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def sha256(path):
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def make(folder, path, made_by, tokenizer, max_length):
+    """Writes the columns of a json into `folder`, which appears whole; the memory that it takes does not grow with the text."""
+    stat = path.stat()
+    building = folder.with_name(f'{folder.name}.tmp')
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        found = Writer(building, tokenizer, max_length)
+        for i, example in enumerate(stream(path, 'item', 'images with sentences')):
+            if fault := pretraining_text.first_fault(example):
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
+            found.add(example)
+        found.close({'made_by': made_by, 'source': {
+            'name': path.name, 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be written ({error.strerror}); is the disk full? Name another place by '
+                        '--storeRoot') from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+class Writer:
+    """Collects the columns of images in a folder, CHUNK sentences at a time."""
+
+    def __init__(self, folder, tokenizer, max_length):
+        self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
+        tokens = '<u2' if len(tokenizer) <= 1 << 16 else '<i4'
+        dtypes = {'input_ids': tokens, 'source': '<u2', 'label_start': '<i8', 'label_answer': '<i4', 'label_score': '<f4'}
+        self.columns = {name: Column(folder / f'{name}.npy', dtype, (max_length,) if name == 'input_ids' else ())
+                        for name, dtype in dtypes.items()}
+        self.waiting = {name: [] for name in dtypes}
+        self.waiting['label_start'].append(0)
+        self.sources, self.answers, self.place = {}, {}, {}  # name -> place; the last: an answer as it was given -> place
+        self.ids, self.counts, self.labels = [], [], 0
+
+    def add(self, example):
+        waiting = self.waiting
+        before = len(waiting['source'])
+        for source, sentence, label in pretraining_text.sentences(example):
+            waiting['input_ids'].append(sentence)
+            waiting['source'].append(self.sources.setdefault(source, len(self.sources)))
+            # Answers that are the same once normalised: the last counts, as in the original code.
+            scores = {self.answer(answer): score for answer, score in (label or {}).items()}
+            waiting['label_answer'] += scores
+            waiting['label_score'] += scores.values()
+            self.labels += len(scores)
+            waiting['label_start'].append(self.labels)
+        self.ids.append(example['img_id'].encode())
+        self.counts.append(len(waiting['source']) - before)
+        if len(waiting['source']) >= CHUNK:
+            self.flush()
+
+    def answer(self, given):
+        place = self.place.get(given)
+        if place is None:
+            place = self.place[given] = self.answers.setdefault(answer_table.normalise(given), len(self.answers))
+        return place
+
+    def flush(self):
+        self.waiting['input_ids'] = self.tokenizer.encode(self.waiting['input_ids'], self.max_length)
+        for name, column in self.columns.items():
+            column.append(np.array(self.waiting[name], column.dtype))
+            self.waiting[name] = []
+
+    def close(self, meta):
+        self.flush()
+        per_image = {'image_start': np.cumsum([0, *self.counts]).astype('<i8'), 'image_ids': np.array(self.ids, np.bytes_)}
+        for name, array in per_image.items():
+            self.columns[name] = Column(self.folder / f'{name}.npy', array.dtype.str, ())
+            self.columns[name].append(array)
+        digests = {name: column.close() for name, column in self.columns.items()}
+        meta |= {'sources': list(self.sources), 'digest': hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
+        (self.folder / 'answers.json').write_text(json.dumps(list(self.answers)))
+        (self.folder / 'meta.json').write_text(json.dumps(meta, indent=1))

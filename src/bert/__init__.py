@@ -1,0 +1,1 @@
+"""What BERT-like models share: layers, tokenizer, weights, optimizer."""

@@ -1,0 +1,136 @@
+"""Files and folders that appear under their final name only when complete; locks, free disk space, digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+BLOCK = 1 << 20  # bytes read at once for a digest
+
+
+@contextlib.contextmanager
+def atomic_file(path, mode='wb', **options):
+    """A file to write, which replaces `path` when the block ends without an error; else nothing is left of it.
+
+    mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, write):
+    """Calls write(temporary path), then renames the file to `path`. For libraries that open the file themselves.
+
+    Raises OSError that names the file, and leaves no temporary one, if it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + '.part')
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f'{path}: cannot be written ({error}); is the disk full?') from None
+
+
+def write_text(path, text):
+    """Replaces `path` by a text in UTF-8."""
+    with atomic_file(path, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
+def write_json(path, value, indent=1):
+    """Replaces `path` by a value as json."""
+    write_text(path, json.dumps(value, indent=indent))
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """A new folder to fill, which replaces the folder `path` when the block ends without an error; else nothing is left of it.
+
+    Its user holds the lock of `path`: what lies under the temporary names was left by a process that was killed.
+    """
+    path = Path(path)
+    temporary, replaced = (path.with_name(path.name + ending) for ending in ('.tmp', '.old'))
+    for left in (temporary, replaced):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sync(path):
+    """Puts the content of a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path, on_wait=None, timeout=-1):
+    """Holds the lock of those who write `path`: the file `path`.lock, which the system releases however its process ends.
+
+    on_wait: called once if another process holds it; timeout: seconds to wait after that, -1 for ever. Raises filelock.Timeout,
+    or OSError where the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f'{path}.lock')
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if on_wait:
+            on_wait()
+        lock.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_free_space(folder, needed, what, advice):
+    """Raises OSError if the disk of `folder` has less than `needed` bytes free. what: needs them; advice: what to do."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f'{what}: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; {advice}')
+
+
+def byte_bar(name, size):
+    """A progress bar in bytes, shown on a terminal."""
+    return tqdm(total=size, unit='B', unit_scale=True, desc=name, disable=None)
+
+
+def sha256(path):
+    """The digest of a file in hexadecimal, with a progress bar."""
+    path, digest = Path(path), hashlib.sha256()
+    with open(path, 'rb') as file, byte_bar(f'checking {path.name}', path.stat().st_size) as bar:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Pictures: which, and from file to array."""

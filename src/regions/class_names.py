@@ -1,0 +1,32 @@
+"""Names of the detector's classes and attributes."""
+
+from pathlib import Path
+
+from regions.readers import RegionError
+
+FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
+
+
+class Names:
+    """`name(kind, id)` for kind 'classes' or 'attributes'; without a folder, or past its names, the id itself.
+
+    `folder` holds objects_vocab.txt and, optionally, attributes_vocab.txt: a line a class, in the order of the ids, as
+    the published detector has them. Of synonyms (`gray,grey`) the first counts. Line 1 is id 0: the background, which
+    the detector counts first, is not in the files. Raises RegionError.
+    """
+
+    def __init__(self, folder=None):
+        self.lists = {kind: [] for kind in FILES}
+        for kind, file in FILES.items() if folder else ():
+            path = Path(folder) / file
+            if kind == 'attributes' and not path.exists():
+                continue
+            try:
+                lines = path.read_text(encoding='utf-8').splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise RegionError(f'{path}: expected UTF-8 text, a name a line, found none ({error}); correct --names') from None
+            self.lists[kind] = [line.split(',')[0].strip() or f'line {number}' for number, line in enumerate(lines, 1)]
+
+    def name(self, kind: str, number: int) -> str:
+        names = self.lists[kind]
+        return names[number] if 0 <= number < len(names) else f'{"object" if kind == "classes" else "attribute"} {number}'

@@ -1,0 +1,1 @@
+"""Programs around training: evaluation, conversion, checks, downloads."""

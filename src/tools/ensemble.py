@@ -1,0 +1,60 @@
+"""One prediction of several: the mean of their probabilities (run/ensemble.bash). A file is what --dumpProbs wrote.
+
+An answer that a file does not list counts as 0 there, so --dumpProbs should be about 10, or all where answers are few.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from itertools import zip_longest
+from pathlib import Path
+
+from tqdm import tqdm
+
+from files.json_files import DataError, field, stream
+from run_folder import write_whole
+from tasks.registry import TASKS, task_class
+
+
+def mean(paths):
+    """Yields (id, {answer: mean probability}) of each example; all files must have the same examples, in the same order.
+
+    Raises DataError that names the file and the example.
+    """
+    for number, rows in enumerate(zip_longest(*(stream(path, 'item', 'predictions') for path in paths))):
+        total = Counter()
+        for path, row in zip(paths, rows, strict=True):
+            if row is None:
+                raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
+            if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
+                raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
+                                f'found {row!r:.100}; give the _probs.json that --dumpProbs wrote')
+            if row['id'] != rows[0]['id']:
+                raise DataError(f'{path}: prediction {number}: key "id": expected {rows[0]["id"]!r} as in {paths[0]}, found '
+                                f'{row["id"]!r}; make the files from one split')
+            for answer, probability in row['answers']:
+                total[answer] += probability / len(paths)
+        yield rows[0]['id'], total
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='ensemble.bash', description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('--out', type=Path, required=True, help='the file to write, as the leaderboard takes it')
+    parser.add_argument('files', nargs='+', type=Path, help='what --dumpProbs wrote: SPLIT_probs.json of each model')
+    options = parser.parse_args(argv)
+    task = task_class(options.task)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
+        bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
+        write_whole(options.out, lambda part: count.append(task.write(part, bar)))
+    except (ValueError, OSError) as error:
+        print(f'ensemble.bash: error: {error}', file=sys.stderr)
+        return 1
+    print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
