@@ -22,7 +22,7 @@ def is_main():
     return rank() == 0
 
 
-def say(*lines):
+def print0(*lines):
     """Prints on rank 0 only."""
     if is_main():
         print(*lines, flush=True)

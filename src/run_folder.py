@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from bert.weights import canonical_name
-from dist import gather, is_main, restarted, say
+from dist import gather, is_main, print0, restarted
 
 STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
@@ -156,7 +156,7 @@ class RunFolder:
 
     def log(self, *lines):
         """Prints lines and appends them to log.log."""
-        say('\n'.join(lines))
+        print0('\n'.join(lines))
         if is_main():
             with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
                 log.write('\n'.join(lines) + '\n')

@@ -288,8 +288,8 @@ def say_if_blind(task, dataset, options, device):
     for batch in batches(dataset, evaluation_parts(len(dataset), options)[:1], options, device):
         logits = task.logits(task.model, batch)
         if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
-            dist.say(f'Attention: with these weights the model gives the same scores to all of the first {len(logits)} examples: '
-                     'it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
+            dist.print0(f'Attention: with these weights the model gives the same scores to all of the first {len(logits)} '
+                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
 
 
 @torch.no_grad()
@@ -385,10 +385,10 @@ def finish_epoch(task, valid_set, sums, options, progress, folder, device):
 def resume(state, model, update, folder):
     """Puts a saved run state into the model and its Update and returns its Progress."""
     progress = Progress(**state['progress'])
-    dist.say(fill(model, state['model'], f'the run state in {folder.path}'))
+    dist.print0(fill(model, state['model'], f'the run state in {folder.path}'))
     update.load_state_dict(state)
     state.clear()  # the largest thing in memory, no longer needed
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks
-    dist.say(f'Going on with epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
+    dist.print0(f'Going on with epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
     return progress

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from annotations.split_regions import open_regions, say_twice
-from dist import say
+from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 
@@ -119,14 +119,14 @@ def load_questions(spec, names, examples, tokenizer, answers, options, submit=Fa
         if submit and not options.allowMissing:
             raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
                             'from the words alone')
-        say(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
+        print0(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
     if not keep.any():
         raise DataError(f'{names}: no question is left whose images are all among those used; leave out --tiny or --fast')
     if unknown := examples.unknown:
-        say(f'{unknown.total():,} labels of {names} are no answers of {spec.answers} ({some(unknown)}): left out.')
+        print0(f'{unknown.total():,} labels of {names} are no answers of {spec.answers} ({some(unknown)}): left out.')
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     regions = placement.place(regions, options.featDevice, device)
     dataset = QuestionDataset(examples, regions, rows, tokenizer, answers, spec.max_length)
-    say(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
+    print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     return dataset

@@ -12,7 +12,7 @@ import torch
 from annotations.pretraining_columns import open_columns
 from annotations.split_regions import open_regions, say_twice
 from bert.tokenization import CLS, MASK, SEP
-from dist import say
+from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 
@@ -218,18 +218,18 @@ def load_sentences(spec, names, tokenizer, table, options, device):
             lost += [named[i] for i in np.flatnonzero(own < 0)]
         rows.append(np.where(np.isin(own, chosen), own, -1))
     if lost:
-        say(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
+        print0(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
     dataset = SentenceDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer, table, options)
     if not len(dataset):
         raise DataError(f'{names}: no sentence is left whose image is among those used')
     if options.taskMatched and len(np.unique(dataset.row)) < 2:
         raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one')
-    say(f'{names}: {len(dataset):,} sentences on {len(np.unique(dataset.row)):,} images.')
+    print0(f'{names}: {len(dataset):,} sentences on {len(np.unique(dataset.row)):,} images.')
     if options.taskQA:
         for file, places in zip(columns, dataset.answer_of, strict=True):
             counts = np.bincount(file.label_answer, minlength=len(places))
             unknown = [i for i in np.argsort(-counts, kind='stable').tolist() if places[i] == NO_LABEL]
             if unknown:
-                say(f'{file.folder.name}: {counts[unknown].sum():,} of {counts.sum():,} answers are not in the answer table '
-                    f'({some([file.answers[i] for i in unknown])}): left out.')
+                print0(f'{file.folder.name}: {counts[unknown].sum():,} of {counts.sum():,} answers are not in the answer table '
+                       f'({some([file.answers[i] for i in unknown])}): left out.')
     return dataset

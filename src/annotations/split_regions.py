@@ -1,6 +1,6 @@
 """The regions of the images that a dataset's splits name."""
 
-from dist import say
+from dist import print0
 from files.json_files import DataError
 from regions import arrays, store
 
@@ -32,4 +32,4 @@ def say_twice(regions, img_ids, names):
     """Says so if some of the images (list of str) are in several of the files of the splits that `names` calls."""
     twice = sum((part.rows(img_ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
     if twice.any():
-        say(f'{twice.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')
+        print0(f'{twice.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')

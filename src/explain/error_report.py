@@ -66,8 +66,8 @@ def run(args):
     with tempfile.TemporaryDirectory() as folder:  # a program has the folder of a run, of which nothing is kept here
         data = predicted(args, folder)
     write_whole(out, lambda part: part.write_text(page(data), encoding='utf-8'))
-    dist.say(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
-             f'{out.stat().st_size / 1e6:.1f} MB: {out}')
+    dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
+                f'{out.stat().st_size / 1e6:.1f} MB: {out}')
     return 0
 
 
@@ -114,7 +114,7 @@ def pictures(images, n, names, folder):
         if len(lacking) == n:
             raise DataError(f'--images {folder}: none of the {n:,} pictures is there as .jpg or .png, such as {some(lacking)}; '
                             'is it the folder of this split?')
-        dist.say(f'{len(lacking):,} of {n:,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for them.')
+        dist.print0(f'{len(lacking):,} of {n:,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for them.')
     return found
 
 

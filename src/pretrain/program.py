@@ -12,7 +12,7 @@ from annotations.pretraining_text import KIND
 from annotations.spec import DatasetSpec
 from bert.tokenization import BertTokenizer
 from bert.weights import answer_head, load_bert, load_lxmert, load_pretraining
-from dist import say
+from dist import print0
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from lxrt.losses import label_counts
@@ -196,15 +196,15 @@ def build_model(options, config, weights, folder, answers):
     # 5. BERT's, for the language layers and the heads of words.
     if options.load:
         report, state = load_pretraining(model, weights, answers=not options.transferAnswers)
-        say(report)
+        print0(report)
         if options.transferAnswers:
             head = answer_head(state, weights)
             copied, new = transfer_answers(model.answer_head.logit_fc, head, answers_beside(weights), answers)
-            say(f'Answer head: {copied} answers from the head there, {new} start at 0.')
+            print0(f'Answer head: {copied} answers from the head there, {new} start at 0.')
     elif weights:
-        say(load_lxmert(model, weights)[0])
+        print0(load_lxmert(model, weights)[0])
     elif not options.fromScratch:
-        say(load_bert(model, start.bert_weights(folder)))
+        print0(load_bert(model, start.bert_weights(folder)))
     return model
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from annotations.answer_table import read_table, transfer_answers
 from bert.weights import answer_head, fill, load_bert, load_lxmert, read_task
-from dist import say
+from dist import print0
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers
 from tasks.snapshot import answers_beside
@@ -53,16 +53,16 @@ def build_model(options, config, weights, folder, answers, max_length, images=1)
     # --loadLXMERTQA, 4. --fromScratch, 5. BERT's, for the language layers.
     theirs = answers_beside(weights) if options.load or options.loadLXMERTQA else None
     if options.load and theirs in (None, answers):
-        say(fill(model, read_task(weights), str(weights)))
+        print0(fill(model, read_task(weights), str(weights)))
     elif weights:
         report, state = load_lxmert(encoder, weights)
-        say(report)
+        print0(report)
         if not options.loadLXMERT:
             theirs = theirs or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # of the published file
             never = options.test is not None
             copied, new = transfer_answers(model.logit_fc, answer_head(state, weights), theirs, answers,
                                            NEVER if never else 0.0)
-            say(f'Answer head: {copied} answers from the head there, {new} {"are never given" if never else "start at 0"}.')
+            print0(f'Answer head: {copied} answers from the head there, {new} {"are never given" if never else "start at 0"}.')
     elif not options.fromScratch:
-        say(load_bert(encoder, bert_weights(folder)))
+        print0(load_bert(encoder, bert_weights(folder)))
     return model

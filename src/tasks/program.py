@@ -99,12 +99,12 @@ class Program:
         options, folder = self.options, self.folder
         made = start.train(options, folder, start.files_beside(self.config, self.tokenizer, self.answers), self.make, self.device)
         if made is None:
-            dist.say(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
+            dist.print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
             task, valid_set = made
-            dist.say(f'\n{fill(task.model, read_state(folder.path / "BEST.pth"), "BEST.pth")}')
+            dist.print0(f'\n{fill(task.model, read_state(folder.path / "BEST.pth"), "BEST.pth")}')
             predictions = evaluate(task, valid_set, options, self.device)
-            dist.say(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
+            dist.print0(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
 
     def make(self):
         """The task, the training set, and that of --valid or None."""
@@ -118,7 +118,7 @@ class Program:
         if self.weights and not options.resume:
             say_if_blind(task, train_set, options, self.device)
         if valid_set is not None:
-            dist.say(f'Valid Oracle: {valid_set.oracle():.2f}')
+            dist.print0(f'Valid Oracle: {valid_set.oracle():.2f}')
         return task, train_set, valid_set
 
     def test(self):
@@ -136,8 +136,8 @@ class Program:
             path = self.folder.path / file
             if dist.is_main():
                 write_whole(path, lambda part, dump=dump: dump(dataset, predictions, part))
-            dist.say(f'{len(dataset):,} predictions: {path}')
+            dist.print0(f'{len(dataset):,} predictions: {path}')
         if dataset.examples.labelled:
-            dist.say(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
+            dist.print0(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
         else:
-            dist.say(f'{name} has no labels: no score.')
+            dist.print0(f'{name} has no labels: no score.')

@@ -47,7 +47,7 @@ def run(prepare, argv=None):
         dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
         return dist.end(0)
     except Stopped as stopped:
-        dist.say(f'{name}: {stopped}')
+        dist.print0(f'{name}: {stopped}')
         dist.stop()
         return dist.end(STOPPED)
     except (ValueError, OSError, FloatingPointError, dist.DeviceError) as error:
@@ -78,13 +78,13 @@ def check_weights(options, weights, config, tokenizer, answers):
     though their sizes fit: other words, other heads, with --load other answers."""
     check_beside(weights, config, tokenizer)
     if not has_vocabulary(weights.parent) or not (weights.parent / 'config.json').is_file():
-        dist.say(f'{weights}: no vocabulary or no config.json lies beside it: its words and heads of attention are taken to be '
-                 f'those of {tokenizer.vocab_file.parent}.')
+        dist.print0(f'{weights}: no vocabulary or no config.json lies beside it: its words and heads of attention are taken to '
+                    f'be those of {tokenizer.vocab_file.parent}.')
     theirs = answers_beside(weights) if options.load and answers else answers
     if theirs is None and options.transferAnswers:
         raise DataError(f'--transferAnswers: {weights}: its answers are not known; put its answers.json beside it')
     if theirs is None:
-        dist.say(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
+        dist.print0(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
     elif theirs != answers and not options.transferAnswers:
         advice = '--transferAnswers moves those that are in both, by their names' if set(theirs) & set(answers) else \
             'none is in both: a snapshot of another task is tested as that task, or started from by --loadLXMERT'
@@ -169,7 +169,7 @@ def train(options, folder, beside, make, device):
     """
     state = folder.read_state(options, beside)
     if state is not None and state['progress']['epoch'] >= options.epochs:
-        dist.say(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+        dist.print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
         return None
     task, train_set, valid_set = make()
     step, parts = min(len(train_set), options.batchSize), dist.world_size() * options.accumulate
@@ -177,7 +177,7 @@ def train(options, folder, beside, make, device):
         raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
     folder.begin(options, beside, state, train_set.digest())
     parameters = sum(p.numel() for p in task.model.parameters())
-    dist.say(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {dist.world_size()}.')
+    dist.print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {dist.world_size()}.')
     fit(task, train_set, valid_set, options, folder, state, device)
-    dist.say(f'\nSnapshots, log and events: {folder.path}')
+    dist.print0(f'\nSnapshots, log and events: {folder.path}')
     return task, valid_set

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from annotations.examples import QUESTION
-from dist import say
+from dist import print0
 from train import evaluate
 
 MOST_TYPES = 30  # VQA v2 has 65 question types; a table that long tells nothing
@@ -135,8 +135,8 @@ def say_if_alike(dataset, predictions):
     places, probabilities = (array[:, 0] for array in predictions)
     if len(places) > 1 and (places == places[0]).all():
         spread = f'with probabilities from {probabilities.min():.4f} to {probabilities.max():.4f}'
-        say(f'Attention: all {len(places):,} predictions are "{dataset.answers[places[0]]}", {spread}. A model that has learned '
-            'does not do that: are these the weights that you meant (the table at the start), and a fitting --lr?')
+        print0(f'Attention: all {len(places):,} predictions are "{dataset.answers[places[0]]}", {spread}. A model that has '
+               'learned does not do that: are these the weights that you meant (the table at the start), and a fitting --lr?')
 
 
 def dump_probabilities(dataset, predictions, path):

@@ -207,7 +207,7 @@ class Encoding:
                             'these pairs out')
         dataset = QuestionDataset(examples, regions, rows[:, None], tokenizer, [], flags.maxLength)
         encoder = LXRTEncoder(config, max_seq_length=flags.maxLength, mode='lxr' if layers else 'x')
-        dist.say(load_lxmert(encoder.model, path)[0])
+        dist.print0(load_lxmert(encoder.model, path)[0])
         return cls(img_ids, sentences, dataset, start.place(encoder, options, device).eval(), 'pooled' in flags.states, layers,
                    options, device)
 
