@@ -40,7 +40,7 @@ Pictures that cannot be used are listed in X.broken.txt; then the result is not 
 Examples:
   bash run/extract.bash 0,1 --images pictures/val2014 --split coco --out data/mscoco_imgfeat/val2014_obj36.tsv
   NPROC=2 bash run/extract.bash cpu --images mine --minBoxes 10 --maxBoxes 100 --bf16 --out data/mine/mine.store
-  bash run/extract.bash cpu --images data/shapes/images/val2014 --detector shapes --out data/mine/shapes_obj36.tsv
+  bash run/extract.bash cpu --images list.txt --detector my_package --out data/mine/list_obj36.tsv
 
 Exit status: 0 success, 1 faulty input or broken pictures, 2 wrong usage.
 '''
