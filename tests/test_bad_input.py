@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from annotations.dataset import load_questions
+from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from bert.tokenization import BertTokenizer
 from param import Options
@@ -192,7 +192,7 @@ def test_tiny_takes_the_first_images_of_each_split(world):
     for limit in (3, None):
         with patch.object(Options, 'image_limit', limit):
             both, *parts = (
-                load_questions(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.form, answers),
+                load_examples(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.form, answers),
                                tokenizer, answers, options)
                 for names in ('train,nominival', 'train', 'nominival'))
         images = [np.unique(part.rows) for part in parts]

@@ -241,7 +241,7 @@ def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):
     described = [json.loads(block) for heading in ('Questions and answers', 'Statements, true or false',
                                                    'Sentences for pre-training') for block in blocks(heading, 'json')]
     (statement,), (sentences,) = (block for block in described if isinstance(block, list))
-    assert task_class('nlvr').form.first_fault(statement) is None and pretraining_text.first_fault(sentences) is None
+    assert task_class('nlvr').schema.first_fault(statement) is None and pretraining_text.first_fault(sentences) is None
     specs = [DatasetSpec.from_dict(block, tmp_path, 'README.md') for block in described if isinstance(block, dict)]
     assert [spec.kind for spec in specs] == ['vqa', 'nlvr2', 'lxmert']
 

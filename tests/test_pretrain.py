@@ -21,8 +21,8 @@ from lxrt.losses import class_loss, feature_loss, label_counts
 from lxrt.modeling import LXRTPretraining
 from param import Options
 from pretrain.program import Pretraining, Program, check_flags, published
-from tasks.start import read_config
-from train import Part, evaluate_losses
+from tasks.checkpoints import read_config
+from train import MicroBatch, evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
 ALL = ['--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA']
@@ -101,8 +101,8 @@ def test_a_batch_split_into_parts_has_the_losses_of_the_plain_whole(program, wor
     ragged(world)
     _, task, train_set, _ = program()
     indices = np.arange(40)
-    whole = train_set.finish(train_set[Part(indices, 0, 0)])
-    parts = [train_set.finish(train_set[Part(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
+    whole = train_set.finish(train_set[MicroBatch(indices, 0, 0)])
+    parts = [train_set.finish(train_set[MicroBatch(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
     plain = plain_losses(task.model, whole)
     counts = task.counts(parts)
     found = [task.losses(task.model, part, counts)[0] for part in parts]
@@ -115,12 +115,12 @@ def test_a_batch_split_into_parts_has_the_losses_of_the_plain_whole(program, wor
 
 def test_validation_is_the_mean_over_the_whole_set_whatever_the_batch(program):
     made, task, _, valid_set = program()
-    plain = plain_losses(task.model, valid_set.finish(valid_set[Part(np.arange(len(valid_set)), 0)]))
+    plain = plain_losses(task.model, valid_set.finish(valid_set[MicroBatch(np.arange(len(valid_set)), 0)]))
     for size in (7, 1000):
         made.options.evalBatchSize = size
         losses, sums = evaluate_losses(task, valid_set, made.options, torch.device('cpu'))
         assert losses == pytest.approx({name: float(value) for name, value in plain.items()}, rel=1e-5)
-    batch = valid_set[Part(np.arange(len(valid_set)), 0)]
+    batch = valid_set[MicroBatch(np.arange(len(valid_set)), 0)]
     asked = sum(value for name, value in sums.items() if name.startswith('asked'))
     assert asked == int((batch['ans'] != -1).sum()) > 0
     vqa = valid_set.sources.index('vqa')
@@ -133,13 +133,13 @@ def test_losses_left_out(program):
             ({'taskObjPredict': False}, {'Obj', 'Attr', 'Feat'}), ({'visualLosses': 'attr'}, {'Obj', 'Feat'}),
             ({'visualLosses': 'obj,feat'}, {'Attr'})):
         _, task, train_set, _ = program(**changes)
-        batch = train_set.finish(train_set[Part(np.arange(6), 0, 0)])
+        batch = train_set.finish(train_set[MicroBatch(np.arange(6), 0, 0)])
         losses, _ = task.losses(task.model, batch, task.counts([batch]))
         assert set(LOSSES) - losses.keys() == left
         assert all(torch.isfinite(loss) for loss in losses.values())
     captions = np.array([0])  # one that is no question: nothing to answer
     _, task, train_set, _ = program()
-    batch = train_set.finish(train_set[Part(captions, 0, 0)])
+    batch = train_set.finish(train_set[MicroBatch(captions, 0, 0)])
     assert float(task.losses(task.model, batch, task.counts([batch]))[0]['QA']) == 0
 
 
@@ -242,7 +242,7 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_bits(pretr
         time.sleep(draw.uniform(0, 0.15))
         kill(process, tmp_path / 'killed')
     run = pretrain(*flags, '--resume', name='killed')
-    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and 'Resuming at epoch' in run.stdout, run.stdout + run.stderr
     for name in ('Epoch25_LXRT.pth', 'Epoch01_LXRT.pth', 'BEST_EVAL_LOSS_LXRT.pth'):
         assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()

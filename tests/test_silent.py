@@ -34,8 +34,8 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
 from tasks.model import AnswerModel
-from tasks.snapshot import find_weights
-from tasks.start import files_beside
+from tasks.checkpoints import find_weights
+from tasks.checkpoints import files_beside
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_the_same_prediction_for_all_is_told(world, snapshot, answers, test_it, 
         0, torch.tensor([2]), 99.0)})
     status, printed = test_it(snapshot.with_suffix(''))
     count = len(json.loads((world / 'vqa/minival.json').read_text()))
-    assert status == 0 and f'Attention: all {count:,} predictions are "{answers[2]}"' in printed.out
+    assert status == 0 and f'Warning: all {count:,} predictions are "{answers[2]}"' in printed.out
     status, printed = run_here('--load', str(snapshot), scratch=False)
     assert status == 0 and 'gives the same scores to all of the first' in printed.out
 

@@ -15,9 +15,18 @@ import torch
 from param import Options
 from run_folder import Progress, RunFolder
 from tasks.model import build_model
-from tasks.start import read_config
+from tasks.checkpoints import read_config
 from tasks.vqa import VQA
-from train import Told, Update, batches, count_skipped, make_optimizer, steps_per_epoch, training_parts
+from train import (
+    DeferredMetrics,
+    MicroBatch,
+    OptimizerStep,
+    count_skipped,
+    load_batches,
+    make_optimizer,
+    steps_per_epoch,
+    training_batches,
+)
 
 
 def weights(folder, name='LAST.pth'):
@@ -86,9 +95,9 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_p
             time.sleep(0.005)  # until it is in the midst of training
         time.sleep(draw.uniform(0, 0.15))
         printed = kill(process, tmp_path / 'killed')
-        assert attempt == 0 or 'Going on with epoch' in printed
+        assert attempt == 0 or 'Resuming at epoch' in printed
     run = vqa(*flags, '--resume', name='killed', processes=processes)
-    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and 'Resuming at epoch' in run.stdout, run.stdout + run.stderr
     for name in ('LAST.pth', 'BEST.pth'):
         assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()

@@ -14,7 +14,7 @@ from annotations.answer_table import normalise, read_table, transfer_answers
 from bert.weights import WeightsError, answer_head, canonical_name, fill, load_bert, load_lxmert, read_state
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTPretraining, answer_layers
-from tasks.snapshot import weights_in
+from tasks.checkpoints import weights_in
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 

@@ -15,11 +15,11 @@ import torch
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
 from bert.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, compare, read_state, read_task, save_state
+from files.atomic import write_atomically
 from files.json_files import DataError, read_json
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from run_folder import write_whole
 from tasks.model import AnswerModel
 from tasks.snapshot import PRETRAINED, answers_beside, find_weights, has_vocabulary
 from tasks.start import files_beside, read_tokenizer
@@ -226,7 +226,7 @@ def write_new(files, texts):
     for name, text in texts.items():
         (folder / name).write_text(text, encoding='utf-8')
     for path, state in files.items():
-        write_whole(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
+        write_atomically(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
 
 
 if __name__ == '__main__':

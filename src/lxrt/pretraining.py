@@ -1,0 +1,1 @@
+from lxrt.losses import label_counts  # noqa
