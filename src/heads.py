@@ -7,6 +7,7 @@ each with c texts and k images; n = b * c texts, m = b * k images; an entry is a
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -168,8 +169,7 @@ class Head(nn.Module):
 
     def load_original(self, state, source='a state dict'):
         """Copies weights by original name, strictly. Returns the LoadReport; raises WeightsError."""
-        names = dict(zip(self.original_state(), self.state_dict(), strict=True))
-        return fill(self, {names.get(name, name): tensor for name, tensor in state.items()}, source)
+        return fill(SimpleNamespace(state_dict=self.original_state), state, source)
 
 
 class Answers(Head):

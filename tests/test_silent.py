@@ -16,7 +16,7 @@ import zipfile
 import pytest
 import torch
 import transformers
-from conftest import run_program
+from conftest import lxmert_head, run_program
 
 from bert.tokenization import BertTokenizer
 from bert.weights import (
@@ -31,11 +31,8 @@ from bert.weights import (
     save_state,
 )
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from tasks.model import AnswerModel
-from tasks.checkpoints import find_weights
-from tasks.checkpoints import files_beside
+from tasks.checkpoints import find_weights, sidecar_files
 
 
 @pytest.fixture
@@ -54,15 +51,16 @@ def snapshot(world, small, answers):
     torch.manual_seed(3)
     folder = world.parent / 'snap'
     folder.mkdir()
-    for name, text in files_beside(small, BertTokenizer(world / 'bert/vocab.txt'), answers).items():
+    for name, text in sidecar_files('lxmert', small, BertTokenizer(world / 'bert/vocab.txt'), answers).items():
         (folder / name).write_text(text)
-    model = AnswerModel(LXRTEncoder(small), len(answers))
-    for parameter in model.parameters():
+    head = lxmert_head(small, len(answers)).eval()
+    for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    some = torch.randint(5, 60, (64, 8)), torch.randn(64, 4, small.visual_feat_dim), torch.rand(64, 4, 4)
+    batch = {'examples': 64, 'input_ids': torch.randint(5, 60, (64, 8)), 'features': torch.randn(64, 4, small.visual_feat_dim),
+             'boxes': torch.rand(64, 4, 4)}
     with torch.no_grad():  # scores centred, so that answers differ between examples
-        model.logit_fc[3].bias -= model.eval()(*some).mean(0)
-    save_state(model.state_dict(), folder / 'BEST.pth', '.pth')
+        head.classifier[3].bias -= head.logits(batch).mean(0)
+    save_state(head.original_state(), folder / 'BEST.pth', '.pth')
     return folder / 'BEST.pth'
 
 
@@ -210,7 +208,7 @@ def test_weights_with_nothing_beside_them_are_told(snapshot, run_here):
     for name in ('config.json', 'vocab.txt'):
         snapshot.with_name(name).unlink()
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
-    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and heads' in printed.out
+    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and attention heads' in printed.out
 
 
 def test_a_cased_bert_is_refused(world, run_here):

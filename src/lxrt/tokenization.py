@@ -1,0 +1,1 @@
+from bert.tokenization import BertTokenizer  # noqa
