@@ -17,8 +17,7 @@ from test_train import assert_same, kill, weights
 from annotations.answer_table import read_table
 from annotations.pretraining import load_sentences
 from bert.tokenization import BertTokenizer
-from lxrt.losses import class_loss, feature_loss, label_counts
-from lxrt.modeling import LXRTPretraining
+from lxrt.pretraining import LXRTPretraining, class_loss, feature_loss, label_counts
 from param import Options
 from pretrain.program import Pretraining, Program, check_flags, published
 from tasks.start import read_config

@@ -15,8 +15,7 @@ from bert.weights import answer_head, load_bert, load_lxmert, load_pretraining
 from dist import print0
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
-from lxrt.losses import label_counts
-from lxrt.modeling import LXRTPretraining
+from lxrt.pretraining import LXRTPretraining, label_counts
 from param import Options
 from run_folder import RunFolder
 from tasks import start
