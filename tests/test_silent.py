@@ -19,20 +19,19 @@ import transformers
 from conftest import run_program
 
 from bert.tokenization import BertTokenizer
-from bert.weights import (
-    DECODER,
-    WORDS,
-    WeightsError,
-    answer_head,
-    load_lxmert,
-    load_pretraining,
-    read_state,
-    read_task,
-    save_state,
-)
+from bert.weights import WeightsError, save_state
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
+from lxrt.weights import (
+    DECODER,
+    WORDS,
+    answer_head,
+    load_lxmert,
+    load_pretraining,
+    read_lxmert,
+    read_task,
+)
 from tasks.model import AnswerModel
 from tasks.snapshot import find_weights
 from tasks.start import files_beside
@@ -102,14 +101,14 @@ def test_an_encoder_by_itself_is_found_whatever_it_is_called(tmp_path, small):
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     torch.save({'bert.pooler.dense.bias': torch.ones(2), 'module.bert.pooler.dense.bias': torch.zeros(2)}, tmp_path / 'a.pth')
     with pytest.raises(WeightsError, match=r'a\.pth: has bert\.pooler\.dense\.bias twice'):
-        read_state(tmp_path / 'a.pth')
+        read_lxmert(tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize(('one', 'other', 'read'), [
     ('bert.pooler.dense.bias', 'lxrt_encoder.model.bert.pooler.dense.bias', lambda path: load_lxmert(None, path)),
-    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_state),
+    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_lxmert),
     ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', read_task),
-    ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', lambda path: answer_head(read_state(path), path)),
+    ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', lambda path: answer_head(read_lxmert(path), path)),
 ])
 def test_names_that_become_one_are_refused(tmp_path, one, other, read):
     torch.save({one: torch.ones(2), other: torch.zeros(2)}, tmp_path / 'a.pth')
@@ -155,7 +154,7 @@ def test_what_cannot_be_learned_weights(snapshot, test_it, make, says):
     name = 'lxrt_encoder.model.bert.encoder.layer.0.intermediate.dense.weight'
     change(snapshot, **{name: make})
     status, printed = test_it(snapshot.with_suffix(''))
-    assert status == 1 and f'1 tensors are no weights (such as {name}: {says})' in printed.err
+    assert status == 1 and f'1 tensors are invalid (such as {name}: {says})' in printed.err
 
 
 @pytest.mark.parametrize(('name', 'make', 'says'), [
@@ -304,5 +303,5 @@ def test_which_file_a_flag_means(snapshot, tmp_path):
     assert find_weights(str(tmp_path / 'y'), endings).name == 'y.safetensors'
     with pytest.raises(FileNotFoundError, match=r'z_LXRT\.pth: no such file'):
         find_weights(str(tmp_path / 'z'), endings)
-    one, other = read_state(tmp_path / 'y.safetensors'), read_state(snapshot)
+    one, other = read_lxmert(tmp_path / 'y.safetensors'), read_lxmert(snapshot)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -51,7 +51,7 @@ def transfer_answers(layers, head, theirs, answers, absent=0.0):
     """Starts answer layers from others, as the original code does from the pre-trained ones.
 
     layers: lxrt.modeling.answer_layers for `answers` (list of str); head: the tensors of such layers for `theirs` (list of str),
-    as bert.weights.answer_head finds them. The first layers are copied, and of the last one the rows of the same answers, or of
+    as lxrt.weights.answer_head finds them. The first layers are copied, and of the last one the rows of the same answers, or of
     those that are the same when normalised (of several, the one that stands there normalised, else the first). Other rows are 0,
     with the bias `absent`. Returns (rows copied, other rows). Raises ValueError if there is no head, or it does not fit.
     """

@@ -11,11 +11,11 @@ from annotations.pretraining import load_sentences
 from annotations.pretraining_text import KIND
 from annotations.spec import DatasetSpec
 from bert.tokenization import BertTokenizer
-from bert.weights import answer_head, load_bert, load_lxmert, load_pretraining
 from dist import print0
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from lxrt.pretraining import LXRTPretraining, label_counts
+from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining
 from param import Options
 from run_folder import RunFolder
 from tasks import start

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from annotations.answer_table import read_table, transfer_answers
-from bert.weights import answer_head, fill, load_bert, load_lxmert, read_task
+from bert.weights import fill
 from dist import print0
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers
+from lxrt.weights import answer_head, load_bert, load_lxmert, read_task
 from tasks.snapshot import answers_beside
 from tasks.start import bert_weights
 

@@ -8,10 +8,11 @@ import torch
 from annotations.dataset import QuestionDataset
 from annotations.examples import Examples
 from annotations.spec import DatasetSpec
-from bert.weights import WeightsError, fill, read_task
+from bert.weights import WeightsError, fill
 from files.json_files import DataError, read_json, some
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
+from lxrt.weights import read_task
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
