@@ -18,9 +18,9 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from predict import ask
 from regions import source
+from tasks.checkpoints import files_beside
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
-from tasks.checkpoints import files_beside
 
 
 @pytest.fixture(scope='module')
