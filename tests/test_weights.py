@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, BertModel, LxmertConfig, LxmertForPreTraining
 
-from annotations.answer_table import normalise, read_table, transfer_answers
+from annotations.answer_table import matching_rows, normalise, read_table
 from bert.weights import WeightsError, fill
+from heads import Start
+from lxrt import heads
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTPretraining, answer_layers
 from lxrt.weights import answer_head, load_bert, load_lxmert, lxmert_name, read_lxmert
-from tasks.snapshot import weights_in
+from tasks.checkpoints import weights_in
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 
@@ -25,6 +27,14 @@ TINY = {**BERT, 'l_layers': 2, 'x_layers': 1, 'r_layers': 1, 'visual_feat_dim': 
         'num_attr_labels': 5}
 DECODER = 'cls.predictions.decoder.weight'
 WORDS = 'bert.embeddings.word_embeddings.weight'
+
+
+def transfer_answers(layers, head, table, answers):
+    """Transfers the rows of the head of `table` to layers for `answers`; returns how many were copied, and how many not."""
+    rows = matching_rows(table, answers)
+    heads.transfer_answers(layers, head, Start('answers', None, rows, len(table)))
+    copied = sum(row >= 0 for row in rows)
+    return copied, len(rows) - copied
 
 
 def tiny(**changes):

@@ -103,15 +103,16 @@ def save_state(state, path, kind):
     Path(path).chmod(0o666 & ~umask)  # safetensors makes it readable by the owner only
 
 
-def compare(model, state, source, may_miss=(), may_have=()):
+def compare(model, state, source, may_miss=(), may_have=(), rename=str):
     """The LoadReport of filling `model` with `state`. Copies nothing; the model may be on the meta device.
 
     may_miss: regular expressions, matched at the start of a name, for parameters that the file may lack; may_have: for tensors of
     the file that the model may ignore. Any other difference raises WeightsError. The weight of a module with a true attribute
-    `zeros_allowed` may consist of zeros.
+    `zeros_allowed` may consist of zeros. rename: of the model's own names to those in `state`.
     """
-    expected, report = model.state_dict(keep_vars=True), LoadReport(source)
-    zeros_allowed = {f'{name}.weight' for name, module in model.named_modules() if getattr(module, 'zeros_allowed', False)}
+    expected = {rename(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    report = LoadReport(source)
+    zeros_allowed = {rename(f'{name}.weight') for name, module in model.named_modules() if getattr(module, 'zeros_allowed', False)}
     for name, tensor in expected.items():
         if name not in state:
             report.missing.append(name)
@@ -165,15 +166,15 @@ def why_invalid(name, tensor, zeros_allowed=False):
     return f'holds one number throughout in {holes:,} of its {least.numel():,} rows' if holes > max(1, least.numel() / 10) else ''
 
 
-def fill(model, state, source, may_miss=(), may_have=()):
-    """Copy `state` into `model` by name and return the LoadReport; allowed differences as for `compare`.
+def fill(model, state, source, may_miss=(), may_have=(), rename=str):
+    """Copy `state` into `model` by name and return the LoadReport; the other arguments are those of `compare`.
 
     Raises WeightsError before anything is copied.
     """
-    parameters = model.state_dict()
+    parameters = {rename(name): tensor for name, tensor in model.state_dict().items()}
     if meta := [name for name, tensor in parameters.items() if tensor.is_meta]:
         raise WeightsError(f'{source}: the model is on the meta device ({meta[0]}): nothing can be copied into it')
-    report = compare(model, state, source, may_miss, may_have)
+    report = compare(model, state, source, may_miss, may_have, rename)
     with torch.no_grad():
         for name in report.matched:
             parameters[name].copy_(state[name])

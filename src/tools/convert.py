@@ -12,13 +12,12 @@ from pathlib import Path
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
 from bert.weights import compare, save_state
+from files.atomic import write_atomically
 from files.json_files import DataError, read_json
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import answer_count, architecture_of, hf_config, hf_tensors, is_task, model_of
 from lxrt.weights import DECODER, NLVR2_HEAD, read_lxmert, read_task
-from run_folder import write_whole
-from tasks.snapshot import PRETRAINED, answers_beside, find_weights, has_vocabulary
-from tasks.start import files_beside, read_tokenizer
+from tasks.checkpoints import PRETRAINED, answers_beside, find_weights, has_vocabulary, read_tokenizer, sidecar_files
 from tools.model_card import model_card
 
 TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
@@ -76,7 +75,7 @@ def to_hf(weights, folder, name, bert=None, answers=None):
     print(compare(model_of(state, config), state, str(weights), (re.escape(DECODER),)))
     architecture, (tensors, head) = architecture_of(state, config), hf_tensors(state, config)
     texts = {
-        'vocab.txt': files_beside(config, tokenizer, [])['vocab.txt'],
+        'vocab.txt': sidecar_files('lxmert', config, tokenizer, [])['vocab.txt'],
         'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
         'config.json': json.dumps(hf_config(config, state, answers), indent=2) + '\n',
         'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
@@ -98,7 +97,7 @@ def from_hf(weights, snapshot, bert=None, answers=None):
     print(compare(model_of(state, config), state, str(weights)))
     target = Path(str(snapshot).removesuffix('.pth').removesuffix('_LXRT')
                   + ('.pth' if is_task(state) else '_LXRT.pth'))
-    texts = files_beside(config, tokenizer, answers) | options_of(weights)
+    texts = sidecar_files('lxmert', config, tokenizer, answers) | options_of(weights)
     if answers is None:
         del texts['answers.json']
     write_new({target: state}, texts)
@@ -175,7 +174,7 @@ def write_new(files, texts):
     for name, text in texts.items():
         (folder / name).write_text(text, encoding='utf-8')
     for path, state in files.items():
-        write_whole(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
+        write_atomically(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
 
 
 if __name__ == '__main__':
