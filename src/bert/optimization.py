@@ -49,7 +49,7 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None, divisor=None, skip=None):
-        """One step. divisor: gradients are divided by it, in place; skip: 1 keeps parameters and averages, though the step counts.
+        """One step. divisor: gradients are divided by it, in place; skip: 1 keeps parameters and averages, but counts the step.
         Both are float32 scalars on the device, so that the CPU need not wait for them; None: 1 and 0."""
         loss = None
         if closure is not None:
