@@ -558,11 +558,11 @@ def test_captions_tell_several_things_and_differ(told):
     forms, words = Counter(), Counter()
     for _, found in told:
         assert len(found) == 5 and len({one.sent for one in found}) == 5
-        assert len({(one.form.templates, frozenset(one.slots.items())) for one in found}) == 5
+        assert len({(one.schema.templates, frozenset(one.slots.items())) for one in found}) == 5
         for caption in found:
             tokens = re.findall(r'\w+|[^\w\s]', caption.sent)
             assert 8 <= len(tokens) <= 18 and caption.sent[0] in caption.sent[0].upper() and tokens[-1] == '.'
-            forms[caption.form.templates] += 1
+            forms[caption.schema.templates] += 1
             words.update({*caption.sent.lower().split()})
     assert len(forms) == len(captions.FORMS) and all(0.01 < count / 2000 < 0.3 for count in forms.values())
     assert words['nothing'] / 2000 < 0.04

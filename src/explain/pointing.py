@@ -16,7 +16,7 @@ from regions import source
 from shapes import world
 from shapes.questions import named
 from shapes.scene import covered
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 KINDS = ('verification', 'colour', 'shape', 'size')  # of questions that are about one thing, which they name
 ON = 0.5  # share of a region that must lie in an object's box for the region to be on it
@@ -60,7 +60,7 @@ def play(answerer, asked, regions, batch_size=50):
     hits, mass, chance, right = [], [], [], []
     rest = iter(zip(asked, images, strict=True))
     for batch in answerer.batches(images, [question['sent'] for question, _ in asked], batch_size):
-        found = relevance(answerer.task.model, batch)
+        found = relevance(answerer.head, batch)
         for weights, place in zip(found.regions[:, 0].cpu().numpy(), found.answers.tolist(), strict=True):
             (question, box), image = next(rest)
             weights = weights[:len(image.boxes)]
@@ -95,8 +95,8 @@ def run(flags):
     """Plays the game and prints the figures; returns the exit status."""
     if flags.questions < 1:
         raise ValueError(f'--questions: expected at least 1, found {flags.questions}')
-    answerer = Answerer.from_snapshot(flags.load)
-    if (k := len(answerer.task.form.images)) > 1:
+    answerer = Predictor.from_snapshot(flags.load)
+    if (k := answerer.images) > 1:
         raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
     asked = list(about_one_thing(flags.world))
     if not asked:

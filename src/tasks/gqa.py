@@ -5,17 +5,17 @@ import sys
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
 from tasks.program import main
-from tasks.task import Answering
+from tasks.task import Task
 
 TESTDEV = ('testdev', 'testdev_all')
 SPLITS = ('train', 'train_all', 'valid', 'valid_all', *TESTDEV, 'submit')
 
 
-class GQA(Answering):
+class GQA(Task):
     """The answer with the highest score out of 1,842; one answer is right."""
 
     kind = 'gqa'
-    form = TEXT_QUESTION
+    schema = TEXT_QUESTION
 
     @staticmethod
     def spec(root):

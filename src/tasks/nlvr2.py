@@ -6,17 +6,16 @@ from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
 from tasks.metrics import consistency
 from tasks.program import main
-from tasks.task import Answering
+from tasks.task import Task
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
 
 
-class NLVR2(Answering):
+class NLVR2(Task):
     """False or true; each image is encoded with the statement, and the two pooled vectors are judged together."""
 
     kind = 'nlvr2'
-    form = PAIR
-    loss, factor = 'CE', 1
+    schema = PAIR
     suffix = 'csv'
 
     @staticmethod

@@ -3,17 +3,14 @@
 import sys
 
 from annotations.spec import DatasetSpec
-from tasks.predictor import Answerer
 from tasks.program import main
-from tasks.task import Answering
-
-__all__ = ['VQA', 'Answerer']
+from tasks.task import Task
 
 IMAGES = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'valid': 'val2014',
           'test': 'test2015', 'test-dev': 'test2015'}
 
 
-class VQA(Answering):
+class VQA(Task):
     """The answer with the highest score out of 3,129, trained on soft scores."""
 
     kind = 'vqa'

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
-from run_folder import write_whole
 from tasks.registry import TASKS, task_class
 
 
@@ -48,7 +48,7 @@ def main(argv=None):
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
         bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
-        write_whole(options.out, lambda part: count.append(task.write(part, bar)))
+        write_atomically(options.out, lambda part: count.append(task.write(part, bar)))
     except (ValueError, OSError) as error:
         print(f'ensemble.bash: error: {error}', file=sys.stderr)
         return 1
