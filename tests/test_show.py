@@ -364,18 +364,18 @@ def test_strips_show_words_by_regions_in_the_order_given():
 
 def test_the_things_that_questions_name_are_read_from_their_words(monkeypatch):
     """As the forms themselves fill their templates."""
-    said, plain = [], questions.sentence
+    said, plain = [], questions.fill
     rng = random.Random(1)
     for number in range(400):
         made = scene.sample(5, number % 40)
-        for form in questions.FORMS:
-            if form.kind in world_game.KINDS and (proposal := form.propose(made, rng)):
+        for form in questions.FAMILIES:
+            if form.kind in world_game.KINDS and (proposal := form.sample(made, rng)):
                 slots, _ = proposal
-                found = questions.named(plain(form.templates, slots, rng))
-                assert found == [slots['x']] and len(found[0].among(made)) == 1
+                found = world_game.parse_descriptions(plain(form.templates, slots, rng))
+                assert found == [slots['x']] and len(found[0].matching(made)) == 1
                 said.append(form.kind)
     assert set(said) == set(world_game.KINDS) and len(said) > 500
-    assert questions.named('The Big RED thing and the circles, a star, the object') == [
+    assert world_game.parse_descriptions('The Big RED thing and the circles, a star, the object') == [
         questions.Description('large', 'red', ''), questions.Description()]
 
 

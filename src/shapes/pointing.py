@@ -1,15 +1,26 @@
 """The pointing game on the sample world, where the box of the object that a question names is known."""
 import random
+import re
 from pathlib import Path
 
 from explain import pointing
 from files.json_files import DataError, field, read_json
 from regions import source
 from shapes import world
-from shapes.questions import named
+from shapes.questions import SIZE_WORDS, Description
+from shapes.scene import COLOURS, SHAPES
 from tasks.predictor import Answerer
 
 KINDS = ('verification', 'colour', 'shape', 'size')  # kinds of questions that name exactly one thing
+
+DESCRIPTION = re.compile(rf'\bthe (?:({"|".join(word for words in SIZE_WORDS.values() for word in words)}) )?'
+                         rf'(?:({"|".join(COLOURS)}) )?({"|".join(SHAPES)}|thing|object)\b', re.IGNORECASE)
+VALUES = {word: size for size, words in SIZE_WORDS.items() for word in words} | {'thing': '', 'object': ''}
+
+
+def parse_descriptions(sentence):
+    """The descriptions that follow a "the", in their order."""
+    return [Description(*(VALUES.get(word.lower(), word.lower()) for word in match)) for match in DESCRIPTION.findall(sentence)]
 
 
 def read_seed(folder):
@@ -27,8 +38,8 @@ def questions_with_boxes(folder):
     path, seed = folder / 'vqa/minival.json', read_seed(folder)
     for question in read_json(path, "the world's questions"):
         if question['question_type'] in KINDS:
-            description, = named(question['sent'])
-            thing, = description.among(world.scene_of(seed, question['img_id']))
+            description, = parse_descriptions(question['sent'])
+            thing, = description.matching(world.scene_of(seed, question['img_id']))
             yield question, thing.box
 
 
