@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-from cli import DeviceError
+
+class DeviceError(OSError):
+    """The device that is asked for cannot be used."""
 
 
 def rank():

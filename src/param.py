@@ -29,6 +29,7 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Processes that prepare batches beside the one that trains.')
 
+    model: str | None = flag(None, 'Model', 'The model: lxmert; default: that of the weights to start from, else lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')

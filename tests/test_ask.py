@@ -18,9 +18,9 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from predict import ask
 from regions import source
+from tasks.checkpoints import files_beside
 from tasks.model import AnswerModel
-from tasks.predictor import Answerer
-from tasks.start import files_beside
+from tasks.predictor import Predictor
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +60,7 @@ def test_answers_are_those_of_the_worlds_own_regions(made_world, snapshots, pict
     questions = ['How many circles are there?', 'Is there a red star?']
     status, out, err = run(*pictures[:2], *questions, '--load', snapshots['vqa'], '--best', '6', '--names', made_world)
     assert status == 0, err
-    answerer = Answerer.from_snapshot(snapshots['vqa'])
+    answerer = Predictor.from_snapshot(snapshots['vqa'])
     regions = {image.img_id: image for image in source.chosen(
         made_world / 'mscoco_imgfeat/val2014_obj36.tsv', [file.stem for file in pictures[:2]])}
     asker = ask.Asker.load(snapshots['vqa'])

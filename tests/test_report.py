@@ -91,7 +91,7 @@ def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
             rows[best, answer] += 1
             by_right.setdefault(best, []).append(scores[-1])
         assert example['id'] == str(prediction['id']) and example['sent'] == question['sent'] and example['right'] == best
-        assert [data['images'][i]['id'] for i in example['images']] == [question[key] for key in task.form.images]
+        assert [data['images'][i]['id'] for i in example['images']] == [question[key] for key in task.schema.images]
         assert [answer for answer, _ in example['said']] == [answer for answer, _ in prediction['answers']]
         assert [p for _, p in example['said']] == pytest.approx([p for _, p in prediction['answers']], abs=1e-3)
         assert example['expected'] == pytest.approx(dict(prediction['answers']).get(best, 0), abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ragged
 
-from annotations.dataset import load_questions
+from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from param import Options
 from regions import placement, store
@@ -15,7 +15,7 @@ from regions.arrays import RegionView
 from regions.tsv import RegionError
 from tasks import start
 from tasks.vqa import VQA
-from train import Part, batches
+from train import MicroBatch, batches
 
 CPU = torch.device('cpu')
 
@@ -30,7 +30,7 @@ def load(world):
     def dataset(names, **options):
         answers = spec.read_answers()
         examples = read_examples([split.annotations for split in spec.named(names)], VQA.form, answers)
-        return load_questions(spec, names, examples, tokenizer, answers, Options(**options), device=CPU)
+        return load_examples(spec, names, examples, tokenizer, answers, Options(**options), device=CPU)
 
     return dataset
 
@@ -45,7 +45,7 @@ def test_ram_and_device_give_what_the_store_gives(world, load):
     ragged(world)
     dataset = load('train,minival')
     assert isinstance(dataset.regions, RegionView)
-    parts = [Part(np.arange(20), 0), Part(np.arange(len(dataset))[::-7], 20)]
+    parts = [MicroBatch(np.arange(20), 0), MicroBatch(np.arange(len(dataset))[::-7], 20)]
     options = Options()
     expected = list(batches(dataset, parts, options, CPU))
     assert any('visual_attention_mask' in batch for batch in expected)
@@ -96,7 +96,7 @@ def test_what_does_not_fit_on_the_gpu(load):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU')
 def test_on_a_gpu(load):
     dataset = load('minival')
-    parts, device = [Part(np.arange(8), 0)], torch.device('cuda')
+    parts, device = [MicroBatch(np.arange(8), 0)], torch.device('cuda')
     expected = next(batches(dataset, parts, Options(), device))
     dataset.regions = placement.place(dataset.regions, 'cuda', device)
     found = next(batches(dataset, parts, Options(), device))
@@ -119,7 +119,7 @@ def test_tiny_without_a_store_leaves_none_and_gives_the_same_batches(world, load
     whole = load('train,minival', tiny=True)
     assert said.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]  # as many questions on as many images
     assert len(np.unique(few.rows)) == 6 and few.digest() == whole.digest()
-    parts = [Part(np.arange(len(few)), 0)]
+    parts = [MicroBatch(np.arange(len(few)), 0)]
     for one, other in zip(batches(few, parts, Options(), CPU), batches(whole, parts, Options(), CPU), strict=True):
         same(one, other)
     assert 'without regions' not in said  # there may be some in what was not read

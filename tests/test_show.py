@@ -24,7 +24,7 @@ from shapes import pointing as world_game
 from shapes import questions, scene, show
 from shapes.scene import covered
 from tasks.model import AnswerModel
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
         'max_position_embeddings': 24, 'l_layers': 2, 'x_layers': 2, 'r_layers': 1, 'visual_feat_dim': 6}
@@ -202,7 +202,7 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
     ids = [f'COCO_train2014_{number:012d}' for number in (2, 1)][:2 if task == 'nlvr2' else 1]
     status, printed = run(task=task, image=[made_world / f'images/train2014/{img_id}.png' for img_id in ids])
     assert status == 0, printed.err
-    answerer = Answerer.from_snapshot(shown / task / 'BEST')
+    answerer = Predictor.from_snapshot(shown / task / 'BEST')
     features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
     images = sorted(source.chosen(features, ids), key=lambda image: ids.index(image.img_id))
     (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
@@ -262,7 +262,7 @@ def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, ru
     monkeypatch.setattr(drawing, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
-    answerer = Answerer.from_snapshot(shown / 'nlvr2/BEST')
+    answerer = Predictor.from_snapshot(shown / 'nlvr2/BEST')
     regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
     batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
     expected = relevance(answerer.task.model, batch)
@@ -384,7 +384,7 @@ def game(made_world, shown):
     asked = list(world_game.questions_with_boxes(made_world))
     ids = sorted({question['img_id'] for question, _ in asked})
     regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
-    return Answerer.from_snapshot(shown / 'vqa/BEST'), asked, regions
+    return Predictor.from_snapshot(shown / 'vqa/BEST'), asked, regions
 
 
 def test_the_game_is_counted_right(game, monkeypatch):

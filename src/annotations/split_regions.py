@@ -33,3 +33,5 @@ def say_twice(regions, img_ids, names):
     twice = sum((part.rows(img_ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
     if twice.any():
         print0(f'{twice.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')
+
+warn_duplicate_images = say_twice

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 
-from cli import DeviceError
+from dist import DeviceError
 from images.pictures import PictureError, open_picture
 from regions import tsv
 from regions.tsv import RegionError

@@ -9,11 +9,11 @@ import torch
 
 from explain import drawing, region_drawing
 from explain.relevance import relevance
+from files.atomic import write_atomically
 from files.json_files import some
 from regions import source
 from regions.tsv import ImageRegions
-from run_folder import write_whole
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 MOST = 5  # words and regions that are named
 SPECIAL = ('[CLS]', '[SEP]')  # drawn, but not named among the most relevant
@@ -43,14 +43,14 @@ def look(answerer, images, question, answer=None):
                          f'({some(answerer.answers)}), found {answer!r}')
     batch, = answerer.batches([tuple(images)], [question])
     place = None if answer is None else torch.tensor([answerer.answers.index(answer)], device=batch['input_ids'].device)
-    found = relevance(answerer.task.model, batch, place)
+    found = relevance(answerer.head, batch, place)
     place, = found.answers.tolist()
     return Look(
-        question, answerer.answers[place], float(answerer.task.probabilities(found.logits)[0, place]),
+        question, answerer.answers[place], float(answerer.head.probabilities(found.logits)[0, place]),
         answerer.answers[int(found.logits.argmax())], answerer.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
         found.words[0].cpu().numpy(), [of_one[:len(image.boxes)] for of_one, image in
                                        zip(found.regions[0].cpu().numpy(), images, strict=True)],
-        {name: weights.float().cpu().numpy() for name, weights in found.attention.items()})
+        {one.layer: one.probabilities.float().cpu().numpy() for one in found.attentions})
 
 
 def shares(weights):
@@ -91,12 +91,12 @@ def chosen(what, wanted, there):
 
 def run(flags):
     """Writes the pictures and the numbers, and prints the answer; returns the exit status."""
-    answerer = Answerer.from_snapshot(flags.load)
-    if len(flags.image) != (k := len(answerer.task.form.images)):
+    answerer = Predictor.from_snapshot(flags.load)
+    if len(flags.image) != (k := answerer.images):
         raise ValueError(f'--image: {flags.load} answers about {k} picture{"s" * (k > 1)} at a time, found {len(flags.image)}')
     if not flags.question.strip():
         raise ValueError('--question: expected words, found none')
-    config = answerer.task.model.lxrt_encoder.config
+    config = answerer.head.encoder.config
     layers = chosen('layers', flags.layers, [f'cross{i}' for i in range(1, config.x_layers + 1)])
     heads = [int(head) for head in chosen('heads', flags.heads, [str(i) for i in range(1, config.num_attention_heads + 1)])]
     names = region_drawing.Names(flags.names)
@@ -105,7 +105,7 @@ def run(flags):
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if seen.answer == seen.best else f'; the model answers {seen.best}'
     print(f'{seen.question} {seen.answer} ({seen.probability:.3f}{other})')
-    if rest := answerer.unread(flags.question):
+    if rest := answerer.truncated(flags.question):
         print(f'too long, not read: {rest}')
     print(f'words:   {", ".join(most_relevant(seen.words, seen.of_words.sum(0)))}')
     written = ['attention.json']
@@ -124,7 +124,7 @@ def run(flags):
             drawing.save(drawing.draw_heads(about, seen.words, seen.of_words[i], there, back, heads, order),
                       flags.out / f'{prefix}{layer}.png')
     text = json.dumps(numbers(seen, images, names, layers)) + '\n'
-    write_whole(flags.out / 'attention.json', lambda path: path.write_text(text))
+    write_atomically(flags.out / 'attention.json', lambda path: path.write_text(text))
     print(f'{flags.out}: {", ".join(written)}')
     return 0
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from explain.region_drawing import ground, write
-from run_folder import write_whole
+from files.atomic import write_atomically
 
 COLOUR = (213, 62, 10)  # of what is relevant
 SHADE = LinearSegmentedColormap.from_list('relevance', ['white', [part / 255 for part in COLOUR]])
@@ -86,4 +86,4 @@ def draw_heads(title, words, relevance, there, back, heads, regions):
 
 def save(picture, path):
     """Writes a picture of PIL or a figure of matplotlib as PNG, whole or not at all. Raises OSError that names the file."""
-    write_whole(path, partial(picture.savefig if isinstance(picture, Figure) else picture.save, format='png'))
+    write_atomically(path, partial(picture.savefig if isinstance(picture, Figure) else picture.save, format='png'))

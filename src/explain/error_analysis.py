@@ -28,7 +28,7 @@ class Judged:
 
     def figures(self, task):
         """What the tables of the page show, of all examples: scores in per cent, counts."""
-        kinds = task.groups(self.dataset.examples)
+        kinds = task.types(self.dataset.examples)
         common = np.bincount(self.right[self.right >= 0], minlength=len(self.dataset.answers))
         common = [place for place in np.argsort(-common, kind='stable').tolist() if common[place]]
         return {

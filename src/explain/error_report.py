@@ -12,14 +12,14 @@ from tqdm import tqdm
 import dist
 from explain.error_analysis import Judged
 from explain.region_drawing import check_shape, label, open_photo, photo_path, surest
+from files.atomic import write_atomically
 from files.json_files import DataError, some
 from param import Options
 from regions.class_names import FILES, Names
-from run_folder import write_whole
-from tasks.predictor import run_options
+from tasks.predictor import read_run
 from tasks.program import Program
 from tasks.registry import TASKS, task_class
-from tasks.task import say_if_alike
+from tasks.task import warn_same_predictions
 from train import evaluate
 
 TEMPLATE = Path(__file__).with_name('error_report.html')
@@ -65,7 +65,7 @@ def run(args):
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:  # a program has the folder of a run, of which nothing is kept here
         data = predicted(args, folder)
-    write_whole(out, lambda part: part.write_text(page(data), encoding='utf-8'))
+    write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
     dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
                 f'{out.stat().st_size / 1e6:.1f} MB: {out}')
     return 0
@@ -76,21 +76,22 @@ def predicted(args, folder):
     names = Names(args.names or names_folder(Path(args.dataRoot)))
     options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in FLAGS})
     program = Program.prepare(task_class(args.task), options, dist.start(args.device))
+    task = program.task_class(options)
     try:
-        options.mceLoss = bool(run_options(program.weights).get('mceLoss'))  # which decides what a probability is
+        options.mceLoss = bool(read_run(program.weights).get('options', {}).get('mceLoss'))  # decides what a probability is
         examples = program.labelled('test', args.test)
-        sentences, task = examples.sentences, program.build()
-        dataset = program.load(args.test, examples)
-        predictions = evaluate(task, dataset, options, program.device, f'Testing on {args.test}')
+        sentences, head = examples.sentences, program.build()
+        dataset = program.load(args.test, examples, head)
+        predictions = evaluate(head, dataset, options, program.device, f'Testing on {args.test}', BEST)
     finally:
         program.folder.close()
-    say_if_alike(dataset, predictions)
+    warn_same_predictions(dataset, predictions)
     judged = Judged(dataset, *predictions)
     found, rows = judged.examples(sentences, args.most)
     used, places = np.unique(rows, return_inverse=True)
     for example, images in zip(found['examples'], places.reshape(rows.shape).tolist(), strict=True):
         example['images'] = images
-    return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': task.loss == 'BCE',
+    return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': head.recipe.loss == 'BCE',
             'images': pictures((dataset.regions.image(row) for row in used.tolist()), len(used), names, args.images),
             **judged.figures(task), **found}
 

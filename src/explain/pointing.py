@@ -34,17 +34,17 @@ def inside(boxes, box):
     return sides.clip(0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-def play(answerer, questions, regions, batch_size=50):
+def play(predictor, questions, regions, batch_size=50):
     """Plays the game.
 
-    answerer: an Answerer about one picture; questions: list of (question with img_id, sent and label, box of the object that it
+    predictor: a Predictor of a task about one picture; questions: list of (question with img_id, sent and label, box of the object that it
     names); regions: {img_id: ImageRegions}. Returns a Game.
     """
     images = [regions[question['img_id']] for question, _ in questions]
     hits, mass, chance, scores = [], [], [], []
     rest = iter(zip(questions, images, strict=True))
-    for batch in answerer.batches(images, [question['sent'] for question, _ in questions], batch_size):
-        result = relevance(answerer.task.model, batch)
+    for batch in predictor.batches(images, [question['sent'] for question, _ in questions], batch_size):
+        result = relevance(predictor.head, batch)
         for weights, answer in zip(result.regions[:, 0].cpu().numpy(), result.answers.tolist(), strict=True):
             (question, box), image = next(rest)
             weights = weights[:len(image.boxes)]
@@ -52,7 +52,7 @@ def play(answerer, questions, regions, batch_size=50):
             hits.append(on[weights.argmax()])
             mass.append(weights[on].sum() / weights.sum())
             chance.append(on.mean())
-            scores.append(question['label'].get(answerer.answers[answer], 0.0))
+            scores.append(question['label'].get(predictor.answers[answer], 0.0))
     return Game(*map(np.array, (hits, mass, chance, scores)))
 
 

@@ -22,7 +22,7 @@ from files.json_files import DataError
 from images.pictures import ENDINGS, open_picture
 from regions.class_names import Names
 from shapes.features import FEATURE_DIM
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 EPILOG = '''
 Which detector: the one whose features the snapshot was trained on, that is the sample world's for a snapshot of the sample world,
@@ -56,11 +56,11 @@ class Asker:
 
     @classmethod
     def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **boxes):
-        """snapshot: as Answerer.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
+        """snapshot: as Predictor.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
         weights: of the Faster R-CNN; names: folder of the names of the detector's classes, None: where they lie by themselves.
         Raises what is raised where files lack or do not fit."""
-        answerer = Answerer.from_snapshot(snapshot, device)
-        size = answerer.task.model.lxrt_encoder.config.visual_feat_dim
+        answerer = Predictor.from_snapshot(snapshot, device)
+        size = answerer.head.encoder.config.visual_feat_dim
         detector = detector or DETECTORS[size == FEATURE_DIM]
         if detector == 'shapes' and weights:
             raise DataError(f'--weights {weights}: {snapshot} is of the sample world, whose detector has none; leave them out')
@@ -70,7 +70,7 @@ class Asker:
     @property
     def pictures(self):
         """How many pictures a question is about."""
-        return len(self.answerer.task.form.images)
+        return self.answerer.images
 
     def see(self, pictures, ids):
         """The ImageRegions of pictures, a list of uint8 (h, w, 3) RGB."""
@@ -132,7 +132,7 @@ def run(flags):
     written = set()
     for group, asked in asker.ask_files(files, questions, flags.best):
         print(f'\n{", ".join(map(str, group))}: {asked.question}')
-        if rest := asker.answerer.unread(asked.question):
+        if rest := asker.answerer.truncated(asked.question):
             print(f'  too long, not read: {rest}')
         for answer, probability in asked.answers:
             print(f'  {probability:6.1%}  {answer}')

@@ -103,6 +103,10 @@ class RegionArrays(Regions):
         _, starts, counts = self.spans(rows)
         return self.arrays['features'][starts + (shares * counts).astype(np.int64)]
 
+    def image_sizes(self, rows) -> np.ndarray:
+        """Height and width in pixels of some images, (b, 2) int32."""
+        return self.arrays['sizes'][np.asarray(rows, np.int64)]
+
     def image(self, row: int) -> ImageRegions:
         """The regions of one image as a TSV has them, features as float32 whatever is kept; nothing is checked."""
         begin, end = self.arrays['offsets'][row:row + 2].tolist()
@@ -176,6 +180,14 @@ class RegionView(Regions):
         for which, part in zip(owners, parts, strict=True):
             picked[owner == which] = part
         return picked
+
+    def image_sizes(self, rows) -> np.ndarray:
+        """As RegionArrays.image_sizes."""
+        rows, owner, owners = self.owners(rows)
+        sizes = np.zeros((len(rows), 2), np.int32)
+        for which in owners:
+            sizes[owner == which] = self.stores[which].image_sizes(rows[owner == which] - self.starts[which])
+        return sizes
 
     def image(self, row: int) -> ImageRegions:
         """As RegionArrays.image."""

@@ -168,3 +168,6 @@ def _size(store: RegionArrays) -> int:
 def _key(store: RegionArrays, device: torch.device):
     # What was read for --tiny has no stamp: it is another one each time.
     return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), str(device)
+
+
+gather_batch, to_device, gather_noise, pad_regions = see, finish, pick, widen

@@ -9,7 +9,7 @@ from regions import source
 from shapes import world
 from shapes.questions import SIZE_WORDS, Description
 from shapes.scene import COLOURS, SHAPES
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 KINDS = ('verification', 'colour', 'shape', 'size')  # kinds of questions that name exactly one thing
 
@@ -47,8 +47,8 @@ def run(flags):
     """Plays the game and prints the results; returns the exit status."""
     if flags.questions < 1:
         raise ValueError(f'--questions: expected at least 1, found {flags.questions}')
-    answerer = Answerer.from_snapshot(flags.load)
-    if (k := len(answerer.task.form.images)) > 1:
+    predictor = Predictor.from_snapshot(flags.load)
+    if (k := predictor.images) > 1:
         raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
     questions = list(questions_with_boxes(flags.world))
     if not questions:
@@ -57,7 +57,7 @@ def run(flags):
     questions = random.Random(flags.seed).sample(questions, min(flags.questions, len(questions)))
     ids = sorted({question['img_id'] for question, _ in questions})
     regions = source.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
-    print(pointing.report(pointing.play(answerer, questions, {image.img_id: image for image in regions})))
+    print(pointing.report(pointing.play(predictor, questions, {image.img_id: image for image in regions})))
     return 0
 
 

@@ -101,7 +101,7 @@ def check(path, tokenizer, store_root, fault):
     spec = DatasetSpec.from_json(path)
     if spec.kind not in (*TASKS, pretraining_text.KIND):
         raise DataError(f'{path}: key "kind": expected one of {", ".join((*TASKS, pretraining_text.KIND))}, found "{spec.kind}"')
-    form = task_class(spec.kind).form if spec.kind in TASKS else None
+    form = task_class(spec.kind).schema if spec.kind in TASKS else None
     own = form.answers if form else None
     if bool(own) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected '

@@ -19,14 +19,14 @@ from tqdm import tqdm
 import dist
 from annotations.dataset import QuestionDataset
 from annotations.examples import Examples
-from bert.weights import load_lxmert
 from cli import run_main
+from files.atomic import write_atomically
 from files.json_files import DataError, field, opened, some, stream
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import layer_names
+from lxrt.weights import load_lxmert
 from param import Options
 from regions import placement, store
-from run_folder import write_whole
 from tasks import start
 from tasks.snapshot import check_beside
 from train import autocast, batches, evaluation_parts
@@ -251,7 +251,7 @@ class Encoding:
                 for name in layout:
                     arrays.append(name, np.asarray(batch[name]))
                 bar.update(len(batch['img_ids']))
-            write_whole(out, arrays.put_together)
+            write_atomically(out, arrays.put_together)
         return layout
 
 
