@@ -13,14 +13,15 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from explain import attention, drawing, pointing, program
+from explain import attention, drawing, pointing
 from explain.relevance import Relevance, maps, relevance
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
 from regions import source
 from regions.class_names import Names
-from shapes import questions, scene
+from shapes import pointing as world_game
+from shapes import questions, scene, show
 from shapes.scene import covered
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
@@ -188,7 +189,7 @@ def shown(made_world, tmp_path_factory):
 def run(made_world, shown, tmp_path, capsys):
     """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
     def program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
-        status = program.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
+        status = show.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
                             str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
                             '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
         return status, capsys.readouterr()
@@ -363,24 +364,24 @@ def test_strips_show_words_by_regions_in_the_order_given():
 
 def test_the_things_that_questions_name_are_read_from_their_words(monkeypatch):
     """As the forms themselves fill their templates."""
-    said, plain = [], questions.sentence
+    said, plain = [], questions.fill
     rng = random.Random(1)
     for number in range(400):
         made = scene.sample(5, number % 40)
-        for form in questions.FORMS:
-            if form.kind in pointing.KINDS and (proposal := form.propose(made, rng)):
+        for form in questions.FAMILIES:
+            if form.kind in world_game.KINDS and (proposal := form.sample(made, rng)):
                 slots, _ = proposal
-                found = questions.named(plain(form.templates, slots, rng))
-                assert found == [slots['x']] and len(found[0].among(made)) == 1
+                found = world_game.parse_descriptions(plain(form.templates, slots, rng))
+                assert found == [slots['x']] and len(found[0].matching(made)) == 1
                 said.append(form.kind)
-    assert set(said) == set(pointing.KINDS) and len(said) > 500
-    assert questions.named('The Big RED thing and the circles, a star, the object') == [
+    assert set(said) == set(world_game.KINDS) and len(said) > 500
+    assert world_game.parse_descriptions('The Big RED thing and the circles, a star, the object') == [
         questions.Description('large', 'red', ''), questions.Description()]
 
 
 @pytest.fixture
 def game(made_world, shown):
-    asked = list(pointing.about_one_thing(made_world))
+    asked = list(world_game.questions_with_boxes(made_world))
     ids = sorted({question['img_id'] for question, _ in asked})
     regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
     return Predictor.from_snapshot(shown / 'vqa/BEST'), asked, regions
@@ -411,7 +412,7 @@ def test_the_game_is_counted_right(game, monkeypatch):
         assert found.hits.tolist() == hits
         np.testing.assert_allclose(found.mass, mass, atol=1e-6)
         np.testing.assert_allclose(found.chance, [sum(row) / 36 for row in on])
-        assert found.right.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
+        assert found.scores.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
 
 
 @pytest.mark.parametrize(('hits', 'n', 'low', 'high'), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)])
@@ -437,7 +438,7 @@ def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypa
     monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
         [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
     for seed in '1', '2', '1':
-        assert program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
+        assert show.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
                           seed]) == 0
     assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
 
@@ -447,7 +448,7 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
     record = json.loads((made_world / 'world.json').read_text())
 
     def play(*flags):
-        status = program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
+        status = show.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
         return status, capsys.readouterr().err
 
     status, printed = play('--load', str(shown / 'nlvr2/BEST'))
@@ -469,5 +470,5 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
 def test_wrong_usage_ends_with_status_2():
     for flags in ([], ['attention'], ['point'], ['pointing', '--load']):
         with pytest.raises(SystemExit) as ended:
-            program.main(flags)
+            show.main(flags)
         assert ended.value.code == 2
