@@ -22,7 +22,7 @@ from bert.speed import accelerate
 from cli import run_main
 from files.atomic import check_free_space, write_atomically
 from files.json_files import DataError, field, opened, some, stream
-from param import Options
+from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
 from tasks.program import check_features
@@ -236,14 +236,8 @@ def parser():
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='replaces an existing file, when complete')
     parser.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (pooled)')
     parser.add_argument('--layers', type=names, default=[], help='of words and regions, separated by commas (the last)')
-    parser.add_argument('--batchSize', type=int, default=256, help='pairs in one batch (256)')
     parser.add_argument('--maxLength', type=int, default=20, help="tokens of a sentence; a dataset's max_length (20)")
-    parser.add_argument('--bert', default=Options.bert, metavar='FOLDER',
-                        help=f'vocab.txt and config.json, where they do not lie beside --load ({Options.bert})')
-    parser.add_argument('--storeRoot', metavar='FOLDER', help='for region stores where the folder of the TSV cannot be written')
-    parser.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
-    parser.add_argument('--offline', action='store_true', help='download nothing')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
+    add_flags(parser, 'batchSize', 'bert', 'storeRoot', 'bf16', 'offline', 'device')
     return parser
 
 
