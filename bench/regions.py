@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -223,11 +224,11 @@ def image(number: int) -> ImageRegions:
 def make_store(folder: Path, images: int) -> None:
     """A store of float16 features, written directly."""
     block = [image(number) for number in range(50)]
-    columns = [{name: getattr(one, name) for name in tsv.ARRAYS} | {'features': one.features.astype('<f2')} for one in block]
-    with store_files.lock(folder), store_files.Writer(folder, 'float16') as writer:
+    block = [replace(one, features=one.features.astype('<f2')) for one in block]
+    with store_files.lock(folder), store_files.StoreWriter(folder, 'float16') as writer:
         for number in tqdm(range(images), desc=folder.name, unit=' images', disable=None):
-            writer.extend({f'COCO_train2014_{number:012d}': number + 1}, [(400, 400)], [O], columns[number % 50])
-        writer.commit({'made by': 'bench.regions'}, None)
+            writer.add(replace(block[number % 50], img_id=f'COCO_train2014_{number:012d}'))
+        writer.finish({'made by': 'bench.regions'}, None)
 
 
 def evict(folder: Path) -> None:

@@ -23,7 +23,7 @@ from bert.weights import WeightsError
 from detector import faster_rcnn, weights
 from detector.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 
 torch.set_num_threads(1)
 

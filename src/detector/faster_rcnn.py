@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from regions import tsv
-from regions.readers import RegionError
-from regions.tsv import ImageRegions
+from regions.tsv import ImageRegions, RegionError
 
 MEANS = (102.9801, 115.9465, 122.7717)  # of blue, green, red, as in Caffe
 STRIDE, POOLED = 16, 14  # pixels of the network's input a cell of the feature map; cells a side of a pooled region

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from cli import run_main
 from detector.unfinished import Unfinished
 from detector.workers import DETECTORS, WEIGHTS, Recipe, Workers
+from files.atomic import atomic_file
 from images import ids
-from regions import readers, tsv
+from regions import tsv
 
 PROPOSALS = 300  # the most boxes that the detector has of a picture
 SAMPLE = 20  # pictures whose lines tell how long those of all will be
@@ -120,10 +121,10 @@ def tell_broken(part, broken, images):
     """Names the broken pictures on the screen and in a file of their own."""
     part.broken.unlink(missing_ok=True)
     if broken:
-        with tsv.writing(part.broken) as file:
+        with atomic_file(part.broken) as file:
             file.writelines(f'{fault}\n'.encode(errors='backslashreplace') for fault in broken.values())
         print(f'{len(broken):,} of {images:,} pictures cannot be used (all in {part.broken}):\n'
-              + readers.listed(list(broken.values())), file=sys.stderr)
+              + tsv.listed(list(broken.values())), file=sys.stderr)
 
 
 def parser():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from regions import readers, store, store_files, tsv
+from files.atomic import atomic_file, write_json
+from regions import store, tsv
 from regions.tsv import RegionError
 
 
@@ -56,7 +57,7 @@ class Unfinished:
                 raise ValueError(f'{self.folder}: the extraction that was stopped was made with something else: '
                                  f'{"; ".join(different)}; remove the folder to begin anew, or choose another --out')
         with self._explained():
-            store_files.write_json(self.about, made_with)
+            write_json(self.about, made_with)
             self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
         self.file.seek(0)
         for line in self.file:
@@ -86,9 +87,9 @@ class Unfinished:
         else:
             with self._explained():
                 whole = self.folder / 'whole'  # here, so that a killed process leaves nothing of it elsewhere
-                with tsv.writing(whole) as file:
+                with atomic_file(whole) as file:
                     file.writelines(found)
-                store_files.write_json(readers.provenance_path(self.out), provenance)
+                write_json(tsv.provenance_path(self.out), provenance)
                 os.replace(whole, self.out)
         shutil.rmtree(self.folder)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from explain.relevance import relevance
 from files.json_files import DataError, field, read_json
-from regions import source
+from regions import readers
 from shapes import world
 from shapes.questions import named
 from shapes.scene import covered
@@ -104,7 +104,7 @@ def run(flags):
                         'world with more --images')
     asked = random.Random(flags.seed).sample(asked, min(flags.questions, len(asked)))
     ids = sorted({question['img_id'] for question, _ in asked})
-    regions = source.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
+    regions = readers.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
     print(report(play(answerer, asked, {image.img_id: image for image in regions})))
     return 0
 

@@ -142,7 +142,7 @@ class Arrays:
     def append(self, name, rows):
         """Adds (b, ...) rows, whose second dimension is filled up with 0."""
         dtype, shape = self.layout[name]
-        rows = placement.widen(rows, shape[1]) if len(shape) > 1 else rows
+        rows = placement.pad_regions(rows, shape[1]) if len(shape) > 1 else rows
         try:
             self.files[name].write(np.ascontiguousarray(rows, dtype))
             self.files[name].flush()
