@@ -17,8 +17,8 @@ from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTPretraining
 from param import Options
-from tasks.model import AnswerModel
 from tasks.checkpoints import files_beside
+from tasks.model import AnswerModel
 from tools import convert
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from annotations.answer_table import read_table
 from annotations.pretraining import load_sentences
 from bert.tokenization import BertTokenizer
 from lxrt.heads import read_config
-from lxrt.losses import class_loss, feature_loss, label_counts
+from lxrt.pretraining import class_loss, feature_loss, label_counts
 from param import Options
 from pretrain.program import Program, check_flags, published
 from train import MicroBatch, evaluate_losses

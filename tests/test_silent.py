@@ -19,19 +19,11 @@ import transformers
 from conftest import lxmert_head, run_program
 
 from bert.tokenization import BertTokenizer
-from bert.weights import (
-    DECODER,
-    WORDS,
-    WeightsError,
-    answer_head,
-    load_lxmert,
-    load_pretraining,
-    read_state,
-    read_task,
-    save_state,
-)
+from bert.weights import WeightsError, read_state, save_state
 from lxrt.config import LxrtConfig
-from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
+from lxrt.modeling import LXRTFeatureExtraction
+from lxrt.pretraining import LXRTPretraining
+from lxrt.weights import DECODER, WORDS, answer_head, load_lxmert, load_pretraining, read_lxmert, read_task
 from tasks.checkpoints import find_weights, sidecar_files
 
 
@@ -105,7 +97,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 @pytest.mark.parametrize(('one', 'other', 'read'), [
     ('bert.pooler.dense.bias', 'lxrt_encoder.model.bert.pooler.dense.bias', lambda path: load_lxmert(None, path)),
-    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_state),
+    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_lxmert),
     ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', read_task),
     ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', lambda path: answer_head(read_state(path), path)),
 ])
@@ -153,7 +145,7 @@ def test_what_cannot_be_learned_weights(snapshot, test_it, make, says):
     name = 'lxrt_encoder.model.bert.encoder.layer.0.intermediate.dense.weight'
     change(snapshot, **{name: make})
     status, printed = test_it(snapshot.with_suffix(''))
-    assert status == 1 and f'1 tensors are no weights (such as {name}: {says})' in printed.err
+    assert status == 1 and f'1 tensors are invalid (such as {name}: {says})' in printed.err
 
 
 @pytest.mark.parametrize(('name', 'make', 'says'), [

@@ -17,7 +17,6 @@ from lxrt.config import LxrtConfig
 from param import Options
 from regions import tsv
 from tasks.gqa import GQA
-from tasks.nlvr import NLVR
 from tasks.nlvr2 import NLVR2
 from tasks.program import main
 from tasks.vqa import VQA

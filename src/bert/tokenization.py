@@ -88,3 +88,7 @@ class BertTokenizer:
                 pieces = [cls, *encoding.ids[:max_length - 2], sep]
                 ids[row, :len(pieces)] = pieces
         return ids
+
+    def encode_pairs(self, texts, max_length):
+        ids = self.encode([' '.join(text) for text in texts], max_length)
+        return ids, np.zeros_like(ids)

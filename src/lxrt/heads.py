@@ -8,8 +8,8 @@ from bert.weights import WeightsError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LXRTPretraining, answer_layers, layer_names
-from lxrt.pretraining import label_counts
+from lxrt.modeling import answer_layers, layer_names
+from lxrt.pretraining import LXRTPretraining, label_counts
 from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining, read_task
 
 RECIPES = {  # as in the original code

@@ -1,1 +1,4 @@
-from bert.tokenization import BertTokenizer  # noqa
+# BertTokenizer, where the original code has it.
+from bert.tokenization import BertTokenizer
+
+__all__ = ['BertTokenizer']

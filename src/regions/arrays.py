@@ -92,6 +92,10 @@ class RegionArrays:
         _, starts, counts = self.spans(rows)
         return self.arrays['features'][starts + (shares * counts).astype(np.int64)]
 
+    def image_sizes(self, rows) -> np.ndarray:
+        """Height and width in pixels of some images, (b, 2) int32."""
+        return self.arrays['sizes'][np.asarray(rows, np.int64)]
+
     def image(self, row: int) -> ImageRegions:
         """The regions of one image; features are float32 even if they are stored as float16. Nothing is checked."""
         begin, end = self.arrays['offsets'][row:row + 2].tolist()
@@ -174,6 +178,9 @@ class RegionView:
         for i, part in zip(used, parts, strict=True):
             features[store_of == i] = part
         return features
+
+    def image_sizes(self, rows) -> np.ndarray:
+        return self._of_each(rows, lambda store, rows: {'sizes': store.image_sizes(rows)})['sizes']
 
     def image(self, row: int) -> ImageRegions:
         _, _, (i,) = self.split([row])

@@ -7,25 +7,19 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
-
-import torch
 
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
-from bert.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, compare, read_state, read_task, save_state
+from bert.weights import compare, save_state
 from files.atomic import write_atomically
 from files.json_files import DataError, read_json
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from tasks.model import AnswerModel
-from tasks.snapshot import PRETRAINED, answers_beside, find_weights, has_vocabulary
-from tasks.start import files_beside, read_tokenizer
+from lxrt.hugging_face import answer_count, architecture_of, hf_config, hf_tensors, is_task, model_of
+from lxrt.weights import DECODER, NLVR2_HEAD, read_lxmert, read_task
+from tasks.checkpoints import PRETRAINED, answers_beside, find_weights, has_vocabulary, read_tokenizer, sidecar_files
 from tools.model_card import model_card
 
-CLASSES = ('LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel')
 TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
 BESIDE = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
 
@@ -78,13 +72,12 @@ def to_hf(weights, folder, name, bert=None, answers=None):
     config, tokenizer = read_beside(weights, bert)
     state = read_task(weights)
     answers = answers_of(weights, state, answers)
-    model = model_of(state, config)
-    print(compare(model, state, str(weights), (re.escape(DECODER),)))
-    architecture, tensors, head = hf_tensors(model, state)
+    print(compare(model_of(state, config), state, str(weights), (re.escape(DECODER),)))
+    architecture, (tensors, head) = architecture_of(state, config), hf_tensors(state, config)
     texts = {
-        'vocab.txt': files_beside(config, tokenizer, [])['vocab.txt'],
+        'vocab.txt': sidecar_files('lxmert', config, tokenizer, [])['vocab.txt'],
         'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
-        'config.json': json.dumps(hf_config(config, architecture, state, answers), indent=2) + '\n',
+        'config.json': json.dumps(hf_config(config, state, answers), indent=2) + '\n',
         'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
     }
     write_new({folder / 'model.safetensors': tensors, **({folder / NLVR2_HEAD: head} if head else {})}, texts)
@@ -101,11 +94,10 @@ def from_hf(weights, snapshot, bert=None, answers=None):
     state = {name: tensor for name, tensor in state.items() if not name.endswith('embeddings.position_ids')}
     if 'cls.predictions.bias' in state and DECODER not in state:
         state[DECODER] = state['bert.embeddings.word_embeddings.weight']
-    model = model_of(state, config)
-    print(compare(model, state, str(weights)))
+    print(compare(model_of(state, config), state, str(weights)))
     target = Path(str(snapshot).removesuffix('.pth').removesuffix('_LXRT')
-                  + ('.pth' if isinstance(model, AnswerModel) else '_LXRT.pth'))
-    texts = files_beside(config, tokenizer, answers) | options_of(weights)
+                  + ('.pth' if is_task(state) else '_LXRT.pth'))
+    texts = sidecar_files('lxmert', config, tokenizer, answers) | options_of(weights)
     if answers is None:
         del texts['answers.json']
     write_new({target: state}, texts)
@@ -117,7 +109,7 @@ def change(source, target):
     """Writes a file of weights as another one, .pth or .safetensors, with what lies beside it. Raises ValueError or OSError."""
     if target.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
-    state = read_state(source)
+    state = read_lxmert(source)
     beside = [source.with_name(name) for name in BESIDE if source.with_name(name).is_file()]
     write_new({target: state}, {path.name: path.read_text(encoding='utf-8') for path in beside})
     print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in beside) or "nothing"}')
@@ -151,7 +143,7 @@ def read_beside(weights, bert):
 def answers_of(weights, state, file):
     """The answers of the head of a file of weights, as they stand beside it or in another file, a list or a table; None where
     nobody tells. Raises DataError if they are not as many as the head has rows."""
-    answers, rows = answers_beside(weights), rows_of(state)
+    answers, rows = answers_beside(weights), answer_count(state)
     if answers is None and file:
         table = read_json(file, 'the answers of the weights')
         is_table = isinstance(table, list) and table and isinstance(table[0], dict)
@@ -165,50 +157,6 @@ def options_of(weights):
     """{'options.json': its text} of the run that made the weights, if it is beside them: it says how answers were learned."""
     path = weights.with_name('options.json')
     return {path.name: path.read_text(encoding='utf-8')} if path.is_file() else {}
-
-
-def rows_of(state):
-    """How many answers the head of a file has; 0 without one."""
-    return next((len(tensor) for name, tensor in state.items() if name.endswith('logit_fc.3.bias')), 0)
-
-
-def model_of(state, config):
-    """The model that tensors by our names are of, on the meta device."""
-    with torch.device('meta'):
-        if 'cls.predictions.bias' in state:
-            kinds = [kind for kind in ('obj', 'attr', 'feat') if f'obj_predict_head.decoder_dict.{kind}.weight' in state]
-            return LXRTPretraining(config, task_obj_predict=bool(kinds), visual_losses=','.join(kinds),
-                                   task_qa=rows_of(state) > 0, num_answers=rows_of(state))
-        if 'logit_fc.0.weight' in state:
-            images = state['logit_fc.0.weight'].shape[-1] // config.hidden_size
-            return AnswerModel(LXRTEncoder(config), rows_of(state), images)
-        return LXRTFeatureExtraction(config)
-
-
-def hf_tensors(model, state):
-    """(class of transformers, its tensors by name, those of a head that it has no place for) of tensors by our names."""
-    plain = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in state.items() if name != DECODER}  # tied there
-    if isinstance(model, AnswerModel) and model.images == 1:
-        return CLASSES[1], {re.sub(r'^bert\.', 'lxmert.', name) if name.startswith('bert.') else f'answer_head.{name}': tensor
-                            for name, tensor in plain.items()}, {}
-    if isinstance(model, LXRTPretraining):
-        return CLASSES[0], {re.sub(r'^bert\.', 'lxmert.', name): tensor for name, tensor in plain.items()}, {}
-    inner = {name.removeprefix('bert.'): tensor for name, tensor in plain.items() if name.startswith('bert.')}
-    return CLASSES[2], inner, {name: tensor for name, tensor in plain.items() if not name.startswith('bert.')}
-
-
-def hf_config(config, architecture, state, answers):
-    """The content of a config.json that transformers reads as its LxmertConfig."""
-    values = asdict(config) | {
-        'model_type': 'lxmert', 'architectures': [architecture], 'num_qa_labels': rows_of(state) or 2,
-        'task_mask_lm': True, 'task_matched': True, 'visual_loss_normalizer': 1 / 0.15,
-        'task_obj_predict': 'obj_predict_head.transform.dense.weight' in state,
-        'task_qa': architecture == CLASSES[1] or rows_of(state) > 0,
-        **{f'visual_{kind}_loss': f'obj_predict_head.decoder_dict.{kind}.weight' in state for kind in ('obj', 'attr', 'feat')},
-    }
-    if answers:
-        values |= {'id2label': dict(enumerate(answers)), 'label2id': {answer: place for place, answer in enumerate(answers)}}
-    return values
 
 
 def write_new(files, texts):

@@ -19,12 +19,12 @@ from tqdm import tqdm
 import dist
 from annotations.dataset import QuestionDataset
 from annotations.examples import Examples
-from bert.weights import load_lxmert
 from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, opened, some, stream
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import layer_names
+from lxrt.weights import load_lxmert
 from param import Options
 from regions import placement, store
 from tasks import start
