@@ -11,7 +11,7 @@ from explain import drawing, region_drawing
 from explain.relevance import relevance
 from files.atomic import write_atomically
 from files.json_files import some
-from regions import source
+from regions import readers
 from regions.tsv import ImageRegions
 from tasks.predictor import Predictor
 
@@ -62,7 +62,7 @@ def drawings(seen, images, photos, names):
     """Yields of each image ({region: '1 red star 57%'} of its MOST most relevant regions, what drawing.draw_regions makes of it).
 
     Of several images parts are of the relevance of all, and brightness is beside the most relevant region of all: which of them
-    an answer rests on is half of what there is to see. photos: of each a PIL image or None; names: explain.region_drawing.Names.
+    an answer rests on is half of what there is to see. photos: of each a PIL image or None; names: a ClassNames.
     """
     every = np.concatenate(seen.of_regions)
     whole, most = every.sum() or 1, every.max() or 1
@@ -78,7 +78,7 @@ def find_images(path, wanted):
     ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
     files = [Path(name) for name in wanted]
     ids = [file.stem if file.is_file() or file.suffix in region_drawing.ENDINGS else name for file, name in zip(files, wanted, strict=True)]
-    regions: dict[str, ImageRegions] = {image.img_id: image for image in source.chosen(path, list(dict.fromkeys(ids)))}
+    regions: dict[str, ImageRegions] = {image.img_id: image for image in readers.chosen(path, list(dict.fromkeys(ids)))}
     return [(regions[img_id], region_drawing.open_photo(file) if file.is_file() else None) for img_id, file in zip(ids, files, strict=True)]
 
 
@@ -99,7 +99,7 @@ def run(flags):
     config = answerer.head.encoder.config
     layers = chosen('layers', flags.layers, [f'cross{i}' for i in range(1, config.x_layers + 1)])
     heads = [int(head) for head in chosen('heads', flags.heads, [str(i) for i in range(1, config.num_attention_heads + 1)])]
-    names = region_drawing.Names(flags.names)
+    names = region_drawing.ClassNames(flags.names)
     images, photos = zip(*find_images(flags.features, flags.image), strict=True)
     seen = look(answerer, images, flags.question, flags.answer)
     flags.out.mkdir(parents=True, exist_ok=True)

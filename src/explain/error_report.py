@@ -15,7 +15,7 @@ from explain.region_drawing import check_shape, label, open_photo, photo_path, s
 from files.atomic import write_atomically
 from files.json_files import DataError, some
 from param import Options
-from regions.class_names import FILES, Names
+from regions.class_names import FILES, ClassNames
 from tasks.predictor import read_run
 from tasks.program import Program
 from tasks.registry import TASKS, task_class
@@ -73,7 +73,7 @@ def run(args):
 
 def predicted(args, folder):
     """All that the page shows, as json holds it. folder: of the program, for its lock."""
-    names = Names(args.names or names_folder(Path(args.dataRoot)))
+    names = ClassNames(args.names or names_folder(Path(args.dataRoot)))
     options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in FLAGS})
     program = Program.prepare(task_class(args.task), options, dist.start(args.device))
     task = program.task_class(options)

@@ -7,9 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from images.pictures import PictureError, open_picture
-from regions.class_names import Names
-from regions.readers import RegionError
-from regions.tsv import ImageRegions
+from regions.class_names import ClassNames
+from regions.tsv import ImageRegions, RegionError
 
 SIDE = 1280  # pixels of the longer side drawn; smaller pictures are enlarged, so that labels leave some of them to see
 FONT = 17  # pixels
@@ -18,7 +17,7 @@ ATTRIBUTE = 0.15  # confidence above which an attribute is named
 ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 
 
-def draw(image: ImageRegions, names: Names, photo: Image.Image | None = None, most: int = 20) -> Image.Image:
+def draw(image: ImageRegions, names: ClassNames, photo: Image.Image | None = None, most: int = 20) -> Image.Image:
     """The `most` regions with the highest class confidence; `photo` None draws on a blank canvas. Returns RGB.
 
     Thicker lines are surer. Raises RegionError if the photograph has not the shape that the regions were found in.
@@ -67,7 +66,7 @@ def surest(image: ImageRegions, most: int) -> list[int]:
     return np.argsort(-image.class_conf, kind='stable')[:most].tolist()
 
 
-def label(image: ImageRegions, region: int, names: Names) -> str:
+def label(image: ImageRegions, region: int, names: ClassNames) -> str:
     """`red car 0.83`: the attribute only where the detector is somewhat sure of it."""
     attribute = names.name('attributes', int(image.attributes[region])) + ' '
     return (f'{attribute if image.attribute_conf[region] >= ATTRIBUTE else ""}'

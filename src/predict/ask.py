@@ -20,7 +20,7 @@ from explain.attention import MOST, drawings, look, most_relevant
 from explain.error_report import names_folder
 from files.json_files import DataError
 from images.pictures import ENDINGS, open_picture
-from regions.class_names import Names
+from regions.class_names import ClassNames
 from shapes.features import FEATURE_DIM
 from tasks.predictor import Predictor
 
@@ -51,7 +51,7 @@ class Asker:
     """Answers questions about pictures: a detector and an Answerer, kept for any number of questions."""
 
     def __init__(self, answerer, detector, names=None, min_boxes=36, max_boxes=36):
-        self.answerer, self.detector, self.names = answerer, detector, Names(names)
+        self.answerer, self.detector, self.names = answerer, detector, ClassNames(names)
         self.boxes = min_boxes, max_boxes
 
     @classmethod

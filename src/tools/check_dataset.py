@@ -18,7 +18,7 @@ from annotations.spec import DatasetSpec
 from bert.tokenization import CHUNK, BertTokenizer
 from files.json_files import DataError, some, stream
 from param import add_flags
-from regions import readers, store
+from regions import store, tsv
 from tasks.registry import TASKS, task_class
 
 
@@ -66,7 +66,7 @@ def read_text(path, answers, is_too_long):
 def region_ids(path, store_root):
     """The image ids of a TSV, (n,) bytes, sorted: from its store if there is one, else the first field of each line."""
     regions = store.fresh(path, store_root)
-    ids = regions.ids if regions else [line.split(b'\t', 1)[0] for line in readers.need(path).lines()]
+    ids = regions.ids if regions else [line.split(b'\t', 1)[0] for line in tsv.need(path).lines()]
     return np.unique(np.array(ids, np.bytes_))
 
 
