@@ -15,7 +15,7 @@ from conftest import ROOT, SHARED
 from PIL import Image
 from test_regions import COCO, IMAGES, edit, image, numbers, same, shared, with_probabilities, without_features
 
-from explain import region_drawing
+from explain import drawing
 from regions import checks, importers, stats, store, tsv
 from regions.class_names import ClassNames
 from regions.tsv import RegionError
@@ -369,7 +369,7 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
         assert status == 0 and len(text.splitlines()) == 2
         for one in (IMAGES[0], IMAGES[2]):
             with Image.open(out / f'{one.img_id}.png') as drawn:
-                assert max(drawn.size) == region_drawing.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
+                assert max(drawn.size) == drawing.SIDE and abs(drawn.width / drawn.height - one.width / one.height) < 0.01
                 assert len(drawn.getcolors(1 << 24)) > 2
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[0])
     for target in (path, folder):  # an id twice, in the file and in the command
@@ -390,14 +390,14 @@ def test_show_draws_each_chosen_image(path, run, tmp_path):
 def test_labels_do_not_cover_each_other_while_there_is_room():
     taken = []
     for _ in range(36):  # all of one box
-        taken.append(region_drawing._place([300, 300, 500, 500], (150, 24), (1280, 800), taken))
+        taken.append(drawing._place([300, 300, 500, 500], (150, 24), (1280, 800), taken))
     for i, one in enumerate(taken):
         assert min(one[:2]) >= 0 and one[2] <= 1280 and one[3] <= 800
-        assert all(region_drawing._overlap(one, other) == 0 for other in taken[:i])
+        assert all(drawing._overlap(one, other) == 0 for other in taken[:i])
 
 
 def test_file_names_of_strange_ids():
-    assert region_drawing.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in region_drawing.file_name('a/b')
+    assert drawing.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in drawing.file_name('a/b')
 
 
 # Import

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import run_main
-from explain import region_drawing
+from explain import drawing
 from files.atomic import write_json
 from files.json_files import some
 from regions import checks, importers, readers, stats, store, tsv
@@ -116,15 +116,15 @@ def draw(options) -> int:
     out.mkdir(parents=True, exist_ok=True)
     status = 0
     for image in readers.chosen(options.path, options.ids):
-        file = out / region_drawing.file_name(image.img_id)
+        file = out / drawing.file_name(image.img_id)
         try:
-            photo = region_drawing.find_photo(options.photos, image.img_id) if options.photos else None
-            region_drawing.draw(image, names, photo, options.most).save(file)
+            photo = drawing.find_photo(options.photos, image.img_id) if options.photos else None
+            drawing.draw_regions(image, names, photo, options.most).save(file)
         except RegionError as error:
             print(error, file=sys.stderr)
             status = 1
             continue
-        labels = [region_drawing.label(image, region, names) for region in region_drawing.surest(image, options.most)]
+        labels = [drawing.label(image, region, names) for region in drawing.surest(image, options.most)]
         print(f'{file}: {", ".join(labels)}')
     return status
 
