@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from bench import report, work
+from bert import layers
 from bert.optimization import BertAdam
 from bert.speed import accelerate
-from lxrt import modeling
 from lxrt.config import LxrtConfig
 from param import Options
 from train import Update, autocast, train_step
 
-HABITS = ('PACKED', 'IN_ONE_PRODUCT', 'PLAIN_PRODUCTS', 'CHEAP_DRAWS')  # of lxrt.modeling
+HABITS = ('PACK_SEQUENCES', 'FUSED_QKV', 'EAGER_ATTENTION', 'FAST_DROPOUT')  # of bert.layers
 MODES = {'fp32': {}, 'bf16': {'bf16': True}, 'fp16': {'fp16': True}, 'compiled': {'bf16': True, 'compile': True}}
 SMALL = {'hidden_size': 64, 'num_attention_heads': 4, 'intermediate_size': 128, 'l_layers': 2, 'r_layers': 1, 'x_layers': 1}
 THEIRS = 'Hugging Face'
@@ -30,7 +30,7 @@ def main(argv=None) -> int:
     parser = report.parser('model', __doc__, folder=False, world=True)
     parser.add_argument('--tasks', default='vqa,nlvr2,pretrain', help='some of %(default)s')
     parser.add_argument('--modes', default='fp32,bf16', help=f'some of {",".join(MODES)}; compiled: bf16 with --compile; '
-                        f'bf16/HABIT: with one of {", ".join(HABITS)} (src/lxrt/modeling.py) not as it is on this device')
+                        f'bf16/HABIT: with one of {", ".join(HABITS)} (src/bert/layers.py) not as it is on this device')
     parser.add_argument('--batchSize', type=report.count, default=32, help='of a step of training')
     parser.add_argument('--evalBatchSize', type=int, default=256, help='of a step of inference; 0: none')
     parser.add_argument('--runs', type=report.count, default=5, help='turns, after one that does not count')
@@ -181,12 +181,12 @@ class Runner:
 
 @contextlib.contextmanager
 def turned_over(habit, device):
-    """While it is entered, lxrt.modeling has a habit on the device where it has it not, and the other way round."""
+    """While it is entered, bert.layers has a habit on the device where it has it not, and the other way round."""
     if habit:
-        getattr(modeling, habit).symmetric_difference_update({device.type})
+        getattr(layers, habit).symmetric_difference_update({device.type})
     yield
     if habit:
-        getattr(modeling, habit).symmetric_difference_update({device.type})
+        getattr(layers, habit).symmetric_difference_update({device.type})
 
 
 def measure_optimizers(device):

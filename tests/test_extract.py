@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_see import overlap
+from test_shapes_detector import overlap
 
 from detector import program
 from detector.registry import DetectorConfig, load_detector

@@ -27,7 +27,7 @@ from detector.faster_rcnn import Detector, FasterRCNN, FasterRCNNConfig
 from detector.resnet import stage
 from detector.roi_pool import roi_pool
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from files.atomic import atomic_file, locked, write_json
-from regions import readers, store, tsv
+from regions import store, tsv
 from regions.tsv import RegionError
 
 
@@ -81,7 +81,7 @@ class ExtractionCheckpoint:
                 result = self.folder / 'result'  # a killed process leaves nothing outside of the folder
                 with atomic_file(result) as file:
                     file.writelines(lines)
-                write_json(readers.provenance_path(self.out), provenance)
+                write_json(tsv.provenance_path(self.out), provenance)
                 os.replace(result, self.out)
         shutil.rmtree(self.folder)
 

@@ -16,8 +16,7 @@ from detector.boxes import CLASS_NMS_THRESHOLD, SCORE_THRESHOLD, apply_deltas, c
 from detector.resnet import ConvNorm, ResNetC4, stage
 from detector.roi_pool import STRIDE, roi_pool
 from regions import tsv
-from regions.readers import RegionError
-from regions.tsv import ImageRegions
+from regions.tsv import ImageRegions, RegionError
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # of blue, green, red, as in Caffe
 ANCHOR_SIZES, ANCHOR_RATIOS = (64, 128, 256, 512), (0.5, 1, 2)  # square root of the area in pixels; height by width

@@ -18,7 +18,7 @@ from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig
 from detector.workers import WorkerPool
 from files.atomic import atomic_file, check_free_space
 from images.ids import SPLITS, find_pictures
-from regions import readers
+from regions import tsv
 
 PROPOSALS = 300  # the most boxes that the Faster R-CNN has per picture
 SAMPLE = 20  # pictures whose lines predict the size of the result
@@ -123,7 +123,7 @@ def report_broken(out, broken, images):
         with atomic_file(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.writelines(f'{fault}\n' for fault in broken.values())
         print(f'{len(broken):,} of {images:,} pictures cannot be used (all in {path}):\n'
-              + readers.listed(list(broken.values())), file=sys.stderr)
+              + tsv.listed(list(broken.values())), file=sys.stderr)
 
 
 def build_parser():

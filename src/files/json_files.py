@@ -92,3 +92,13 @@ def some(names, most=3):
     """The first names of a list, for a message."""
     names = list(dict.fromkeys(names))
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def write_list(path, items):
+    """Writes a json list, an item a line and one at a time; returns how many."""
+    count = 0
+    with open(path, 'w', encoding='utf-8') as file:
+        for count, item in enumerate(items, 1):
+            file.write(('[\n' if count == 1 else ',\n') + json.dumps(item))
+        file.write('\n]\n' if count else '[]\n')
+    return count
