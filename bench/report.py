@@ -37,12 +37,12 @@ def parser(module, text, folder=True):
     return flags
 
 
-def run_separately(module, *flags, launcher=()):
+def run_separately(module, *flags, launcher=(), **environment):
     """The figures that a bench module prints as json in a process of its own; exits where that process fails.
 
-    launcher: a program that starts several processes of the module, such as torchrun."""
+    launcher: a program that starts several processes of the module, such as torchrun; environment: variables."""
     command = [sys.executable, *launcher, '-m', f'bench.{module}', *map(str, flags)]
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))} | environment
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         sys.exit(1)  # it has printed why
