@@ -29,7 +29,8 @@ CELL = 0.2  # inches of a row or column of a heat map
 def draw_regions(image, names, photo=None, most=20):
     """A picture in RGB of the `most` regions of an ImageRegions with the highest class confidence.
 
-    names: ClassNames; photo: a PIL image, None for a blank canvas. Thicker lines are surer. Raises RegionError if the photograph has not the shape that the regions were found in.
+    names: ClassNames; photo: a PIL image, None for a blank canvas. Thicker lines are surer. Raises RegionError if the photograph
+    has not the shape that the regions were found in.
     """
     canvas, boxes = canvas_of(image, photo)
     drawing = ImageDraw.Draw(canvas)
@@ -208,8 +209,8 @@ def draw_words(figure, place, words, weights):
 def draw_heads(title, words, relevance, to_regions, to_words, heads, regions):
     """A figure of one cross layer: words above, shaded by their relevance (t,), then for each head two maps of words x regions.
 
-    to_regions (h, t, o): attention of words to regions; to_words (h, o, t): of regions to words; heads: the numbers of these h, from
-    1; regions: the o columns to show and their order, the first of which is called 1, as in the picture.
+    to_regions (h, t, o): attention of words to regions; to_words (h, o, t): of regions to words; heads: the numbers of these h,
+    from 1; regions: the o columns to show and their order, the first of which is called 1, as in the picture.
     """
     from matplotlib.figure import Figure
 

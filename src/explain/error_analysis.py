@@ -8,15 +8,15 @@ LISTED, CONFUSED = 30, 15  # commonest answers in the table of answers, and in t
 class ErrorAnalysis:
     """Predictions of n examples compared with their labels.
 
-    places, probabilities (n, k): as Head.predict returns them; predicted, right (n,): the predicted answer and the best right one,
-    which is the predicted one where no other is better, and -1 where the vocabulary has none; score (n,) 0 to 1, of the predicted
-    answer; expected (n,): the probability of the right answer, 0 where it is not among the k best.
+    places, probabilities (n, k): as Head.predict returns them; predicted, right (n,): the predicted answer and the best right
+    one, which is the predicted one where no other is better, and -1 where the vocabulary has none; score (n,) 0 to 1, of the
+    predicted answer; expected (n,): the probability of the right answer, 0 where it is not among the k best.
     """
 
     def __init__(self, dataset, places, probabilities):
         self.dataset, self.places, self.probabilities = dataset, places, probabilities
         self.predicted, self.score = places[:, 0], dataset.scores(places[:, 0])
-        own = dataset.examples
+        examples = dataset.examples
         order = np.lexsort((-examples.label_score, examples.label_example))
         labelled, first = np.unique(examples.label_example[order], return_index=True)
         self.right, best = np.full(len(places), -1), np.zeros(len(places))

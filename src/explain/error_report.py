@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 import dist
-from explain.error_analysis import ErrorAnalysis
 from explain.drawing import check_shape, label, open_photo, photo_path, surest
+from explain.error_analysis import ErrorAnalysis
 from files.atomic import write_atomically
 from files.json_files import DataError, some
 from param import Options, add_flags
