@@ -23,12 +23,14 @@ class WorkerPool:
     def __init__(self, config, devices):
         context = multiprocessing.get_context('spawn')  # CUDA does not survive a fork
         self.processes = {}  # by the connection to each
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process, which ends the others
         for device in devices:
             connection, remote = context.Pipe()
             process = context.Process(target=_work, args=(remote, config, device), daemon=True)
             process.start()
             remote.close()  # then the death of the process, which holds the other copy, is the end of `connection`
             self.processes[connection] = process
+        signal.signal(signal.SIGINT, handler)
 
     def __enter__(self):
         return self
@@ -81,7 +83,6 @@ def _receive(connection):
 
 def _work(connection, config, device):
     """A worker process: sends the detector's provenance, then a result for each picture received, or an exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
     try:
         detector = load_detector(config, device)
         connection.send(detector.provenance)
