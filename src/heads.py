@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.weights import canonical_name, fill
+from bert.weights import fill
 
 IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'pixels')  # of a batch, (m, ...)
 
@@ -164,12 +164,11 @@ class Head(nn.Module):
 
     def original_state(self) -> dict:
         """The weights under the names of the model's original code: what snapshots and run states hold."""
-        return {self.original_name(canonical_name(name)): tensor for name, tensor in self.state_dict().items()}
+        return {self.original_name(name): tensor for name, tensor in self.state_dict().items()}
 
     def load_original(self, state, source='a state dict'):
         """Copies weights by original name, strictly. Returns the LoadReport; raises WeightsError."""
-        names = dict(zip(self.original_state(), self.state_dict(), strict=True))
-        return fill(self, {names.get(name, name): tensor for name, tensor in state.items()}, source)
+        return fill(self, state, source, rename=self.original_name)
 
 
 class Answers(Head):

@@ -7,10 +7,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
 from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from bert.tokenization import BertTokenizer
+from lxrt.config import LxrtConfig
+from lxrt.heads import LxmertEncoder
 from param import Options
 from tasks.vqa import VQA
 
@@ -186,14 +189,14 @@ def test_a_faulty_description_of_a_dataset_names_the_key(world, run_here, change
 
 
 def test_tiny_takes_the_first_images_of_each_split(world):
-    tokenizer = BertTokenizer.from_pretrained(world / 'bert')
+    encoder = LxmertEncoder(LxrtConfig(**SMALL), BertTokenizer.from_pretrained(world / 'bert'))
     spec, options = VQA.spec(world), Options()
     answers = spec.read_answers()
     for limit in (3, None):
         with patch.object(Options, 'image_limit', limit):
             both, *parts = (
-                load_examples(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.form, answers),
-                               tokenizer, answers, options)
+                load_examples(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.schema, answers),
+                               encoder, answers, options)
                 for names in ('train,nominival', 'train', 'nominival'))
         images = [np.unique(part.rows) for part in parts]
         assert len(np.unique(both.rows)) == sum(map(len, images))

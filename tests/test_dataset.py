@@ -183,13 +183,13 @@ def test_files_that_do_not_belong_together_are_faults(mine, check):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'answer': 'answers.json'},
-     'key "answer": there is no such key; expected kind, name, max_length, answers, splits, made_from'),
+     'key "answer": there is no such key; expected kind, name, max_length, answers, splits, detector, made_from'),
     ({'kind': 'okvqa'}, 'key "kind": expected one of vqa, gqa, nlvr2, nlvr, lxmert, found "okvqa"'),
     ({'kind': 'lxmert', 'answers': None}, 'key "answers": expected a text, found None'),
     ({'max_length': 2}, 'key "max_length": expected at least 3'),
-    ({'splits': {'dev': []}}, 'key "splits.dev": expected an object with the keys annotations, features, whole, found []'),
+    ({'splits': {'dev': []}}, 'key "splits.dev": expected an object with the keys annotations, features, images, whole, found []'),
     ({'splits': {'dev': {'annotation': 'dev.json', 'features': ['b.tsv']}}},
-     'key "splits.dev.annotation": there is no such key; expected annotations, features, whole'),
+     'key "splits.dev.annotation": there is no such key; expected annotations, features, images, whole'),
     ({'splits': {'dev': {'annotations': 'dev.json', 'features': 'b.tsv'}}},
      'key "splits.dev.features": expected a list of paths, found \'b.tsv\''),
     ({'splits': {'dev': {'annotations': 'dev.json', 'features': ['b.tsv', 3]}}},

@@ -93,7 +93,7 @@ class ExampleDataset(torch.utils.data.Dataset):
 
     def scores(self, predictions):
         """Each example's score of a predicted place, (n,) -> (n,) float64 from 0 to 1: the soft score of an answer, whether a
-        choice is right, or whether a region overlaps the target box by half."""
+        choice is right, whether a region overlaps the target box by half, or whether a pair is said to match."""
         examples, predictions = self.examples, np.asarray(predictions)
         if examples.choice is not None:
             return (examples.choice == predictions).astype(np.float64)
@@ -102,6 +102,8 @@ class ExampleDataset(torch.utils.data.Dataset):
                               zip(self.rows[:, 0].tolist(), predictions.tolist(), strict=True)])
             overlap = overlaps(torch.from_numpy(boxes)[:, None], torch.from_numpy(examples.boxes))[:, 0]
             return (overlap >= TARGET_OVERLAP).double().numpy()
+        if examples.schema.captions:
+            return predictions.astype(np.float64)
         hit = examples.label_answer == predictions[examples.label_example]
         return np.bincount(examples.label_example, weights=examples.label_score * hit, minlength=len(self))
 

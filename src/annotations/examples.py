@@ -73,7 +73,8 @@ class ExampleSchema:
                 return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(names))
             return None
         label = example.get('label', {})
-        if not isinstance(label, dict) or not all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
+        if not isinstance(label, dict) or not all(
+                isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
             return 'label', 'an object {answer: score from 0 to 1}'
         return None
 

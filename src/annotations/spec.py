@@ -13,8 +13,8 @@ EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', lis
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: a file of annotations, and the TSV files with the regions of its images, or the folder of the images,
-    or both.
+    """One split of a dataset: a file of annotations, and the TSV files with the regions of its images, or the folder of the
+    images, or both.
 
     `whole`: --tiny and --fast do not cut it.
     """
@@ -69,7 +69,8 @@ class DatasetSpec:
                     raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {feature!r}')
             if not isinstance(whole := split.get('whole', False), bool):
                 raise DataError(f'{where}: key "{path}whole": expected true or false, found {whole!r}')
-            return Split(root / get(split, 'annotations', str, path), tuple(tsv_of(root / one) for one in features), whole, images)
+            annotations = root / get(split, 'annotations', str, path)
+            return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
         check_keys(values, KEYS)
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
@@ -86,7 +87,8 @@ class DatasetSpec:
         return cls.from_dict(values, Path(path).parent, path)
 
     def named(self, text, flag=None):
-        """The splits of a comma-separated list. Raises DataError that names an unknown one, the known ones, and the flag, if any."""
+        """The splits of a comma-separated list. Raises DataError that names an unknown one, the known ones, and the flag, if
+        any."""
         names = [name.strip() for name in text.split(',') if name.strip()]
         for name in names or [text]:
             if name not in self.splits:

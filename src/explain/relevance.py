@@ -23,8 +23,9 @@ class Relevance:
 def relevance(head, batch, answers=None):
     """The Relevance of words and regions for one answer of each example.
 
-    head: a heads.Answers; batch: of annotations.dataset.ExampleDataset; answers (b,) int64, None: those with the highest logits. An
-    attention that the images of an example share, as in layers that read the text alone, counts for each with the gradient of all.
+    head: a heads.Answers; batch: of annotations.dataset.ExampleDataset; answers (b,) int64, None: those with the highest logits.
+    An attention that the images of an example share, as in layers that read the text alone, counts for each with the gradient of
+    all.
     """
     logits, answers, recorded = head.explain(batch, answers)
     (b, t), n, o = batch['input_ids'].shape, len(batch['features']), batch['features'].shape[1]

@@ -38,8 +38,8 @@ class Predictor:
 
         Beside it lie config.json, vocab.txt and answers.json, as every run writes them, and perhaps the run's options.json, which
         says of which task it is, whether it was trained with --mceLoss and on which --dataset. max_length: tokens of a sentence;
-        None: that dataset's, else 20. Raises FileNotFoundError for what is missing, WeightsError, DataError or ValueError for what
-        does not fit.
+        None: that dataset's, else 20. Raises FileNotFoundError for what is missing, WeightsError, DataError or ValueError for
+        what does not fit.
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
         package = models.package(model := checkpoints.model_type(path))
@@ -73,7 +73,7 @@ class Predictor:
     def answer(self, regions, questions, best=1, batch_size=32):
         """A list for each question: its `best` answers as (answer, probability), the most probable first.
 
-        regions: an ImageRegions (boxes in pixels, as regions.source reads them from TSV files and stores), which all questions
+        regions: an ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores), which all questions
         are about, or a list with one for each question; of a task about two images a question, a list of pairs. questions: a
         list of n texts; one text is a list of one. Images may have different numbers of regions. Raises RegionError for regions
         that are damaged or do not fit the model, ValueError for anything else that was not expected.
@@ -89,8 +89,8 @@ class Predictor:
         return predictions
 
     def batches(self, regions, questions, batch_size=32):
-        """Yields the batches of annotations.dataset.ExampleDataset that answer some questions, on the head's device. Takes and raises
-        what `answer` does; questions: a list."""
+        """Yields the batches of annotations.dataset.ExampleDataset that answer some questions, on the head's device. Takes and
+        raises what `answer` does; questions: a list."""
         if batch_size < 1:
             raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
         for i, question in enumerate(questions):

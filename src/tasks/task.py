@@ -1,4 +1,5 @@
-"""What tasks have in common. A task says what its files are, how it is scored and what the leaderboard takes; it knows no model."""
+"""What tasks have in common. A task says what its files are, how it is scored and what the leaderboard takes; it knows no
+model."""
 
 from tqdm import tqdm
 
@@ -61,7 +62,8 @@ class Task:
 
     @staticmethod
     def types(examples):
-        """{'answer_type' or 'question_type': [(its name, which examples have it (n,) bool), ...] by name}, where there are any."""
+        """{'answer_type' or 'question_type': [(its name, which examples have it (n,) bool), ...] by name}, where there are
+        any."""
         by_key = {}
         for key, (codes, names) in examples.types.items():
             places = sorted((name, place) for place, name in enumerate(names) if name is not None)
@@ -90,8 +92,8 @@ def warn_same_predictions(dataset, predictions):
     places, probabilities = (array[:, 0] for array in predictions)
     if len(places) > 1 and (places == places[0]).all() and len(dataset.answers):
         spread = f'with probabilities from {probabilities.min():.4f} to {probabilities.max():.4f}'
-        print0(f'Warning: all {len(places):,} predictions are "{dataset.answers[places[0]]}", {spread}. A trained model does not do '
-               'that: are these the weights that you meant (see the table at the start), and a fitting --lr?')
+        print0(f'Warning: all {len(places):,} predictions are "{dataset.answers[places[0]]}", {spread}. A trained model does '
+               'not do that: are these the weights that you meant (see the table at the start), and a fitting --lr?')
 
 
 def dump_probabilities(dataset, predictions, path):
