@@ -192,7 +192,7 @@ def test_a_broken_file_is_named_after_its_whole_items_were_read(tmp_path):
     path.write_text(text[:text.index('3')])
     items = json_files.stream(path, 'questions.item', 'questions')
     assert [next(items), next(items)] == [{'a': 1}, {'a': 2}]
-    with pytest.raises(DataError, match=r'x\.json: not whole, valid json after 2 questions .*download it again'):
+    with pytest.raises(DataError, match=r'x\.json: incomplete or invalid json after 2 questions .*download it again'):
         next(items)
 
 
@@ -200,7 +200,7 @@ def test_a_broken_file_is_named_after_its_whole_items_were_read(tmp_path):
 def test_what_is_no_json_is_named(tmp_path, content):
     path = tmp_path / 'x.json'
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r'x\.json: not whole, valid json after 0 questions'):
+    with pytest.raises(DataError, match=r'x\.json: incomplete or invalid json after 0 questions'):
         list(json_files.stream(path, 'questions.item', 'questions'))
 
 
@@ -209,7 +209,7 @@ def test_broken_archives_are_named(tmp_path):
     for content in (whole[:-9], whole[:20] + b'\0' * 9 + whole[29:], b'plain text'):
         path = tmp_path / 'x.json.gz'
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r'x\.json\.gz: not '):
+        with pytest.raises(DataError, match=r'x\.json\.gz: incomplete or '):
             list(json_files.stream(path, 'questions.item', 'questions'))
 
 

@@ -140,9 +140,9 @@ def check_free_space(folder, needed, what, advice):
         raise OSError(f'{what}: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; {advice}')
 
 
-def byte_bar(name, size):
-    """A progress bar in bytes, shown on a terminal."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, disable=None)
+def byte_bar(name, size, delay=0):
+    """A progress bar in bytes, shown on a terminal after `delay` seconds."""
+    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
 
 
 def sha256(path):
