@@ -3,53 +3,36 @@
 An identifier such as dev-354-0-1 is split, set, pair and sentence; its photographs are dev-354-0-img0 (left) and -img1 (right).
 """
 import argparse
-import json
 import re
 from collections import Counter
 from pathlib import Path
 
-from annotations.raw_data import Outputs, find, run
-from files.json_files import DataError, field, opened
+from annotations.raw_data import Outputs, find, json_lines, run
+from files.json_files import DataError, field
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr2/data)'
 SPLITS = {'train': 'train.json', 'valid': 'dev.json', 'test': 'test1.json', 'hidden': 'test2.json'}
 LABELS = {'True': 1, 'False': 0}
 
 
-def parse(line, where):
-    """The example, without its uid, of one line (bytes); DataError with `where` (file:line) if it is not one."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f'{where}: expected one json object a line, found {error}; get the file again from {SOURCE}') from None
-    identifier = field(row, 'identifier', str, where)
-    pair = re.fullmatch(r'(\w+-\d+-\d+)-\d+', identifier)
-    if not pair:
-        raise DataError(f'{where}: key "identifier": expected a text like dev-354-0-1, found {identifier!r}')
-    example = {'identifier': identifier, 'img0': f'{pair[1]}-img0', 'img1': f'{pair[1]}-img1',
-               'sent': field(row, 'sentence', str, where)}
-    if 'label' in row:
-        if row['label'] not in LABELS:
-            raise DataError(f'{where}: key "label": expected "True" or "False", found {row["label"]!r}')
-        example['label'] = LABELS[row['label']]
-    return example
-
-
 def read(path):
-    """Yields the examples of a file in its order, without uid; DataError at the first bad line or repeated identifier."""
-    seen, labelled = {}, None
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            example = parse(line, f'{path}:{number}')
-            if seen.setdefault(example['identifier'], number) != number:
-                raise DataError(f'{path}:{number}: key "identifier": expected a new one, found {example["identifier"]}, which '
-                                f'line {seen[example["identifier"]]} has; get the file again from {SOURCE}')
-            labelled = 'label' in example if labelled is None else labelled
-            if ('label' in example) != labelled:
-                raise DataError(f'{path}:{number}: key "label": expected labels on all lines of a file or on none')
-            yield example
-    if not seen:
-        raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {SOURCE}')
+    """Yields the examples of a file, without uid. Raises DataError that names the first line that is wrong."""
+    labelled = None
+    for row, place in json_lines(path, 'identifier', SOURCE):
+        identifier = row['identifier']
+        pair = re.fullmatch(r'(\w+-\d+-\d+)-\d+', identifier)
+        if not pair:
+            raise DataError(f'{place}: key "identifier": expected a text like dev-354-0-1, found {identifier!r}')
+        example = {'identifier': identifier, 'img0': f'{pair[1]}-img0', 'img1': f'{pair[1]}-img1',
+                   'sent': field(row, 'sentence', str, place)}
+        if 'label' in row:
+            if row['label'] not in LABELS:
+                raise DataError(f'{place}: key "label": expected "True" or "False", found {row["label"]!r}')
+            example['label'] = LABELS[row['label']]
+        labelled = 'label' in row if labelled is None else labelled
+        if ('label' in row) != labelled:
+            raise DataError(f'{place}: key "label": expected labels on all lines of a file or on none')
+        yield example
 
 
 def main(argv):

@@ -8,10 +8,35 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from files.json_files import DataError, field, opened
+
 
 def find(folder, name):
     """The file folder/name, or the same with .gz; None if there is neither."""
     return next((path for path in (Path(folder) / name, Path(folder) / f'{name}.gz') if path.is_file()), None)
+
+
+def json_lines(path, key, source):
+    """Yields (row, its place for messages as file:line) for each line of a file of json objects, also if it ends in .gz.
+
+    key: of an id, a text that no two rows share; source: where the file comes from. Raises DataError for a line that is no object
+    with such an id, and for an empty file.
+    """
+    lines = {}  # {id: line number}
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            place = f'{path}:{number}'
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f'{place}: expected one json object a line, found {error}; get the file again from '
+                                f'{source}') from None
+            if lines.setdefault(name := field(row, key, str, place), number) != number:
+                raise DataError(f'{place}: key "{key}": expected a new one, found {name}, which line {lines[name]} has; get the '
+                                f'file again from {source}')
+            yield row, place
+    if not lines:
+        raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {source}')
 
 
 class Outputs:
