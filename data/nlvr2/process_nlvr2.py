@@ -1,4 +1,4 @@
-"""Make train, valid, test and hidden.json of the official NLVR2 files (json lines): is a statement true of two photographs?
+"""Make train, valid, test and hidden.json of NLVR2 from the official files of json lines: is a statement true of two photographs?
 
 An identifier such as dev-354-0-1 is split, set, pair and sentence; its photographs are dev-354-0-img0 (left) and -img1 (right).
 """
@@ -38,19 +38,19 @@ def read(path):
 def main(argv):
     """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     epilog=f'The official files: {SOURCE}. What is not there is not made.')
+                                     epilog=f'The official files: {SOURCE}. Missing files are skipped.')
     parser.add_argument('--raw', type=Path, required=True, help='folder of ' + ', '.join(SPLITS.values()) + ', also with .gz')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the outputs; this one')
     args = parser.parse_args(argv)
 
-    found = {split: find(args.raw, name) for split, name in SPLITS.items()}
-    if not any(found.values()):
-        raise FileNotFoundError(f'{args.raw}: none of {", ".join(SPLITS.values())} is there; get them from {SOURCE}')
-    for split, path in found.items():
+    files = {split: find(args.raw, name) for split, name in SPLITS.items()}
+    if not any(files.values()):
+        raise FileNotFoundError(f'{args.raw}: found none of {", ".join(SPLITS.values())}; get them from {SOURCE}')
+    for split, path in files.items():
         if path is None:
             print(f'{SPLITS[split]} is not in {args.raw}: no {split}.json.')
-    with Outputs(args.out, [f'{split}.json' for split, path in found.items() if path]) as out:
-        for split, path in found.items():
+    with Outputs(args.out, [f'{split}.json' for split, path in files.items() if path]) as out:
+        for split, path in files.items():
             if path is None:
                 continue
             pairs, labels = set(), Counter()

@@ -1,5 +1,5 @@
-"""From the official downloads to the project's json: both read and written an item at a time, so that memory does not grow with
-the files. What data/*/process_*.py share."""
+"""Shared code of data/*/process_*.py, which convert the official downloads to the project's json. Both are read and written an item
+at a time, so that memory does not grow with the files."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from cli import run_main
 from files.json_files import DataError, field, opened
 
 
@@ -40,17 +41,17 @@ def json_lines(path, key, source):
 
 
 class Outputs:
-    """The json files that a script makes in one folder, lists written an item at a time.
+    """The json files that a script makes in one folder; lists are written an item at a time.
 
-    Used in a `with`: they take their names when all are whole; an error removes all of them. Raises FileExistsError if one
-    of them is there already.
+    A context manager: the files get their names when all are complete; an error removes all of them. Raises FileExistsError if
+    one of them already exists.
     """
 
     def __init__(self, folder, names):
         self.folder, self.counts, self.values = Path(folder), Counter(), set()
-        there = [str(self.folder / name) for name in names if (self.folder / name).exists()]
-        if there:
-            raise FileExistsError(f'{", ".join(there)}: already there; move what is there, or name another --out')
+        existing = [str(self.folder / name) for name in names if (self.folder / name).exists()]
+        if existing:
+            raise FileExistsError(f'{", ".join(existing)}: already exists; move it, or name another --out')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.files = {name: open(self.folder / f'{name}.part', 'w', encoding='utf-8') for name in names}  # noqa: SIM115
 
@@ -63,7 +64,7 @@ class Outputs:
         self.counts[name] += 1
 
     def dump(self, name, value):
-        """Makes a value the whole content of file `name`."""
+        """Writes a value as the content of file `name`."""
         self.values.add(name)
         self._write(name, json.dumps(value, indent=0))
 
@@ -85,13 +86,13 @@ class Outputs:
                     os.replace(self.folder / f'{name}.part', self.folder / name)
         finally:
             for name, file in self.files.items():
-                with suppress(OSError):  # what could not be written before
+                with suppress(OSError):  # of a buffer that could not be written before
                     file.close()
                 (self.folder / f'{name}.part').unlink(missing_ok=True)
 
 
 def frequent(counts, least):
-    """The keys of {answer: count} that count at least so many times, the most frequent first; alphabetical where equal."""
+    """The keys of {answer: count} with a count of at least `least`, by falling count, then alphabetically."""
     return sorted((answer for answer, count in counts.items() if count >= least), key=lambda answer: (-counts[answer], answer))
 
 
@@ -99,9 +100,9 @@ VOCABULARY = ('trainval_label2ans.json', 'trainval_ans2label.json')
 
 
 def dump_vocabulary(out, answers):
-    """Writes both files of the answer vocabulary, list and {answer: place in it}, into Outputs."""
+    """Writes both files of the answer vocabulary, the list and {answer: its index}, into Outputs."""
     out.dump('trainval_label2ans.json', answers)
-    out.dump('trainval_ans2label.json', {answer: place for place, answer in enumerate(answers)})
+    out.dump('trainval_ans2label.json', {answer: index for index, answer in enumerate(answers)})
 
 
 def examples_of(names, most=5):
@@ -111,8 +112,5 @@ def examples_of(names, most=5):
 
 
 def run(main):
-    """Runs a script's main(argv); faults of the input end it with one message, not a traceback."""
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+    """Runs a script's main(argv) as a program, see cli.run_main."""
+    sys.exit(run_main(Path(sys.argv[0]).name, lambda: main(sys.argv[1:])))
