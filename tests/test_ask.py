@@ -15,7 +15,7 @@ from images.pictures import open_picture
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from predict import ask
-from regions import source
+from regions import readers
 from tasks.checkpoints import files_beside
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_worlds_own_regions(made_world, snapshots, pict
     status, out, err = run(*pictures[:2], *questions, '--load', snapshots['vqa'], '--best', '6', '--names', made_world)
     assert status == 0, err
     answerer = Predictor.from_snapshot(snapshots['vqa'])
-    regions = {image.img_id: image for image in source.chosen(
+    regions = {image.img_id: image for image in readers.chosen(
         made_world / 'mscoco_imgfeat/val2014_obj36.tsv', [file.stem for file in pictures[:2]])}
     asker = ask.Asker.load(snapshots['vqa'])
     images = asker.see([open_picture(file) for file in pictures[:2]], [file.stem for file in pictures[:2]])

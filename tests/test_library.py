@@ -13,7 +13,7 @@ from bert.weights import WeightsError
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
 from tasks.predictor import Predictor

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from files.atomic import byte_bar as progress
+from files.atomic import write_json
 from files.json_files import DataError, field, read_json
-from regions.readers import progress
-from regions.store_files import write_json
 
 SET_KEYS = {'about': str, 'size': str, 'source': str, 'instead': str, 'made': list, 'files': list}
 FILE_KEYS = {'path': str, 'addresses': list, 'members': list, 'size': int, 'format': str, 'note': str}

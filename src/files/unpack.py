@@ -10,9 +10,10 @@ import zipfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from files.atomic import byte_bar as progress
 from files.json_files import DataError, some
 from files.manifest import LOCK
-from regions.readers import ZIP_ERRORS, progress
+from regions.tsv import ZIP_ERRORS
 
 RATIO = 200  # most bytes that one packed byte may become: json of questions becomes 10 to 30, a bomb of zeros 1,000
 BLOCK = 1 << 20  # bytes
