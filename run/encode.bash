@@ -6,5 +6,4 @@
 source "$(dirname "$0")/launch.bash"
 [ "${1:-}" != --help ] || set -- cpu --help
 [ $# -ge 2 ] || usage "GPU|cpu PAIRS --features TSV,... --load SNAPSHOT --out FILE.npz [flags]"
-export PYTHONSAFEPATH=1  # so that `import regions` is src/regions, not src/tools/regions.py
 NNODES=1 launch src/tools/encode.py "" "$@"
