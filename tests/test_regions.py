@@ -259,6 +259,8 @@ def test_view_of_two_stores(tmp_path):
         expect_batch(copy.gather([3, 0, 1, 5]), [IMAGES[2], IMAGES[0], IMAGES[1], IMAGES[4]])
         expect_batch(copy.gather([4, 3]), [IMAGES[3], IMAGES[2]])
     assert view.objects([3, 0])['classes'].tolist() == [IMAGES[2].classes.tolist(), [*IMAGES[0].classes.tolist(), 0]]
+    assert view.image_sizes([3, 0]).tolist() == [[IMAGES[row].height, IMAGES[row].width] for row in (2, 0)]
+    same(view.image(3), IMAGES[2])
     assert view.gather([])['features'].shape == (0, 0, F)
     with pytest.raises(IndexError, match='expected rows from 0 to 5'):
         view.gather([6])

@@ -269,7 +269,7 @@ def test_check_questions(path, run, tmp_path):
     status, out, _ = run('check', path, '--questions', questions, pairs)
     assert status == 1 and 'for its 7 images, found none for 7: none0, none1, none2, none3, none4 and 2 more' in out
     assert 'found none for 1: gone' in out
-    for text, message in (('{', 'not whole, valid json'), ('{}', 'expected questions in a list, found none'),
+    for text, message in (('{', 'incomplete or invalid json'), ('{}', 'expected questions in a list, found none'),
                           ('[{"img_id": 3}]', 'key "img_id": expected str, found 3'),
                           ('[{"img0": "a"}]', 'key "img1": expected str, found None')):
         questions.write_text(text)
@@ -524,7 +524,7 @@ def test_provenance_goes_with_the_tsv(path, run):
         assert '  provenance  {"made by": "my detector"}\n' in run('info', there)[1]
     told = store.open_regions(path).meta['provenance']
     assert told == {'made by': 'my detector', 'converted from': str(path.with_suffix('.zip'))}
-    for text, message in (('{', 'not whole, valid json ('), ('[]', 'found list')):
+    for text, message in (('{', 'incomplete or invalid json ('), ('[]', 'found list')):
         note.write_text(text)
         status, _, errors = run('info', path)
         assert status == 1 and f'{note}: ' in errors and 'expected a json object that says how ' in errors and message in errors

@@ -163,49 +163,39 @@ class RegionView:
         return rows
 
     def gather(self, rows) -> dict[str, np.ndarray]:
-        return self._of_each(rows, lambda store, rows: store.gather(rows))
+        return self._of_each(rows, lambda store, rows, _: store.gather(rows))
 
     def read(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        return self._of_each(rows, lambda store, rows: store.read(rows, columns))
+        return self._of_each(rows, lambda store, rows, _: store.read(rows, columns))
 
     def objects(self, rows) -> dict[str, np.ndarray]:
         return self.read(rows, OBJECTS)
 
     def gather_one(self, rows, shares) -> np.ndarray:
-        rows, store_of, used = self.split(rows)
-        parts = [self.stores[i].gather_one(rows[store_of == i] - self.starts[i], shares[store_of == i]) for i in used]
-        features = np.zeros((len(rows), self.feature_size), np.result_type(np.float16, *parts))
-        for i, part in zip(used, parts, strict=True):
-            features[store_of == i] = part
-        return features
+        return self._of_each(rows, lambda store, rows, places: {'features': store.gather_one(rows, shares[places])})['features']
 
     def image_sizes(self, rows) -> np.ndarray:
-        return self._of_each(rows, lambda store, rows: {'sizes': store.image_sizes(rows)})['sizes']
+        return self._of_each(rows, lambda store, rows, _: {'sizes': store.image_sizes(rows)})['sizes']
 
     def image(self, row: int) -> ImageRegions:
-        _, _, (i,) = self.split([row])
-        return self.stores[i].image(row - int(self.starts[i]))
+        return self._of_each([row], lambda store, rows, _: store.image(int(rows[0])))
 
-    def split(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows (b,), checked as by `gather`; the number of the store of each (b,); the numbers that occur, sorted."""
+    def _of_each(self, rows, read) -> dict[str, np.ndarray]:
+        """What read(store, its rows, their places in `rows`) returns, for each store that has some of them, copied together."""
         rows = np.asarray(rows, np.int64)
         check_rows(rows, len(self), self.name)
         store_of = np.searchsorted(self.starts, rows, side='right') - 1
-        return rows, store_of, np.unique(store_of)
-
-    def _of_each(self, rows, read) -> dict[str, np.ndarray]:
-        rows, store_of, used = self.split(rows)
-        if len(used) <= 1:  # most batches are of one store: nothing to copy together
-            i = int(used[0]) if len(used) else 0
-            return read(self.stores[i], rows - self.starts[i])
-        parts = [read(self.stores[i], rows[store_of == i] - self.starts[i]) for i in used]
+        places = {i: np.flatnonzero(store_of == i) for i in np.unique(store_of).tolist() or [0]}
+        parts = [read(self.stores[i], rows[of_store] - self.starts[i], of_store) for i, of_store in places.items()]
+        if len(parts) == 1:  # most batches are of one store
+            return parts[0]
         batch = {}
         for key in parts[0]:
-            o = max(part[key].shape[1] for part in parts)
+            shape = len(rows), max(part[key].shape[1] for part in parts), *parts[0][key].shape[2:]
             dtype = np.result_type(*(part[key] for part in parts))  # float32 if one of the stores has it
-            batch[key] = np.zeros((len(rows), o, *parts[0][key].shape[2:]), dtype)
-            for i, part in zip(used, parts, strict=True):
-                batch[key][store_of == i, :part[key].shape[1]] = part[key]
+            batch[key] = np.zeros(shape, dtype)
+            for of_store, part in zip(places.values(), parts, strict=True):
+                batch[key][of_store, :part[key].shape[1]] = part[key]
         return batch
 
 

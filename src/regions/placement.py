@@ -93,9 +93,8 @@ class OnDevice:
 
     def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
-        self.name, self.feature_size, self.max_regions, self.ids = (
-            regions.name, regions.feature_size, regions.max_regions, regions.ids)
-        self.rows, self.read, self.objects, self.size_of = regions.rows, regions.read, regions.objects, regions.size_of
+        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'objects', 'image', 'image_sizes'):
+            setattr(self, name, getattr(regions, name))
         self.stores = getattr(regions, 'stores', [regions])
         self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # of each store's regions, among all
         missing = [store for store in self.stores if _key(store, device) not in _LOADED]
