@@ -289,7 +289,8 @@ def say_if_blind(task, dataset, options, device):
         logits = task.logits(task.model, batch)
         if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
             dist.print0(f'Attention: with these weights the model gives the same scores to all of the first {len(logits)} '
-                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
+                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder '
+                        'should not.')
 
 
 @torch.no_grad()
