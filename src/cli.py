@@ -1,9 +1,13 @@
-"""main() of every program: faults of the input end it with one line, not a traceback, and so does Ctrl-C."""
+"""main() of every program: device and seed, faults of the input as one line in place of a traceback, exit status."""
 
+import os
 import sys
+from pathlib import Path
+
+SIGTERM_STATUS = 75  # of a run that SIGTERM ended with its state saved: 'failed for now, try again' (sysexits.h)
 
 
-class DeviceError(RuntimeError):
+class DeviceError(OSError):
     """The device that is asked for cannot be used."""
 
 
@@ -14,9 +18,47 @@ def run_main(name, work, interrupted='interrupted'):
     """
     try:
         return work()
-    except (ValueError, OSError, DeviceError) as error:
+    except (ValueError, OSError) as error:
         print(f'{name}: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'\n{name}: {interrupted}', file=sys.stderr)
         return 130
+
+
+def train_main(prepare, argv=None):
+    """Runs a program that trains or tests, in one process or several; returns its exit status.
+
+    prepare: (options, device) -> an object with `folder`, a RunFolder, and `run()`.
+    """
+    import torch  # programs that need no PyTorch start without it
+
+    import dist
+    from param import parse_args
+    from train import Interrupted
+
+    options, name = parse_args(argv), Path(sys.argv[0]).name
+    program = None
+    try:
+        device = dist.start(options.device)
+        options.resume |= options.test is None and dist.restarted()
+        if options.deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
+            torch.use_deterministic_algorithms(True)
+        program = prepare(options, device)
+        program.run()
+        dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
+        return dist.end(0)
+    except Interrupted as interrupted:
+        dist.print0(f'{name}: {interrupted}')
+        dist.stop()
+        return dist.end(SIGTERM_STATUS)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f'{name}: error: {error}', file=sys.stderr)
+        return dist.end(1)
+    except KeyboardInterrupt:
+        print(f'\n{name}: interrupted; to resume a run that was training, repeat its command with --resume', file=sys.stderr)
+        return 130
+    finally:
+        if program is not None:
+            program.folder.close()

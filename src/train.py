@@ -1,11 +1,9 @@
-"""The one loop. A task gives it a model, datasets, losses and a score; it knows none by name.
+"""The training loop: steps, accumulation, processes, validation, resume. It names no model and no task.
 
-A task has `model`, `warmup`, `clip`, the names of its snapshots, and
+The model is a heads.Head. A task has the names of its snapshots (best_name, epoch_name), its `kind`, and
 
-    counts(parts) -> {loss: what it is a mean over, in these parts of a step}
-    losses(model, batch, counts) -> ({loss: the part's share of the step's}, {what else is summed over an epoch: number})
     report(sums) -> (text, {name: number}) of an epoch of training
-    validate(dataset, options, device) -> (score, text, {name: number}); the best score is the highest
+    validate(head, dataset, options, device) -> (score, text, {name: number}); the highest score is the best
     shown(score) -> text
 """
 
@@ -22,37 +20,36 @@ from tqdm import tqdm
 import dist
 from bert.optimization import BertAdam
 from bert.speed import ApexAdam
-from bert.weights import fill
 from run_folder import Progress
 
-REPORT_STEPS = 20  # steps between two of the losses that are shown and written as events
-BAD_STEPS = 10  # steps in a row with a gradient that is not finite, after which a run stops
+REPORT_STEPS = 20  # steps between two losses that are shown and written as events
+MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, after which a run ends
 
 OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
 
 
-def make_optimizer(parameters, options, total_steps, warmup):
-    """BertAdam with its schedule, or one of PyTorch's at a constant rate (as in the original code)."""
-    if options.apex:
-        return ApexAdam(list(parameters), lr=options.lr, warmup=warmup, t_total=total_steps)
-    if options.optim == 'bert':
-        return BertAdam(list(parameters), lr=options.lr, warmup=warmup, t_total=total_steps)
-    return OPTIMIZERS[options.optim](list(parameters), lr=options.lr)
+def make_optimizer(groups, recipe, options, total_steps):
+    """BertAdam with the recipe's schedule, or one of PyTorch's at a constant rate (as in LXMERT's code)."""
+    if options.optim != 'bert':
+        return OPTIMIZERS[options.optim](groups, lr=options.lr)
+    bert_adam = ApexAdam if options.apex else BertAdam
+    return bert_adam(groups, lr=options.lr, warmup=recipe.warmup, t_total=total_steps, schedule=recipe.schedule)
 
 
-class Update:
-    """From a loss to new weights: gradients, their norm clipped, the optimizer; with --fp16 losses are scaled up for the way."""
+class OptimizerStep:
+    """Backward pass, gradient clipping and optimizer; with --fp16 the losses are scaled."""
 
-    def __init__(self, parameters, options, total_steps, task, device):
-        self.parameters, self.clip = list(parameters), task.clip
-        self.optimizer = make_optimizer(self.parameters, options, total_steps, task.warmup)
+    def __init__(self, head, options, total_steps, device):
+        groups = head.groups(options)
+        self.parameters, self.clip = [p for group in groups for p in group['params']], head.recipe.clip
+        self.optimizer = make_optimizer(groups, head.recipe, options, total_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.fp16)
 
     def backward(self, loss):
         self.scaler.scale(loss).backward()
 
     def __call__(self):
-        """Takes the step, unless a gradient is not finite. Returns whether it did, a bool scalar on the device."""
+        """Updates the weights unless a gradient is not finite. Returns whether it did, a bool scalar on the device."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -74,111 +71,111 @@ class Update:
         self.scaler.load_state_dict(state.get('scaler', {}))  # states older than --fp16 have none
 
 
-class Told:
-    """What steps tell the host, tensors on the device. On a GPU a step's are read when the next one is under way, so that the
-    host has not to wait for the device."""
+class DeferredMetrics:
+    """Tensors copied to the host asynchronously and, on a GPU, read one step late, so that the CPU never waits for the GPU."""
 
     def __init__(self, device):
-        self.late, self.waiting = int(device.type == 'cuda'), []
+        self.delay, self.pending = int(device.type == 'cuda'), []
 
-    def put(self, step, *tensors):
-        """What a step has found; the values may not be there yet."""
-        copies, done = [tensor.to('cpu', non_blocking=True) for tensor in tensors], None
-        if self.late:
-            done = torch.cuda.Event()
-            done.record()
-        self.waiting.append((step, copies, done))
+    def push(self, step, *tensors):
+        """Starts the copies of a step's tensors."""
+        copies, event = [tensor.to('cpu', non_blocking=True) for tensor in tensors], None
+        if self.delay:
+            event = torch.cuda.Event()
+            event.record()
+        self.pending.append((step, copies, event))
 
-    def take(self, everything=False):
-        """(step, what it has found, on the CPU) of those that are due, or of all that are waiting."""
-        while len(self.waiting) > (0 if everything else self.late):
-            step, copies, done = self.waiting.pop(0)
-            if done:
-                done.synchronize()
+    def pop_ready(self, flush=False):
+        """Yields (step, its tensors on the CPU) of the steps that are due; flush: of all."""
+        while len(self.pending) > (0 if flush else self.delay):
+            step, copies, event = self.pending.pop(0)
+            if event:
+                event.synchronize()
             yield step, copies
 
 
 def seed_step(device, *key):
-    """Makes what is drawn next a function of the key (seed, step, rank, part) alone, so that a resumed run goes on as
-    if it had never stopped."""
+    """Seeds PyTorch from (seed, step, rank, micro-batch) alone, so that a resumed run draws what it would have drawn."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for devices, a millisecond a step
     if device.type == 'cuda':
         torch.cuda.manual_seed(seed)
 
 
-class Part(NamedTuple):
-    """What a dataset makes a batch of. Whatever it draws is a function of the seed, the epoch and an example's position in it,
-    so that it does not depend on the number of processes, nor on where a run was resumed."""
+class MicroBatch(NamedTuple):
+    """The examples that a dataset makes a batch of. Whatever it draws at random is a function of the seed, the epoch and an
+    example's position in the epoch, so that it depends neither on the number of processes nor on where a run was resumed."""
 
     indices: np.ndarray  # of examples, in the order of the epoch
-    first: int  # position in the epoch of the first of them; the others follow
+    first: int  # position in the epoch of the first of them
     epoch: int | None = None  # None: validation and testing, which draw the same each time
-    whole: bool = False  # sentences and regions as many as the data allows, not as this batch needs: always of one shape
+    static_shape: bool = False  # as many words and regions as the data allows, so that every batch has one shape
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """SIGTERM came; the run state is saved."""
 
 
-class Terminations:
-    """While it is entered: whether SIGTERM has come to this process, which then ends at the next step, not at once."""
+class SigtermHandler:
+    """Within its context SIGTERM is only noted, in `received`: the loop ends at the next step."""
 
     def __enter__(self):
-        self.came = False
-        self.before = signal.signal(signal.SIGTERM, self.note)
+        self.received = False
+        self.previous = signal.signal(signal.SIGTERM, self.note)
         return self
 
     def note(self, *_):
-        self.came = True
+        self.received = True
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.before)
+        signal.signal(signal.SIGTERM, self.previous)
 
 
 @contextlib.contextmanager
-def sigterm_held():
-    """SIGTERM reaches this process when it is left, and never a process started in it. Schedulers signal all processes of a run:
-    those that prepare batches must last until it has saved its state, and from their very start."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def sigterm_blocked():
+    """Blocks SIGTERM in this process until the block ends, and for good in processes started in it. Schedulers signal all
+    processes of a run: data workers must last until the run state is saved."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def steps_per_epoch(examples, batch_size):
-    """The last incomplete batch is dropped, unless it is the only one (as in the original code)."""
+    """The last incomplete batch is dropped, unless it is the only one (as in LXMERT's code)."""
     return max(examples // batch_size, 1)
 
 
-def training_parts(examples, epoch, first_step, options):
-    """This rank's Parts of an epoch's steps, in order; --accumulate of them make one step."""
+def training_batches(examples, epoch, first_step, options):
+    """This rank's MicroBatches of an epoch, in order; --accumulate of them make one optimizer step."""
     order = np.random.default_rng([options.seed, epoch]).permutation(examples)
     for step in range(first_step, steps_per_epoch(examples, options.batchSize)):
         start = step * options.batchSize
         batch = order[start:start + options.batchSize]
         parts = np.array_split(np.arange(len(batch)), dist.world_size() * options.accumulate)
         for part in parts[dist.rank()::dist.world_size()]:
-            yield Part(batch[part], start + int(part[0]), epoch, options.compile)
+            yield MicroBatch(batch[part], start + int(part[0]), epoch, options.compile)
 
 
-def evaluation_parts(examples, options):
-    """The Parts of one pass over all examples, in their order; every rank evaluates its share of them."""
+def evaluation_batches(examples, options):
+    """The MicroBatches of one pass over all examples, in order; every rank evaluates its share of them."""
     size = options.evalBatchSize or options.batchSize
-    return [Part(np.arange(start, min(start + size, examples)), start, None, options.compile)
+    return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
             for start in range(0, examples, size)]
 
 
-def batches(dataset, parts, options, device):
-    """The dataset's batches (dicts of tensors) for some Parts, on the device, where it finishes them."""
+def load_batches(dataset, micro_batches, options, device):
+    """The batches (dicts of tensors) of a dataset for some MicroBatches, on the device."""
     pin = device.type == 'cuda'
-    with sigterm_held():
-        loaded = iter(DataLoader(dataset, sampler=parts, batch_size=None, num_workers=options.numWorkers, pin_memory=pin))
-    for batch in loaded:
+    with sigterm_blocked():
+        loader = DataLoader(dataset, sampler=micro_batches, batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
+        batches = iter(loader)
+    for batch in batches:
         if options.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last batch came to may be overwritten
-        yield dataset.finish({name: value.to(device, non_blocking=pin) for name, value in batch.items()})
+            torch.compiler.cudagraph_mark_step_begin()  # the last batch's outputs may be overwritten
+        yield dataset.to_device({name: value.to(device, non_blocking=pin) if isinstance(value, torch.Tensor) else value
+                                 for name, value in batch.items()})
 
 
 def autocast(options, device):
@@ -186,75 +183,83 @@ def autocast(options, device):
 
 
 def progress_bar(total, start, text, options):
-    hidden = True if not dist.is_main() else False if options.tqdm else None  # None: where the output is no terminal
+    hidden = True if not dist.is_main() else False if options.tqdm else None  # None: hidden where the output is no terminal
     return tqdm(total=total, initial=start, desc=text, unit='step', disable=hidden, leave=False)
 
 
-def train_step(task, model, update, parts, options, step, device, came=False):
-    """One optimizer step over this rank's parts of a batch; came: whether SIGTERM has come to this rank.
+def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
+    """One optimizer step over this rank's micro-batches, the next after `progress`. model: a Head, perhaps in
+    DistributedDataParallel; sigterm: whether this rank received it.
 
-    Returns ({name: this rank's share of what an epoch sums up}, whether all gradients were finite, whether SIGTERM came to any
-    rank): all scalars on the device, for which nothing has waited.
+    Returns ({name: this rank's share of what an epoch sums up}, whether all gradients were finite, whether any rank received
+    SIGTERM): scalars on the device, for which nothing has waited.
     """
-    counts = task.counts(parts)
+    head, step = unwrap(model), progress.total_steps
+    head.begin_step(step, progress.steps_per_epoch * options.epochs)
+    counts = head.counts(batches)
     # Every loss is a mean over the whole batch; and all ranks must stop at the same step.
-    whole = dist.sum_over_ranks(torch.stack([*counts.values(), torch.full((), float(came), device=device)]))
-    counts = dict(zip(counts, whole, strict=False))
-    update.optimizer.zero_grad(set_to_none=True)
+    totals = dist.sum_over_ranks(torch.stack([*counts.values(), torch.full((), float(sigterm), device=device)]))
+    counts = dict(zip(counts, totals, strict=False))
+    optimizer_step.optimizer.zero_grad(set_to_none=True)
     sums = {}
-    for i, batch in enumerate(parts):
+    for i, batch in enumerate(batches):
         seed_step(device, options.seed, step, dist.rank(), i)
-        last = i == len(parts) - 1
+        last = i == len(batches) - 1
         with contextlib.nullcontext() if last or dist.world_size() == 1 else model.no_sync():
             with autocast(options, device):
-                losses, tallies = task.losses(model, batch, counts)
+                losses, metrics = model(batch, counts)
             # DistributedDataParallel averages gradients; the whole batch's gradient is their sum.
-            update.backward(sum(losses.values()) * dist.world_size())
+            optimizer_step.backward(sum(losses.values()) * dist.world_size())
         losses = {f'loss/{name}': loss.detach() for name, loss in losses.items()}
-        for name, value in (losses | tallies).items():
+        for name, value in (losses | metrics).items():
             sums[name] = sums.get(name, 0.0) + value
-    return sums, update(), whole[-1] > 0
+    return sums, optimizer_step(), totals[-1] > 0
 
 
-def train_epoch(task, model, update, train_set, options, progress, folder, device, terminations):
+def unwrap(model):
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm):
     """Runs the rest of one epoch, keeping progress up to date. Returns its sums over all ranks, by name."""
     model.train()
-    sums, told = progress.sums, Told(device)
+    sums, deferred = progress.sums, DeferredMetrics(device)
     bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
-    parts = list(training_parts(len(train_set), progress.epoch, progress.step, options))
-    loaded = batches(train_set, parts, options, device)
+    micro_batches = list(training_batches(len(train_set), progress.epoch, progress.step, options))
+    batches = load_batches(train_set, micro_batches, options, device)
 
-    def listen(everything):
-        """Counts and shows what steps told. Returns whether SIGTERM came to any rank."""
-        came = False
-        for at, (finite, stop, *loss) in told.take(everything):
-            count_skipped(progress, folder, bool(finite), at)
-            came |= bool(stop)
+    def read_metrics(flush):
+        """Counts skipped steps and shows the losses that are ready. Returns whether any rank received SIGTERM."""
+        stop = False
+        for step, (finite, stopping, *loss) in deferred.pop_ready(flush):
+            count_skipped(progress, folder, bool(finite), step)
+            stop |= bool(stopping)
             for value in map(float, loss):
                 bar.set_postfix_str(f'loss {value:.3f}')
-                folder.scalars({'train/loss': value}, progress.total_steps - progress.step + at)
-        return came
+                folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
+        return stop
 
     while progress.step < progress.steps_per_epoch:
-        step = [next(loaded) for _ in range(options.accumulate)]
-        found, finite, stopping = train_step(task, model, update, step, options, progress.total_steps, device, terminations.came)
+        step = [next(batches) for _ in range(options.accumulate)]
+        metrics, finite, stopping = train_step(model, optimizer_step, step, options, progress, device, sigterm.received)
         progress.step += 1
-        for name, value in {**found, 'steps': 1.0 / dist.world_size()}.items():
+        for name, value in {**metrics, 'steps': 1.0 / dist.world_size()}.items():
             value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
             sums[name] = sums.get(name, 0.0) + value
-        loss = [sum(value for name, value in found.items() if name.startswith('loss/'))]
-        told.put(progress.step, finite, stopping, *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
+        loss = [sum(value for name, value in metrics.items() if name.startswith('loss/'))]
+        deferred.push(progress.step, finite, stopping,
+                      *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
         bar.update()
         last = progress.step == progress.steps_per_epoch
-        due = options.saveSteps and progress.step % options.saveSteps == 0 and not last
-        stop = listen(everything=due or last)
-        if stop or due:
-            listen(everything=True)
+        save = options.saveSteps and progress.step % options.saveSteps == 0 and not last
+        stop = read_metrics(flush=save or last)
+        if stop or save:
+            read_metrics(flush=True)
             progress.sums = sums = {name: float(value) for name, value in sums.items()}
-            folder.save_state(options, progress, task.model, update)
+            folder.save_state(options, progress, unwrap(model), optimizer_step)
         if stop:
-            raise Stopped(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, all saved; the same command '
-                          'with --resume goes on')
+            raise Interrupted(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, the run state is saved; '
+                              'repeat the command with --resume')
     bar.close()
     return sum_by_name(sums)
 
@@ -272,68 +277,67 @@ def count_skipped(progress, folder, finite, step):
         return
     progress.skipped += 1
     progress.skipped_in_a_row += 1
-    if progress.skipped_in_a_row == BAD_STEPS:
+    if progress.skipped_in_a_row == MAX_SKIPPED:
         saved = folder.path / 'RUN_STATE.pth'
         raise FloatingPointError(
-            f'{BAD_STEPS} steps in a row had a gradient that is not finite, the last of them step {step} of epoch '
+            f'{MAX_SKIPPED} steps in a row had a gradient that is not finite, the last of them step {step} of epoch '
             f'{progress.epoch}; lower --lr, or leave out --bf16 or --fp16; '
             + (f'the last good state is in {saved}' if saved.exists() else 'no state had been saved yet'))
 
 
 @torch.no_grad()
-def say_if_blind(task, dataset, options, device):
-    """Says so if the task's `logits` of a batch are the same for all its examples, whatever they are: the model does not read
-    them. Of a batch of the dataset, after weights were loaded."""
-    task.model.eval()
-    for batch in batches(dataset, evaluation_parts(len(dataset), options)[:1], options, device):
-        logits = task.logits(task.model, batch)
+def warn_constant_logits(head, dataset, options, device):
+    """Warns if the logits of a batch are the same for all its examples: the weights that were loaded do not read them."""
+    head.eval()
+    for batch in load_batches(dataset, evaluation_batches(len(dataset), options)[:1], options, device):
+        logits = head.logits(batch)
         if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
-            dist.print0(f'Attention: with these weights the model gives the same scores to all of the first {len(logits)} '
-                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder '
-                        'should not.')
+            dist.print0(f'Warning: with these weights the model gives the same scores to all of the first {len(logits)} '
+                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
 
 
 @torch.no_grad()
-def evaluate(task, dataset, options, device, text='Evaluating'):
-    """The task's predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array
-    for each tensor that the task predicts for a batch."""
-    model = task.model.eval()
-    chunks = evaluation_parts(len(dataset), options)
-    own = chunks[dist.rank()::dist.world_size()]
-    found, starts, told = None, np.cumsum([0, *(len(part.indices) for part in own)]), Told(device)
-    bar = progress_bar(len(own), 0, text, options)
-    for number, batch in enumerate(batches(dataset, own, options, device)):
-        with autocast(options, device):
-            told.put(number, *task.predict(model, batch))
-        for at, tensors in told.take(everything=number == len(own) - 1):
+def evaluate(head, dataset, options, device, text='Evaluating', k=1):
+    """The k best predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array for
+    each tensor that head.predict returns."""
+    head.eval()
+    micro_batches = evaluation_batches(len(dataset), options)
+    local = micro_batches[dist.rank()::dist.world_size()]
+    arrays, starts = None, np.cumsum([0, *(len(one.indices) for one in local)])
+    deferred, bar = DeferredMetrics(device), progress_bar(len(local), 0, text, options)
+    for number, batch in enumerate(load_batches(dataset, local, options, device)):
+        with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
+            deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
+        for at, tensors in deferred.pop_ready(flush=number == len(local) - 1):
             predictions = [tensor.numpy() for tensor in tensors]
-            if found is None:
-                # In one piece: small arrays that stay among large ones that go would keep the heap from being used again.
-                found = [np.empty((starts[-1], *array.shape[1:]), array.dtype) for array in predictions]
-            for whole, array in zip(found, predictions, strict=True):
-                whole[starts[at]:starts[at + 1]] = array
+            if arrays is None:
+                # One allocation: small arrays that stay among large ones that are freed would fragment the heap.
+                arrays = [np.empty((starts[-1], *array.shape[1:]), array.dtype) for array in predictions]
+            for array, part in zip(arrays, predictions, strict=True):
+                array[starts[at]:starts[at + 1]] = part
             bar.update()
     bar.close()
     if dist.world_size() == 1:
-        return tuple(found)
-    order = [part.indices for rank in range(dist.world_size()) for part in chunks[rank::dist.world_size()]]
+        return tuple(arrays)
+    order = [one.indices for rank in range(dist.world_size()) for one in micro_batches[rank::dist.world_size()]]
     place = np.argsort(np.concatenate(order))
-    by_rank = [part for part in dist.gather(found) if part is not None]  # with few chunks a rank may have had none
-    return tuple(np.concatenate(arrays)[place] for arrays in zip(*by_rank, strict=True))
+    by_rank = [part for part in dist.gather(arrays) if part is not None]  # with few batches a rank may have had none
+    return tuple(np.concatenate(parts)[place] for parts in zip(*by_rank, strict=True))
 
 
 @torch.no_grad()
-def evaluate_losses(task, dataset, options, device, text='Validating'):
-    """({loss: its mean over a whole dataset}, {what else the task sums up: its sum}), the same on every rank."""
-    model, sums = task.model.eval(), {}
-    own = evaluation_parts(len(dataset), options)[dist.rank()::dist.world_size()]
-    bar = progress_bar(len(own), 0, text, options)
-    for batch in batches(dataset, own, options, device):
-        counts = task.counts([batch])
+def evaluate_losses(head, dataset, options, device, text='Validating'):
+    """({loss: its mean over a whole dataset}, {metric: its sum}), the same on every rank."""
+    head.eval()
+    sums = {}
+    local = evaluation_batches(len(dataset), options)[dist.rank()::dist.world_size()]
+    bar = progress_bar(len(local), 0, text, options)
+    for batch in load_batches(dataset, local, options, device):
+        counts = head.counts([batch])
         with autocast(options, device):
-            losses, tallies = task.losses(model, batch, dict.fromkeys(counts, torch.ones((), device=device)))
-        found = tallies | {f'loss/{name}': value for name, value in losses.items()}
-        for name, value in (found | {f'count/{name}': value for name, value in counts.items()}).items():
+            losses, metrics = head(batch, dict.fromkeys(counts, torch.ones((), device=device)))
+        values = metrics | {f'loss/{name}': value for name, value in losses.items()}
+        for name, value in (values | {f'count/{name}': value for name, value in counts.items()}).items():
             sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
         bar.update()
     bar.close()
@@ -342,54 +346,55 @@ def evaluate_losses(task, dataset, options, device, text='Validating'):
     return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 
 
-def fit(task, train_set, valid_set, options, folder, state, device):
-    """Trains task.model for --epochs passes, validating after each, from the start or from a saved run state.
+def fit(task, head, train_set, valid_set, options, folder, state, device):
+    """Trains a head for --epochs epochs, validating after each, from the start or from a saved run state.
 
     Writes the task's snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run
-    state to `folder`. A kill at any moment loses nothing but the work since the last state: each file is whole, and what was
-    written after that state is written again with the same bits. SIGTERM saves the state after the step that is under way (on a
-    GPU the next), or after the first step that follows a validation, and raises Stopped.
+    state to `folder`. A crash at any moment loses only the work since the last state, which is then redone with the same bits.
+    SIGTERM saves the state after the current step (on a GPU the next), or after the first step that follows a validation, and
+    raises Interrupted.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
-    update = Update(task.model.parameters(), options, progress.steps_per_epoch * options.epochs, task, device)
+    optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
     if state is not None:
-        progress = resume(state, task.model, update, folder)
-    model = task.model
+        progress = resume(state, head, optimizer_step, folder)
+    model = head
     if dist.world_size() > 1:
-        model = DistributedDataParallel(model, find_unused_parameters=True)
-    with Terminations() as terminations:
+        model = DistributedDataParallel(head, find_unused_parameters=True)
+    with SigtermHandler() as sigterm:
         while progress.epoch < options.epochs:
-            sums = train_epoch(task, model, update, train_set, options, progress, folder, device, terminations)
-            finish_epoch(task, valid_set, sums, options, progress, folder, device)
-            folder.save_state(options, progress, task.model, update)
+            sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm)
+            finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
+            folder.save_state(options, progress, head, optimizer_step)
 
 
-def finish_epoch(task, valid_set, sums, options, progress, folder, device):
-    """Validates, logs and writes the snapshots of an epoch that has been trained. sums: what train_epoch returned."""
+def finish_epoch(task, head, valid_set, sums, options, progress, folder, device):
+    """Validates, logs and writes the snapshots of an epoch. sums: what train_epoch returned."""
     epoch, (text, scalars) = progress.epoch, task.report(sums)
     lines, scalars = [f'Epoch {epoch}: Train {text}'], {f'train/{name}': value for name, value in scalars.items()}
     if valid_set is not None:
-        score, text, valid = task.validate(valid_set, options, device)
+        score, text, valid = task.validate(head, valid_set, options, device)
         scalars |= {f'valid/{name}': value for name, value in valid.items()}
         if score > progress.best:
             progress.best = score
-            folder.save_snapshot(task.best_name, task.model)
+            folder.save_snapshot(task.best_name, head)
         lines += [f'Epoch {epoch}: Valid {text}', f'Epoch {epoch}: Best {task.shown(progress.best)}']
     if progress.skipped:
         lines.append(f'Epoch {epoch}: {progress.skipped} steps skipped so far: their gradients were not finite')
     progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
     folder.scalars(scalars, progress.total_steps)
     folder.log(*lines)
-    folder.save_snapshot(task.epoch_name.format(epoch + 1), task.model)
+    folder.save_snapshot(task.epoch_name.format(epoch + 1), head)
 
 
-def resume(state, model, update, folder):
-    """Puts a saved run state into the model and its Update and returns its Progress."""
+def resume(state, head, optimizer_step, folder):
+    """Loads a saved run state into the head and its OptimizerStep and returns its Progress."""
     progress = Progress(**state['progress'])
-    dist.print0(fill(model, state['model'], f'the run state in {folder.path}'))
-    update.load_state_dict(state)
+    dist.print0(head.load_original(state['model'], f'the run state in {folder.path}'))
+    optimizer_step.load_state_dict(state)
+    head.load_extra_state(state.get('extra', {}))
     state.clear()  # the largest thing in memory, no longer needed
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks
-    dist.print0(f'Going on with epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
+    dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
     return progress

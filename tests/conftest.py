@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f'the real sample data is not at {SHARED}'))
 
 
+def lxmert_head(config, answers, images=1):
+    """A heads.Answers of LXMERT that scores so many answers about so many images, with random weights."""
+    import models
+
+    return models.build('lxmert', {1: 'vqa', 2: 'nlvr2'}[images], config, range(answers))
+
+
 @pytest.fixture(scope='session')
 def made_world(tmp_path_factory):
     from shapes import world

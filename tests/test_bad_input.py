@@ -7,10 +7,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
-from annotations.dataset import load_questions
+from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from bert.tokenization import BertTokenizer
+from lxrt.config import LxrtConfig
+from lxrt.heads import LxmertEncoder
 from param import Options
 from tasks.vqa import VQA
 
@@ -33,7 +36,7 @@ def unlabel(examples):
 ANNOTATIONS = {
     'not_a_list': (lambda path: path.write_text('{}'), 'expected examples in a list'),
     'empty': (lambda path: path.write_text('[]'), 'found none'),
-    'cut': (lambda path: path.write_bytes(path.read_bytes()[:-100]), 'not whole, valid json'),
+    'cut': (lambda path: path.write_bytes(path.read_bytes()[:-100]), 'incomplete or invalid json'),
     'missing': (lambda path: path.unlink(), 'no such file'),
     'no_sentence': (lambda path: edit(path, lambda examples: examples[7].pop('sent')), 'example 7: key "sent"'),
     'odd_id': (lambda path: edit(path, put('question_id', 'x')), 'example 7: key "question_id"'),
@@ -186,14 +189,14 @@ def test_a_faulty_description_of_a_dataset_names_the_key(world, run_here, change
 
 
 def test_tiny_takes_the_first_images_of_each_split(world):
-    tokenizer = BertTokenizer.from_pretrained(world / 'bert')
+    encoder = LxmertEncoder(LxrtConfig(**SMALL), BertTokenizer.from_pretrained(world / 'bert'))
     spec, options = VQA.spec(world), Options()
     answers = spec.read_answers()
     for limit in (3, None):
         with patch.object(Options, 'image_limit', limit):
             both, *parts = (
-                load_questions(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.form, answers),
-                               tokenizer, answers, options)
+                load_examples(spec, names, read_examples([split.annotations for split in spec.named(names)], VQA.schema, answers),
+                               encoder, answers, options)
                 for names in ('train,nominival', 'train', 'nominival'))
         images = [np.unique(part.rows) for part in parts]
         assert len(np.unique(both.rows)) == sum(map(len, images))

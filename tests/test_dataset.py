@@ -183,13 +183,13 @@ def test_files_that_do_not_belong_together_are_faults(mine, check):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'answer': 'answers.json'},
-     'key "answer": there is no such key; expected kind, name, max_length, answers, splits, made_from'),
+     'key "answer": there is no such key; expected kind, name, max_length, answers, splits, detector, made_from'),
     ({'kind': 'okvqa'}, 'key "kind": expected one of vqa, gqa, nlvr2, nlvr, lxmert, found "okvqa"'),
     ({'kind': 'lxmert', 'answers': None}, 'key "answers": expected a text, found None'),
     ({'max_length': 2}, 'key "max_length": expected at least 3'),
-    ({'splits': {'dev': []}}, 'key "splits.dev": expected an object with the keys annotations, features, whole, found []'),
+    ({'splits': {'dev': []}}, 'key "splits.dev": expected an object with the keys annotations, features, images, whole, found []'),
     ({'splits': {'dev': {'annotation': 'dev.json', 'features': ['b.tsv']}}},
-     'key "splits.dev.annotation": there is no such key; expected annotations, features, whole'),
+     'key "splits.dev.annotation": there is no such key; expected annotations, features, images, whole'),
     ({'splits': {'dev': {'annotations': 'dev.json', 'features': 'b.tsv'}}},
      'key "splits.dev.features": expected a list of paths, found \'b.tsv\''),
     ({'splits': {'dev': {'annotations': 'dev.json', 'features': ['b.tsv', 3]}}},
@@ -241,7 +241,7 @@ def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):
     described = [json.loads(block) for heading in ('Questions and answers', 'Statements, true or false',
                                                    'Sentences for pre-training') for block in blocks(heading, 'json')]
     (statement,), (sentences,) = (block for block in described if isinstance(block, list))
-    assert task_class('nlvr').form.first_fault(statement) is None and pretraining_text.first_fault(sentences) is None
+    assert task_class('nlvr').schema.first_fault(statement) is None and pretraining_text.first_fault(sentences) is None
     specs = [DatasetSpec.from_dict(block, tmp_path, 'README.md') for block in described if isinstance(block, dict)]
     assert [spec.kind for spec in specs] == ['vqa', 'nlvr2', 'lxmert']
 

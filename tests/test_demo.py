@@ -113,7 +113,7 @@ def test_answers_and_weights_are_those_of_the_library(demo, files, made_world):
 def test_examples_are_questions_about_their_pictures(demo, made_world):
     """Each is one of the validation's, with the files of the pictures that it names."""
     _, running, _ = demo
-    fields = running.asker.answerer.task.form.images
+    fields = running.asker.answerer.task.schema.images
     known = {(*(each[field] for field in fields), each['sent']) for each in
              json.loads((made_world / ('nlvr2/valid.json' if len(fields) > 1 else 'vqa/minival.json')).read_text())}
     found = [(*(re.sub(r'.*/|\.png$', '', file) for file in files), sentence) for *files, sentence in running.examples]

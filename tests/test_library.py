@@ -1,29 +1,24 @@
 """The library: a snapshot's answers are those of --test, whatever the batch; faults of what is given and what lies beside it."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, ragged
+from conftest import lxmert_head, ragged
 
 from bert.weights import WeightsError
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 from tasks.gqa import GQA
-from tasks.model import AnswerModel
 from tasks.nlvr2 import NLVR2
+from tasks.predictor import Predictor
 from tasks.program import main
-from tasks.vqa import VQA, Answerer
+from tasks.vqa import VQA
 
 SPLITS = {VQA: 'minival', GQA: 'testdev', NLVR2: 'valid'}
 
@@ -48,7 +43,7 @@ def asked(world, task):
     """(regions, questions) of a split, as the library takes them."""
     examples = json.loads((world / task.kind / f'{SPLITS[task]}.json').read_text())
     images = {image.img_id: image for _, image in tsv.read(task.spec(world).splits[SPLITS[task]].features[0])}
-    keys = task.form.images
+    keys = task.schema.images
     regions = [tuple(images[one[key]] for key in keys) if len(keys) > 1 else images[one['img_id']] for one in examples]
     return regions, [one['sent'] for one in examples]
 
@@ -58,31 +53,18 @@ def same(found, expected):
     np.testing.assert_allclose([[p for _, p in row] for row in found], [[p for _, p in row] for row in expected], atol=1e-5)
 
 
-def test_the_readmes_example_runs(runs, tmp_path):
-    world, folders = runs
-    example, _ = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)  # the other: tests/test_ask.py
-    for there, path in ((world, 'data/shapes'), (folders[VQA], 'snap/vqa/t')):
-        shutil.copytree(there, tmp_path / path)
-    run = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, capture_output=True, text=True, timeout=100,
-                         env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')})
-    assert run.returncode == 0, run.stderr
-    answers, shapes = run.stdout.splitlines()[:3], run.stdout.splitlines()[-1]
-    assert all(re.fullmatch(r'.+: 0\.\d{3}', answer) for answer in answers)
-    assert re.fullmatch(r'(torch\.Size\(\[2, [\d, ]*32\]\) ?){4}', shapes)
-
-
 @pytest.mark.parametrize('task', SPLITS)
 def test_answers_are_those_of_the_test_program(runs, task):
     world, folders = runs
     regions, questions = asked(world, task)
-    answerer = Answerer.from_snapshot(folders[task] / 'BEST')
-    found = answerer.answer(regions, questions, best=3, batch_size=7)
+    predictor = Predictor.from_snapshot(folders[task] / 'BEST')
+    found = predictor.answer(regions, questions, best=3, batch_size=7)
     expected = json.loads((folders[task] / f'{SPLITS[task]}_probs.json').read_text())
     same(found, [row['answers'] for row in expected])
-    others = answerer.answer(regions[1:] + regions[:1], questions, best=3)
+    others = predictor.answer(regions[1:] + regions[:1], questions, best=3)
     assert np.abs(np.array([[p for _, p in row] for row in found]) - [[p for _, p in row] for row in others]).max() > 1e-4
     if task is not GQA:  # VQA's were trained with --mceLoss
-        total = [sum(p for _, p in row) for row in answerer.answer(regions[:4], questions[:4], best=10_000)]
+        total = [sum(p for _, p in row) for row in predictor.answer(regions[:4], questions[:4], best=10_000)]
         np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
@@ -90,20 +72,20 @@ def test_answers_are_those_of_the_test_program(runs, task):
 def test_a_batch_of_different_images_equals_each_question_alone(runs, task):
     world, folders = runs
     regions, questions = (some[:9] for some in asked(world, task))
-    answerer = Answerer.from_snapshot(f'{folders[task] / "BEST"}.pth')
-    answerer.task.model.train()  # the answers are those of evaluation all the same
-    together = answerer.answer(regions, questions, best=2)
-    same([answerer.answer([one], question, best=2)[0] for one, question in zip(regions, questions, strict=True)], together)
+    predictor = Predictor.from_snapshot(f'{folders[task] / "BEST"}.pth')
+    predictor.head.train()  # the answers are those of evaluation all the same
+    together = predictor.answer(regions, questions, best=2)
+    same([predictor.answer([one], question, best=2)[0] for one, question in zip(regions, questions, strict=True)], together)
 
 
 def test_one_image_for_all_questions_and_one_question(runs):
     world, folders = runs
     (image, *_), questions = asked(world, VQA)
-    answerer = Answerer.from_snapshot(folders[VQA] / 'LAST')
-    for_all = answerer.answer(image, questions[:5])
-    same(for_all, answerer.answer([image] * 5, questions[:5]))
-    same(answerer.answer(image, questions[0]), for_all[:1])
-    assert [len(row) for row in for_all] == [1] * 5 and answerer.answer(image, []) == []
+    predictor = Predictor.from_snapshot(folders[VQA] / 'LAST')
+    for_all = predictor.answer(image, questions[:5])
+    same(for_all, predictor.answer([image] * 5, questions[:5]))
+    same(predictor.answer(image, questions[0]), for_all[:1])
+    assert [len(row) for row in for_all] == [1] * 5 and predictor.answer(image, []) == []
 
 
 @pytest.mark.parametrize(('images', 'answers', 'kind', 'loss'), [
@@ -111,18 +93,18 @@ def test_one_image_for_all_questions_and_one_question(runs):
     (2, ['False', 'True'], 'nlvr2', 'CE')])
 def test_the_task_is_known_by_its_answers_and_number_of_images(made_world, tmp_path, images, answers, kind, loss):
     config = LxrtConfig.from_json(made_world / 'bert/config.json')
-    torch.save(AnswerModel(LXRTEncoder(config), 2, images).state_dict(), tmp_path / 'BEST.pth')
+    torch.save(lxmert_head(config, 2, images).original_state(), tmp_path / 'BEST.pth')
     for name in ('config.json', 'vocab.txt'):
         shutil.copy(made_world / 'bert' / name, tmp_path)
     (tmp_path / 'answers.json').write_text(json.dumps(answers))
-    task = Answerer.from_snapshot(tmp_path / 'BEST').task
-    assert (task.kind, task.loss) == (kind, loss)
+    predictor = Predictor.from_snapshot(tmp_path / 'BEST')
+    assert (predictor.task.kind, predictor.head.recipe.loss) == (kind, loss)
 
 
 def test_wrong_regions_and_questions_are_named(runs):
     world, folders = runs
     (image, *_), _ = asked(world, VQA)
-    vqa, nlvr2 = (Answerer.from_snapshot(folders[task] / 'BEST') for task in (VQA, NLVR2))
+    vqa, nlvr2 = (Predictor.from_snapshot(folders[task] / 'BEST') for task in (VQA, NLVR2))
     for regions, questions, options, error in (
         ([image], ['a', 'b'], {}, 'regions: expected those of 2 questions, found 1'),
         ([(image, image)], ['a'], {}, r'regions\[0\]: expected an ImageRegions for question 0, found ImageRegions, ImageRegions'),
@@ -166,20 +148,20 @@ def test_what_lies_beside_a_snapshot_and_does_not_fit_is_named(runs, tmp_path):
         ({'options': dataset}, FileNotFoundError, r'--dataset .*mine\.json, which says how long .* give max_length'),
     ):
         with pytest.raises(kind, match=error):
-            Answerer.from_snapshot(copied(**changes))
-    assert Answerer.from_snapshot(copied(options=dataset), max_length=9).max_length == 9
+            Predictor.from_snapshot(copied(**changes))
+    assert Predictor.from_snapshot(copied(options=dataset), max_length=9).max_length == 9
     (tmp_path / 'mine.json').write_text(json.dumps({
         'kind': 'vqa', 'name': 'mine', 'max_length': 7, 'answers': 'a.json',
         'splits': {'train': {'annotations': 'train.json', 'features': ['a.tsv']}}}))
-    assert Answerer.from_snapshot(copied(options=dataset)).max_length == 7
+    assert Predictor.from_snapshot(copied(options=dataset)).max_length == 7
     for name in files[1:4]:
         copied()
         (tmp_path / name).unlink()
         with pytest.raises(FileNotFoundError, match=rf'{name}.*: no such|found no {name} beside it'):
-            Answerer.from_snapshot(tmp_path / 'BEST')
+            Predictor.from_snapshot(tmp_path / 'BEST')
     copied()
     torch.save({'bert.pooler.dense.bias': torch.zeros(2)}, tmp_path / 'BEST.pth')
     with pytest.raises(WeightsError, match='has no answer layers'):
-        Answerer.from_snapshot(tmp_path / 'BEST')
+        Predictor.from_snapshot(tmp_path / 'BEST')
     with pytest.raises(FileNotFoundError, match=r'none\.pth'):
-        Answerer.from_snapshot(tmp_path / 'none')
+        Predictor.from_snapshot(tmp_path / 'none')

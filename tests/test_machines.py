@@ -108,7 +108,7 @@ def test_a_rank_of_two_machines_that_is_killed_comes_back_and_ends_with_the_same
     wait_for_state(folders / 'killed', launchers)
     os.kill(workers(launchers[1])[1], signal.SIGKILL)
     status, printed = ended(launchers)
-    assert status == [0, 0] and 'Going on with epoch' in printed, printed
+    assert status == [0, 0] and 'Resuming at epoch' in printed, printed
     assert printed.count('Snapshots, log and events') == 1
     assert_same(undisturbed(launch, folders), folders / 'killed')
     assert (folders / 'whole/log.log').read_text() == (folders / 'killed/log.log').read_text()
@@ -122,7 +122,7 @@ def test_sigterm_to_one_machine_saves_stops_both_and_says_so(launch, on_two_mach
     assert status == [75, 75] and 'all saved' in printed and 'Traceback' not in printed, printed
     # Going on, on one machine, ends with the bits of a run that was never stopped.
     status, printed = ended([launch(folders / 'stopped', '--resume', '--multiGPU', NPROC='2')])
-    assert status == [0] and 'Going on with epoch' in printed, printed
+    assert status == [0] and 'Resuming at epoch' in printed, printed
     assert_same(undisturbed(launch, folders), folders / 'stopped')
 
 
@@ -172,7 +172,7 @@ def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatc
 
 
 def slurm_script():
-    return re.search(r'```bash\n(#!/usr/bin/env bash\n#SBATCH .*?)```', (ROOT / 'run/README.md').read_text(), re.S)[1]
+    return re.search(r'```bash\n(#!/usr/bin/env bash\n#SBATCH .*?)```', (ROOT / 'docs/distributed.md').read_text(), re.S)[1]
 
 
 @pytest.mark.parametrize('status', [0, 1, 75])

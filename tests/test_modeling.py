@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
+from bert import layers
 from bert.tokenization import BertTokenizer
-from lxrt import modeling
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import (
     LxrtConfig,
     LXRTFeatureExtraction,
     LXRTModel,
     LXRTPretraining,
-    Sequences,
     answer_layers,
     attention_names,
     layer_names,
@@ -185,7 +184,7 @@ def test_the_states_after_every_layer_equal_hugging_face_and_are_0_at_padding(se
 @pytest.mark.parametrize('blind', [False, True], ids=['seeing', 'blind'])
 @pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
 def test_states_are_0_at_padding_however_they_are_computed(packed, blind, monkeypatch):
-    monkeypatch.setattr(modeling, 'PACKED', packed)
+    monkeypatch.setattr(layers, 'PACK_SEQUENCES', packed)
     model, batch = randomise(LXRTModel(tiny())), make_batch(tiny(), padded=True)
     if blind:
         batch['visual_attention_mask'][1] = False
@@ -253,14 +252,14 @@ def test_the_attention_of_every_layer_equals_hugging_face_and_is_0_at_padding(se
 @pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
 def test_attention_is_0_at_padding_and_changes_no_result_and_no_gradient(packed, blind, monkeypatch):
     """Also with states beside it, with checkpointing, and of an image without regions, to which words attend all the same."""
-    monkeypatch.setattr(modeling, 'PACKED', packed)
+    monkeypatch.setattr(layers, 'PACK_SEQUENCES', packed)
     batch = make_batch(tiny(), padded=True)
     if blind:
         batch['visual_attention_mask'][1] = False
     found = []
     for watch in (False, True):
         model = randomise(LXRTModel(tiny(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0))).train()
-        model.encoder.checkpointing = True
+        model.encoder.gradient_checkpointing = True
         states, pooled, *inside = model(*body_inputs(batch), hidden_states=watch, return_attention=watch)
         pooled.sum().backward()
         found.append([*(side[mask] for side, mask in zip(states, masks(batch), strict=True)), pooled,
@@ -284,7 +283,7 @@ def test_the_gradient_with_respect_to_attention_is_the_slope_of_the_result(monke
     gradients = dict(zip(attention, torch.autograd.grad(pooled.sum(), list(attention.values()), allow_unused=True), strict=True))
     last = f'cross{tiny().x_layers}'
     assert {name for name, gradient in gradients.items() if gradient is None} == {f'{last}.visn_to_lang', f'{last}.visn'}
-    plain = modeling.watched
+    plain = layers.record_attention
     for name, place in (('lang1', (0, 1, 2, 3)), ('rel1', (1, 0, 4, 2)), ('cross1.visn_to_lang', (0, 3, 1, 5)),
                         ('cross2.lang_to_visn', (2, 2, 0, 1)), ('cross2.lang', (1, 1, 0, 2))):
         sums = []
@@ -294,7 +293,7 @@ def test_the_gradient_with_respect_to_attention_is_the_slope_of_the_result(monke
                     weights = weights.index_put([torch.tensor(i) for i in place], torch.tensor(step, dtype=weights.dtype), True)
                 return plain(weights, queries, keys, seen)
 
-            monkeypatch.setattr(modeling, 'watched', moved)
+            monkeypatch.setattr(layers, 'record_attention', moved)
             with torch.no_grad():
                 sums.append(model(*inputs, return_attention=True)[1].sum())
         slope = float(sums[1] - sums[0]) / 2e-6
@@ -362,7 +361,7 @@ def test_cross_attention_has_one_set_of_weights_and_starts_from_the_inputs():
     for part in ('self_att', 'inter', 'output'):
         getattr(layer, f'visn_{part}').load_state_dict(getattr(layer, f'lang_{part}').state_dict())
     mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2])
-    some, whole = (Sequences(found, 2, 5, torch.device('cpu')) for found in (mask, None))
+    some, whole = (layers.PackedSequences(real, 2, 5, torch.device('cpu')) for real in (mask, None))
     one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (8, 10))
     lang, visn = layer(one, other, some, whole)
     swapped_lang, swapped_visn = layer(other, one, whole, some)
@@ -551,7 +550,7 @@ def test_an_image_without_regions_is_answered_the_same_packed_or_not(monkeypatch
     model, batch, pooled = randomise(LXRTFeatureExtraction(tiny(), 'x')), make_batch(tiny(), padded=True), []
     batch['visual_attention_mask'][1] = False
     for packed in (set(), {'cpu'}):
-        monkeypatch.setattr(modeling, 'PACKED', packed)
+        monkeypatch.setattr(layers, 'PACK_SEQUENCES', packed)
         pooled.append(model(batch['input_ids'], None, batch['attention_mask'], (batch['visual_feats'], batch['pos']),
                             batch['visual_attention_mask']))
     close(*pooled)
@@ -561,7 +560,7 @@ def losses_and_gradients(padded, checkpointing=False, dropout=0.0):
     """Of a pre-training step; and how many rows a layer of words and one of regions computed."""
     config = tiny(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model, rows = pretraining(config).train(), []
-    model.bert.encoder.checkpointing = checkpointing
+    model.bert.encoder.gradient_checkpointing = checkpointing
     for layer in (model.bert.encoder.layer[0], model.bert.encoder.r_layers[0]):
         layer.intermediate.register_forward_hook(lambda _, args, out: rows.append(len(out)))
     torch.manual_seed(0)
@@ -570,21 +569,21 @@ def losses_and_gradients(padded, checkpointing=False, dropout=0.0):
     return losses | {'answers': answers, **{name: p.grad for name, p in model.named_parameters()}}, rows
 
 
-HABITS = ('PACKED', 'IN_ONE_PRODUCT', 'PLAIN_PRODUCTS')
+SETTINGS = ('PACK_SEQUENCES', 'FUSED_QKV', 'EAGER_ATTENTION')
 
 
 @pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
-@pytest.mark.parametrize('habits', [(), *((name,) for name in HABITS), HABITS], ids='+'.join)
-def test_what_differs_by_device_computes_the_same(habits, padded, monkeypatch):
+@pytest.mark.parametrize('settings', [(), *((name,) for name in SETTINGS), SETTINGS], ids='+'.join)
+def test_what_differs_by_device_computes_the_same(settings, padded, monkeypatch):
     """Each alone, none and all of them; gradients too. Packed, nothing is computed on padding."""
-    for name in HABITS:
-        monkeypatch.setattr(modeling, name, set())
+    for name in SETTINGS:
+        monkeypatch.setattr(layers, name, set())
     expected, rows = losses_and_gradients(padded)
     assert rows == [21, 15]
-    for name in habits:
-        monkeypatch.setattr(modeling, name, {'cpu'})
+    for name in settings:
+        monkeypatch.setattr(layers, name, {'cpu'})
     found, rows = losses_and_gradients(padded)
-    assert rows == ([7 + 3 + 5, 4 + 5 + 2] if padded and 'PACKED' in habits else [21, 15])
+    assert rows == ([7 + 3 + 5, 4 + 5 + 2] if padded and 'PACK_SEQUENCES' in settings else [21, 15])
     for name, value in expected.items():
         close(found[name], value)
 
@@ -715,7 +714,7 @@ def test_dropout_acts_in_training_only(kind):
 def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, dtype):
     torch.manual_seed(0)
     x = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
-    out = modeling.drop_out(x, rate)
+    out = layers.dropout(x, rate)
     out.sum().backward()
     dropped = out == 0
     deviation = (rate * (1 - rate) / x.numel()) ** 0.5
@@ -723,8 +722,8 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, dtype):
     assert (dropped.float().mean(0) - rate).abs().max() < 5 * deviation * 999 ** 0.5  # no column is special
     torch.testing.assert_close(out[~dropped].float(), torch.full_like(out[~dropped], 1 / (1 - rate)).float(), rtol=1e-4, atol=0)
     assert torch.equal(x.grad, out)
-    assert not torch.equal(modeling.drop_out(x, rate), out)
-    assert modeling.drop_out(x, 0) is x or torch.equal(modeling.drop_out(x, 0), x)
+    assert not torch.equal(layers.dropout(x, rate), out)
+    assert layers.dropout(x, 0) is x or torch.equal(layers.dropout(x, 0), x)
 
 
 def test_dropout_of_states_acts_wherever_it_does_at_hugging_face():

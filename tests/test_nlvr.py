@@ -194,8 +194,8 @@ def test_real_corpus():
     assert len(set(pictures)) == 74460
     image = nlvr.regions('x', train[0].boxes)
     assert image.features.shape == (14, nlvr.FEATURES) and image.boxes.max() == 400
-    rules = [(example, grammar.understand(example.sentence)) for example in train]
-    right = [bool(rule(grammar.Pictures.of([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
+    rules = [(example, grammar.parse_statement(example.sentence)) for example in train]
+    right = [bool(rule(grammar.Pictures.from_lists([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
     assert len(right) / len(train) > 0.9 and sum(right) / len(right) > 0.92
 
 
@@ -269,8 +269,8 @@ MANY = [[(2, 1, 10, 20 * i, 33) for i in range(5)], [(0, 0, 10, 30 * i, 50) for 
     (TOWERS, 'there is at least 1 yellow block in each box', False),
     (TOWERS, 'ladies and gentlemen', None)])
 def test_truth(scene, sentence, truth):
-    rule = grammar.understand(sentence)
-    assert (rule if rule is None else bool(rule(grammar.Pictures.of([scene]))[0])) == truth
+    rule = grammar.parse_statement(sentence)
+    assert (rule if rule is None else bool(rule(grammar.Pictures.from_lists([scene]))[0])) == truth
 
 
 @pytest.mark.parametrize(('scene', 'sentence', 'question', 'number'), [
@@ -279,9 +279,9 @@ def test_truth(scene, sentence, truth):
     (TOWERS, 'there are 3 towers with a black block at the base', 'tower with a black item at the base', 2),
     (TOWERS, 'there is a black block', 'black item', 4)])
 def test_number_asked_for(scene, sentence, question, number):
-    found = grammar.count_of(sentence)
+    found = grammar.parse_count(sentence)
     assert (found and found[0]) == question
-    assert found is None or found[1](grammar.Pictures.of([scene])).tolist() == [number]
+    assert found is None or found[1](grammar.Pictures.from_lists([scene])).tolist() == [number]
 
 
 CORPUS = [('there is a black circle touching the wall', SCATTERED), ('there are 2 blue squares', SCATTERED),
@@ -290,12 +290,12 @@ CORPUS = [('there is a black circle touching the wall', SCATTERED), ('there are 
 
 
 def test_every_sentence_is_as_often_true_as_false():
-    scenes, said = grammar.make(7, CORPUS, statements=60, questions=0.4, size=60)
-    pictures, answers = grammar.Pictures.of(scenes), defaultdict(Counter)
+    scenes, said = grammar.generate(7, CORPUS, statements=60, questions=0.4, size=60)
+    pictures, answers = grammar.Pictures.from_lists(scenes), defaultdict(Counter)
     for picture, source, sentence, answer in said:
         answers[source, sentence][answer] += 1
         if source == 'statements':
-            assert bool(grammar.understand(sentence)(pictures[[picture]])[0]) == (answer == 'true')
+            assert bool(grammar.parse_statement(sentence)(pictures[[picture]])[0]) == (answer == 'true')
         else:
             assert truth_of(source, sentence, scenes[picture]) == answer
     assert {source for source, _ in answers} == {'statements', 'counts'}
@@ -308,11 +308,11 @@ def test_drawn_and_changed_pictures_are_like_the_corpus():
     rng = np.random.default_rng(3)
     for tower in (True, False):
         for _ in range(50):
-            scene = grammar.draw(rng, tower)
-            changed = grammar.change(rng, scene, tower)
+            scene = grammar.random_picture(rng, tower)
+            changed = grammar.change_picture(rng, scene, tower)
             assert grammar.is_tower(scene) == tower and (not tower or grammar.is_tower(changed))
             for box in (*scene, *changed):
-                assert 1 <= len(box) <= grammar.ROOM and all(grammar.free(box, item, i) for i, item in enumerate(box))
+                assert 1 <= len(box) <= grammar.MAX_OBJECTS and all(grammar.has_room(box, item, i) for i, item in enumerate(box))
             differ = [sorted(before) != sorted(after) for before, after in zip(scene, changed, strict=True)]
             assert sum(differ) == 1
 
@@ -328,10 +328,10 @@ def objects_of(seen):
 
 def truth_of(source, sentence, scene):
     """The answer to what is written about a picture."""
-    picture = grammar.Pictures.of([scene])
+    picture = grammar.Pictures.from_lists([scene])
     if source == 'counts':
-        return str(grammar.count_of(f'there is a {sentence.removeprefix("how many ")}')[1](picture)[0])
-    return str(grammar.understand(sentence)(picture)[0]).lower()
+        return str(grammar.parse_count(f'there is a {sentence.removeprefix("how many ")}')[1](picture)[0])
+    return str(grammar.parse_statement(sentence)(picture)[0]).lower()
 
 
 def test_pretraining_data(tmp_path):

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from conftest import ragged, run_program
 from test_train import assert_same, kill, weights
 
+import models
 from annotations.answer_table import read_table
 from annotations.pretraining import load_sentences
 from bert.tokenization import BertTokenizer
-from lxrt.losses import class_loss, feature_loss, label_counts
-from lxrt.modeling import LXRTPretraining
+from lxrt.heads import read_config
+from lxrt.pretraining import class_loss, feature_loss, label_counts
 from param import Options
-from pretrain.program import Pretraining, Program, check_flags, published
-from tasks.start import read_config
-from train import Part, evaluate_losses
+from pretrain.program import Program, check_flags, published
+from train import MicroBatch, evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
 ALL = ['--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA']
@@ -63,7 +63,7 @@ def test_counts_by_hand():
 
 @pytest.fixture
 def program(world, tmp_path):
-    """program(**options): a Program of the world, with its task and datasets."""
+    """program(**options): a Program of the world, with its head and datasets."""
     made = []
 
     def make(**changes):
@@ -71,7 +71,7 @@ def program(world, tmp_path):
                  'bert': str(world / 'bert'), 'train': 'mscoco_train', 'valid': 'mscoco_minival', 'fromScratch': True,
                  'output': str(tmp_path / f'program{len(made)}'), 'device': 'cpu', 'dropout': 0.0}
         made.append(Program.prepare(Options(**{**given, **changes}), torch.device('cpu')))
-        return made[-1], *made[-1].make()
+        return made[-1], *made[-1].make()[1:]
 
     yield make
     for one in made:
@@ -99,28 +99,28 @@ def plain_losses(model, batch):
 
 def test_a_batch_split_into_parts_has_the_losses_of_the_plain_whole(program, world):
     ragged(world)
-    _, task, train_set, _ = program()
+    _, head, train_set, _ = program()
     indices = np.arange(40)
-    whole = train_set.finish(train_set[Part(indices, 0, 0)])
-    parts = [train_set.finish(train_set[Part(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
-    plain = plain_losses(task.model, whole)
-    counts = task.counts(parts)
-    found = [task.losses(task.model, part, counts)[0] for part in parts]
+    whole = train_set.to_device(train_set[MicroBatch(indices, 0, 0)])
+    parts = [train_set.to_device(train_set[MicroBatch(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
+    plain = plain_losses(head.model, whole)
+    counts = head.counts(parts)
+    found = [head.losses(part, counts) for part in parts]
     for name in LOSSES:
         assert sum(float(one[name]) for one in found) == pytest.approx(float(plain[name]), rel=1e-5), name
-    gradients = torch.autograd.grad(sum(sum(one.values()) for one in found), task.model.bert.embeddings.word_embeddings.weight)
-    expected = torch.autograd.grad(sum(plain.values()), task.model.bert.embeddings.word_embeddings.weight)
+    gradients = torch.autograd.grad(sum(sum(one.values()) for one in found), head.model.bert.embeddings.word_embeddings.weight)
+    expected = torch.autograd.grad(sum(plain.values()), head.model.bert.embeddings.word_embeddings.weight)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_validation_is_the_mean_over_the_whole_set_whatever_the_batch(program):
-    made, task, _, valid_set = program()
-    plain = plain_losses(task.model, valid_set.finish(valid_set[Part(np.arange(len(valid_set)), 0)]))
+    made, head, _, valid_set = program()
+    plain = plain_losses(head.model, valid_set.to_device(valid_set[MicroBatch(np.arange(len(valid_set)), 0)]))
     for size in (7, 1000):
         made.options.evalBatchSize = size
-        losses, sums = evaluate_losses(task, valid_set, made.options, torch.device('cpu'))
+        losses, sums = evaluate_losses(head, valid_set, made.options, torch.device('cpu'))
         assert losses == pytest.approx({name: float(value) for name, value in plain.items()}, rel=1e-5)
-    batch = valid_set[Part(np.arange(len(valid_set)), 0)]
+    batch = valid_set[MicroBatch(np.arange(len(valid_set)), 0)]
     asked = sum(value for name, value in sums.items() if name.startswith('asked'))
     assert asked == int((batch['ans'] != -1).sum()) > 0
     vqa = valid_set.sources.index('vqa')
@@ -132,15 +132,15 @@ def test_losses_left_out(program):
             ({'taskMaskLM': False}, {'Mask_LM'}), ({'taskMatched': False}, {'Matched'}), ({'taskQA': False}, {'QA'}),
             ({'taskObjPredict': False}, {'Obj', 'Attr', 'Feat'}), ({'visualLosses': 'attr'}, {'Obj', 'Feat'}),
             ({'visualLosses': 'obj,feat'}, {'Attr'})):
-        _, task, train_set, _ = program(**changes)
-        batch = train_set.finish(train_set[Part(np.arange(6), 0, 0)])
-        losses, _ = task.losses(task.model, batch, task.counts([batch]))
+        _, head, train_set, _ = program(**changes)
+        batch = train_set.to_device(train_set[MicroBatch(np.arange(6), 0, 0)])
+        losses = head.losses(batch, head.counts([batch]))
         assert set(LOSSES) - losses.keys() == left
         assert all(torch.isfinite(loss) for loss in losses.values())
     captions = np.array([0])  # one that is no question: nothing to answer
-    _, task, train_set, _ = program()
-    batch = train_set.finish(train_set[Part(captions, 0, 0)])
-    assert float(task.losses(task.model, batch, task.counts([batch]))[0]['QA']) == 0
+    _, head, train_set, _ = program()
+    batch = train_set.to_device(train_set[MicroBatch(captions, 0, 0)])
+    assert float(head.losses(batch, head.counts([batch]))['QA']) == 0
 
 
 def test_flags_that_mean_nothing():
@@ -170,13 +170,14 @@ def test_what_a_run_writes(pretrain, tmp_path, world):
     state = weights(folder, 'Epoch02_LXRT.pth')
     spec = published(world)
     table = read_table(spec.answers)
-    model = LXRTPretraining(read_config(world / 'bert', Options()), num_answers=len(table))
-    assert state.keys() == model.state_dict().keys() and json.loads((folder / 'answers.json').read_text()) == table
+    head = models.build('lxmert', 'pretrain', read_config(world / 'bert', Options()), table)
+    assert state.keys() == head.original_state().keys() and json.loads((folder / 'answers.json').read_text()) == table
     # The validation loss of the log is that of the snapshot.
-    model.load_state_dict(state)
+    head.load_original(state)
     options = Options(taskMaskLM=True, taskMatched=True, taskObjPredict=True, taskQA=True)
     valid = load_sentences(spec, 'mscoco_minival', BertTokenizer(world / 'bert/vocab.txt'), table, options, 'cpu')
-    losses, _ = evaluate_losses(Pretraining(model, valid.sources), valid, options, torch.device('cpu'))
+    head.sources = valid.sources
+    losses, _ = evaluate_losses(head, valid, options, torch.device('cpu'))
     assert f'Valid loss {sum(losses.values()):.4f}' in lines[-2]
 
     # Fine-tuning starts from it, its answer rows by their names, which lie beside it.
@@ -242,7 +243,7 @@ def test_killed_at_five_random_moments_and_resumed_ends_with_the_same_bits(pretr
         time.sleep(draw.uniform(0, 0.15))
         kill(process, tmp_path / 'killed')
     run = pretrain(*flags, '--resume', name='killed')
-    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and 'Resuming at epoch' in run.stdout, run.stdout + run.stderr
     for name in ('Epoch25_LXRT.pth', 'Epoch01_LXRT.pth', 'BEST_EVAL_LOSS_LXRT.pth'):
         assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()

@@ -21,7 +21,8 @@ from param import Options
 from pretrain.program import Program, published
 from regions import store
 from regions.tsv import ImageRegions
-from train import Part, Update, train_step
+from run_folder import Progress
+from train import MicroBatch, OptimizerStep, train_step
 
 OBJECTIVES = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True}
 CPU = 'cpu'
@@ -43,8 +44,8 @@ def load(world):
 
 def batch_of(dataset, count=None, first=0, epoch=0):
     """The batch of `count` examples, which come again and again if there are fewer, as numpy arrays."""
-    part = Part((first + np.arange(count or len(dataset))) % len(dataset), first, epoch)
-    return {name: tensor.numpy() for name, tensor in dataset[part].items()}
+    part = MicroBatch((first + np.arange(count or len(dataset))) % len(dataset), first, epoch)
+    return {name: tensor.numpy() for name, tensor in dataset[part].items() if name != 'examples'}
 
 
 def close_to(found, rate, draws):
@@ -98,9 +99,9 @@ def test_words(load, world):
 
 def test_regions(load, world):
     dataset, plain = load(taskMatched=False), load(taskMatched=False, objMaskRate=0.0)
-    part = Part(np.arange(4000) % len(dataset), 0, 0)
-    raw, batch = dataset[part], dataset.finish(dataset[part])
-    original = plain.finish(plain[part])['visual_feats']
+    part = MicroBatch(np.arange(4000) % len(dataset), 0, 0)
+    raw, batch = dataset[part], dataset.to_device(dataset[part])
+    original = plain.to_device(plain[part])['visual_feats']
     mask = batch['obj_labels']['feat'][1] != 0
     count = int(mask.sum())
     close_to(count / mask.numel(), 0.15, mask.numel())
@@ -132,7 +133,7 @@ def test_a_part_that_is_whole_always_has_one_shape(load, world):
     ragged(world)
     dataset = load()
     for i in range(6):
-        narrow, wide = (dataset.finish(dataset[Part(np.array([i]), i, 0, whole)]) for whole in (False, True))
+        narrow, wide = (dataset.to_device(dataset[MicroBatch(np.array([i]), i, 0, whole)]) for whole in (False, True))
         t, o = narrow['input_ids'].shape[1], narrow['boxes'].shape[1]
         assert wide['input_ids'].shape == (1, 20) and wide['visual_feats'].shape[1] == dataset.regions.max_regions
         assert torch.equal(wide['input_ids'][:, :t], narrow['input_ids']) and not wide['input_ids'][:, t:].any()
@@ -147,7 +148,7 @@ def test_half_of_the_sentences_are_of_another_image_and_have_no_answer(load):
     own = batch['matched_label'] == 1
     close_to(own.mean(), 0.5, len(own))
     assert (batch['ans'][~own] == -1).all() and (batch['ans'][own] == original['ans'][own]).all()
-    part = Part(np.arange(20_000) % len(dataset), 0, 0)
+    part = MicroBatch(np.arange(20_000) % len(dataset), 0, 0)
     image = dataset.row[dataset.image_of(part.indices)]
     others = dataset.of_other_images(part, image)
     assert (dataset.row[dataset.image_of(others)] != image).all()
@@ -165,18 +166,18 @@ def test_answers_are_drawn_in_proportion_to_their_scores(load, world):
         'no such answer': 1.0}]}
     path.write_text(json.dumps(content))
     dataset = load('mscoco_train', taskMatched=False)
-    part = Part(np.zeros(20_000, np.int64), 0, 0)
+    part = MicroBatch(np.zeros(20_000, np.int64), 0, 0)
     found = Counter(dataset.table[i] for i in dataset.answers(part).tolist())
     assert found.keys() == {'yes', '2'}
     close_to(found['2'] / 20_000, 0.3 / 1.3, 20_000)
     for i in (1, 2):
-        assert (dataset.answers(Part(np.full(9, i), 0, 0)) == -1).all()
+        assert (dataset.answers(MicroBatch(np.full(9, i), 0, 0)) == -1).all()
 
 
 def test_a_batch_is_the_sum_of_its_parts_and_another_in_every_epoch(load):
     dataset = load()
     indices = np.random.default_rng(0).permutation(len(dataset))[:24]
-    whole, half = dataset[Part(indices, 48, 3)], [dataset[Part(indices[i:i + 12], 48 + i, 3)] for i in (0, 12)]
+    whole, half = dataset[MicroBatch(indices, 48, 3)], [dataset[MicroBatch(indices[i:i + 12], 48 + i, 3)] for i in (0, 12)]
     for name in ('matched_label', 'ans', 'source', 'region_mask', 'zeroed', 'features'):
         np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in half]))
     np.testing.assert_array_equal(whole['noise'], np.concatenate([part['noise'] for part in half]))
@@ -184,9 +185,9 @@ def test_a_batch_is_the_sum_of_its_parts_and_another_in_every_epoch(load):
         length = part['input_ids'].shape[1]
         for name in ('input_ids', 'masked_lm_labels'):
             np.testing.assert_array_equal(part[name], whole[name][12 * i:12 * i + 12, :length])
-    other = dataset[Part(indices, 48, 4)]
+    other = dataset[MicroBatch(indices, 48, 4)]
     assert not np.array_equal(whole['matched_label'], other['matched_label'])
-    first, again = (dataset[Part(indices, 48)] for _ in range(2))  # validation
+    first, again = (dataset[MicroBatch(indices, 48)] for _ in range(2))  # validation
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first['region_mask'], whole['region_mask'])
 
@@ -231,7 +232,7 @@ def test_columns_are_made_once_and_anew_when_they_would_be_others(world, monkeyp
     path.write_text(json.dumps(content[:-1]))
     assert len(open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12).image_ids) == len(content) - 1
     assert len(made) == 4
-    monkeypatch.setattr(pretraining_columns, '__file__', pretraining_columns.text.__file__)  # other code
+    monkeypatch.setattr(pretraining_columns, '__file__', pretraining_columns.pretraining_text.__file__)  # other code
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
     (pretraining_columns.columns_folder(path) / 'meta.json').write_text('{')
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
@@ -242,7 +243,7 @@ def test_processes_that_start_together_make_columns_once(world):
     program = f'''
 import sys
 from bert.tokenization import BertTokenizer
-from pretrain import columns
+from annotations import pretraining_columns
 plain, world = pretraining_columns.make, {str(world)!r}
 pretraining_columns.make = lambda *args: (print('made'), plain(*args))
 print(len(pretraining_columns.open_columns(world + '/lxmert/mscoco_train.json', BertTokenizer(world + '/bert/vocab.txt'), 20)))
@@ -328,13 +329,13 @@ def test_the_real_sample_goes_through_loading_masking_and_a_step(tmp_path):
                       fromScratch=True, storeRoot=str(tmp_path / 'stores'), output=str(tmp_path / 'run'), device='cpu')
     shutil.move(tmp_path / 'val2014_obj36.store', store.store_folder(tmp_path / 'val2014_obj36.tsv', tmp_path / 'stores'))
     program = Program.prepare(options, torch.device('cpu'))
-    task, dataset, _ = program.make()
+    _, head, dataset, _ = program.make()
     assert len(dataset) == sum(len(sentences) for example in content for sentences in example['sentf'].values()) == 5264
     assert len(dataset.table) == 9500 and set(dataset.sources) == {source for example in content for source in example['sentf']}
-    batch = dataset.finish(dataset[Part(np.arange(128) * 41, 0, 0)])
+    batch = dataset.to_device(dataset[MicroBatch(np.arange(128) * 41, 0, 0)])
     assert (batch['ans'] != -1).any() and (batch['masked_lm_labels'] != -1).any()
-    update = Update(task.model.parameters(), options, 2, task, torch.device('cpu'))
-    sums, finite, stop = train_step(task, task.model, update, [batch], options, 0, torch.device('cpu'))
+    step = OptimizerStep(head, options, 2, torch.device('cpu'))
+    sums, finite, stop = train_step(head, step, [batch], options, Progress(steps_per_epoch=2), torch.device('cpu'))
     assert finite and not stop
     expected = {'Mask_LM': np.log(30522), 'Matched': np.log(2), 'Obj': 0.5 * np.log(1600) / 0.15,
                 'Attr': 0.5 * np.log(400) / 0.15, 'QA': np.log(9500)}  # of a model that knows nothing

@@ -13,17 +13,18 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from explain import attention, drawing, pointing, program
+from explain import attention, drawing, pointing
 from explain.relevance import Relevance, maps, relevance
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
-from regions import source
-from regions.class_names import Names
-from shapes import questions, scene
+from regions import readers
+from regions.class_names import ClassNames
+from shapes import pointing as world_game
+from shapes import questions, scene, show
 from shapes.scene import covered
 from tasks.model import AnswerModel
-from tasks.predictor import Answerer
+from tasks.predictor import Predictor
 
 TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
         'max_position_embeddings': 24, 'l_layers': 2, 'x_layers': 2, 'r_layers': 1, 'visual_feat_dim': 6}
@@ -188,7 +189,7 @@ def shown(made_world, tmp_path_factory):
 def run(made_world, shown, tmp_path, capsys):
     """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
     def program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
-        status = program.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
+        status = show.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
                             str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
                             '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
         return status, capsys.readouterr()
@@ -201,9 +202,9 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
     ids = [f'COCO_train2014_{number:012d}' for number in (2, 1)][:2 if task == 'nlvr2' else 1]
     status, printed = run(task=task, image=[made_world / f'images/train2014/{img_id}.png' for img_id in ids])
     assert status == 0, printed.err
-    answerer = Answerer.from_snapshot(shown / task / 'BEST')
+    answerer = Predictor.from_snapshot(shown / task / 'BEST')
     features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
-    images = sorted(source.chosen(features, ids), key=lambda image: ids.index(image.img_id))
+    images = sorted(readers.chosen(features, ids), key=lambda image: ids.index(image.img_id))
     (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
     assert printed.out.startswith(f'What color is the star? {answer} ({probability:.3f})\n')
     batch, = answerer.batches([tuple(images)], ['What color is the star?'])
@@ -261,8 +262,8 @@ def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, ru
     monkeypatch.setattr(drawing, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
-    answerer = Answerer.from_snapshot(shown / 'nlvr2/BEST')
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
+    answerer = Predictor.from_snapshot(shown / 'nlvr2/BEST')
+    regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
     batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
     expected = relevance(answerer.task.model, batch)
     for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
@@ -304,7 +305,7 @@ def test_photographs_that_do_not_fit_are_named(run, tmp_path):
 
 
 def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(made_world):
-    image = next(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
+    image = next(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
     image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
     weights = np.zeros(36)
     weights[:3] = 1, 0.5, 0.25
@@ -323,11 +324,11 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
 
 
 def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
-    images = [image for image, _ in zip(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), range(2), strict=False)]
+    images = [image for image, _ in zip(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), range(2), strict=False)]
     weights = np.zeros((2, 36))
     weights[0, 5], weights[1, 7] = 6, 2
     seen = attention.Look('', '', 1.0, '', [], np.ones((2, 0)), list(weights), {})
-    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, Names())
+    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
     assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
     assert next(iter(others)) == 7 and others[7].endswith(' 25%')
     shown = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in
@@ -363,27 +364,27 @@ def test_strips_show_words_by_regions_in_the_order_given():
 
 def test_the_things_that_questions_name_are_read_from_their_words(monkeypatch):
     """As the forms themselves fill their templates."""
-    said, plain = [], questions.sentence
+    said, plain = [], questions.fill
     rng = random.Random(1)
     for number in range(400):
         made = scene.sample(5, number % 40)
-        for form in questions.FORMS:
-            if form.kind in pointing.KINDS and (proposal := form.propose(made, rng)):
+        for form in questions.FAMILIES:
+            if form.kind in world_game.KINDS and (proposal := form.sample(made, rng)):
                 slots, _ = proposal
-                found = questions.named(plain(form.templates, slots, rng))
-                assert found == [slots['x']] and len(found[0].among(made)) == 1
+                found = world_game.parse_descriptions(plain(form.templates, slots, rng))
+                assert found == [slots['x']] and len(found[0].matching(made)) == 1
                 said.append(form.kind)
-    assert set(said) == set(pointing.KINDS) and len(said) > 500
-    assert questions.named('The Big RED thing and the circles, a star, the object') == [
+    assert set(said) == set(world_game.KINDS) and len(said) > 500
+    assert world_game.parse_descriptions('The Big RED thing and the circles, a star, the object') == [
         questions.Description('large', 'red', ''), questions.Description()]
 
 
 @pytest.fixture
 def game(made_world, shown):
-    asked = list(pointing.about_one_thing(made_world))
+    asked = list(world_game.questions_with_boxes(made_world))
     ids = sorted({question['img_id'] for question, _ in asked})
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
-    return Answerer.from_snapshot(shown / 'vqa/BEST'), asked, regions
+    regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
+    return Predictor.from_snapshot(shown / 'vqa/BEST'), asked, regions
 
 
 def test_the_game_is_counted_right(game, monkeypatch):
@@ -411,7 +412,7 @@ def test_the_game_is_counted_right(game, monkeypatch):
         assert found.hits.tolist() == hits
         np.testing.assert_allclose(found.mass, mass, atol=1e-6)
         np.testing.assert_allclose(found.chance, [sum(row) / 36 for row in on])
-        assert found.right.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
+        assert found.scores.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
 
 
 @pytest.mark.parametrize(('hits', 'n', 'low', 'high'), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)])
@@ -437,7 +438,7 @@ def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypa
     monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
         [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
     for seed in '1', '2', '1':
-        assert program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
+        assert show.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
                           seed]) == 0
     assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
 
@@ -447,7 +448,7 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
     record = json.loads((made_world / 'world.json').read_text())
 
     def play(*flags):
-        status = program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
+        status = show.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
         return status, capsys.readouterr().err
 
     status, printed = play('--load', str(shown / 'nlvr2/BEST'))
@@ -469,5 +470,5 @@ def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
 def test_wrong_usage_ends_with_status_2():
     for flags in ([], ['attention'], ['point'], ['pointing', '--load']):
         with pytest.raises(SystemExit) as ended:
-            program.main(flags)
+            show.main(flags)
         assert ended.value.code == 2

@@ -16,26 +16,15 @@ import zipfile
 import pytest
 import torch
 import transformers
-from conftest import run_program
+from conftest import lxmert_head, run_program
 
 from bert.tokenization import BertTokenizer
-from bert.weights import (
-    DECODER,
-    WORDS,
-    WeightsError,
-    answer_head,
-    load_lxmert,
-    load_pretraining,
-    read_state,
-    read_task,
-    save_state,
-)
+from bert.weights import WeightsError, read_state, save_state
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LXRTFeatureExtraction, LXRTPretraining
-from tasks.model import AnswerModel
-from tasks.snapshot import find_weights
-from tasks.start import files_beside
+from lxrt.modeling import LXRTFeatureExtraction
+from lxrt.pretraining import LXRTPretraining
+from lxrt.weights import DECODER, WORDS, answer_head, load_lxmert, load_pretraining, read_lxmert, read_task
+from tasks.checkpoints import find_weights, sidecar_files
 
 
 @pytest.fixture
@@ -54,15 +43,16 @@ def snapshot(world, small, answers):
     torch.manual_seed(3)
     folder = world.parent / 'snap'
     folder.mkdir()
-    for name, text in files_beside(small, BertTokenizer(world / 'bert/vocab.txt'), answers).items():
+    for name, text in sidecar_files('lxmert', small, BertTokenizer(world / 'bert/vocab.txt'), answers).items():
         (folder / name).write_text(text)
-    model = AnswerModel(LXRTEncoder(small), len(answers))
-    for parameter in model.parameters():
+    head = lxmert_head(small, len(answers)).eval()
+    for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    some = torch.randint(5, 60, (64, 8)), torch.randn(64, 4, small.visual_feat_dim), torch.rand(64, 4, 4)
+    batch = {'examples': 64, 'input_ids': torch.randint(5, 60, (64, 8)), 'features': torch.randn(64, 4, small.visual_feat_dim),
+             'boxes': torch.rand(64, 4, 4)}
     with torch.no_grad():  # scores centred, so that answers differ between examples
-        model.logit_fc[3].bias -= model.eval()(*some).mean(0)
-    save_state(model.state_dict(), folder / 'BEST.pth', '.pth')
+        head.classifier[3].bias -= head.logits(batch).mean(0)
+    save_state(head.original_state(), folder / 'BEST.pth', '.pth')
     return folder / 'BEST.pth'
 
 
@@ -107,7 +97,7 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 
 @pytest.mark.parametrize(('one', 'other', 'read'), [
     ('bert.pooler.dense.bias', 'lxrt_encoder.model.bert.pooler.dense.bias', lambda path: load_lxmert(None, path)),
-    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_state),
+    ('bert.embeddings.word_embeddings.weight', 'embeddings.word_embeddings.weight', read_lxmert),
     ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', read_task),
     ('answer_head.logit_fc.0.bias', 'logit_fc.0.bias', lambda path: answer_head(read_state(path), path)),
 ])
@@ -155,7 +145,7 @@ def test_what_cannot_be_learned_weights(snapshot, test_it, make, says):
     name = 'lxrt_encoder.model.bert.encoder.layer.0.intermediate.dense.weight'
     change(snapshot, **{name: make})
     status, printed = test_it(snapshot.with_suffix(''))
-    assert status == 1 and f'1 tensors are no weights (such as {name}: {says})' in printed.err
+    assert status == 1 and f'1 tensors are invalid (such as {name}: {says})' in printed.err
 
 
 @pytest.mark.parametrize(('name', 'make', 'says'), [
@@ -210,7 +200,7 @@ def test_weights_with_nothing_beside_them_are_told(snapshot, run_here):
     for name in ('config.json', 'vocab.txt'):
         snapshot.with_name(name).unlink()
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
-    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and heads' in printed.out
+    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and attention heads' in printed.out
 
 
 def test_a_cased_bert_is_refused(world, run_here):
@@ -278,7 +268,7 @@ def test_the_same_prediction_for_all_is_told(world, snapshot, answers, test_it, 
         0, torch.tensor([2]), 99.0)})
     status, printed = test_it(snapshot.with_suffix(''))
     count = len(json.loads((world / 'vqa/minival.json').read_text()))
-    assert status == 0 and f'Attention: all {count:,} predictions are "{answers[2]}"' in printed.out
+    assert status == 0 and f'Warning: all {count:,} predictions are "{answers[2]}"' in printed.out
     status, printed = run_here('--load', str(snapshot), scratch=False)
     assert status == 0 and 'gives the same scores to all of the first' in printed.out
 

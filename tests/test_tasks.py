@@ -7,18 +7,16 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, lxmert_head
+from test_train import StandInHead, labelled
 from torch.nn import functional as F
 
 from annotations.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
 from param import Options
 from regions import tsv
 from tasks.gqa import GQA
-from tasks.model import AnswerModel
-from tasks.nlvr import NLVR
 from tasks.nlvr2 import NLVR2
 from tasks.program import main
 from tasks.vqa import VQA
@@ -90,36 +88,37 @@ def test_a_task_trains_tests_and_writes_what_its_leaderboard_takes(world, tmp_pa
 def test_two_pictures_are_encoded_each_with_the_sentence(world):
     config = LxrtConfig(vocab_size=30, visual_feat_dim=7, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **SMALL)
     torch.manual_seed(0)
-    model = AnswerModel(LXRTEncoder(config), 2, images=2).eval()
-    assert model.logit_fc[0].weight.shape == (64, 64) and model.logit_fc[3].weight.shape == (2, 64)  # as in the original
+    head = lxmert_head(config, 2, images=2).eval()
+    layers, encoder = head.classifier, head.encoder.lxrt_encoder
+    assert layers[0].weight.shape == (64, 64) and layers[3].weight.shape == (2, 64)  # as in the original
     words, features, boxes = torch.randint(1, 30, (3, 5)), torch.randn(6, 4, 7), torch.rand(6, 4, 4)
     mask = torch.arange(4) < torch.tensor([4, 2, 3, 4, 1, 4])[:, None]
-    pooled = [model.lxrt_encoder(words, (features[side::2], boxes[side::2]), mask[side::2]) for side in (0, 1)]
+    pooled = [encoder(words, (features[side::2], boxes[side::2]), mask[side::2]) for side in (0, 1)]
     read = []
-    model.lxrt_encoder.model.bert.encoder.layer[0].register_forward_hook(lambda _, args, out: read.append(len(out)))
-    torch.testing.assert_close(model(words, features, boxes, mask), model.logit_fc(torch.cat(pooled, 1)))
+    encoder.model.bert.encoder.layer[0].register_forward_hook(lambda _, args, out: read.append(len(out)))
+    batch = {'examples': 3, 'input_ids': words, 'features': features, 'boxes': boxes, 'visual_attention_mask': mask}
+    torch.testing.assert_close(head.logits(batch), layers(torch.cat(pooled, 1)))
     assert read == [3 * 5]  # the sentence is read once, not once a picture
 
 
 def test_cross_entropies():
     logits = torch.randn(4, 5)
     target = torch.tensor([[0, 1.0, 0, 0, 0], [0.3, 0, 0.6, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]])
-    batch = {'input_ids': None, 'features': None, 'boxes': None, 'target': target}
+    batch = labelled(target)
     answers = torch.tensor([1, 2, 4])  # the third has none
     plain = F.cross_entropy(logits[[0, 1, 3]], answers)
-    both = Options(mceLoss=True)
-    for task, times in ((GQA(None, both), 5), (VQA(None, both), 5), (NLVR2(None, Options()), 1)):
-        losses, _ = task.losses(lambda *_: logits, batch, task.counts([batch]))
-        torch.testing.assert_close(losses, {'CE': plain * times})
-        halves = [{**batch, 'target': target[rows]} for rows in ([0, 1], [2, 3])]
-        counts = task.counts(halves)
-        parts = [task.losses(lambda *_, rows=rows: logits[rows], half, counts)[0]['CE']
-                 for rows, half in zip(([0, 1], [2, 3]), halves, strict=True)]
+    for task, mce_loss, times in (('gqa', True, 5), ('vqa', True, 5), ('nlvr2', False, 1)):
+        head = StandInHead(logits, task, mce_loss)
+        torch.testing.assert_close(head.losses(batch, head.counts([batch])), {'CE': plain * times})
+        halves = [labelled(target[rows]) for rows in ([0, 1], [2, 3])]
+        counts, parts = head.counts(halves), []
+        for rows, half in zip(([0, 1], [2, 3]), halves, strict=True):
+            head.given = logits[rows]
+            parts.append(head.losses(half, counts)['CE'])
         torch.testing.assert_close(sum(parts), plain * times)
-    assert GQA(None, Options()).loss == 'BCE'
-    nothing = {**batch, 'target': torch.zeros(4, 5)}
-    task = NLVR2(None, Options())
-    assert float(task.losses(lambda *_: logits, nothing, task.counts([nothing]))[0]['CE']) == 0
+    assert StandInHead(logits, 'gqa').recipe.loss == 'BCE'
+    head, nothing = StandInHead(logits, 'nlvr2'), labelled(torch.zeros(4, 5))
+    assert float(head.losses(nothing, head.counts([nothing]))['CE']) == 0
 
 
 def test_pictures_of_different_numbers_of_regions_make_pairs(world, train):
@@ -199,7 +198,7 @@ def test_columns_hold_what_the_annotations_say(tmp_path):
                      examples.images.tolist(), examples.names(), examples.sentence, labels, codes, strict=True)]
 
     expected = [item | {'label': {answer: score for answer, score in item['label'].items() if answer != 'odd'}} for item in items]
-    assert restated(examples) == expected and examples.part.tolist() == [0] * 100 + [1] * 200
+    assert restated(examples) == expected and examples.split.tolist() == [0] * 100 + [1] * 200
     assert examples.unknown == {'odd': sum('odd' in item['label'] for item in items)}
     keep = rng.random(300) < 0.5
     assert restated(examples.select(keep)) == [item for item, kept in zip(expected, keep, strict=True) if kept]
@@ -230,4 +229,4 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
 
 def test_another_task_takes_few_lines():
     assert len((ROOT / 'src/tasks/nlvr.py').read_text().splitlines()) < 80
-    assert NLVR(None, Options()).loss == 'CE'
+    assert StandInHead(torch.zeros(1, 2), 'nlvr').recipe.loss == 'CE'

@@ -11,13 +11,42 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
+import models
+from heads import Answers, Head, Recipe
+from lxrt.config import LxrtConfig
 from param import Options
 from run_folder import Progress, RunFolder
-from tasks.model import build_model
-from tasks.start import read_config
+from tasks.program import Program
 from tasks.vqa import VQA
-from train import Told, Update, batches, count_skipped, make_optimizer, steps_per_epoch, training_parts
+from train import (
+    DeferredMetrics,
+    OptimizerStep,
+    count_skipped,
+    load_batches,
+    make_optimizer,
+    steps_per_epoch,
+    training_batches,
+)
+
+
+class StandInHead(Answers):
+    """An Answers head of LXMERT's recipe for a task whose logits are given."""
+
+    def __init__(self, logits, task, mce_loss=False):
+        torch.nn.Module.__init__(self)
+        self.recipe = models.build('lxmert', task, LxrtConfig(**SMALL), range(2), Options(mceLoss=mce_loss)).recipe
+        self.answers, self.given = logits.shape[1], logits
+
+    def logits(self, batch):
+        return self.given
+
+
+def labelled(target):
+    """A batch with dense soft scores (b, answers) as sparse labels."""
+    example, answer = target.nonzero().T
+    return {'examples': len(target), 'label_example': example, 'label_answer': answer, 'label_score': target[example, answer]}
 
 
 def weights(folder, name='LAST.pth'):
@@ -86,9 +115,9 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_p
             time.sleep(0.005)  # until it is in the midst of training
         time.sleep(draw.uniform(0, 0.15))
         printed = kill(process, tmp_path / 'killed')
-        assert attempt == 0 or 'Going on with epoch' in printed
+        assert attempt == 0 or 'Resuming at epoch' in printed
     run = vqa(*flags, '--resume', name='killed', processes=processes)
-    assert run.returncode == 0 and 'Going on with epoch' in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and 'Resuming at epoch' in run.stdout, run.stdout + run.stderr
     for name in ('LAST.pth', 'BEST.pth'):
         assert_same(weights(tmp_path / 'whole', name), weights(tmp_path / 'killed', name))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'killed/log.log').read_text()
@@ -174,9 +203,11 @@ def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(
         run = vqa('--epochs', '1', '--valid', '', '--dropout', '0', name=name, processes=processes)
         assert run.returncode == 0, run.stderr
         assert not (tmp_path / name / 'BEST.pth').exists()  # no validation: only LAST is written
-    options = Options(fromScratch=True, dropout=0.0)
-    answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
-    initial = build_model(options, read_config(world / 'bert', options), None, world / 'bert', answers, 20).state_dict()
+    options = Options(fromScratch=True, dropout=0.0, dataRoot=str(world), bert=str(world / 'bert'), train='train',
+                      valid='minival', output=str(tmp_path / 'initial'))
+    program = Program.prepare(VQA, options, torch.device('cpu'))
+    initial = program.build().original_state()
+    program.folder.close()
     for name, value in initial.items():
         for run in ('one', 'two'):
             assert torch.equal(value, weights(tmp_path / run)[name]) == bool(is_dead(name)), name
@@ -195,34 +226,33 @@ def test_other_ways_to_compute_learn_as_float32_does(vqa, tmp_path):
         torch.testing.assert_close(biases[name], expected, rtol=0, atol=tolerance, msg=name)
 
 
-class Parts:
+class Small:
     batchSize, accumulate, seed, compile = 8, 2, 1, False
 
 
 def test_an_epoch_visits_every_example_once_but_for_the_last_incomplete_batch():
-    parts = list(training_parts(83, 3, 0, Parts))
-    assert len(parts) == 2 * steps_per_epoch(83, 8) == 20
-    seen = np.concatenate([part.indices for part in parts])
-    assert len(seen) == len(set(seen)) == 80
-    assert [part.first for part in parts] == list(range(0, 80, 4)) and {part.epoch for part in parts} == {3}
-    assert not np.array_equal(seen, np.concatenate([part.indices for part in training_parts(83, 4, 0, Parts)]))
-    # From its seventh step on, an epoch is what it is as a whole.
-    later = list(training_parts(83, 3, 6, Parts))
-    np.testing.assert_array_equal(np.concatenate([part.indices for part in later]), seen[48:])
+    batches = list(training_batches(83, 3, 0, Small))
+    assert len(batches) == 2 * steps_per_epoch(83, 8) == 20
+    visited = np.concatenate([batch.indices for batch in batches])
+    assert len(visited) == len(set(visited)) == 80
+    assert [batch.first for batch in batches] == list(range(0, 80, 4)) and {batch.epoch for batch in batches} == {3}
+    assert not np.array_equal(visited, np.concatenate([batch.indices for batch in training_batches(83, 4, 0, Small)]))
+    # The seventh and later steps are the same whether or not the epoch is resumed there.
+    later = list(training_batches(83, 3, 6, Small))
+    np.testing.assert_array_equal(np.concatenate([batch.indices for batch in later]), visited[48:])
     assert later[0].first == 48
-    assert steps_per_epoch(5, 8) == 1 and sum(len(part.indices) for part in training_parts(5, 0, 0, Parts)) == 5
+    assert steps_per_epoch(5, 8) == 1 and sum(len(batch.indices) for batch in training_batches(5, 0, 0, Small)) == 5
 
 
 def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_clipping():
     logits, target = torch.randn(4, 7), torch.rand(4, 7)
-    task = VQA(None, Options())
-    batch = {'input_ids': None, 'features': None, 'boxes': None, 'target': target}
-    losses, sums = task.losses(lambda *_: logits, batch, task.counts([batch]))
+    head = StandInHead(logits, 'vqa')
+    losses, metrics = head(labelled(target), head.counts([labelled(target)]))
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * 7
     torch.testing.assert_close(losses['BCE'], plain)
-    assert sums['examples'] == 4
-    assert float(sums['score']) == pytest.approx(sum(float(target[i, logits[i].argmax()]) for i in range(4)))
-    assert (VQA.warmup, VQA.clip) == (0.1, 5.0)  # as in the original code
+    assert metrics['examples'] == 4
+    assert float(metrics['score']) == pytest.approx(sum(float(target[i, logits[i].argmax()]) for i in range(4)))
+    assert (head.recipe.warmup, head.recipe.clip) == (0.1, 5.0)  # as in the original code
 
 
 def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_run(vqa, tmp_path):
@@ -243,26 +273,26 @@ def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_ru
 @pytest.mark.parametrize('optim', ['bert', 'sgd'])
 def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(optim):
     """Against PyTorch's own clipping and a step of the optimizer."""
-    def make():
+    def layers():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
 
-    task, options = VQA(None, Options()), Options(optim=optim, lr=0.1)
-    found, expected = make(), make()
-    update = Update(found.parameters(), options, 10, task, torch.device('cpu'))
-    plain = make_optimizer(expected.parameters(), options, 10, task.warmup)
+    options, recipe = Options(optim=optim, lr=0.1), Recipe('answer')
+    head, expected = Head(layers(), recipe), layers()
+    step = OptimizerStep(head, options, 10, torch.device('cpu'))
+    plain = make_optimizer(expected.parameters(), recipe, options, 10)
     for scale in (1.0, 100.0, 0.01):
         x = scale * torch.randn(5, 3)
-        for model in (found, expected):
+        for model in (head.encoder, expected):
             model.zero_grad()
             model(x).square().sum().backward()
-        assert update()
-        torch.nn.utils.clip_grad_norm_(expected.parameters(), task.clip)
+        assert step()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), recipe.clip)
         plain.step()
-    assert_same(found.state_dict(), expected.state_dict(), 1e-6)
-    found[0].weight.grad[1, 2] = float('nan')
-    assert not update()
-    assert_same(found.state_dict(), expected.state_dict(), 1e-6)
+    assert_same(head.encoder.state_dict(), expected.state_dict(), 1e-6)
+    head.encoder[0].weight.grad[1, 2] = float('nan')
+    assert not step()
+    assert_same(head.encoder.state_dict(), expected.state_dict(), 1e-6)
 
 
 def test_sigterm_spares_what_prepares_batches_from_its_very_start(monkeypatch):
@@ -271,7 +301,7 @@ def test_sigterm_spares_what_prepares_batches_from_its_very_start(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)  # in the midst of its work
             return {'number': torch.tensor(part)}
 
-        def finish(self, batch):
+        def to_device(self, batch):
             return batch
 
     def struck(*args, loop=torch.utils.data._utils.worker._worker_loop):
@@ -280,19 +310,19 @@ def test_sigterm_spares_what_prepares_batches_from_its_very_start(monkeypatch):
 
     monkeypatch.setattr(torch.utils.data._utils.worker, '_worker_loop', struck)
     options = Options(numWorkers=1)
-    assert [int(batch['number']) for batch in batches(Numbers(), [1, 2], options, torch.device('cpu'))] == [1, 2]
+    assert [int(batch['number']) for batch in load_batches(Numbers(), [1, 2], options, torch.device('cpu'))] == [1, 2]
 
 
-def test_what_steps_tell_is_read_a_step_late_where_the_device_is_waited_for():
-    told = Told(torch.device('cpu'))
-    told.put(1, torch.tensor(True), torch.tensor(0.5))
-    assert list(told.take()) == [(1, [True, 0.5])]
-    assert list(told.take(everything=True)) == []
-    told.late = 1
+def test_metrics_are_read_one_step_late_on_a_gpu():
+    metrics = DeferredMetrics(torch.device('cpu'))
+    metrics.push(1, torch.tensor(True), torch.tensor(0.5))
+    assert list(metrics.pop_ready()) == [(1, [True, 0.5])]
+    assert list(metrics.pop_ready(flush=True)) == []
+    metrics.delay = 1
     for step in (2, 3):
-        told.waiting.append((step, [step], None))
-        assert [at for at, _ in told.take()] == ([2] if step == 3 else [])
-    assert list(told.take(everything=True)) == [(3, [3])]
+        metrics.pending.append((step, [step], None))
+        assert [at for at, _ in metrics.pop_ready()] == ([2] if step == 3 else [])
+    assert list(metrics.pop_ready(flush=True)) == [(3, [3])]
 
 
 @pytest.mark.gpu

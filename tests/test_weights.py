@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, BertModel, LxmertConfig, LxmertForPreTraining
 
-from annotations.answer_table import normalise, read_table, transfer_answers
-from bert.weights import WeightsError, answer_head, canonical_name, fill, load_bert, load_lxmert, read_state
+from annotations.answer_table import matching_rows, normalise, read_table
+from bert.weights import WeightsError, fill
+from heads import Start
+from lxrt import heads
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LxrtConfig, LXRTFeatureExtraction, LXRTPretraining, answer_layers
-from tasks.snapshot import weights_in
+from lxrt.weights import answer_head, load_bert, load_lxmert, lxmert_name, read_lxmert
+from tasks.checkpoints import weights_in
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 
@@ -24,6 +27,14 @@ TINY = {**BERT, 'l_layers': 2, 'x_layers': 1, 'r_layers': 1, 'visual_feat_dim': 
         'num_attr_labels': 5}
 DECODER = 'cls.predictions.decoder.weight'
 WORDS = 'bert.embeddings.word_embeddings.weight'
+
+
+def transfer_answers(layers, head, table, answers):
+    """Transfers the rows of the head of `table` to layers for `answers`; returns how many were copied, and how many not."""
+    rows = matching_rows(table, answers)
+    heads.transfer_answers(layers, head, Start('answers', None, rows, len(table)))
+    copied = sum(row >= 0 for row in rows)
+    return copied, len(rows) - copied
 
 
 def tiny(**changes):
@@ -84,7 +95,7 @@ def save(state, path):
     ('my_module.gamma', 'my_module.gamma'),
 ])
 def test_names_of_others_become_the_originals(theirs, ours):
-    assert canonical_name(theirs) == ours
+    assert lxmert_name(theirs) == ours
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.old', '.safetensors'])
@@ -92,7 +103,7 @@ def test_names_of_others_become_the_originals(theirs, ours):
 def test_a_state_under_any_prefix_is_read_and_filled_in_exactly(tmp_path, prefix, suffix):
     source, model = pretraining(), pretraining(seed=3)
     path = save({prefix + name: tensor for name, tensor in source.state_dict().items()}, tmp_path / f'all{suffix}')
-    report = fill(model, read_state(path), str(path))
+    report = fill(model, read_lxmert(path), str(path))
     same(model.state_dict(), source.state_dict())
     assert set(report.matched) == set(source.state_dict())
     assert not (report.missing or report.unexpected or report.wrong_size)
@@ -106,7 +117,7 @@ def test_our_state_under_hugging_faces_names(tmp_path, suffix):
              for name, tensor in source.state_dict().items()}
     other = LxmertForPreTraining(LxmertConfig(**TINY, num_qa_labels=4))
     other.load_state_dict(state, strict=True)
-    fill(model, read_state(save(other.state_dict(), tmp_path / f'theirs{suffix}')), 'theirs')
+    fill(model, read_lxmert(save(other.state_dict(), tmp_path / f'theirs{suffix}')), 'theirs')
     same(model.state_dict(), source.state_dict())
 
 
@@ -114,10 +125,10 @@ def test_a_folder_saved_by_hugging_face(tmp_path):
     """Their save_pretrained leaves the tied decoder out, which is explained by the tie."""
     other = randomise(LxmertForPreTraining(LxmertConfig(**TINY, num_qa_labels=4)))
     other.save_pretrained(tmp_path)
-    model, state = pretraining(seed=3), read_state(tmp_path / 'model.safetensors')
+    model, state = pretraining(seed=3), read_lxmert(tmp_path / 'model.safetensors')
     report = fill(model, state, 'theirs', may_miss=(r'cls\.predictions\.decoder\.weight$',))
     assert report.missing == [DECODER]
-    same(model.state_dict(), {canonical_name(name): tensor for name, tensor in other.state_dict().items()})
+    same(model.state_dict(), {lxmert_name(name): tensor for name, tensor in other.state_dict().items()})
     features = encoder()
     load_lxmert(features, tmp_path / 'model.safetensors')
     same(features.state_dict(), {name: t for name, t in model.state_dict().items() if name.startswith('bert.')})
@@ -130,7 +141,7 @@ def test_a_fine_tuned_file_of_several_gpus(tmp_path, prefix):
 
     source, model = task(1), task(2)
     state = {name.replace('lxrt_encoder.model.', prefix): tensor for name, tensor in source.state_dict().items()}
-    fill(model, read_state(save(state, tmp_path / 'BEST.pth')), 'BEST.pth')
+    fill(model, read_lxmert(save(state, tmp_path / 'BEST.pth')), 'BEST.pth')
     same(model.state_dict(), source.state_dict())
 
 
@@ -141,11 +152,11 @@ def test_a_fine_tuned_file_of_several_gpus(tmp_path, prefix):
 def test_a_truncated_file_is_named(tmp_path, suffix):
     path = save({'bert.a': torch.randn(50), 'bert.b': torch.randn(2, 3)}, tmp_path / f'all{suffix}')
     data = path.read_bytes()
-    assert set(read_state(path)) == {'bert.a', 'bert.b'}
+    assert set(read_lxmert(path)) == {'bert.a', 'bert.b'}
     for size in [*range(0, len(data), 23), len(data) - 1]:
         path.write_bytes(data[:size])
         with pytest.raises(WeightsError, match=path.name):
-            read_state(path)
+            read_lxmert(path)
 
 
 class Bomb:
@@ -166,7 +177,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, how):
     path, mark = tmp_path / 'all.pth', tmp_path / 'ran'
     how(Bomb(mark), path)
     with pytest.raises(WeightsError, match=r'all\.pth'):
-        read_state(path)
+        read_lxmert(path)
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))
     assert mark.exists()  # the code was live
@@ -179,7 +190,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, how):
 def test_anything_but_tensors_by_name_is_refused(tmp_path, content):
     torch.save(content, tmp_path / 'RUN_STATE.pth')
     with pytest.raises(WeightsError, match=r'RUN_STATE\.pth'):
-        read_state(tmp_path / 'RUN_STATE.pth')
+        read_lxmert(tmp_path / 'RUN_STATE.pth')
 
 
 @pytest.mark.parametrize('data', [b'', b'<!DOCTYPE html><title>404</title>', b'{"a": 1}', b'PK\x03\x04', b'\x80\x02',
@@ -189,12 +200,12 @@ def test_other_files_are_refused(tmp_path, data, suffix):
     path = tmp_path / f'all{suffix}'
     path.write_bytes(data)
     with pytest.raises(WeightsError, match=path.name):
-        read_state(path)
+        read_lxmert(path)
 
 
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'model_LXRT\.pth'):
-        read_state(tmp_path / 'model_LXRT.pth')
+        read_lxmert(tmp_path / 'model_LXRT.pth')
 
 
 # ---------------------------------------------------------------------------- LXMERT's files

@@ -41,7 +41,7 @@ SIZES = (*language.SIZES.values(), SIDE)
 BOX = (3, 3, SIDE, 0, 0)                                           # a box as an object: type, colour, size, x, y
 FEATURES = 33
 POSITIONS = 64
-# The splits of pre-training: arguments of language.make. A chunk of `part` sentences has pictures and a seed of its own.
+# The splits of pre-training: arguments of language.generate. A chunk of `part` sentences has pictures and a seed of its own.
 PART, POOL, LEAST = 1500, 500, 12
 EASY = {'questions': 0.85, 'most': 2, 'longest': 7, 'each': 6}                      # few objects, short sentences
 FULL = {'questions': 0.7}
@@ -88,9 +88,9 @@ def parse(line, where):
     identifier = field(row, 'identifier', where, 'text like 1304-0', lambda v: re.fullmatch(r'\d+-\d+', str(v)))
     sentence = field(row, 'sentence', where, 'a statement', lambda v: isinstance(v, str) and v.strip())
     label = field(row, 'label', where, '"true" or "false"', lambda v: v in ('true', 'false'))
-    scene = field(row, 'structured_rep', where, f'a list of 3 boxes, each a list of up to {language.ROOM} objects',
+    scene = field(row, 'structured_rep', where, f'a list of 3 boxes, each a list of up to {language.MAX_OBJECTS} objects',
                   lambda v: isinstance(v, list) and len(v) == 3 and all(
-                      isinstance(box, list) and len(box) <= language.ROOM for box in v))
+                      isinstance(box, list) and len(box) <= language.MAX_OBJECTS for box in v))
     boxes = (np.array([parse_object(item, f'{where}: structured_rep[{b}][{i}]') for i, item in enumerate(box)],
                       np.int64).reshape(-1, 5) for b, box in enumerate(scene))
     return Example(identifier, sentence.strip(), label, tuple(boxes))
@@ -175,14 +175,14 @@ def vocabulary(sentences):
 
 def invent(examples, statements, seed):
     """What pre-training reads: {split: list of (img_id, boxes, {source: [(sentence, answer)]})}."""
-    corpus = [(example.sentence, example.boxes) for example in examples if language.understand(example.sentence)]
+    corpus = [(example.sentence, example.boxes) for example in examples if language.parse_statement(example.sentence)]
     # first the easy ones, to find out which word goes with which object; then all, with a sixth of easy ones
     amounts = ('easy', statements // 12, EASY), ('full', statements // 6, EASY), ('full', statements - statements // 6, FULL)
     jobs = [(split, {'statements': min(PART, amount - done), 'size': POOL, **kind})
             for split, amount, kind in amounts for done in range(0, amount, PART)]
     jobs = [(split, job | {'seed': [seed, i]}) for i, (split, job) in enumerate(jobs)]
     made = {'easy': [], 'full': []}
-    results = language.make_all(corpus, [job for _, job in jobs])
+    results = language.generate_all(corpus, [job for _, job in jobs])
     for (split, _), (scenes, said) in zip(jobs, tqdm(results, 'inventing', len(jobs), unit='part', disable=None), strict=True):
         sentences = [defaultdict(list) for _ in scenes]
         for picture, source, sentence, answer in said:

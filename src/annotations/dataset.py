@@ -5,73 +5,107 @@ import hashlib
 import numpy as np
 import torch
 
-from annotations.split_regions import open_regions, say_twice
+from annotations.split_regions import open_regions, warn_duplicate_images
 from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 
+TARGET_OVERLAP = 0.5  # intersection over union from which a region is the target box
 
-class QuestionDataset(torch.utils.data.Dataset):
-    """Examples about images, k an example, as columns over n examples; dataset[a train.Part] is a batch.
 
-    A batch: input_ids (b, t) int64, cut to its longest sentence unless the Part is `whole`; features (b * k, o, f) and boxes
-    (b * k, o, 4) float32 scaled to 0..1, or, of regions on the GPU, places (b * k, o) int64; `finish` makes them of those, and
-    float32 of half features; visual_attention_mask (b * k, o) bool, only where numbers of regions differ; target (b, answers)
-    float32, the soft scores, only where the examples have labels.
+class ExampleDataset(torch.utils.data.Dataset):
+    """n examples with c texts and k images each, as columns; dataset[a train.MicroBatch] is a batch of b of them:
+
+    examples: b. input_ids (b * c, t) int64, 0 at padding, cut to the longest text unless the shape is static, and what else the
+    encoder's `write` returns. features (b * k, o, f) and boxes (b * k, o, 4) float32, scaled to 0..1, or, of regions on the GPU,
+    places (b * k, o) int64, from which `to_device` makes them; visual_attention_mask (b * k, o) bool, only where numbers of
+    regions differ. Only where the examples have labels, by the task's output:
+    'answer': label_example, label_answer int64 and label_score float32, each (l,): answer label_answer of example label_example
+    (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1, which
+    `to_device` turns into region_target (b, o) float32, 1 for regions that overlap it by half; 'match': image_id (b,) int64, the
+    row of the image.
     """
 
-    def __init__(self, examples, regions, rows, tokenizer, answers, max_length):
-        """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions."""
+    def __init__(self, examples, regions, rows, encoder, answers, max_length):
+        """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
+        writes the texts."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
         used, self.sentence = np.unique(examples.sentence, return_inverse=True)
-        self.sentence = self.sentence.astype(np.int32)
-        self.input_ids = tokenizer.encode([examples.sentences[place] for place in used], max_length)  # (sentences, t)
-        examples.sentences = ()  # a third of what millions of questions take
+        self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
+        texts = [examples.sentences[place] for place in used]
+        self.text = encoder.write([(text,) if isinstance(text, str) else text for text in texts], max_length)  # (texts, t)
+        examples.sentences = ()  # a third of the memory of millions of questions
+        self.input_ids = self.text['input_ids']
         self.lengths = ((self.input_ids != 0) * np.arange(1, max_length + 1)).max(1)
         self.label_start = np.searchsorted(examples.label_example, np.arange(len(self) + 1))
 
     def __len__(self):
         return len(self.rows)
 
-    def __getitem__(self, part):
-        indices = part.indices
-        sentence = self.sentence[indices]
-        seen = placement.see(self.regions, self.rows[indices].ravel(), part.whole)
-        mask = seen.pop('mask')
-        length = self.input_ids.shape[1] if part.whole else self.lengths[sentence].max()
-        batch = {'input_ids': self.input_ids[sentence, :length].astype(np.int64), **seen}
+    def __getitem__(self, micro_batch):
+        indices, static_shape = micro_batch.indices, micro_batch.static_shape
+        sentence, rows = self.sentence[indices].ravel(), self.rows[indices]
+        regions = placement.gather_batch(self.regions, rows.ravel(), static_shape)
+        mask = regions.pop('mask')
+        length = self.input_ids.shape[1] if static_shape else self.lengths[sentence].max()
+        batch = {name: column[sentence, :length].astype(np.int64) if column.ndim > 1 else column[sentence]
+                 for name, column in self.text.items()}
+        batch |= regions
         if not mask.all():
             batch['visual_attention_mask'] = mask.astype(bool)
         if self.examples.labelled:
-            batch['target'] = self.target(indices)
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+            batch |= self.labels(indices)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        return {'examples': len(indices), **tensors}
 
-    def finish(self, batch):
-        """A batch that has reached the device."""
-        return placement.finish(self.regions, batch)
+    def to_device(self, batch):
+        """A batch whose tensors are on the device, with features and boxes of regions that are kept there."""
+        batch = placement.to_device(self.regions, batch)
+        if 'target_box' in batch:
+            batch['region_target'] = (overlaps(batch['boxes'], batch.pop('target_box')) >= TARGET_OVERLAP).float()
+        return batch
 
     def digest(self):
-        """Tells whether two datasets hold the same questions, labels and images."""
-        whole, own = hashlib.sha256(), self.examples
-        for column in (self.input_ids, self.sentence, own.images, self.rows >= 0, own.label_example, own.label_answer,
-                       own.label_score):
-            whole.update(np.ascontiguousarray(column))
-        return whole.hexdigest()
+        """Tells whether two datasets hold the same texts, labels and images."""
+        digest, examples = hashlib.sha256(), self.examples
+        columns = [self.input_ids, self.sentence, examples.images, self.rows >= 0, examples.label_example, examples.label_answer,
+                   examples.label_score, examples.choice, examples.boxes]
+        for column in columns:
+            if column is not None:
+                digest.update(np.ascontiguousarray(column))
+        return digest.hexdigest()
 
-    def target(self, indices):
-        """Soft scores (b, answers) of some examples."""
+    def labels(self, indices):
+        """The labels of some examples, as in a batch."""
+        examples = self.examples
+        if examples.choice is not None:
+            return {'choice': examples.choice[indices]}
+        if examples.boxes is not None:
+            height, width = self.regions.image_sizes(self.rows[indices, 0]).T
+            return {'target_box': (examples.boxes[indices] / np.stack([width, height, width, height], 1)).astype(np.float32)}
+        if examples.schema.captions:
+            return {'image_id': self.rows[indices, 0]}
         counts = self.label_start[indices + 1] - self.label_start[indices]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         labels = np.repeat(self.label_start[indices], counts) + within
-        target = np.zeros((len(indices), len(self.answers)), dtype=np.float32)
-        target[np.repeat(np.arange(len(indices)), counts), self.examples.label_answer[labels]] = self.examples.label_score[labels]
-        return target
+        return {'label_example': np.repeat(np.arange(len(indices)), counts),
+                'label_answer': examples.label_answer[labels].astype(np.int64), 'label_score': examples.label_score[labels]}
 
     def scores(self, predictions):
-        """Each example's soft score of a predicted answer: (n,) answer indices -> (n,) float64 from 0 to 1."""
-        own = self.examples
-        hit = own.label_answer == np.asarray(predictions)[own.label_example]
-        return np.bincount(own.label_example, weights=own.label_score * hit, minlength=len(self))
+        """Each example's score of a predicted place, (n,) -> (n,) float64 from 0 to 1: the soft score of an answer, whether a
+        choice is right, whether a region overlaps the target box by half, or whether a pair is said to match."""
+        examples, predictions = self.examples, np.asarray(predictions)
+        if examples.choice is not None:
+            return (examples.choice == predictions).astype(np.float64)
+        if examples.boxes is not None:
+            boxes = np.stack([self.regions.image(row).boxes[place] for row, place in
+                              zip(self.rows[:, 0].tolist(), predictions.tolist(), strict=True)])
+            overlap = overlaps(torch.from_numpy(boxes)[:, None], torch.from_numpy(examples.boxes))[:, 0]
+            return (overlap >= TARGET_OVERLAP).double().numpy()
+        if examples.schema.captions:
+            return predictions.astype(np.float64)
+        hit = examples.label_answer == predictions[examples.label_example]
+        return np.bincount(examples.label_example, weights=examples.label_score * hit, minlength=len(self))
 
     def oracle(self):
         """The score, per cent, of the best prediction within the vocabulary for every example."""
@@ -80,37 +114,48 @@ class QuestionDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
-def load_questions(spec, names, examples, tokenizer, answers, options, submit=False, device=None):
-    """The QuestionDataset of some splits, with what was left out said on the screen.
+def overlaps(boxes, targets):
+    """Intersection over union of boxes (b, o, 4) with a target (b, 4) each -> (b, o)."""
+    targets = targets[:, None]
+    corners = torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])
+    shared = corners.clamp(min=0).prod(-1)
+    areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, targets)]
+    return shared / (areas[0] + areas[1] - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
 
-    names: what --train and the like call them; examples: all of theirs. submit: the predictions are to be handed in, so that
-    no example may be left out and --tiny and --fast do not apply; an image without regions is then an error unless
-    --allowMissing. device: where regions go with --featDevice cuda.
+
+def load_examples(spec, names, examples, encoder, answers, options, submit=False, device=None):
+    """The ExampleDataset of some splits; what was left out is printed.
+
+    names: the value of --train and the like; examples: all examples of these splits; encoder: a heads.Encoder. submit: the
+    predictions are to be submitted, so that no example may be left out and --tiny and --fast do not apply; an image without
+    regions is then an error unless --allowMissing. device: where regions go with --featDevice cuda.
     """
     splits = spec.named(names)
     limits = [None if submit or split.whole else options.image_limit for split in splits]
-    wanted = [np.unique(examples.images[examples.part == number]) for number in range(len(splits))]
-    regions, whole = open_regions(splits, wanted, limits, options.storeRoot)
+    wanted = [np.unique(examples.images[examples.split == number]) for number in range(len(splits))]
+    wanted = [ids[ids != b''] for ids in wanted]
+    regions, complete = open_regions(splits, wanted, limits, options.storeRoot)
     ids, image = np.unique(examples.images, return_inverse=True)
     ids = [img_id.decode() for img_id in ids.tolist()]
     rows = regions.rows(ids)[image.reshape(examples.images.shape)]  # (n, k)
-    say_twice(regions, ids, names)
-    seen, keep, missing = (rows >= 0).all(1), np.ones(len(rows), bool), np.zeros(len(rows), bool)
+    warn_duplicate_images(regions, ids, names)
+    text_only = (examples.images == b'').all(1)
+    with_regions, keep, missing = (rows >= 0).all(1) | text_only, np.ones(len(rows), bool), np.zeros(len(rows), bool)
     for number, (split, limit) in enumerate(zip(splits, limits, strict=True)):
-        own = examples.part == number
-        lacking = own & ~seen
-        if not (rows[own] >= 0).any() and not options.allowMissing:
+        of_split = examples.split == number
+        lacking = of_split & ~with_regions
+        if not (rows[of_split] >= 0).any() and not text_only[of_split].any() and not options.allowMissing:
             some_ids = some([ids[i] for i in image.reshape(rows.shape)[lacking][rows[lacking] < 0][:10]])
             raise DataError(f'{split.annotations}: none of its images has regions, {some_ids} among them; do they belong to '
                             f'{split.features[0]}?')
         if not submit:
             keep &= ~lacking
         if limit is not None:
-            named = rows[own]
+            named = rows[of_split]
             chosen = np.unique(named[named >= 0])[:limit]  # rows are in file order
-            keep &= ~own | np.isin(rows, chosen).all(1)
-            if not whole and len(chosen) == limit:
-                lacking = np.zeros_like(own)  # there may be regions of them in what was not read
+            keep &= ~of_split | np.isin(rows, chosen).all(1) | text_only
+            if not complete and len(chosen) == limit:
+                lacking = np.zeros_like(of_split)  # the part of the file that was not read may have their regions
         missing |= lacking
     if missing.any():
         lost = [ids[i] for i in np.unique(image.reshape(rows.shape)[missing][rows[missing] < 0])]
@@ -127,6 +172,6 @@ def load_questions(spec, names, examples, tokenizer, answers, options, submit=Fa
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     regions = placement.place(regions, options.featDevice, device)
-    dataset = QuestionDataset(examples, regions, rows, tokenizer, answers, spec.max_length)
+    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     return dataset

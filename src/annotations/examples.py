@@ -1,4 +1,4 @@
-"""Annotations as columns of numbers, read an example at a time, so that millions of questions take little memory."""
+"""Annotations as columns of numbers, read one example at a time, so that millions of questions take little memory."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -12,66 +12,108 @@ CHUNK = 1 << 16  # values that are collected as Python objects
 
 
 @dataclass(frozen=True)
-class Form:
-    """What an example looks like: the key and the type of its id, the keys of its images, and its label.
+class ExampleSchema:
+    """The keys of an example, and what their values are.
 
-    A label is {answer: score from 0 to 1}, or, where `answers` is given, the place of the right one in it.
+    A label is {answer: score from 0 to 1}, or, where `answers` is given, the index of the right one in it, or, with `choices`,
+    the index of the right one of them; with `box` there is no label but a box.
     """
 
     id: str
     id_type: type
     images: tuple[str, ...] = ('img_id',)
     answers: tuple[str, ...] | None = None
+    choices: str | None = None  # key of the list of texts of which one completes the sentence (output 'choice')
+    num_choices: int = 4
+    box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region')
+    captions: bool = False  # 'sent' is a list of sentences, each of which becomes an example (output 'match')
+    text_only: bool = False  # the images may be missing
 
     def first_fault(self, example):
         """(key, what was expected there) of the first fault of an example, or None."""
-        for key in self.images:
-            image = example.get(key) if isinstance(example, dict) else None
+        if not isinstance(example, dict):
+            return self.images[0], 'an object'
+        for key in self.images if not self.text_only or any(key in example for key in self.images) else ():
+            image = example.get(key)
             if not isinstance(image, str) or not image.isprintable():
                 return key, 'an image id (text)'
-        if not isinstance(example.get('sent'), str):
+        return self._fault_of_texts(example) or self._fault_of_label(example)
+
+    def _fault_of_texts(self, example):
+        sentences = example.get('sent')
+        if self.captions and (not isinstance(sentences, list) or not sentences
+                              or not all(isinstance(one, str) for one in sentences)):
+            return 'sent', 'a list of sentences'
+        if not self.captions and not isinstance(sentences, str):
             return 'sent', 'a sentence'
+        if self.choices:
+            choices = example.get(self.choices)
+            if not isinstance(choices, list) or len(choices) != self.num_choices or not all(isinstance(c, str) for c in choices):
+                return self.choices, f'a list of {self.num_choices} texts'
         key = example.get(self.id)
         if type(key) is not self.id_type or not str(key).isprintable():
             return self.id, 'a whole number' if self.id_type is int else 'a text'
         for key in ('answer_type', 'question_type'):
             if not isinstance(example.get(key, ''), str):
                 return key, 'a text, or no such key'
-        label = example.get('label', 0 if self.answers else {})
-        if self.answers:
-            if type(label) is not int or not 0 <= label < len(self.answers):
-                return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(self.answers))
-        elif not isinstance(label, dict) or not all(isinstance(score, (int, float)) and 0 <= score <= 1
-                                                    for score in label.values()):
+        return None
+
+    def _fault_of_label(self, example):
+        if self.box:
+            box = example.get(self.box, [0, 0, 1, 1])
+            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
+                return self.box, 'a box, x1, y1, x2, y2 in pixels'
+            return None
+        if self.choices or self.answers:
+            names = self.answers or ('',) * self.num_choices
+            label = example.get('label', 0)
+            if type(label) is not int or not 0 <= label < len(names):
+                if self.choices:
+                    return 'label', f'the index of the right choice, 0 to {len(names) - 1}'
+                return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(names))
+            return None
+        label = example.get('label', {})
+        if not isinstance(label, dict) or not all(
+                isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
             return 'label', 'an object {answer: score from 0 to 1}'
         return None
+
+    @property
+    def label_key(self):
+        return self.box or ('sent' if self.captions else 'label')
 
     def scores(self, example):
         """{answer: score} of an example with a label."""
         return {self.answers[example['label']]: 1.0} if self.answers else example['label']
 
+    def texts(self, example):
+        """The texts of an example: a str, or a tuple of the sentence and a choice, of each of its choices."""
+        return [(example['sent'], choice) for choice in example[self.choices]] if self.choices else [example['sent']]
 
-QUESTION = Form('question_id', int)  # VQA's
-TEXT_QUESTION = Form('question_id', str)  # GQA's, whose ids are texts
-PAIR = Form('identifier', str, ('img0', 'img1'), ('False', 'True'))  # NLVR2's statements about two images
+
+QUESTION = ExampleSchema('question_id', int)  # VQA's
+TEXT_QUESTION = ExampleSchema('question_id', str)  # GQA's, whose ids are texts
+PAIR = ExampleSchema('identifier', str, ('img0', 'img1'), ('False', 'True'))  # NLVR2's statements about two images
 
 
 @dataclass
 class Examples:
-    """n examples with k images each, as columns. Labels are columns of their own, ordered by example."""
+    """n examples with k images and c texts each, as columns. Labels are columns of their own, ordered by example."""
 
-    form: Form
+    schema: ExampleSchema
     ids: np.ndarray  # (n,) int64, or bytes in UTF-8
-    images: np.ndarray  # (n, k) bytes: image ids in UTF-8
-    part: np.ndarray  # (n,) int8: which of the files
-    sentence: np.ndarray  # (n,) int32: place in `sentences`
-    sentences: list[str]  # each once
+    images: np.ndarray  # (n, k) bytes: image ids in UTF-8; empty where an example has none
+    split: np.ndarray  # (n,) int8: which of the files
+    sentence: np.ndarray  # (n,) int32, or (n, c): index in `sentences`
+    sentences: list  # each once: str, or tuples of two
     label_example: np.ndarray  # (l,) int64
-    label_answer: np.ndarray  # (l,) int32: place in the answer vocabulary
+    label_answer: np.ndarray  # (l,) int32: index in the answer vocabulary
     label_score: np.ndarray  # (l,) float32
-    types: dict[str, tuple[np.ndarray, list]]  # of answer_type and question_type, (n,) int32 places in the list of their names
+    types: dict[str, tuple[np.ndarray, list]]  # of answer_type and question_type, (n,) int32 indices in the list of their names
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
+    choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
+    boxes: np.ndarray | None = None  # (n, 4) float32: the target box in pixels
 
     @classmethod
     def unlabelled(cls, images, sentences):
@@ -88,15 +130,16 @@ class Examples:
     def names(self, rows=slice(None)):
         """The ids of some examples as they are in the annotations."""
         ids = self.ids[rows].tolist()
-        return ids if self.form.id_type is int else [key.decode() for key in ids]
+        return ids if self.schema.id_type is int else [key.decode() for key in ids]
 
     def select(self, keep):
         """The examples where keep (n,) bool is True."""
         labels = keep[self.label_example]
         return replace(
-            self, ids=self.ids[keep], images=self.images[keep], part=self.part[keep], sentence=self.sentence[keep],
+            self, ids=self.ids[keep], images=self.images[keep], split=self.split[keep], sentence=self.sentence[keep],
             label_example=(np.cumsum(keep) - 1)[self.label_example[labels]], label_answer=self.label_answer[labels],
-            label_score=self.label_score[labels], types={key: (codes[keep], names) for key, (codes, names) in self.types.items()})
+            label_score=self.label_score[labels], types={key: (codes[keep], names) for key, (codes, names) in self.types.items()},
+            choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep])
 
 
 class Column:
@@ -119,58 +162,74 @@ class Column:
         self.values = []
 
 
-def read_examples(paths, form, answers):
+def read_examples(paths, schema, answers):
     """The Examples of annotation files. answers: the answer vocabulary.
 
     Raises DataError that names the file, the example's number (from 0) and the key.
     """
-    text = np.bytes_ if form.id_type is str else np.int64
-    ids, part, sentence = Column(text), Column(np.int8), Column(np.int32)
-    images = [Column(np.bytes_) for _ in form.images]
+    ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int8), Column(np.int32)
+    images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
+    choice, boxes = Column(np.int64), Column(np.float32)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
     n, starts, labelled = 0, [], []
     for number, path in enumerate(paths):
         starts.append(n)
-        for i, example in enumerate(stream(path, 'item', 'examples')):
-            fault = form.first_fault(example)
+        for i, item in enumerate(stream(path, 'item', 'examples')):
+            fault = schema.first_fault(item)
             if not i and not fault:
-                labelled.append('label' in example)
-            if not fault and ('label' in example) != labelled[-1]:
-                fault = 'label', 'labels on all examples of a file or on none'
+                labelled.append(schema.label_key in item)
+            if not fault and (schema.label_key in item) != labelled[-1]:
+                fault = schema.label_key, 'labels on all examples of a file or on none'
             if fault:
-                found = example.get(fault[0], 'nothing') if isinstance(example, dict) else example
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {found!r}')
-            ids.append(example[form.id] if form.id_type is int else example[form.id].encode())
-            for key, column in zip(form.images, images, strict=True):
-                column.append(example[key].encode())
-            part.append(number)
-            sentence.append(sentences.setdefault(example['sent'], len(sentences)))
-            for key, (column, names) in types.items():
-                column.append(names.setdefault(example.get(key), len(names)))
-            for answer, score in form.scores(example).items() if labelled[-1] else ():
-                if answer in place:
-                    for column, value in zip(labels, (n, place[answer], score), strict=True):
-                        column.append(value)
-                else:
-                    unknown[answer] += 1
-            n += 1
+                value = item.get(fault[0], 'nothing') if isinstance(item, dict) else item
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {value!r}')
+            for example in captions_of(item) if schema.captions else (item,):
+                ids.append(example[schema.id] if schema.id_type is int else example[schema.id].encode())
+                for key, column in zip(schema.images, images, strict=True):
+                    column.append(example.get(key, '').encode())
+                split.append(number)
+                rows = [sentences.setdefault(text, len(sentences)) for text in schema.texts(example)]
+                sentence.append(rows if schema.choices else rows[0])
+                for key, (column, names) in types.items():
+                    column.append(names.setdefault(example.get(key), len(names)))
+                if labelled[-1] and schema.choices:
+                    choice.append(example['label'])
+                elif labelled[-1] and schema.box:
+                    boxes.append(example[schema.box])
+                elif labelled[-1] and not schema.captions:
+                    for answer, score in schema.scores(example).items():
+                        if answer in place:
+                            for column, value in zip(labels, (n, place[answer], score), strict=True):
+                                column.append(value)
+                        else:
+                            unknown[answer] += 1
+                n += 1
     if len(set(labelled)) > 1:
         raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none')
     ids, starts = ids.array(), [*starts, n]
     for path, (start, end) in zip(paths, pairwise(starts), strict=True):
-        check_distinct(path, form, ids[start:end])
+        if not schema.captions:
+            check_distinct(path, schema, ids[start:end])
     types = {key: (codes.array(), list(names)) for key, (codes, names) in types.items()}
-    return Examples(form, ids, np.stack([column.array() for column in images], 1), part.array(), sentence.array(),
-                    list(sentences), *(column.array() for column in labels), types, labelled[0], unknown)
+    return Examples(schema, ids, np.stack([column.array() for column in images], 1), split.array(), sentence.array(),
+                    list(sentences), *(column.array() for column in labels), types, labelled[0], unknown,
+                    choice.array() if schema.choices and labelled[0] else None,
+                    boxes.array() if schema.box and labelled[0] else None)
 
 
-def check_distinct(path, form, ids):
+def captions_of(item):
+    """An example for each of the sentences of an item, which have its id."""
+    return ({**item, 'sent': sentence} for sentence in item['sent'])
+
+
+def check_distinct(path, schema, ids):
+    """Raises DataError that names two examples of one id."""
     order = np.argsort(ids, kind='stable')
     twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if twice.size:
         one, other = order[twice[0]], order[twice[0] + 1]
-        found = ids[one].decode() if form.id_type is str else int(ids[one])
-        raise DataError(f'{path}: example {other}: key "{form.id}": expected a new id (example {one} has the same), found '
-                        f'{found!r}')
+        key = ids[one].decode() if schema.id_type is str else int(ids[one])
+        raise DataError(f'{path}: example {other}: key "{schema.id}": expected a new id (example {one} has the same), found '
+                        f'{key!r}')

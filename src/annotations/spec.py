@@ -6,20 +6,23 @@ from pathlib import Path
 from files.json_files import DataError, read_json
 from regions.store import tsv_of
 
-KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'made_from')  # the last: anything, for the record
-SPLIT_KEYS = ('annotations', 'features', 'whole')
+KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
+SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: a file of annotations and the TSV files that hold its images' regions.
+    """One split of a dataset: a file of annotations, and the TSV files with the regions of its images, or the folder of the
+    images, or both.
 
     `whole`: --tiny and --fast do not cut it.
     """
 
     annotations: Path
-    features: tuple
+    features: tuple = ()
     whole: bool = False
+    images: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class DatasetSpec:
     """Which files make a dataset.
 
     `answers` lists the answer vocabulary in the order of the answer head; None where the task has its own, as true and false.
+    `detector` is the name of the detector that found the regions; None: the published Faster R-CNN.
     """
 
     kind: str
@@ -34,6 +38,7 @@ class DatasetSpec:
     max_length: int
     answers: Path | None
     splits: dict
+    detector: str | None = None
 
     @classmethod
     def from_dict(cls, values, root, where):
@@ -41,13 +46,13 @@ class DatasetSpec:
 
         Raises DataError that names `where` (the file) and the key.
         """
-        def get(holder, key, kind, path):
-            found = holder.get(key) if isinstance(holder, dict) else None
-            if not isinstance(found, kind) or isinstance(found, bool) or not found:
-                raise DataError(f'{where}: key "{path}{key}": expected {expected[kind]}, found {found!r}')
-            return found
+        def get(holder, key, kind, path=''):
+            value = holder.get(key) if isinstance(holder, dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool) or not value:
+                raise DataError(f'{where}: key "{path}{key}": expected {EXPECTED[kind]}, found {value!r}')
+            return value
 
-        def check_keys(holder, keys, path):
+        def check_keys(holder, keys, path=''):
             if not isinstance(holder, dict):
                 place = f'key "{path[:-1]}": ' if path else ''
                 raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {holder!r:.100}')
@@ -55,25 +60,26 @@ class DatasetSpec:
                 if key not in keys:
                     raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
 
-        expected = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
-        check_keys(values, KEYS, '')
-        splits = {}
-        for name, split in get(values, 'splits', dict, '').items():
-            path = f'splits.{name}.'
+        def read_split(split, path):
             check_keys(split, SPLIT_KEYS, path)
-            features = get(split, 'features', list, path)
-            for place, found in enumerate(features):
-                if not isinstance(found, str) or not found:
-                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {found!r}')
+            images = root / get(split, 'images', str, path) if isinstance(split, dict) and 'images' in split else None
+            features = get(split, 'features', list, path) if images is None or 'features' in split else []
+            for place, feature in enumerate(features):
+                if not isinstance(feature, str) or not feature:
+                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {feature!r}')
             if not isinstance(whole := split.get('whole', False), bool):
                 raise DataError(f'{where}: key "{path}whole": expected true or false, found {whole!r}')
-            splits[name] = Split(root / get(split, 'annotations', str, path),
-                                 tuple(tsv_of(root / found) for found in features), whole)
-        length = get(values, 'max_length', int, '')
+            annotations = root / get(split, 'annotations', str, path)
+            return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
+
+        check_keys(values, KEYS)
+        splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
+        length = get(values, 'max_length', int)
         if length < 3:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
-        answers = root / get(values, 'answers', str, '') if 'answers' in values else None
-        return cls(get(values, 'kind', str, ''), get(values, 'name', str, ''), length, answers, splits)
+        answers = root / get(values, 'answers', str) if 'answers' in values else None
+        detector = get(values, 'detector', str) if 'detector' in values else None
+        return cls(get(values, 'kind', str), get(values, 'name', str), length, answers, splits, detector)
 
     @classmethod
     def from_json(cls, path):
@@ -81,7 +87,8 @@ class DatasetSpec:
         return cls.from_dict(values, Path(path).parent, path)
 
     def named(self, text, flag=None):
-        """The splits of a comma-separated list. Raises DataError naming an unknown one, those there are, and the flag, if any."""
+        """The splits of a comma-separated list. Raises DataError that names an unknown one, the known ones, and the flag, if
+        any."""
         names = [name.strip() for name in text.split(',') if name.strip()]
         for name in names or [text]:
             if name not in self.splits:
@@ -101,7 +108,7 @@ def read_answers(path):
 
 
 def check_answers(answers, where):
-    """The answers, if they are a list of distinct texts, else DataError; where: they stood, for the message."""
+    """The answers, if they are a list of distinct texts, else DataError; where: they come from, for the message."""
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f'{where}: expected a list of answers')
     if len(set(answers)) < len(answers):

@@ -1,4 +1,4 @@
-"""--checkpointing, --compile and --apex: how a model is computed, neither what nor the names of its parameters."""
+"""--checkpointing, --compile and --apex: how a model is computed. Results and parameter names stay the same."""
 
 import importlib
 
@@ -6,54 +6,56 @@ import torch
 from torch import nn
 
 from bert.optimization import BertAdam
-from lxrt.modeling import LXRTModel
 
-SHAPES = 64  # of batches that are compiled, each by itself, at the most
+SHAPES = 64  # batch shapes that are compiled, each separately, at most
 
 
 def accelerate(model, options, backend='inductor'):
-    """Changes `model` as options say; backend: torch.compile's. Raises ValueError where apex is asked for and not there."""
-    for bert in [module for module in model.modules() if isinstance(module, LXRTModel)]:
-        bert.encoder.checkpointing = options.checkpointing
-        if options.compile:
+    """Apply the options to the modules of a model that have these attributes: `gradient_checkpointing`, to be set, and
+    `compile_as_one_graph`, true where torch.compile is to be called.
+
+    backend: torch.compile's. Raises ValueError if apex is requested and cannot be used.
+    """
+    for module in model.modules():
+        if hasattr(module, 'gradient_checkpointing'):
+            module.gradient_checkpointing = options.checkpointing
+        if options.compile and getattr(module, 'compile_as_one_graph', False):
             torch._dynamo.config.recompile_limit = SHAPES
-            on_gpu = next(bert.parameters()).is_cuda
-            mode = 'reduce-overhead' if on_gpu else None  # CUDA graphs
-            bert.compile(dynamic=False, fullgraph=True, mode=mode, backend=backend)
+            mode = 'reduce-overhead' if next(module.parameters()).is_cuda else None  # CUDA graphs
+            module.compile(dynamic=False, fullgraph=True, mode=mode, backend=backend)
     if options.apex:
-        for module in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # now rather than after all data is loaded
-            from_apex(module)
-        fuse_layer_norms(model)
+        for name in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # fail here, not at the first step
+            import_apex(name)
+        fuse_layer_norms(model, import_apex('apex.normalization').FusedLayerNorm)
 
 
-def fuse_layer_norms(model):
-    """Puts apex's layer norms, with the same parameters, in the place of PyTorch's."""
-    fused = from_apex('apex.normalization').FusedLayerNorm
+def import_apex(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"--apex: NVIDIA's apex cannot be used ({error}); leave the flag out, it is never needed") from None
+
+
+def fuse_layer_norms(model, fused_class):
+    """Replace PyTorch's layer norms by apex's, with the same parameters."""
     for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.LayerNorm:
-                own = fused(child.normalized_shape, eps=child.eps)
-                own.weight, own.bias = child.weight, child.bias
-                setattr(module, name, own)
+        for name, norm in module.named_children():
+            if type(norm) is nn.LayerNorm:
+                fused = fused_class(norm.normalized_shape, eps=norm.eps)
+                fused.weight, fused.bias = norm.weight, norm.bias
+                setattr(module, name, fused)
 
 
 class ApexAdam(BertAdam):
-    """BertAdam by the kernel of apex's FusedAdam, whose rule without bias correction is the same."""
+    """BertAdam by the kernel of apex's FusedAdam, which has the same rule without bias correction."""
 
     def _update(self, group, step, params, divisor, skip):
-        if skip:  # which waits for the device: apex's kernel does not know how to skip
+        if skip:  # waits for the GPU: apex's kernel cannot skip
             return
         grads, m, v = self._gradients_and_averages(params)
         torch._foreach_div_(grads, divisor)
-        overflow = torch.zeros(1, dtype=torch.int32, device=params[0].device)  # theirs, which the kernel does not heed
-        # What follows the rate: averages' shares, e, the step (not used), decoupled decay (1), bias correction (0), decay.
-        from_apex('apex.multi_tensor_apply').multi_tensor_applier(
-            from_apex('amp_C').multi_tensor_adam, overflow, [grads, params, m, v], self.rate(group, step), group['b1'],
-            group['b2'], group['e'], step + 1, 1, 0, group['weight_decay'])
-
-
-def from_apex(module):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"--apex: NVIDIA's apex cannot be used ({error}); leave the flag out, it is never needed") from None
+        overflow = torch.zeros(1, dtype=torch.int32, device=params[0].device)  # required by apex, ignored by its kernel
+        decoupled_decay, bias_correction = 1, 0
+        import_apex('apex.multi_tensor_apply').multi_tensor_applier(
+            import_apex('amp_C').multi_tensor_adam, overflow, [grads, params, m, v], self.rate(group, step), group['b1'],
+            group['b2'], group['e'], step + 1, decoupled_decay, bias_correction, group['weight_decay'])

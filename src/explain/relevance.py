@@ -1,7 +1,7 @@
 """Which words and regions an answer rests on: gradient-weighted relevance (Chefer, Gur & Wolf, ICCV 2021: "Generic
-Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers"), numbers of equations are theirs.
+Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers"). Numbers of equations are theirs.
 
-Shapes: b examples of k images each, n = b * k pairs of a sentence and an image, t words, o regions, h heads.
+Shapes: b examples of k images each, n = b * k pairs of a text and an image, t words, o regions, h heads.
 """
 
 from dataclasses import dataclass
@@ -11,71 +11,74 @@ import torch
 
 @dataclass(frozen=True)
 class Relevance:
-    """Of b examples; numbers at padding are 0."""
+    """Of b examples; 0 at padding."""
 
     logits: torch.Tensor  # (b, answers)
-    answers: torch.Tensor  # (b,) int64: the place of the answer that is explained
+    answers: torch.Tensor  # (b,) int64: the answer that is explained
     words: torch.Tensor  # (b, k, t), from 0 up
     regions: torch.Tensor  # (b, k, o), likewise
-    attention: dict  # {layer: probabilities (b or n, h, rows, columns)}, as LXRTModel returns them
+    attentions: list  # of heads.Attention, detached
 
 
-def relevance(model, batch, answers=None):
+def relevance(head, batch, answers=None):
     """The Relevance of words and regions for one answer of each example.
 
-    model: a tasks.model.AnswerModel; batch: as annotations.dataset.QuestionDataset has it; answers (b,) int64: places of answers, None:
-    those with the highest logit. What several images of an example have in common, attention in the language layers, counts for
-    each with the gradient of all.
+    head: a heads.Answers; batch: of annotations.dataset.ExampleDataset; answers (b,) int64, None: those with the highest logits.
+    An attention that the images of an example share, as in layers that read the text alone, counts for each with the gradient of
+    all.
     """
-    with torch.enable_grad():
-        logits, attention = model(batch['input_ids'], batch['features'], batch['boxes'], batch.get('visual_attention_mask'),
-                                  return_attention=True)
-        answers = logits.argmax(1) if answers is None else answers
-        explained = logits.gather(1, answers[:, None]).sum()  # examples do not meet, so each keeps a gradient of its own
-        gradients = torch.autograd.grad(explained, list(attention.values()), allow_unused=True)
-    attention = {name: weights.detach() for name, weights in attention.items()}
-    (b, t), (n, o) = batch['input_ids'].shape, batch['features'].shape[:2]
-    seen = {}
-    for (name, weights), gradient in zip(attention.items(), gradients, strict=True):
-        mean = over_heads(weights, torch.zeros_like(weights) if gradient is None else gradient)  # None: nothing reads it
-        seen[name] = mean.repeat_interleave(n // len(mean), 0)
-    tt, ti, _, _ = maps(seen, n, t, o, logits.device)
+    logits, answers, recorded = head.explain(batch, answers)
+    (b, t), n, o = batch['input_ids'].shape, len(batch['features']), batch['features'].shape[1]
+    weighted = []
+    for attention, gradient in recorded:
+        probabilities = attention.probabilities.detach()
+        gradient = torch.zeros_like(probabilities) if gradient is None else gradient  # None: the answer does not depend on it
+        mean = mean_over_heads(probabilities, gradient)
+        weighted.append((attention, mean.repeat_interleave(n // len(mean), 0)))
+    tt, ti, _, _ = relevance_maps(weighted, n, t, o, logits.device)
     words = tt[:, 0] - torch.eye(t, device=logits.device)[0]  # the pooler reads [CLS], whose own 1 of equation 1 is taken off
-    return Relevance(logits.detach(), answers, words.unflatten(0, (b, -1)), ti[:, 0].unflatten(0, (b, -1)), attention)
+    return Relevance(logits, answers, words.unflatten(0, (b, -1)), ti[:, 0].unflatten(0, (b, -1)),
+                     [attention.detached() for attention, _ in recorded])
 
 
-def over_heads(weights, gradients):
-    """Equation 5: the mean over heads of what is positive in gradient times attention, (b, h, rows, columns) -> (b, rows,
+def mean_over_heads(weights, gradients):
+    """Equation 5: the mean over heads of the positive part of gradient times attention, (b, h, rows, columns) -> (b, rows,
     columns)."""
     return (gradients * weights).clamp(min=0).float().mean(1)
 
 
-def maps(seen, n, t, o, device=None):
-    """Relevance maps R_tt (n, t, t), R_ti (n, t, o), R_it (n, o, t), R_ii (n, o, o): how much each word (t) and region (i) of
-    the first letter owes to each of the second, after all layers.
+def relevance_maps(weighted, n, t, o, device=None):
+    """Relevance maps R_tt (n, t, t), R_ti (n, t, o), R_it (n, o, t), R_ii (n, o, o): how much each word (t) and region (i) of the
+    first letter depends on each of the second, after all layers.
 
-    seen: {layer: what over_heads gives, (n, rows, columns)}, by the names and in the order of lxrt.modeling.attention_names.
+    weighted: [(heads.Attention, what mean_over_heads returns of it, (n, queries, keys))] in the order of computation.
     """
     tt, ii = (torch.eye(size, device=device).repeat(n, 1, 1) for size in (t, o))  # equation 1
     ti, it = torch.zeros(n, t, o, device=device), torch.zeros(n, o, t, device=device)
-    for name, own in seen.items():
-        layer, _, which = name.partition('.')
-        if which == 'lang_to_visn':  # both directions start from the maps before the layer, as its attentions do
-            back = seen[f'{layer}.visn_to_lang']
+    previous = None  # the maps before the two cross attentions of a layer, both of which start from them
+    for attention, own in weighted:
+        sides = attention.queries, attention.keys
+        if sides == ('words', 'visual'):
+            previous = tt, ti, it, ii
             words, regions = normalised(tt), normalised(ii)
-            tt, ti, it, ii = (  # equations 11 and 10
-                tt + own @ it, ti + words.mT @ own @ regions,
-                it + regions.mT @ back @ words, ii + back @ ti,
-            )
-        elif which == 'lang' or layer.startswith('lang'):
+            tt, ti = tt + own @ it, ti + words.mT @ own @ regions  # equations 11 and 10
+        elif sides == ('visual', 'words'):
+            old_tt, old_ti, old_it, old_ii = previous
+            words, regions = normalised(old_tt), normalised(old_ii)
+            it, ii = old_it + regions.mT @ own @ words, old_ii + own @ old_ti
+        elif sides == ('words', 'words'):
             tt, ti = tt + own @ tt, ti + own @ ti  # equations 6 and 7
-        elif which == 'visn' or layer.startswith('rel'):
+        elif sides == ('visual', 'visual'):
             ii, it = ii + own @ ii, it + own @ it
+        else:  # one joint sequence, words first
+            joint = torch.cat([torch.cat([tt, ti], 2), torch.cat([it, ii], 2)], 1)
+            joint = joint + own @ joint
+            tt, ti, it, ii = joint[:, :t, :t], joint[:, :t, t:], joint[:, t:, :t], joint[:, t:, t:]
     return tt, ti, it, ii
 
 
 def normalised(own):
-    """Equations 8 and 9: rows of a map of one side (n, m, m) sum to 1 beside the identity. A row of nothing stays one."""
+    """Equations 8 and 9: rows of a map of one side (n, m, m) sum to 1 beside the identity. A row of zeros stays one."""
     identity = torch.eye(own.shape[-1], device=own.device)
     rest = own - identity
     total = rest.sum(-1, keepdim=True)

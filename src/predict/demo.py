@@ -46,7 +46,7 @@ class Demo:
                        by_word[:, :len(image.boxes)])
                  for (image, address), weights, by_word in zip(found, seen.of_regions, looks, strict=True)]
         chances = {answer or '(no answer)': chance for answer, chance in answers}
-        return chances, view(seen.words, own, shown, self.asker.answerer.unread(question))
+        return chances, view(seen.words, own, shown, self.asker.answerer.truncated(question))
 
     def answer(self, question, pictures):
         """What Asker.answer gives, and of each picture, the bytes of its file, (ImageRegions, a small data: URI of it)."""

@@ -36,7 +36,7 @@ def open_demo(flags):
     asker.see([], [])  # what is wrong with --minBoxes and --maxBoxes is said now
     task = asker.answerer.task
     own = task.model.lxrt_encoder.config.visual_feat_dim == FEATURE_DIM  # a snapshot of the sample world
-    found = examples(flags.world or Path('data/shapes'), task.form.images) if own else []
+    found = examples(flags.world or Path('data/shapes'), task.schema.images) if own else []
     if flags.world and not found:
         raise DataError(f'--world {flags.world}: expected a sample world and a snapshot of one, found no example to show; '
                         'correct it, or leave it out')

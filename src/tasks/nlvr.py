@@ -2,18 +2,17 @@
 
 import sys
 
-from annotations.examples import Form
+from annotations.examples import ExampleSchema
 from annotations.spec import DatasetSpec
 from tasks.program import main
-from tasks.task import Answering
+from tasks.task import Task
 
 
-class NLVR(Answering):
+class NLVR(Task):
     """False or true, one picture a statement."""
 
     kind = 'nlvr'
-    form = Form('identifier', str, ('img_id',), ('false', 'true'))
-    loss, factor = 'CE', 1
+    schema = ExampleSchema('identifier', str, ('img_id',), ('false', 'true'))
 
     @staticmethod
     def spec(root):

@@ -1,4 +1,4 @@
-"""What every task's program does: read the options, load data and model, then train or test."""
+"""The program of every task: reads the options, loads data and model, then trains or tests."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,26 +6,64 @@ from pathlib import Path
 
 import torch
 
-import dist
-from annotations.dataset import load_questions
+import models
+from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
+from bert.speed import accelerate
 from bert.tokenization import BertTokenizer
-from bert.weights import fill, read_state
+from bert.weights import read_state
+from cli import train_main
+from dist import is_main, print0, world_size
+from files.atomic import write_atomically
 from files.json_files import DataError
-from lxrt.config import LxrtConfig
 from param import Options
-from run_folder import RunFolder, write_whole
-from tasks import start
-from tasks.model import build_model
-from tasks.snapshot import SNAPSHOT
-from tasks.task import dump_probabilities, say_if_alike
-from train import evaluate, say_if_blind
+from run_folder import RunFolder
+from tasks import checkpoints
+from tasks.checkpoints import SNAPSHOT
+from tasks.task import dump_probabilities, warn_same_predictions
+from train import evaluate, fit, warn_constant_logits
 
 
 def main(task_class, argv=None):
     """Runs a task's program; returns its exit status."""
-    return start.run(partial(Program.prepare, task_class), argv)
+    return train_main(partial(Program.prepare, task_class), argv)
+
+
+def check_features(regions, config, names, folder):
+    """Raises DataError if the region features of the splits `names` do not fit the model. folder: of its config.json."""
+    if regions.feature_size != config.visual_feat_dim:
+        raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
+                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
+
+
+def check_images(splits, names, encoder):
+    """Raises DataError if splits lack what the encoder needs of images."""
+    for split in splits:
+        if 'regions' in encoder.needs and not split.features:
+            raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
+
+
+def train(options, folder, sidecars, make, task_kind, device):
+    """Trains from the start or from a saved run state, unless the run in `folder` is finished.
+
+    sidecars: {file name: text} of what lies beside its snapshots; make: () -> (task, head, training set, validation set or None).
+    Returns what make returned, or None if there was nothing to do.
+    """
+    state = folder.read_state(options, sidecars)
+    if state is not None and state['progress']['epoch'] >= options.epochs:
+        print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+        return None
+    task, head, train_set, valid_set = make()
+    step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
+    if step < parts:
+        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
+    folder.begin(options, sidecars, state, train_set.digest(), task_kind)
+    parameters = sum(p.numel() for p in head.parameters())
+    print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {world_size()}.')
+    fit(task, head, train_set, valid_set, options, folder, state, device)
+    print0(f'\nSnapshots, log and events: {folder.path}')
+    return task, head, train_set, valid_set
 
 
 @dataclass
@@ -33,42 +71,47 @@ class Program:
     """A task with all that it reads and writes."""
 
     task_class: type
+    model: str  # name of the model
     options: Options
     device: torch.device
     folder: RunFolder
     spec: DatasetSpec
     weights: Path | None  # to start from
     bert: Path  # folder of vocabulary, config and perhaps BERT's weights
-    config: LxrtConfig
+    config: object
     tokenizer: BertTokenizer
     answers: list
 
     @classmethod
     def prepare(cls, task_class, options, device):
-        """Reads what is small, so that a fault in it is found before anything large is touched."""
+        """Reads what is small, so that its faults are found before anything large is read."""
         spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
         if spec.kind != task_class.kind:
             raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
-        if not task_class.form.answers and spec.answers is None:
+        has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
+        if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
         for flag in ('train', 'valid') if options.test is None else ('test',):
             if flag != 'valid' or options.valid:
                 spec.named(getattr(options, flag), flag)
-        if options.loadLXMERTQA and len(task_class.form.images) > 1:
+        if options.loadLXMERTQA and len(task_class.schema.images) > 1:
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
-        weights = start.starting_weights(options, SNAPSHOT)
+        weights = checkpoints.starting_weights(options, SNAPSHOT)
         folder = RunFolder(options.output)
-        bert = start.bert_folder(options, weights)
-        config = start.read_config(bert, options)
-        tokenizer = start.read_tokenizer(bert, config)
-        answers = list(task_class.form.answers or spec.read_answers())
+        bert = checkpoints.bert_folder(options, weights)
+        model = options.model or checkpoints.model_type(weights)
+        config = models.package(model).read_config(bert, options)
+        tokenizer = checkpoints.read_tokenizer(bert, config)
+        checkpoints.check_max_length(spec.max_length, config)
+        answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
         if weights:
-            start.check_weights(options, weights, config, tokenizer, answers)
-        return cls(task_class, options, device, folder, spec, weights, bert, config, tokenizer, answers)
+            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
+        return cls(task_class, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
 
     def examples(self, names):
         """The Examples of some splits, checked."""
-        return read_examples([split.annotations for split in self.spec.named(names)], self.task_class.form, self.answers)
+        paths = [split.annotations for split in self.spec.named(names)]
+        return read_examples(paths, self.task_class.schema, self.answers)
 
     def labelled(self, flag, names, advice=''):
         """The Examples of the splits that a flag names, which must have labels."""
@@ -77,17 +120,22 @@ class Program:
             raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
         return examples
 
-    def load(self, names, examples, submit=False):
+    def load(self, names, examples, head, submit=False):
         """The dataset of some splits, with regions that fit the model."""
-        dataset = load_questions(self.spec, names, examples, self.tokenizer, self.answers, self.options, submit, self.device)
-        start.check_features(dataset.regions, self.config, names, self.bert)
+        check_images(self.spec.named(names), names, head.encoder)
+        dataset = load_examples(self.spec, names, examples, head.encoder, self.answers, self.options, submit, self.device)
+        if 'regions' in head.encoder.needs:
+            check_features(dataset.regions, self.config, names, self.bert)
         return dataset
 
     def build(self):
-        """The task with its model, on the device."""
-        model = build_model(self.options, self.config, self.weights, self.bert, self.answers, self.spec.max_length,
-                            len(self.task_class.form.images))
-        return self.task_class(start.place(model, self.options, self.device), self.options)
+        """The head with its starting weights, drawn from --seed where they are random, on the device."""
+        torch.manual_seed(self.options.seed)
+        head = models.build(self.model, self.task_class.kind, self.config, self.answers, self.options)
+        head.encoder.tokenizer = self.tokenizer
+        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
+        accelerate(head.to(self.device), self.options)
+        return head
 
     def run(self):
         if self.options.test is not None:
@@ -97,47 +145,48 @@ class Program:
 
     def train(self):
         options, folder = self.options, self.folder
-        made = start.train(options, folder, start.files_beside(self.config, self.tokenizer, self.answers), self.make, self.device)
-        if made is None:
-            dist.print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
+        sidecars = checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
+        trained = train(options, folder, sidecars, self.make, self.task_class.kind, self.device)
+        if trained is None:
+            print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
-            task, valid_set = made
-            dist.print0(f'\n{fill(task.model, read_state(folder.path / "BEST.pth"), "BEST.pth")}')
-            predictions = evaluate(task, valid_set, options, self.device)
-            dist.print0(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
+            task, head, _, valid_set = trained
+            print0(f'\n{head.load_original(read_state(folder.path / "BEST.pth"), "BEST.pth")}')
+            predictions = evaluate(head, valid_set, options, self.device, k=task.k)
+            print0(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
 
     def make(self):
-        """The task, the training set, and that of --valid or None."""
+        """The task, the head, the training set, and that of --valid or None."""
         options = self.options
         # What is read fast comes first, so that its faults are found before regions are converted.
         train_examples = self.labelled('train', options.train)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
-        task = self.build()
-        train_set = self.load(options.train, train_examples)
-        valid_set = self.load(options.valid, valid_examples) if options.valid else None
+        task, head = self.task_class(options), self.build()
+        train_set = self.load(options.train, train_examples, head)
+        valid_set = self.load(options.valid, valid_examples, head) if options.valid else None
         if self.weights and not options.resume:
-            say_if_blind(task, train_set, options, self.device)
-        if valid_set is not None:
-            dist.print0(f'Valid Oracle: {valid_set.oracle():.2f}')
-        return task, train_set, valid_set
+            warn_constant_logits(head, train_set, options, self.device)
+        if valid_set is not None and task.output == 'answer':
+            print0(f'Valid Oracle: {valid_set.oracle():.2f}')
+        return task, head, train_set, valid_set
 
     def test(self):
         """Predicts a split, writes its file and, where labels are known, prints the score."""
         name = self.options.test
         examples = self.examples(name)
-        task = self.build()
-        dataset = self.load(name, examples, submit=True)
-        predictions = evaluate(task, dataset, self.options, self.device, f'Testing on {name}')
-        say_if_alike(dataset, predictions)
+        task, head = self.task_class(self.options), self.build()
+        dataset = self.load(name, examples, head, submit=True)
+        predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
+        warn_same_predictions(dataset, predictions)
         files = {f'{name}_predict.{task.suffix}': task.dump}
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
         for file, dump in files.items():
             path = self.folder.path / file
-            if dist.is_main():
-                write_whole(path, lambda part, dump=dump: dump(dataset, predictions, part))
-            dist.print0(f'{len(dataset):,} predictions: {path}')
+            if is_main():
+                write_atomically(path, partial(dump, dataset, predictions))
+            print0(f'{len(dataset):,} predictions: {path}')
         if dataset.examples.labelled:
-            dist.print0(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
+            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
         else:
-            dist.print0(f'{name} has no labels: no score.')
+            print0(f'{name} has no labels: no score.')

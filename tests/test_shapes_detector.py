@@ -27,7 +27,7 @@ def overlap(one, other):
 def test_every_thing_of_fresh_pictures_is_found_and_nothing_else():
     for seed, index in PICTURES:
         made, pixels = drawn(index, seed)
-        left = list(detector.find(pixels))
+        left = list(detector.detect(pixels))
         for thing in made.things:
             same = [one for one in left if (one.shape, one.colour, one.size) == (thing.shape, thing.colour, thing.size)]
             assert len(same) == 1, f'picture {index}: {thing}'

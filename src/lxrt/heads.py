@@ -1,0 +1,211 @@
+"""LXMERT behind the contract of heads.py: its encoder, its recipes, and the weights that it starts from."""
+
+import dataclasses
+
+import torch
+
+from bert.weights import WeightsError
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
+from lxrt.config import LxrtConfig
+from lxrt.entry import LXRTEncoder
+from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
+from lxrt.pretraining import LXRTPretraining, label_counts
+from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining, read_task
+
+RECIPES = {  # as in the original code
+    'vqa': Recipe('answer'),
+    'gqa': Recipe('answer'),
+    'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
+    'nlvr': Recipe('answer', loss='CE', loss_factor=1),
+    'pretrain': Recipe('pretrain', warmup=0.05, clip=1.0),
+}
+
+
+def build(task, config, answers=None, options=None):
+    """A Head with random weights. Raises ValueError for a task that LXMERT has no recipe for."""
+    if task not in RECIPES:
+        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
+    if task == 'pretrain':
+        return Pretraining(config, RECIPES[task], answers, options)
+    recipe = dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
+    return head_for(LxmertEncoder(config), recipe, answers and len(answers))
+
+
+def config_from_json(path):
+    return LxrtConfig.from_json(path)
+
+
+def read_config(folder, options):
+    """The config.json of a folder (BERT base and lxr955 if there is none), with --llayers, --xlayers, --rlayers and --dropout."""
+    path = folder / 'config.json'
+    config = LxrtConfig.from_json(path) if path.is_file() else LxrtConfig()
+    for name, value in (('l_layers', options.llayers), ('x_layers', options.xlayers), ('r_layers', options.rlayers),
+                        ('hidden_dropout_prob', options.dropout), ('attention_probs_dropout_prob', options.dropout)):
+        if value is not None:
+            setattr(config, name, value)
+    return config
+
+
+def check_config(path, config):
+    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
+    heads = LxrtConfig.from_json(path).num_attention_heads
+    if heads != config.num_attention_heads:
+        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
+                         f'{config.num_attention_heads}; give --bert {path.parent}')
+
+
+def answers_and_images(state, config):
+    """(how many answers, about how many images) the answer layers of a task's snapshot score; None where it has none."""
+    first, last = (state.get(f'logit_fc.{place}.weight') for place in (0, 3))
+    return None if first is None or last is None else (len(last), first.shape[1] // config.hidden_size)
+
+
+class LxmertEncoder(Encoder):
+    """Words and regions to the pooled vector of [CLS]; each of k images is encoded with the text, and their vectors are
+    joined."""
+
+    needs = frozenset({'regions', 'boxes'})
+
+    def __init__(self, config, tokenizer=None):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.lxrt_encoder = LXRTEncoder(config)
+
+    def write(self, texts, max_length, blank=False):
+        return {'input_ids': self.tokenizer.encode([text for text, in texts], max_length)}
+
+    def forward(self, batch, record_attention=False):
+        ids, images = batch['input_ids'], images_of_entries(batch)
+        inputs = ids, (images['features'], images['boxes']), images.get('visual_attention_mask')
+        if not record_attention:
+            return States(self.lxrt_encoder(*inputs).view(len(ids), -1))  # (e * k, d) -> (e, k * d)
+        pooled, attention = self.lxrt_encoder(*inputs, return_attention=True)
+        return States(pooled.view(len(ids), -1), attentions=[
+            Attention(name, *sides_of(name), probabilities) for name, probabilities in attention.items()])
+
+    def hidden_states(self, batch):
+        """(pooled (m, d), {layer: word states}, {layer: region states}), 0 at padding; layers: `layer_names`."""
+        images = images_of_entries(batch)
+        pooled, (words, regions) = self.lxrt_encoder(batch['input_ids'], (images['features'], images['boxes']),
+                                                   images.get('visual_attention_mask'), hidden_states=True)
+        return pooled, words, regions
+
+    def pooled_size(self, images):
+        return images * self.config.hidden_size
+
+    def classifier(self, answers, images):
+        return answer_layers(self.config, answers, images)
+
+    def original_name(self, name):
+        return name.removeprefix('encoder.').replace('classifier.', 'logit_fc.', 1)
+
+
+def sides_of(name):
+    """(queries, keys) of an attention by its name in `attention_names`."""
+    layer, _, which = name.partition('.')
+    if which in ('lang_to_visn', 'visn_to_lang'):
+        return ('words', 'visual') if which == 'lang_to_visn' else ('visual', 'words')
+    side = 'words' if which == 'lang' or layer.startswith('lang') else 'visual'
+    return side, side
+
+
+class Pretraining(Head):
+    """LXMERT with up to five objectives: masked words, matching, region features, region labels, question answering."""
+
+    ARGUMENTS = ('input_ids', 'attention_mask', 'masked_lm_labels', 'visual_feats', 'obj_labels', 'matched_label', 'ans',
+                 'visual_attention_mask')  # of the model, which a batch has or not
+
+    def __init__(self, config, recipe, answers=None, options=None):
+        super().__init__(None, recipe)
+        self.sources = []  # names of the sources of sentences, by their number in a batch
+        objectives = {} if options is None else {
+            'task_mask_lm': options.taskMaskLM, 'task_matched': options.taskMatched, 'task_obj_predict': options.taskObjPredict,
+            'visual_losses': options.visualLosses, 'task_qa': options.taskQA}
+        self.model = LXRTPretraining(config, **objectives, num_answers=len(answers or ()))
+
+    def counts(self, micro_batches):
+        counts = {}
+        for batch in micro_batches:
+            parts = label_counts(batch['boxes'], batch.get('masked_lm_labels'), batch.get('matched_label'), batch.get('ans'),
+                                 batch.get('visual_attention_mask'))
+            counts = {name: counts.get(name, 0) + count for name, count in parts.items()}
+        return counts
+
+    def logits(self, batch):
+        """The pooled vectors (b, d)."""
+        images = batch['visual_feats'], batch['boxes']
+        return self.model.bert(batch['input_ids'], None, batch['attention_mask'], images, batch.get('visual_attention_mask'))[1]
+
+    def forward(self, batch, counts):
+        """The losses and {'asked SOURCE', 'right SOURCE': numbers of questions}."""
+        losses, logits = self.model(**{name: batch.get(name) for name in self.ARGUMENTS}, pos=batch['boxes'], counts=counts,
+                                    predicted={'words': batch.get('words_at'), 'regions': batch.get('regions_at')})
+        metrics = {}
+        if 'ans' in batch:
+            asked = batch['ans'] != -1
+            for what, chosen in (('asked', asked), ('right', asked & (logits.argmax(1) == batch['ans']))):
+                # Not bincount, which waits for the device to tell it the largest source.
+                counted = chosen.new_zeros(len(self.sources), dtype=torch.double).index_add_(0, batch['source'], chosen.double())
+                metrics |= {f'{what} {source}': counted[i] for i, source in enumerate(self.sources)}
+        return losses, metrics
+
+    def original_name(self, name):
+        return name.removeprefix('model.')
+
+
+def load_encoder(path, config):
+    """(an LxmertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
+    encoder = LxmertEncoder(config)
+    return encoder, load_lxmert(encoder.lxrt_encoder.model, path)[0]
+
+
+def load_start(head, start):
+    """Loads the weights of a Start; returns the reports to print. Raises WeightsError."""
+    pretraining = isinstance(head, Pretraining)
+    encoder = head.model if pretraining else head.encoder.lxrt_encoder.model
+    if start.kind == 'scratch':
+        return []
+    if start.kind == 'bert':
+        return [load_bert(encoder, start.path)]
+    if start.kind == 'encoder':
+        return [load_lxmert(encoder, start.path)[0]]
+    if start.kind == 'all':
+        return [load_pretraining(encoder, start.path)[0] if pretraining
+                else head.load_original(read_task(start.path), str(start.path))]
+    if pretraining:
+        report, state = load_pretraining(encoder, start.path, answers=False)
+        layers = head.model.answer_head.logit_fc
+    else:
+        report, state = load_lxmert(encoder, start.path)
+        layers = head.classifier
+    transfer_answers(layers, answer_head(state, start.path), start)
+    return [report]
+
+
+@torch.no_grad()
+def transfer_answers(layers, checkpoint, start):
+    """Starts answer layers from those of a file, as the original code does from the pre-trained ones: the first layers are
+    copied, and of the last one the rows of the same answers. Other rows are 0, with the bias start.absent.
+
+    layers: `answer_layers`; checkpoint: tensors of such layers, as lxrt.weights.answer_head finds them. Raises WeightsError if
+    there are none, or they do not fit.
+    """
+    own, last = layers.state_dict(), f'{len(layers) - 1}.'
+    for name, tensor in own.items():
+        if name not in checkpoint:
+            raise WeightsError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
+        first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
+        if checkpoint[name].shape[first:] != tensor.shape[first:]:
+            raise WeightsError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[first:])}, found '
+                               f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
+                               'pictures: --loadLXMERT takes all but the head')
+    if len(checkpoint[f'{last}bias']) != start.known:
+        raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
+                           'they must belong together')
+    rows = torch.tensor(start.rows)
+    for name, tensor in own.items():
+        if name.startswith(last):
+            tensor.fill_(start.absent if name.endswith('bias') else 0.0)
+            tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
+        else:
+            tensor.copy_(checkpoint[name])

@@ -1,0 +1,4 @@
+# BertTokenizer, where the original code has it.
+from bert.tokenization import BertTokenizer
+
+__all__ = ['BertTokenizer']
