@@ -47,7 +47,8 @@ class ErrorAnalysis:
         """{'answers', 'counts': for each of them as the right one, how often each, and any other, is predicted}."""
         column = np.full(len(self.dataset.answers), len(common))
         column[common] = np.arange(len(common))
-        counts = [np.bincount(column[self.predicted[self.right == place]], minlength=len(common) + 1).tolist() for place in common]
+        counts = [np.bincount(column[self.predicted[self.right == place]], minlength=len(common) + 1).tolist()
+                  for place in common]
         return {'answers': [self.dataset.answers[place] for place in common], 'counts': counts}
 
     def examples(self, sentences, most):
