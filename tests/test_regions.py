@@ -213,7 +213,7 @@ def test_store_holds_what_was_written(path):
     assert [img_id.decode() for img_id in regions.ids] == IDS
     for rows in ([0, 1, 2, 3, 4], [3, 0], [1], [4, 2, 4]):  # ragged, equal, one, repeated
         expect_batch(regions.gather(rows), [IMAGES[row] for row in rows])
-        objects = regions.objects(np.array(rows))
+        objects = regions.read(np.array(rows), OBJECTS)
         assert sorted(objects) == sorted(OBJECTS)
         for i, row in enumerate(rows):
             for name, array in objects.items():
@@ -258,7 +258,7 @@ def test_view_of_two_stores(tmp_path):
     for copy in (view, pickle.loads(pickle.dumps(view))):
         expect_batch(copy.gather([3, 0, 1, 5]), [IMAGES[2], IMAGES[0], IMAGES[1], IMAGES[4]])
         expect_batch(copy.gather([4, 3]), [IMAGES[3], IMAGES[2]])
-    assert view.objects([3, 0])['classes'].tolist() == [IMAGES[2].classes.tolist(), [*IMAGES[0].classes.tolist(), 0]]
+    assert view.read([3, 0], OBJECTS)['classes'].tolist() == [IMAGES[2].classes.tolist(), [*IMAGES[0].classes.tolist(), 0]]
     assert view.image_sizes([3, 0]).tolist() == [[IMAGES[row].height, IMAGES[row].width] for row in (2, 0)]
     same(view.image(3), IMAGES[2])
     assert view.gather([])['features'].shape == (0, 0, F)
@@ -466,7 +466,7 @@ def test_real_file_equals_csv_and_base64(tmp_path):
     assert len(regions) == len(items) == 10 and regions.feature_size == 2048 and regions.max_regions == 36
     rows = regions.rows([item['img_id'] for item in items])
     assert rows.tolist() == list(range(10))
-    batch, objects = regions.gather(rows), regions.objects(rows)
+    batch, objects = regions.gather(rows), regions.read(rows, OBJECTS)
     assert batch['mask'].all() and batch['features'].shape == (10, 36, 2048)
     for i, item in enumerate(items):
         features = np.frombuffer(base64.b64decode(item['features']), np.float32).reshape(36, 2048)
@@ -727,7 +727,7 @@ def test_a_store_without_features(tmp_path):
         batch, expected = other.gather([3, 0, 1]), whole.gather([3, 0, 1])
         assert batch.keys() == {'boxes', 'mask'}
         np.testing.assert_array_equal(batch['boxes'], expected['boxes'])
-        assert other.objects([1])['classes'].tolist() == [IMAGES[1].classes.tolist()]
+        assert other.read([1], OBJECTS)['classes'].tolist() == [IMAGES[1].classes.tolist()]
     same(regions.image(2), without_features(IMAGES[2]))
     with pytest.raises(RegionError, match=r'x\.store: expected features of 5 as in whole, found 0'):
         RegionView([whole, regions])

@@ -182,10 +182,10 @@ def damage(folder, name, change):
     ('boxes', lambda array: array.__setitem__((0, 0), 999), 'row 0: image COCO_0x: field "boxes": expected 0 <= x1'),
     ('classes', lambda array: array.__setitem__(0, -1), 'field "objects_id": expected ids of 0 and more'),
     ('sizes', lambda array: array.__setitem__((1, 0), 0), 'row 1: image COCO_7x: field "img_h"'),
-    ('offsets', lambda array: array.__setitem__(2, 3), 'offsets.npy: expected numbers that grow'),
+    ('offsets', lambda array: array.__setitem__(2, 3), 'offsets.npy: expected increasing numbers'),
     ('offsets', lambda array: array.__setitem__(1, 2), None),
     ('order', lambda array: array.__setitem__(0, 1), 'order.npy: expected each row from 0 to 4 once'),
-    ('ids', lambda array: array.__setitem__(1, array[0]), 'ids.npy: expected different ids'),
+    ('ids', lambda array: array.__setitem__(1, array[0]), 'ids.npy: expected distinct ids'),
 ])
 def test_check_of_a_store(path, run, name, change, message):
     folder = store.open_regions(path).folder
@@ -214,7 +214,7 @@ def test_a_flipped_bit_in_a_store_is_noticed_by_its_digest(path, run, name):
         assert len(out.splitlines()) == 2 and '5 whole images, 1 fault' in out
         change_meta(folder, digests=None)
         status, out, _ = run('check', folder)
-        assert status == 0 and 'made without digests' in out
+        assert status == 0 and 'has no digests' in out
     for digests in ([], {'features': 'none'}):
         change_meta(folder, digests=digests)
         status, out, _ = run('check', folder)
@@ -313,13 +313,13 @@ def many(change=lambda one: one, seed=0, count=40):
 
 
 DIFFERENCES = {
-    'none': (lambda one: one, r'correlation 1.00, 0.0\d standard.*\n  norms: 1.0\d\d .*\n.*\n  classes: 0.0'),
+    'none': (lambda one: one, r'correlation 1.00, 0.0\d standard.*\n  norms: 1.0\d\d .*\n.*\n  classes: total variation 0.0'),
     'shuffled dimensions': (lambda one: replace(one, features=np.ascontiguousarray(one.features[:, ::-1])),
                             r'correlation -?0.[012]\d, [12]\.\d\d standard'),
     'halved': (lambda one: replace(one, features=one.features / 2), 'norms: 0.5'),
-    'background column': (lambda one: replace(one, classes=one.classes + 1), 'classes: 1.00 apart'),
+    'background column': (lambda one: replace(one, classes=one.classes + 1), 'classes: total variation 1.00'),
     'another size': (lambda one: replace(one, features=np.ascontiguousarray(one.features[:, :32])),
-                     'features of 32 numbers here, of 64 there: a model cannot use both'),
+                     'features have 32 and 64 numbers: one model cannot use both'),
 }
 
 
@@ -509,7 +509,7 @@ def test_a_store_without_features(tmp_path, run):
     status, out, _ = run('info', folder)
     assert status == 0 and '13 regions (1 to 4 an image) without features\n' in out
     status, out, _ = run('stats', folder, '--against', folder)
-    assert status == 0 and 'box width' in out and 'norm' not in out and '  classes: 0.00 apart' in out
+    assert status == 0 and 'box width' in out and 'norm' not in out and '  classes: total variation 0.00' in out
     assert run('show', folder, '--ids', IMAGES[0].img_id, '--out', tmp_path / 'drawn')[0] == 0
     damage(folder, 'boxes', lambda array: array.__setitem__((0, 0), 999))
     assert 'field "boxes": expected 0 <= x1' in run('check', folder)[1]
@@ -562,7 +562,7 @@ def test_import_takes_other_names_and_types_and_less(tmp_path):
     ({'size': np.array([60.5, 80])}, 'key "size": expected height and width, two whole numbers'),
     ({'features': np.array(['a'])}, 'key "features": expected numbers, found <U1'),
     ({'classes': np.ones(3)}, 'key "classes": expected whole numbers, found float64'),
-    ({'features': np.ones((3, 5, 1))}, r'key "features": expected a row a region, found an array of shape \(3, 5, 1\)'),
+    ({'features': np.ones((3, 5, 1))}, r'key "features": expected a row per region, found an array of shape \(3, 5, 1\)'),
     ({'features': np.full((3, 5), 1e300)}, 'field "features": expected finite numbers'),
     ({'boxes': np.full((3, 4), 500.0)}, 'field "boxes": expected 0 <= x1'),
     ({'classes': np.array([{}], object)}, 'Object arrays cannot be loaded'),

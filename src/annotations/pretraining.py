@@ -15,6 +15,7 @@ from bert.tokenization import CLS, MASK, SEP
 from dist import print0
 from files.json_files import DataError, some
 from regions import placement
+from regions.arrays import OBJECTS
 
 NO_LABEL = -1
 TINY, FAST = 500, 5000  # images of a split with --tiny and --fast, as in the original code
@@ -179,7 +180,7 @@ class SentenceDataset(torch.utils.data.Dataset):
         draws = self.draw(micro_batch, REGIONS, 3 * self.regions.max_regions).reshape(len(rows), -1, 3)[:, :o]
         predicted, zeroed, random = (chosen & mask for chosen in choose(draws[..., 0], self.options.objMaskRate))
         others = self.row[(draws[..., 1][random] * len(self.row)).astype(np.int64)]
-        labels = {name: placement.pad_regions(array, o) for name, array in self.regions.objects(rows).items()}
+        labels = {name: placement.pad_regions(array, o) for name, array in self.regions.read(rows, OBJECTS).items()}
         return batch | labels | {
             'region_mask': predicted, 'regions_at': np.flatnonzero(predicted), 'zeroed': zeroed,
             'noise_at': np.flatnonzero(random), **placement.gather_noise(self.regions, others, draws[..., 2][random])}

@@ -1,5 +1,5 @@
-"""From bottom-up-attention TSV files to arrays of regions.
+"""Region features: TSV files of bottom-up attention, memory-mapped region stores, and batches.
 
-`tsv` reads, checks and writes the files; `store` turns them once into memory-mapped arrays, which is what training reads;
-`placement` makes batches of them. All but `placement` use numpy only.
+`tsv` reads, checks and writes TSV files. `store` converts them once to memory-mapped arrays, which training reads. `placement`
+gathers batches. All but `placement` use numpy only.
 """

@@ -1,4 +1,4 @@
-"""Is a TSV or a store complete and valid? Every fault in one pass; and `repair`, which keeps the valid lines."""
+"""Checks TSV files and region stores, and reports all faults in one pass. `repair` copies the valid lines of a TSV."""
 
 import hashlib
 import itertools
@@ -14,15 +14,16 @@ from regions import tsv
 from regions.store import RegionStore
 from regions.tsv import RegionError, TsvFile
 
-PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # images, by what the file's name begins with
+PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # number of images, by prefix of the file's name
 BLOCK = 1 << 24  # bytes
-AGAIN = 'remove the store and convert its TSV again'
+ADVICE = 'remove the store and convert its TSV again'
 
 
 def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], None]) -> list[str]:
-    """Pass every fault of a TSV (or its zip) or of a store to `on_fault`; return the ids of the valid images, in order.
+    """Check a TSV, its zip, or a store, and return the ids of the valid images, in order.
 
-    `warn` is called with what could not be checked. Raises RegionError if there is nothing to check.
+    on_fault: called with each fault; warn: called with a message about what cannot be checked. Raises RegionError if there is no
+    such file.
     """
     return _check_store(path, on_fault, warn) if Path(path).is_dir() else _check_tsv(path, on_fault)
 
@@ -30,7 +31,7 @@ def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], N
 def _check_tsv(path, on_fault) -> list[str]:
     file, img_ids = tsv.need(path), []
     if not file.size:
-        on_fault(RegionError(f'{file.where}: expected an image a line, found an empty file; fetch or extract it again'))
+        on_fault(RegionError(f'{file.where}: expected one image per line, found an empty file; download or extract it again'))
     try:
         img_ids.extend(image.img_id for _, image in tsv.read(file, on_fault))
     except RegionError as error:  # the rest cannot be read
@@ -43,33 +44,33 @@ def _check_store(path, on_fault, warn) -> list[str]:
     try:
         store = RegionStore(path)
     except RegionError as error:
-        on_fault(RegionError(f'{error}; {AGAIN}'))
+        on_fault(RegionError(f'{error}; {ADVICE}'))
         return img_ids
     if 'digests' not in store.meta:
-        warn(f'{store.folder}: made without digests, so that damaged numbers are only noticed if they are impossible ones')
+        warn(f'{store.folder}: the store has no digests; changed numbers are only detected if they are invalid')
     for fault in itertools.chain(_digest_faults(store), _index_faults(store)):
-        on_fault(RegionError(f'{store.folder}/{fault}; {AGAIN}'))
+        on_fault(RegionError(f'{store.folder}/{fault}; {ADVICE}'))
     # Without valid offsets no region belongs to an image.
     rows = range(len(store)) if _increase(store.arrays['offsets']) else ()
     for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
         try:
             img_ids.append(tsv.check(store.image(row), store.feature_size).img_id)
         except (RegionError, UnicodeDecodeError) as error:
-            on_fault(RegionError(f'{store.folder}: row {row}: image {_printable_id(store, row)}: {error}; {AGAIN}'))
+            on_fault(RegionError(f'{store.folder}: row {row}: image {_printable_id(store, row)}: {error}; {ADVICE}'))
     if fault := _source_fault(store):
         on_fault(fault)
     return img_ids
 
 
 def published(path) -> int | None:
-    """How many images the published file has that a TSV, or that of a store, is named like; None for other names."""
+    """The number of images in the published file of this name (of a store: of its TSV's name); None for other names."""
     source = RegionStore(path).meta['source'] if Path(path).is_dir() else None
     name = source['name'] if source else Path(path).name
-    return next((count for begin, count in PUBLISHED.items() if name.startswith(begin)), None)
+    return next((count for prefix, count in PUBLISHED.items() if name.startswith(prefix)), None)
 
 
 def question_images(path) -> set[str]:
-    """The images that questions name: a json list of objects with img_id, or img0 and img1 as in NLVR2.
+    """The image ids in a json list of questions, under img_id, or img0 and img1 as in NLVR2.
 
     Raises FileNotFoundError or DataError.
     """
@@ -81,10 +82,10 @@ def question_images(path) -> set[str]:
 
 
 def repair(path, out, on_fault: Callable[[RegionError], None]) -> int:
-    """Write the valid lines of a TSV to `out`, byte for byte, and return how many; faults are passed to `on_fault`.
+    """Copy the valid lines of a TSV unchanged to `out`, and return their number. on_fault: called with each fault.
 
-    Of two lines of one id the first is kept. `out` appears when complete; it is never written empty. Raises OSError if `out`
-    cannot be written; RegionError if the TSV cannot be read to its end, or has no valid line.
+    Of lines with the same id the first is kept. `out` is written atomically. Raises OSError if `out` cannot be written;
+    RegionError if the TSV cannot be read to its end, or has no valid line.
     """
     lines = 0
     with atomic_file(out) as file:
@@ -92,12 +93,12 @@ def repair(path, out, on_fault: Callable[[RegionError], None]) -> int:
             file.write(line)
             lines += 1
         if not lines:
-            raise RegionError(f'{path}: expected at least one whole line, found none; {out} was not written')
+            raise RegionError(f'{path}: expected at least one valid line, found none; {out} was not written')
     return lines
 
 
 def store_digest(meta: dict) -> str | None:
-    """One digest of all arrays of a store, from those in its meta.json; None for a store made without."""
+    """A digest of the digests in a store's meta.json; None if it has none."""
     digests = meta.get('digests')
     if not isinstance(digests, dict):
         return None
@@ -105,7 +106,7 @@ def store_digest(meta: dict) -> str | None:
 
 
 def _digest_faults(store: RegionStore) -> Iterator[str]:
-    """Arrays whose bytes are not those that were written, by the digests in meta.json (of all but the .npy headers)."""
+    """Arrays whose sha256 (without the .npy header) differs from that in meta.json."""
     if 'digests' not in store.meta:
         return
     expected = store.meta['digests'] if isinstance(store.meta['digests'], dict) else {}
@@ -120,12 +121,12 @@ def _digest_faults(store: RegionStore) -> Iterator[str]:
 
 
 def _index_faults(store: RegionStore) -> Iterator[str]:
-    """The arrays that have an entry an image, against meta.json and each other."""
+    """Inconsistencies between the arrays with one entry per image, and with meta.json."""
     meta, offsets, order = store.meta, store.arrays['offsets'], store.arrays['order']
     counts = np.diff(offsets)
     if not _increase(offsets):
         row = int(np.argmax(counts < 1)) if (counts < 1).any() else 0
-        yield f'offsets.npy: expected numbers that grow from 0, found {offsets[row]} and then {offsets[row + 1]} at row {row}'
+        yield f'offsets.npy: expected increasing numbers from 0, found {offsets[row]} and then {offsets[row + 1]} at row {row}'
     elif (meta['min_regions'], meta['max_regions']) != (counts.min(), counts.max()):
         yield (f'meta.json: keys "min_regions", "max_regions": expected {counts.min()} and {counts.max()}, as in offsets.npy, '
                f'found {meta["min_regions"]} and {meta["max_regions"]}')
@@ -133,7 +134,7 @@ def _index_faults(store: RegionStore) -> Iterator[str]:
         yield f'order.npy: expected each row from 0 to {len(store) - 1} once'
     elif (unsorted := np.flatnonzero(store.ids[order][:-1] >= store.ids[order][1:])).size:
         one, other = order[unsorted[0]:unsorted[0] + 2]
-        yield (f'ids.npy: expected different ids, in order by order.npy, found {_printable_id(store, one)} (row {one}) before '
+        yield (f'ids.npy: expected distinct ids, sorted by order.npy, found {_printable_id(store, one)} (row {one}) before '
                f'{_printable_id(store, other)} (row {other})')
 
 
@@ -142,7 +143,7 @@ def _increase(offsets: np.ndarray) -> bool:
 
 
 def _source_fault(store: RegionStore) -> RegionError | None:
-    """What is wrong with the TSV that the store was made from, if it can be found."""
+    """The fault if the TSV that the store was converted from exists, but is unreadable or has changed."""
     try:
         file = _source_file(store)
         if file is None or (digest := file.sha256()) == store.meta['source']['sha256']:
@@ -150,11 +151,11 @@ def _source_fault(store: RegionStore) -> RegionError | None:
     except RegionError as error:
         return error
     return RegionError(f'{store.folder}/meta.json: key "source.sha256": expected the digest of {file.where}, {digest}, found '
-                       f'{store.meta["source"]["sha256"]}: the file is not that from which the store was made; convert it again')
+                       f'{store.meta["source"]["sha256"]}: the store was converted from another file; convert it again')
 
 
 def _source_file(store: RegionStore) -> TsvFile | None:
-    """The TSV (or the zip with it) that a store was made from, if it is where it was then or beside the store."""
+    """The TSV or zip that a store was converted from, if it exists at its original path or next to the store."""
     if not store.meta['source']:
         return None
     provenance = store.meta.get('provenance')
@@ -165,6 +166,6 @@ def _source_file(store: RegionStore) -> TsvFile | None:
 
 
 def _printable_id(store: RegionStore, row: int) -> str:
-    """An image id fit to stand in a message, whatever is in the file."""
+    """The image id of a row for messages; invalid bytes and control characters are escaped."""
     img_id = bytes(store.ids[row]).decode('utf-8', 'backslashreplace')
     return img_id if img_id and img_id.isprintable() else repr(img_id)

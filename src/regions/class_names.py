@@ -8,11 +8,10 @@ FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
 
 
 class ClassNames:
-    """`name(kind, id)` for kind 'classes' or 'attributes'; without a folder, or for ids it has no name for, the id itself.
+    """Names by id, from the files of the published detector.
 
-    `folder` holds objects_vocab.txt and, optionally, attributes_vocab.txt: a line a class, in the order of the ids, as
-    the published detector has them. Of synonyms (`gray,grey`) the first counts. Line 1 is id 0: the background, which
-    the detector counts first, is not in the files. Raises RegionError.
+    folder: with objects_vocab.txt and, optionally, attributes_vocab.txt, one class per line. Line 1 is id 0: the background is
+    not in the files. Of synonyms (`gray,grey`) the first is used. None: no names. Raises RegionError.
     """
 
     def __init__(self, folder=None):
@@ -24,9 +23,11 @@ class ClassNames:
             try:
                 lines = path.read_text(encoding='utf-8').splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise RegionError(f'{path}: expected UTF-8 text, a name a line, found none ({error}); correct --names') from None
+                raise RegionError(f'{path}: expected UTF-8 text, one name per line, found none ({error}); '
+                                  'correct --names') from None
             self.lists[kind] = [line.split(',')[0].strip() or f'line {number}' for number, line in enumerate(lines, 1)]
 
     def name(self, kind: str, number: int) -> str:
+        """The name of an id of kind 'classes' or 'attributes', else 'object 7' or 'attribute 7'."""
         names = self.lists[kind]
         return names[number] if 0 <= number < len(names) else f'{"object" if kind == "classes" else "attribute"} {number}'

@@ -1,20 +1,20 @@
-"""Regions that another program saved, as ImageRegions: a folder of .npz or .npy files, or an HDF5 file.
+"""Imports regions that another program saved in a folder of .npz or .npy files, or in an HDF5 file.
 
-An image has these arrays, o being its regions; the first name is ours, the others are taken as well:
+An image has these arrays, of o regions each. ALIASES lists other accepted names:
 
     features (o, f) float; boxes (o, 4) pixels x1, y1, x2, y2; size (2,) height, width, or height and width
     optional: classes, attributes (o,) whole numbers, without the background; class_conf, attribute_conf (o,) 0..1
-    optional, for a region store only: class_probabilities (o, num_classes) 0..1
+    optional, only for a region store: class_probabilities (o, num_classes) 0..1
 
-Missing classes, attributes and confidences become 0: with confidence 0 a class has no weight in pre-training.
+Missing classes, attributes and confidences become 0. A class of confidence 0 has no weight in pre-training.
 
     folder of .npz      <id>.npz with these arrays
-    folder of .npy      <id>.npy is features, <id>.boxes.npy, <id>.size.npy and so on the others
-    HDF5, by image      a group <id> with these datasets; height and width may be attributes of the group
-    HDF5, all at once   datasets ids (n,), features (n, o, f), boxes (n, o, 4), size (n, 2) and so on, with num_boxes (n,) where
+    folder of .npy      <id>.npy for features; <id>.boxes.npy, <id>.size.npy, ... for the others
+    HDF5, by image      a group <id> of these datasets; height and width may be attributes of the group
+    HDF5, all at once   datasets ids (n,), features (n, o, f), boxes (n, o, 4), size (n, 2), ..., with num_boxes (n,) where
                         images have fewer than o; or features (total, f) and so on with offsets (n + 1,)
 
-Nothing is unpickled: a file of Python objects is a fault.
+Files of pickled Python objects are refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,17 +32,17 @@ ALIASES = {'features': ('x', 'feature'), 'boxes': ('bbox', 'bboxes'), 'size': ('
            'classes': ('objects_id', 'object_ids', 'objects'), 'class_conf': ('objects_conf', 'confidences', 'conf', 'scores'),
            'attributes': ('attrs_id', 'attribute_ids'), 'attribute_conf': ('attrs_conf',), 'class_probabilities': ('cls_prob',)}
 KNOWN = {key for name, others in ALIASES.items() for key in (name, *others)}
-WIDE = ('features', 'boxes', *tsv.OPTIONAL)  # arrays with a row a region; the others have a number a region
+MATRICES = ('features', 'boxes', *tsv.OPTIONAL)  # two dimensions; the others have one number per region
 PER_REGION_KEYS = {key for name in tsv.COLUMNS for key in (name, *ALIASES[name])}
 
-Get = Callable[[str], np.ndarray | None]  # an array by the name it is saved under; None: there is none
-Images = Iterator[tuple[str, str, Callable[[], Get]]]  # the id of each, where it is for messages, and what opens it
+Get = Callable[[str], np.ndarray | None]  # the array of a name; None if it is missing
+Images = Iterator[tuple[str, str, Callable[[], Get]]]  # image id, location for messages, and a function that opens it
 
 
 def read(path) -> Iterator[ImageRegions]:
-    """The images of a folder or .h5 file, in the order of their names, each checked as `tsv.check` does.
+    """Yield the images of a folder or HDF5 file in the order of their names, checked by `tsv.check`.
 
-    Faulty images are left out until the end; then RegionError lists them, so that a writer leaves nothing.
+    Faulty images are skipped. After the last image RegionError lists them, so that the caller writes nothing.
     """
     path, faults, f = Path(path), [], None
     if not path.exists():
@@ -56,8 +56,8 @@ def read(path) -> Iterator[ImageRegions]:
         f = image.features.shape[1]
         yield image
     if faults:
-        raise RegionError(f'{path}: expected whole images only, found {len(faults)} faulty; nothing was written. Mend or remove '
-                          f'them:\n{tsv.listed(faults)}')
+        raise RegionError(f'{path}: expected valid images only, found {len(faults)} faulty; nothing was written. Correct or '
+                          f'remove them:\n{tsv.listed(faults)}')
     if f is None:
         raise RegionError(f'{path}: expected at least one image, found none')
 
@@ -87,10 +87,10 @@ def _image(img_id: str, get: Get) -> ImageRegions:
         array = np.zeros(o, dtype) if values[name] is None else np.asarray(values[name])
         if array.dtype.kind not in ('iu' if dtype.kind == 'i' else 'iuf'):
             raise RegionError(f'key "{name}": expected {"whole " if dtype.kind == "i" else ""}numbers, found {array.dtype}')
-        if array.ndim != (2 if name in WIDE else 1):
-            raise RegionError(f'key "{name}": expected {"a row" if name in WIDE else "a number"} a region, '
+        if array.ndim != (2 if name in MATRICES else 1):
+            raise RegionError(f'key "{name}": expected {"a row" if name in MATRICES else "a number"} per region, '
                               f'found an array of shape {array.shape}')
-        with np.errstate(over='ignore'):  # a number that is too large for the dtype becomes infinite, and a fault
+        with np.errstate(over='ignore'):  # too large numbers become infinite, which tsv.check refuses
             arrays[name] = np.ascontiguousarray(array, dtype)
     return ImageRegions(img_id, int(size[0]), int(size[1]), **arrays)
 
@@ -136,14 +136,14 @@ def _hdf5(path: Path) -> Images:
             yield from _columns(path, file)
             return
         if not len(file):
-            raise RegionError(f'{path}: expected a group an image, or datasets of all images, found an empty file')
+            raise RegionError(f'{path}: expected a group per image, or datasets of all images, found an empty file')
         for img_id, group in tqdm(file.items(), desc=path.name, unit=' images', disable=None):
             yield img_id, f'{path}: group {img_id}', lambda group=group: lambda key: (
                 np.asarray(group[key]) if key in group else np.asarray(group.attrs[key]) if key in group.attrs else None)
 
 
 def _columns(path: Path, file) -> Images:
-    """The images of an HDF5 file whose datasets hold all of them, by row or by offsets."""
+    """The images of an HDF5 file in which each dataset contains all images, by row or by offsets."""
     if 'ids' not in file:
         raise RegionError(f'{path}: key "ids": expected the image ids, (n,) text, found only {", ".join(sorted(file))}')
     img_ids = [img_id.decode() if isinstance(img_id, bytes) else str(img_id) for img_id in file['ids'][:]]
@@ -151,9 +151,9 @@ def _columns(path: Path, file) -> Images:
     offsets, counts = (file[key][:] if key in file else None for key in ('offsets', 'num_boxes'))
     length = n if offsets is None else int(offsets[-1]) if len(offsets) == n + 1 else -1
     if length < 0 or (offsets is not None and (np.diff(offsets, prepend=0) < 0).any()):
-        raise RegionError(f'{path}: key "offsets": expected {n + 1} numbers that grow from 0, found {len(offsets)}')
+        raise RegionError(f'{path}: key "offsets": expected {n + 1} increasing numbers from 0, found {len(offsets)}')
     if counts is not None and len(counts) != n:
-        raise RegionError(f'{path}: key "num_boxes": expected {n} numbers, one an image, found {len(counts)}')
+        raise RegionError(f'{path}: key "num_boxes": expected {n} numbers, one per image, found {len(counts)}')
     for key in sorted(KNOWN & set(file)):
         expected = length if key in PER_REGION_KEYS else n
         if not file[key].ndim or len(file[key]) != expected:

@@ -1,4 +1,4 @@
-"""Where regions are kept while batches are gathered from them: on disk by memory map, in RAM, or on the GPU (--featDevice)."""
+"""Gathers batches from regions on disk (memory mapped), in RAM, or on the GPU (--featDevice)."""
 
 import weakref
 from collections.abc import Sequence
@@ -10,29 +10,29 @@ from regions.arrays import RegionArrays, Regions, RegionView, check_rows
 from regions.tsv import OPTIONAL, RegionError
 
 CHUNK = 1 << 14  # regions that are copied to the device at once
-SPARE = 1 << 30  # bytes of the device's memory that regions leave to others at the least
+RESERVED = 1 << 30  # bytes of GPU memory that stay free for the model
 _LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, device) -> its Table, shared by splits
 
 
 def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDevice':
-    """The regions where --featDevice says: 'cpu' as they are, 'ram' read into RAM once, 'cuda' on `device`.
+    """Regions moved as --featDevice says: 'cpu' leaves them, 'ram' reads them into RAM, 'cuda' copies them to `device`.
 
-    Raises RegionError, naming their size and the free memory, if they do not fit on the device.
+    Raises RegionError if there is no GPU, or its free memory is too small.
     """
     if where == 'ram':
         return in_ram(regions)
     if where == 'cuda' and device.type != 'cuda':
-        raise RegionError('--featDevice cuda: there is no GPU to keep features on; give --featDevice cpu or ram')
+        raise RegionError('--featDevice cuda: there is no GPU for the features; give --featDevice cpu or ram')
     return OnDevice(regions, device) if where == 'cuda' else regions
 
 
 def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: bool = False,
                  columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The regions of b rows for a batch, and their mask (b, o). The regions of a row that is -1 are all masked and 0.
+    """A batch of b images and its mask (b, o) bool. For row -1 the mask is False and all entries are 0.
 
-    Features and boxes are those of `gather`, or, of regions on a device, places (b, o) int64; `to_device` takes either.
-    static_shape: o is the largest number of regions of any image, not of these. columns: names of optional columns, each
-    returned (b, o, ...) under its own name; RegionError if the regions have no such column.
+    Features and boxes are those of `RegionArrays.gather`; for regions on a device, places (b, o) int64 instead, which `to_device`
+    replaces. static_shape: pad to the largest number of regions of any image, not of this batch. columns: optional columns to
+    add, (b, o, ...) each. Raises RegionError if one is missing.
     """
     known = np.maximum(rows, 0)
     if isinstance(regions, OnDevice):
@@ -41,7 +41,7 @@ def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: 
     else:
         batch, fill = regions.gather(known), {}
     if columns:
-        # Row 0, which is read instead of -1, may have more regions than the places.
+        # Row 0 is read in place of row -1, and may have more regions than the batch.
         batch |= {name: pad_regions(array[:, :batch['mask'].shape[1]], batch['mask'].shape[1])
                   for name, array in regions.read(known, columns).items()}
     if static_shape:
@@ -53,23 +53,23 @@ def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: 
     return batch
 
 
-def gather_noise(regions: 'Regions | OnDevice', rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
-    """The features of one region of each of k rows: noise (k, f) as by `gather_one`, or, on a device, noise_places (k,)."""
+def gather_noise(regions: 'Regions | OnDevice', rows: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Features of one random region of each of k images: noise (k, f) of `gather_one`, or noise_places (k,) on a device."""
     if isinstance(regions, OnDevice):
         places = regions.places(rows)  # (k, o)
-        return {'noise_places': places[np.arange(len(rows)), (shares * (places >= 0).sum(1)).astype(np.int64)]}
-    return {'noise': regions.gather_one(rows, shares)}
+        return {'noise_places': places[np.arange(len(rows)), (draws * (places >= 0).sum(1)).astype(np.int64)]}
+    return {'noise': regions.gather_one(rows, draws)}
 
 
 def pad_regions(array: np.ndarray, o: int, fill=0) -> np.ndarray:
-    """(b, n, ...) -> (b, o, ...)."""
-    more = o - array.shape[1]
-    return np.pad(array, [(0, 0), (0, more), *[(0, 0)] * (array.ndim - 2)], constant_values=fill) if more else array
+    """(b, n, ...) -> (b, o, ...), padded with `fill`."""
+    padding = o - array.shape[1]
+    return np.pad(array, [(0, 0), (0, padding), *[(0, 0)] * (array.ndim - 2)], constant_values=fill) if padding else array
 
 
 def to_device(regions: 'Regions | OnDevice', batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch that was copied to the device, with features and boxes instead of places, noise (k, f) instead of noise_places,
-    and float32 instead of float16."""
+    """A batch whose tensors are on the device: places become features and boxes, noise_places become noise (k, f), and
+    float16 becomes float32."""
     if 'noise_places' in batch:
         batch['noise'] = regions.look_up(batch.pop('noise_places'))['features']
     if 'places' in batch:
@@ -78,25 +78,25 @@ def to_device(regions: 'Regions | OnDevice', batch: dict[str, torch.Tensor]) -> 
 
 
 def in_ram(regions: Regions) -> Regions:
-    """The same regions with all arrays in the RAM of this process; a worker that is forked shares it."""
+    """The regions with all arrays in RAM, which forked workers share."""
     if isinstance(regions, RegionView):
         return RegionView([in_ram(store) for store in regions.stores])
     return RegionArrays(regions.name, {name: np.array(array) for name, array in regions.arrays.items()}, regions.max_regions)
 
 
 class OnDevice:
-    """Regions whose features (half precision) and boxes are all on a device; a batch is copied there as places.
+    """Regions with features (float16) and boxes on a device. Batches contain indices (places) of regions in these tables.
 
-    `places` runs where batches are prepared, in any process, and uses no device; `look_up` runs on the device without waiting
-    for it. All else is as in the regions it was made of.
+    `places` runs in the processes that prepare batches, and does not use the device; `look_up` runs on the device, without
+    synchronising. Other attributes are those of the given regions.
     """
 
     def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
-        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'objects', 'image', 'image_sizes'):
+        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'image', 'image_sizes'):
             setattr(self, name, getattr(regions, name))
         self.stores = getattr(regions, 'stores', [regions])
-        self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # of each store's regions, among all
+        self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # place of each store's first region
         missing = [store for store in self.stores if _key(store, device) not in _LOADED]
         check_gpu_memory(sum(_size(store) for store in missing), regions.name, device)
         self.tables = []
@@ -109,7 +109,7 @@ class OnDevice:
         return len(self.regions)
 
     def places(self, rows) -> np.ndarray:
-        """Where the regions of b images are, (b, o) int64, -1 for padding and for all regions of a row that is -1."""
+        """The places of the regions of b images, (b, o) int64; -1 for padding, and for row -1."""
         rows = np.asarray(rows, np.int64)
         known = rows >= 0
         check_rows(rows[known], len(self), self.name)
@@ -124,21 +124,26 @@ class OnDevice:
         return np.where(known[:, None] & (step < counts[:, None]), starts[:, None] + step, -1)
 
     def look_up(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features (..., f), unless there are none, and boxes (..., 4), float32 as from `gather`, of places (...) int64 on the
-        device."""
+        """Features (..., f), if there are any, and boxes (..., 4), float32, scaled as in `gather`, on the device.
+
+        places: (...) int64 on the device; -1 gives 0.
+        """
         batch = {}
         for table, start, end in zip(self.tables, self.starts, self.starts[1:], strict=False):
             local = ((places >= start) & (places < end))[..., None]  # (..., 1)
             index = (places - start).clamp(0, end - start - 1)
             for name, array in table.arrays.items():
                 rows = torch.where(local, array[index], 0)
-                # Each place is of one store and 0 in the others, so that their sum is exact.
+                # All stores but one contribute 0, so the sum is exact.
                 batch[name] = batch[name] + rows if name in batch else rows
         return {name: array.float() for name, array in batch.items()}
 
 
 class Table:
-    """A store's features (total, f) float16, unless it has none, and boxes (total, 4) float32, scaled to 0..1, on a device."""
+    """A store's boxes (total, 4) float32, scaled to 0..1, and features (total, f) float16, if it has any, on a device.
+
+    Raises RegionError if features overflow float16.
+    """
 
     def __init__(self, store: RegionArrays, device: torch.device):
         boxes = torch.empty(store.total, 4, device=device)
@@ -150,7 +155,7 @@ class Table:
             part = slice(start, start + CHUNK)
             boxes[part] = torch.from_numpy(store.arrays['boxes'][part] / scale[image_of[part]]).to(device)
             if store.feature_size:
-                # A copy: PyTorch has no tensors that cannot be written.
+                # Copied, because PyTorch warns about read-only arrays.
                 features[part] = torch.from_numpy(np.array(store.arrays['features'][part])).to(device)
                 finite &= torch.isfinite(features[part]).all()
         if not finite:
@@ -159,12 +164,12 @@ class Table:
 
 
 def check_gpu_memory(size: int, name, device: torch.device) -> None:
-    """Raise RegionError if `size` bytes more do not fit on a GPU next to the model."""
+    """Raise RegionError if a GPU has less than `size` + RESERVED bytes free."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else np.inf
-    if size > free - SPARE:
+    if size > free - RESERVED:
         raise RegionError(f'--featDevice cuda: the regions of {name} take {size / 1e9:.1f} GB in half precision, and '
-                          f'{free / 1e9:.1f} GB of {device} are free, of which {SPARE / 1e9:.1f} GB are left to the model at the '
-                          'least; give --featDevice cpu or ram, or a GPU with more memory')
+                          f'{free / 1e9:.1f} GB of {device} are free, of which {RESERVED / 1e9:.1f} GB are kept for the model; '
+                          'give --featDevice cpu or ram, or a GPU with more memory')
 
 
 def _size(store: RegionArrays) -> int:
@@ -173,5 +178,5 @@ def _size(store: RegionArrays) -> int:
 
 
 def _key(store: RegionArrays, device: torch.device):
-    # What was read for --tiny has no stamp: it is another one each time.
+    # Regions in RAM (read for --tiny) have no stamp, and are never shared.
     return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), str(device)

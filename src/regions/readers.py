@@ -1,4 +1,4 @@
-"""A TSV, its zip or a store, read alike: programs that look at regions need not know which of them they were given."""
+"""Reads images from a TSV, its zip, or a store, whichever the path names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,14 @@ from regions.tsv import ImageRegions, RegionError, TsvFile
 
 
 def open_file(path) -> RegionStore | TsvFile:
-    """The store if `path` is a folder, else the TSV. Raises RegionError if there is neither."""
+    """The store if `path` is a folder, else the TSV. Raises RegionError if neither exists."""
     return RegionStore(path) if Path(path).is_dir() else tsv.need(path)
 
 
 def images(path, most: int = 0) -> Iterator[ImageRegions]:
-    """The images, one at a time; of a store at most `most` (0: all), drawn with a fixed seed, in row order.
+    """Yield the images; of a store at most `most` (0: all), sampled with a fixed seed, in row order.
 
-    A TSV is read to its end whatever `most` says: its lines cannot be reached without reading those before.
-    Raises RegionError at the first fault.
+    A TSV is always read to its end. Raises RegionError at the first fault.
     """
     regions = open_file(path)
     if isinstance(regions, TsvFile):
@@ -34,13 +33,13 @@ def images(path, most: int = 0) -> Iterator[ImageRegions]:
 
 
 def chosen(path, img_ids: list[str]) -> Iterator[ImageRegions]:
-    """The images of these ids, in the order of the file; of a TSV only their lines are decoded, none after the last.
+    """Yield the images of these ids, in the order of the file. Of a TSV only their lines are decoded, and none after the last.
 
-    Raises RegionError that names the unknown ids, after the others, and for a faulty line among those needed.
+    Raises RegionError for a faulty line among these; after the known images, for unknown ids.
     """
     regions, missing = open_file(path), set(img_ids)
     if isinstance(regions, TsvFile):
-        # Only ids that are still missing are read: a second line with the same id is for `check` to report.
+        # A second line with the same id is ignored; `check` reports it.
         images = (image for _, image in tsv.read(regions, wanted=lambda img_id: img_id.decode(errors='replace') in missing))
     else:
         images = (regions.image(row) for row in np.unique(regions.rows(img_ids)) if row >= 0)
