@@ -257,13 +257,13 @@ def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_c
 
 def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_run(vqa, tmp_path):
     run = vqa('--lr', '1e30', '--optim', 'sgd')
-    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no state had been saved yet' in run.stderr
+    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no run state was saved' in run.stderr
 
     progress, folder = Progress(skipped_in_a_row=8), RunFolder(tmp_path / 'other')
     count_skipped(progress, folder, False, 1)
     assert (progress.skipped, progress.skipped_in_a_row) == (1, 9)
     (folder.path / 'RUN_STATE.pth').touch()
-    with pytest.raises(FloatingPointError, match=r'last good state is in .*RUN_STATE\.pth'):
+    with pytest.raises(FloatingPointError, match=r'last saved run state is .*RUN_STATE\.pth'):
         count_skipped(progress, folder, False, 2)
     count_skipped(progress, folder, True, 3)
     assert (progress.skipped, progress.skipped_in_a_row) == (2, 0)

@@ -51,7 +51,7 @@ class PretrainingTask:
     def figures(self, losses, sums):
         """(text, {name: number}) of {loss: mean} and of the sums of questions asked and answered correctly."""
         figures = {'loss': sum(losses.values()), **losses}
-        text = f'{self.shown(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
+        text = f'{self.format_score(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
         asked = {source: sums.get(f'asked {source}', 0) for source in self.sources}
         right = {source: sums.get(f'right {source}', 0) for source in self.sources}
         if any(asked.values()):
@@ -63,7 +63,7 @@ class PretrainingTask:
         return text, figures
 
     @staticmethod
-    def shown(score):
+    def format_score(score):
         return f'loss {-score:.4f}'
 
 

@@ -42,17 +42,17 @@ class Task:
     def report(self, sums):
         """The mean score of an epoch of training, per cent: (text, {name: number})."""
         score = 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)
-        return self.shown(score), {'score': score}
+        return self.format_score(score), {'score': score}
 
     def validate(self, head, dataset, options, device):
         """(score, text, {name: number}) of a labelled dataset."""
         predictions = evaluate(head, dataset, options, device, 'Validating', self.k)
         warn_same_predictions(dataset, predictions)
         score = self.score(dataset, predictions)
-        return score, self.shown(score), {'score': score}
+        return score, self.format_score(score), {'score': score}
 
     @staticmethod
-    def shown(score):
+    def format_score(score):
         return f'{score:.2f}'
 
     @staticmethod
