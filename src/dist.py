@@ -1,4 +1,4 @@
-"""One process or several: rank, device, printing, gathering."""
+"""Distributed training: rank, device, printing, collective operations. With one process they do nothing."""
 
 import gc
 import os
@@ -28,13 +28,13 @@ def print0(*lines):
         print(*lines, flush=True)
 
 
-def start(wanted=None):
-    """Joins the processes that torchrun started, if it did, and returns this one's device.
+def start(device_type=None):
+    """Initializes the process group if torchrun started this process. Returns the device.
 
-    wanted: 'cpu', 'cuda' or None for the GPU where there is one. A machine without any NVIDIA device goes on with the
-    CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
+    device_type: 'cpu', 'cuda' or None. None falls back to the CPU, with a message, only on a machine without an NVIDIA device;
+    if there is one that PyTorch cannot use, raises DeviceError, since a run on the CPU would take weeks.
     """
-    device = _device(wanted)
+    device = _device(device_type)
     if {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized():
         if device.type == 'cuda':
             torch.cuda.set_device(device)
@@ -43,54 +43,54 @@ def start(wanted=None):
 
 
 def stop():
-    """Parts from the other processes, when all have come to their end."""
+    """Waits for the other processes and destroys the process group."""
     if torch_dist.is_initialized():
         torch_dist.barrier()
-        gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
+        gc.collect()  # frees DistributedDataParallel, whose reference cycles keep the group's threads alive
         torch_dist.destroy_process_group()
 
 
 def end(status):
-    """Tells src/machines.py, where it started this process, that starting it anew is of no use. Returns its exit status."""
+    """Writes the exit status to the launcher's END_FILE, so that it does not restart this process. Returns the status."""
     if path := os.environ.get('END_FILE'):
-        part = Path(f'{path}.{os.getpid()}')
-        part.write_text(str(status))
-        part.replace(path)
+        temporary = Path(f'{path}.{os.getpid()}')
+        temporary.write_text(str(status))
+        temporary.replace(path)
     return status
 
 
 def restarted():
-    """Whether processes were started anew after one had died. All of them must ask: on some machines torchrun counts none."""
+    """Whether torchrun restarted the processes after one failed. Collective: torchrun counts restarts only on some machines."""
     return any(gather(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0))
 
 
-def _device(wanted):
-    if wanted == 'cpu':
+def _device(device_type):
+    if device_type == 'cpu':
         return torch.device('cpu')
     if torch.cuda.is_available() and torch.cuda.device_count():
         local = int(os.environ.get('LOCAL_RANK', 0))
         if local >= torch.cuda.device_count():
             raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are {torch.cuda.device_count()}')
         return torch.device('cuda', local)
-    if wanted == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
+    if device_type == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
             raise DeviceError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')
-        raise DeviceError('a GPU is wanted, but PyTorch cannot use one: see whether `nvidia-smi` answers and whether '
-                          f'this PyTorch ({torch.__version__}) is built for CUDA; or use cpu')
+        raise DeviceError('PyTorch cannot use a GPU: check that `nvidia-smi` works and that this PyTorch '
+                          f'({torch.__version__}) is built for CUDA; or use cpu')
     if int(os.environ.get('RANK', 0)) == 0:
-        print('No NVIDIA device on this machine: going on with the CPU.', flush=True)
+        print('No NVIDIA device on this machine: using the CPU.', flush=True)
     return torch.device('cpu')
 
 
 def sum_over_ranks(tensor):
-    """Adds a tensor up over all ranks, in place, and returns it."""
+    """Sums a tensor over all ranks in place and returns it."""
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value):
-    """A list of every rank's value, on every rank."""
+    """The list of all ranks' values, on every rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()

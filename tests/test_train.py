@@ -139,7 +139,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_pa
     run = vqa('--epochs', '1')
     assert run.returncode == 1 and '--resume' in run.stderr and 'Traceback' not in run.stderr
     run = vqa('--epochs', '1', '--resume', '--lr', '5e-4')
-    assert run.returncode == 1 and '--lr 0.001 there, 0.0005 now' in run.stderr
+    assert run.returncode == 1 and '--lr 0.001 then, 0.0005 now' in run.stderr
     assert (tmp_path / 'run/LAST.pth').read_bytes() == before
 
 
@@ -152,7 +152,7 @@ def test_a_run_of_before_an_option_was_there_is_resumed(vqa, tmp_path):
     run = vqa('--epochs', '1', '--saveSteps', '3', '--resume')
     assert run.returncode == 0 and 'finished' in run.stdout, run.stderr
     run = vqa('--epochs', '1', '--saveSteps', '3', '--resume', '--fp16')
-    assert run.returncode == 1 and '--fp16 False there, True now' in run.stderr
+    assert run.returncode == 1 and '--fp16 False then, True now' in run.stderr
 
 
 def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
