@@ -144,7 +144,7 @@ def test_losses_left_out(program):
 
 
 def test_flags_that_mean_nothing():
-    for flags, message in (({}, 'nothing to learn'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: has no meaning'),
+    for flags, message in (({}, 'no pre-training objective'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: does not apply'),
                            ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses names nothing')):
         with pytest.raises(ValueError, match=message):
             check_flags(Options(**flags))
