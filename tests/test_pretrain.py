@@ -145,7 +145,7 @@ def test_losses_left_out(program):
 
 def test_flags_that_mean_nothing():
     for flags, message in (({}, 'no pre-training objective'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: does not apply'),
-                           ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses names nothing')):
+                           ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses is empty')):
         with pytest.raises(ValueError, match=message):
             check_flags(Options(**flags))
     for flags, message in (({'visualLosses': 'obj,box'}, 'expected some of obj,attr,feat'),
