@@ -21,9 +21,10 @@ usage() {  # usage TEXT: how to call the launcher, then the end
 }
 
 launch() {
-    local program=$1 start=$2 gpus=$3 flag several=no
+    local program start=$2 gpus=$3 flag several=no
     # Threads that wait spin for long by default, which brings training to a crawl where something else uses a core.
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
+    program=${1#src/} program=${program%.py} program=${program//\//.}  # a module, so that its folder is not on sys.path
     shift 3
     local -a flags=("$@") by=()
     export LAUNCHER="$PWD/run/$(basename "$0")"
@@ -52,5 +53,5 @@ launch() {
         # torchrun's own default is one thread a process
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
     fi
-    exec "$PYTHON" "${by[@]}" "$program" "${flags[@]}"
+    exec "$PYTHON" "${by[@]}" -m "$program" "${flags[@]}"
 }

@@ -7,6 +7,10 @@ from pathlib import Path
 SIGTERM_STATUS = 75  # of a run that SIGTERM ended with its state saved: 'failed for now, try again' (sysexits.h)
 
 
+class DeviceError(OSError):
+    """The device that is asked for cannot be used."""
+
+
 def run_main(name, work, interrupted='interrupted'):
     """The exit status of work(), which returns one: 1 for a fault of the input, which is printed, 130 for Ctrl-C.
 

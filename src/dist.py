@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-
-class DeviceError(OSError):
-    """The device that is asked for cannot be used."""
+from cli import DeviceError
 
 
 def rank():

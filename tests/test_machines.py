@@ -172,7 +172,7 @@ def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatc
 
 
 def slurm_script():
-    return re.search(r'```bash\n(#!/usr/bin/env bash\n#SBATCH .*?)```', (ROOT / 'run/README.md').read_text(), re.S)[1]
+    return re.search(r'```bash\n(#!/usr/bin/env bash\n#SBATCH .*?)```', (ROOT / 'docs/distributed.md').read_text(), re.S)[1]
 
 
 @pytest.mark.parametrize('status', [0, 1, 75])

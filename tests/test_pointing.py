@@ -15,7 +15,7 @@ from conftest import ROOT
 import models
 from explain import pointing
 from explain.relevance import Relevance
-from regions import source
+from regions import readers
 from shapes import pointing as world_game
 from shapes import questions, scene, show
 from shapes.scene import covered
@@ -45,7 +45,7 @@ def game(made_world, snapshots):
     """(predictor, questions with boxes, regions): the arguments of `play`."""
     asked = list(world_game.questions_with_boxes(made_world))
     ids = sorted({question['img_id'] for question, _ in asked})
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
+    regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
     return Predictor.from_snapshot(snapshots / 'vqa/BEST'), asked, regions
 
 

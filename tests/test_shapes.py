@@ -211,8 +211,8 @@ def test_vocabulary_knows_every_word(small_world):
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())
     assert config['vocab_size'] == len(pieces) and config['visual_feat_dim'] == features.FEATURE_DIM
-    assert (config['num_object_labels'], config['num_attr_labels']) == (
-        len(simulate_regions.CLASSES), len(simulate_regions.ATTRIBUTES))
+    assert config['num_object_labels'] == len(simulate_regions.CLASSES)
+    assert config['num_attr_labels'] == len(simulate_regions.ATTRIBUTES)
 
 
 def test_kinds_have_their_shares(vqa):

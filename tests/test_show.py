@@ -1,5 +1,6 @@
 """A look inside: relevance against slow loops, the pictures, run/show.bash."""
 
+import itertools
 import json
 import shutil
 
@@ -13,8 +14,8 @@ from explain.relevance import maps, relevance
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
-from regions import source
-from regions.class_names import Names
+from regions import readers
+from regions.class_names import ClassNames
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
 
@@ -196,7 +197,7 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
     assert status == 0, printed.err
     answerer = Predictor.from_snapshot(shown / task / 'BEST')
     features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
-    images = sorted(source.chosen(features, ids), key=lambda image: ids.index(image.img_id))
+    images = sorted(readers.chosen(features, ids), key=lambda image: ids.index(image.img_id))
     (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
     assert printed.out.startswith(f'What color is the star? {answer} ({probability:.3f})\n')
     batch, = answerer.batches([tuple(images)], ['What color is the star?'])
@@ -255,7 +256,7 @@ def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, ru
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
     answerer = Predictor.from_snapshot(shown / 'nlvr2/BEST')
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
+    regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
     batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
     expected = relevance(answerer.task.model, batch)
     for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
@@ -297,7 +298,7 @@ def test_photographs_that_do_not_fit_are_named(run, tmp_path):
 
 
 def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(made_world):
-    image = next(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
+    image = next(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
     image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
     weights = np.zeros(36)
     weights[:3] = 1, 0.5, 0.25
@@ -316,11 +317,11 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
 
 
 def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
-    images = [image for image, _ in zip(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), range(2), strict=False)]
+    images = list(itertools.islice(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), 2))
     weights = np.zeros((2, 36))
     weights[0, 5], weights[1, 7] = 6, 2
     seen = attention.Look('', '', 1.0, '', [], np.ones((2, 0)), list(weights), {})
-    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, Names())
+    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
     assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
     assert next(iter(others)) == 7 and others[7].endswith(' 25%')
     shown = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in

@@ -89,6 +89,24 @@ def test_random_text_is_cut_as_by_berts_own_tokenizer(tokenizers):
     check(tokenizers, fuzz(), 20)
 
 
+@pytest.mark.parametrize('length', [20, 7, 6, 4])
+def test_pairs_are_cut_as_by_transformers(tokenizers, length):
+    """One by one off the longer text, of two equal ones the second; also of one text alone, in the same call."""
+    ours, legacy = tokenizers
+    rng = random.Random(0)
+    texts = [' '.join(rng.choices(['the', 'cat', 'unable', '?'], k=k)) for k in (0, 1, 2, 3, 4, 5, 9, 10, 30)]
+    pairs = [*((one, other) for one in texts for other in texts), *zip(AWKWARD, AWKWARD[::-1], strict=True),
+             *((one,) for one in texts), *texts]
+    ids, types = ours.encode_pairs(pairs, length)
+    assert ids.dtype == types.dtype == np.int32 and ids.shape == types.shape == (len(pairs), length)
+    np.testing.assert_array_equal(ours.encode(pairs, length), ids)
+    for pair, *rows in zip(pairs, ids.tolist(), types.tolist(), strict=True):
+        stripped = [text.strip() for text in ((pair,) if isinstance(pair, str) else pair)]
+        expected = legacy(*stripped, truncation='longest_first', max_length=length, padding='max_length',
+                          return_token_type_ids=True)
+        assert rows == [expected['input_ids'], expected['token_type_ids']], ascii(pair)
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not VOCAB.is_file(), reason=f'{VOCAB} is not here')
 def test_known_ids_of_bert_base_uncased():

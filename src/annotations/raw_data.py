@@ -4,13 +4,13 @@ They read and write an item at a time, so that memory does not grow with the fil
 """
 
 import json
-import os
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from cli import run_main
+from files.atomic import atomic_file, naming
 from files.json_files import DataError, field, opened
 
 
@@ -43,10 +43,10 @@ def json_lines(path, key, source):
 
 
 class Outputs:
-    """The json files that a script makes in one folder; lists are written an item at a time.
+    """The json files that a script writes to one folder, lists one item at a time.
 
-    A context manager: the files get their names when all are complete; an error removes all of them. Raises FileExistsError if
-    one of them already exists.
+    Used in a `with`: the files get their names when all are complete; after an error none is left. Raises FileExistsError if one
+    of them exists already, OSError that names the file where the disk is full.
     """
 
     def __init__(self, folder, names):
@@ -55,42 +55,35 @@ class Outputs:
         if existing:
             raise FileExistsError(f'{", ".join(existing)}: already exists; move it, or name another --out')
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = {name: open(self.folder / f'{name}.part', 'w', encoding='utf-8') for name in names}  # noqa: SIM115
+        self.stack = ExitStack()
+        self.files = {name: self.stack.enter_context(atomic_file(self.folder / name, 'w', encoding='utf-8')) for name in names}
 
     def __enter__(self):
         return self
 
     def add(self, name, item):
         """Appends an item to the list in file `name`."""
-        self._write(name, (',\n' if self.counts[name] else '[\n') + json.dumps(item))
+        self.write(name, (',\n' if self.counts[name] else '[\n') + json.dumps(item))
         self.counts[name] += 1
 
     def dump(self, name, value):
         """Writes a value as the content of file `name`."""
         self.values.add(name)
-        self._write(name, json.dumps(value, indent=0))
+        self.write(name, json.dumps(value, indent=0))
 
-    def _write(self, name, text, last=False):
-        try:
+    def write(self, name, text):
+        with naming(self.folder / name):
             self.files[name].write(text)
-            if last:
-                self.files[name].flush()
-                os.fsync(self.files[name].fileno())
-        except OSError as error:
-            raise OSError(f'{self.folder / name}: cannot be written ({error.strerror}); is the disk full?') from None
 
     def __exit__(self, kind, error, traceback):
-        try:
-            if kind is None:
-                for name in self.files:
-                    self._write(name, '\n' if name in self.values else '\n]\n' if self.counts[name] else '[]\n', last=True)
-                for name in self.files:
-                    os.replace(self.folder / f'{name}.part', self.folder / name)
-        finally:
+        with self.stack:  # renames the files at its end; removes them after an error
+            if error:
+                raise error
+            for name in self.files:
+                self.write(name, '\n' if name in self.values else '\n]\n' if self.counts[name] else '[]\n')
             for name, file in self.files.items():
-                with suppress(OSError):  # of a buffer that could not be written before
-                    file.close()
-                (self.folder / f'{name}.part').unlink(missing_ok=True)
+                with naming(self.folder / name):
+                    file.flush()  # before the first file gets its name
 
 
 def frequent(counts, least):

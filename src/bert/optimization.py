@@ -7,7 +7,7 @@ import torch
 
 
 def warmup_linear(x, warmup):
-    """Rises to 1 at the share `warmup` of the steps, then falls to 0 at the last one. x: share of steps done."""
+    """Rises to 1 at x = warmup, then falls to 0 at x = 1. x: steps done as a share of all steps."""
     return x / warmup if x < warmup else max((x - 1.0) / (warmup - 1.0), 0.0)
 
 
@@ -26,9 +26,9 @@ class BertAdam(torch.optim.Optimizer):
     """As in the original code: m and v without bias correction, update = m / (sqrt(v) + e) + weight_decay * p for
     every parameter, biases and layer norms included.
 
-    The rate is lr * schedule(step / t_total), with a step counter of each parameter's own that starts at 0: the first
-    step has rate 0. A parameter without gradient is skipped altogether, its decay included. t_total -1: a constant
-    rate. warmup: share of t_total, -1 for none. Gradients are clipped outside, or by step's `divisor`.
+    The rate is lr * schedule(step / t_total). Each parameter counts its own steps from 0, so that the first step has rate 0. A
+    parameter without gradient is skipped, its decay included. t_total -1: a constant rate. warmup: share of t_total, -1 for none.
+    Gradients are clipped by the caller, or by step's `divisor`.
     """
 
     def __init__(self, params, lr, warmup=-1, t_total=-1, schedule='warmup_linear', b1=0.9, b2=0.999, e=1e-6,
@@ -42,21 +42,21 @@ class BertAdam(torch.optim.Optimizer):
                                   'b2': b2, 'e': e, 'weight_decay': weight_decay})
 
     def rate(self, group, step):
-        """The learning rate of a group's parameters at their step (counted from 0)."""
+        """The learning rate of a parameter group at a step (counted from 0)."""
         if group['t_total'] == -1:
             return group['lr']
         return group['lr'] * SCHEDULES[group['schedule']](step / group['t_total'], group['warmup'])
 
     @torch.no_grad()
     def step(self, closure=None, divisor=None, skip=None):
-        """One step. divisor: what gradients are to be divided by, in place; skip: 1 leaves parameters and averages as they are,
-        though the step counts. Both are float32 scalars on the device, so that the step waits for nothing; None: 1 and 0."""
+        """One step. divisor: gradients are divided by it, in place; skip: 1 keeps parameters and averages, but counts the step.
+        Both are float32 scalars on the device, so that the CPU need not wait for them; None: 1 and 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step = defaultdict(list)  # nearly always one step count, so one multi-tensor pass
+            by_step = defaultdict(list)  # almost always a single step count: one multi-tensor call
             for p in group['params']:
                 if p.grad is not None:
                     state = self.state[p]
@@ -73,9 +73,9 @@ class BertAdam(torch.optim.Optimizer):
         return [p.grad for p in params], *([self.state[p][name] for p in params] for name in ('next_m', 'next_v'))
 
     def _update(self, group, step, params, divisor, skip):
-        # PyTorch's fused AdamW is the same rule after infinitely many steps, when its bias correction is 1.
-        forever = torch.full((), math.inf, device=params[0].device)
+        # PyTorch's fused AdamW has the same rule after infinitely many steps, when its bias correction is 1.
+        infinity = torch.full((), math.inf, device=params[0].device)
         torch._fused_adamw_(
-            params, *self._gradients_and_averages(params), [], [forever] * len(params), lr=self.rate(group, step),
+            params, *self._gradients_and_averages(params), [], [infinity] * len(params), lr=self.rate(group, step),
             beta1=group['b1'], beta2=group['b2'], eps=group['e'], weight_decay=group['weight_decay'], amsgrad=False,
             maximize=False, grad_scale=divisor, found_inf=skip)

@@ -9,13 +9,13 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can carry and Rust's text cannot
-VOCABULARIES = ('vocab.txt', 'tokenizer.json')  # files of a folder, the first that is there
-CHUNK = 10_000  # sentences tokenised between two ticks of the progress bar
+SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot
+VOCABULARIES = ('vocab.txt', 'tokenizer.json')  # in a folder; the first that exists is read
+CHUNK = 10_000  # texts per tick of the progress bar
 
 
 class BertTokenizer:
-    """Words to pieces to ids, over a vocabulary file with one word piece a line, or a tokenizer.json of Hugging Face.
+    """Text to word pieces and their ids. The vocabulary is a file with one word piece a line, or Hugging Face's tokenizer.json.
 
     Raises FileNotFoundError, or ValueError if a special token is missing or [PAD] is not the first line.
     """
@@ -36,8 +36,9 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, path):
-        """From a vocabulary file, or a folder that holds vocab.txt or, as transformers writes since its version 5, only
-        tokenizer.json."""
+        """From a vocabulary file, or a folder with vocab.txt or only tokenizer.json, as transformers 5 writes.
+
+        Raises ValueError also for a cased BERT."""
         path = Path(path)
         if not path.is_dir():
             return cls(path)
@@ -45,13 +46,13 @@ class BertTokenizer:
         try:
             cased = settings.is_file() and json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case') is False
         except (ValueError, AttributeError) as error:
-            raise ValueError(f'{settings}: expected a json object, found a fault ({error})') from None
+            raise ValueError(f'{settings}: expected a json object ({error})') from None
         if cased:
-            raise ValueError(f'{settings}: do_lower_case is false, but LXMERT reads lower-cased words; give an uncased BERT')
+            raise ValueError(f'{settings}: do_lower_case is false, but text is lower-cased here; use an uncased BERT')
         return cls(next((path / name for name in VOCABULARIES if (path / name).is_file()), path / VOCABULARIES[0]))
 
     def _read(self):
-        """The word pieces of the file, in the order of their ids."""
+        """The file's word pieces, in the order of their ids."""
         if self.vocab_file.suffix == '.json':
             try:
                 ids = json.loads(self.vocab_file.read_text(encoding='utf-8'))['model']['vocab']
@@ -62,7 +63,7 @@ class BertTokenizer:
             pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
         except UnicodeDecodeError as error:
             raise ValueError(f'{self.vocab_file}: expected a text file in UTF-8, found {error}') from None
-        return pieces[:-1] if pieces[-1] == '' else pieces  # without the end of the last line
+        return pieces[:-1] if pieces[-1] == '' else pieces  # the last line has an end
 
     def __len__(self):
         return len(self.ids_to_tokens)
@@ -77,18 +78,33 @@ class BertTokenizer:
     def convert_ids_to_tokens(self, ids):
         return [self.ids_to_tokens[i] for i in ids]
 
-    def encode(self, sentences, max_length=20):
-        """Token ids (n, max_length) int32 of n sentences: [CLS], at most max_length - 2 pieces, [SEP], padded with 0."""
-        ids = np.zeros((len(sentences), max_length), dtype=np.int32)
-        cls, sep = self.vocab[CLS], self.vocab[SEP]
-        starts = range(0, len(sentences), CHUNK)
-        for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} sentences', delay=3, disable=None):
-            chunk = [SURROGATES.sub('', sentence).strip() for sentence in sentences[start:start + CHUNK]]
-            for row, encoding in enumerate(self._tokenizer.encode_batch(chunk, add_special_tokens=False), start):
-                pieces = [cls, *encoding.ids[:max_length - 2], sep]
-                ids[row, :len(pieces)] = pieces
-        return ids
+    def encode(self, texts, max_length=20):
+        """The token ids of `encode_pairs`."""
+        return self.encode_pairs(texts, max_length)[0]
 
-    def encode_pairs(self, texts, max_length):
-        ids = self.encode([' '.join(text) for text in texts], max_length)
-        return ids, np.zeros_like(ids)
+    def encode_pairs(self, texts, max_length=20):
+        """(token ids, token type ids), each (n, max_length) int32, of n texts.
+
+        A text is a str or a tuple of one or two: [CLS] first [SEP] has type 0, second [SEP] type 1. Longer ones are cut to
+        max_length as by transformers' `longest_first`, shorter ones padded with 0.
+        """
+        ids, types = (np.zeros((len(texts), max_length), dtype=np.int32) for _ in range(2))
+        cls, sep = self.vocab[CLS], self.vocab[SEP]
+        starts = range(0, len(texts), CHUNK)
+        for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} texts', delay=3, disable=None):
+            chunk = [(item,) if isinstance(item, str) else item for item in texts[start:start + CHUNK]]
+            stripped = [SURROGATES.sub('', text).strip() for item in chunk for text in item]
+            encodings = iter(self._tokenizer.encode_batch(stripped, add_special_tokens=False))
+            for row, item in enumerate(chunk, start):
+                parts = [next(encodings).ids for _ in item]
+                cut_longest_first(parts, max_length - 1 - len(parts))
+                pieces = [cls, *(piece for part in parts for piece in (*part, sep))]
+                ids[row, :len(pieces)] = pieces
+                types[row, len(parts[0]) + 2:len(pieces)] = 1  # nothing for one text
+        return ids, types
+
+
+def cut_longest_first(parts, room):
+    """Cut lists of word pieces to `room` in all: one by one off the end of the longest list, of equals the last."""
+    while sum(map(len, parts)) > room:
+        max(reversed(parts), key=len).pop()

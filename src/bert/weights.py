@@ -108,11 +108,11 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
 
     may_miss: regular expressions, matched at the start of a name, for parameters that the file may lack; may_have: for tensors of
     the file that the model may ignore. Any other difference raises WeightsError. The weight of a module with a true attribute
-    `zeros_allowed` may consist of zeros. rename: of the model's own names to those in `state`.
+    `zeros_allowed` may consist of zeros. rename: from the model's names to those in `state`.
     """
-    expected = {rename(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    report = LoadReport(source)
-    zeros_allowed = {rename(f'{name}.weight') for name, module in model.named_modules() if getattr(module, 'zeros_allowed', False)}
+    expected, report = {rename(name): p for name, p in model.state_dict(keep_vars=True).items()}, LoadReport(source)
+    zeros_allowed = {rename(f'{name}.weight') for name, module in model.named_modules()
+                     if getattr(module, 'zeros_allowed', False)}
     for name, tensor in expected.items():
         if name not in state:
             report.missing.append(name)

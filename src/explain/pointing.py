@@ -37,8 +37,8 @@ def inside(boxes, box):
 def play(predictor, questions, regions, batch_size=50):
     """Plays the game.
 
-    predictor: a Predictor of a task about one picture; questions: list of (question with img_id, sent and label, box of the object that it
-    names); regions: {img_id: ImageRegions}. Returns a Game.
+    predictor: a Predictor of a task about one picture; questions: list of (question with img_id, sent and label, box of the
+    object that it names); regions: {img_id: ImageRegions}. Returns a Game.
     """
     images = [regions[question['img_id']] for question, _ in questions]
     hits, mass, chance, scores = [], [], [], []

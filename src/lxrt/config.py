@@ -1,8 +1,9 @@
-"""The sizes of a model, read from BERT's and from Hugging Face's LXMERT config files."""
+"""The configuration of an LXMERT model, read from config files of BERT and of Hugging Face's LXMERT."""
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+
+from files.json_files import read_json
 
 
 @dataclass
@@ -33,13 +34,13 @@ class LxrtConfig:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            number = field.type in (int, float)
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) if number else value == 'gelu'
             if field.type is int:
-                fits = fits and isinstance(value, int) and (value > 0 or (value == 0 and field.name.endswith('_layers')))
-            if field.type is float:
-                fits = fits and 0 <= value < 1
-            if not fits:
+                valid = type(value) is int and value >= (0 if field.name.endswith('_layers') else 1)
+            elif field.type is float:
+                valid = type(value) in (int, float) and 0 <= value < 1
+            else:
+                valid = value == 'gelu'
+            if not valid:
                 expected = {int: 'a positive whole number', float: 'a number from 0 to below 1', str: "'gelu'"}[field.type]
                 raise ValueError(f'{field.name}: expected {expected}, found {value!r}')
         if self.hidden_size % self.num_attention_heads:
@@ -49,20 +50,17 @@ class LxrtConfig:
 
     @classmethod
     def from_json(cls, path):
-        """Reads a config file; keys that are not fields of this class are ignored.
+        """Read a config file; keys that are not fields of this class are ignored.
 
         Raises FileNotFoundError, or ValueError that names the file and the key.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f'{path}: no such config file; a BERT config.json is expected there')
+        values = read_json(path, "a config.json of BERT or LXMERT")
+        if not isinstance(values, dict):
+            raise ValueError(f'{path}: expected a json object, found {type(values).__name__}')
+        known = {field.name for field in fields(cls)}
         try:
-            values = json.loads(path.read_text(encoding='utf-8'))
-            if not isinstance(values, dict):
-                raise ValueError(f'expected a json object, found {type(values).__name__}')
-            known = {field.name for field in fields(cls)}
             return cls(**{name: value for name, value in values.items() if name in known})
-        except ValueError as error:  # json.JSONDecodeError is one too
+        except ValueError as error:
             raise ValueError(f'{path}: {error}') from None
 
     def to_json(self):

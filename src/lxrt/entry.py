@@ -1,4 +1,4 @@
-"""The encoder as a task uses it: sentences and regions in, hidden states or a pooled vector out."""
+"""The encoder that tasks use: sentences and regions in, hidden states or a pooled vector out."""
 
 import torch
 from torch import nn
@@ -7,9 +7,9 @@ from lxrt.modeling import LXRTFeatureExtraction
 
 
 class LXRTEncoder(nn.Module):
-    """LXMERT behind one call, under the names of the original code (`model.bert...`).
+    """LXMERT on sentences or token ids, under the parameter names of the original code (`model.bert...`).
 
-    tokenizer: needed only where sentences come as text. mode: see LXRTFeatureExtraction.
+    tokenizer: needed only for sentences as text. mode: see LXRTFeatureExtraction.
     """
 
     def __init__(self, config, tokenizer=None, max_seq_length=20, mode='x'):
@@ -28,15 +28,14 @@ class LXRTEncoder(nn.Module):
     def forward(self, sents, feats, visual_attention_mask=None, hidden_states=False, return_attention=False):
         """
         sents: a list of b sentences, or token ids (b, t) padded with 0 ([PAD] is id 0 in every vocabulary);
-        feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding; or of k images
-        a sentence, one after the other, b * k each.
-        Returns what the mode says: for 'x' the pooled vectors (b, d), or (b * k, d); with hidden_states (that, the states of
-        words and of regions after every layer), and with return_attention (that, the attention probabilities), as LXRTModel
-        does. Raises ValueError for other shapes, and on the CPU for boxes in pixels.
+        feats = (features (b, o, f), boxes (b, o, 4) scaled to 0..1); visual_attention_mask (b, o), 0 for padding. With k images
+        a sentence, one after the other, each of these has b * k rows.
+        Returns what the mode says: for 'x' the pooled vectors (b * k, d). With hidden_states or return_attention: (that, what
+        LXRTModel returns for them). Raises ValueError for other shapes, and on the CPU for boxes in pixels.
         """
         if not isinstance(sents, torch.Tensor):
             if self.tokenizer is None:
-                raise ValueError('this encoder was made without a tokenizer: give token ids (b, t), not sentences')
+                raise ValueError('this encoder has no tokenizer: give token ids (b, t), not sentences')
             sents = torch.from_numpy(self.tokenizer.encode(list(sents), self.max_seq_length)).to(feats[0].device)
         features, boxes = feats
         n, o, f = len(sents) * max(len(features) // max(len(sents), 1), 1), features.shape[-2], self.config.visual_feat_dim

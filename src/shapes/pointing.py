@@ -5,7 +5,7 @@ from pathlib import Path
 
 from explain import pointing
 from files.json_files import DataError, field, read_json
-from regions import source
+from regions import readers
 from shapes import world
 from shapes.questions import SIZE_WORDS, Description
 from shapes.scene import COLOURS, SHAPES
@@ -56,7 +56,7 @@ def run(flags):
                         'world with more --images')
     questions = random.Random(flags.seed).sample(questions, min(flags.questions, len(questions)))
     ids = sorted({question['img_id'] for question, _ in questions})
-    regions = source.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
+    regions = readers.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
     print(pointing.report(pointing.play(predictor, questions, {image.img_id: image for image in regions})))
     return 0
 
