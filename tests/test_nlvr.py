@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import grammar
+from files.json_files import DataError
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
@@ -147,40 +148,41 @@ def test_made_once_and_again_when_the_corpus_changes(corpus, tmp_path, capsys):
     assert {path.read_bytes() == data for path, data in before.items()} == {True}
     make(save(corpus, [row('7-0', 'there is a box', 'false', *TOWER)]), out)
     assert len(read_tsv(out / 'train_obj.tsv')) == 6 and 'always "false" scores 100.0' in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['corpus', 'made']   # nothing unfinished is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['corpus', 'made', 'made.lock']   # nothing unfinished is left
 
 
 GOOD = row('1-0', 'there is a box', 'true', *SCATTER)
 
 
 @pytest.mark.parametrize(('bad', 'message'), [
-    (json.dumps(GOOD)[:40], 'expected JSON'),
-    ('[]', 'identifier: expected text like 1304-0'),
-    (GOOD, 'identifier: expected a new one, found 1-0, which line 1 has'),
-    (GOOD | {'identifier': '2-0', 'label': 'maybe'}, 'label: expected "true" or "false", found \'maybe\''),
-    (GOOD | {'identifier': '2-0', 'sentence': ' '}, 'sentence: expected a statement'),
-    (row('2-0', 's', 'true', [], []), 'structured_rep: expected a list of 3 boxes'),
-    (row('2-0', 's', 'true', [], [], [shape('star', 'Black', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: type: .*star'),
-    (row('2-0', 's', 'true', [], [], [shape('circle', 'Red', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: color: .*Red'),
-    (row('2-0', 's', 'true', [], [shape('circle', 'Black', 15, 0, 0)], []), r'\[1\]\[0\]: size: .*found 15'),
-    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 81, 0)], [], []), 'x_loc: .*from 0 to 80.*found 81'),
-    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 0, -1)], [], []), 'y_loc: .*found -1'),
-    (row('2-0', 's', 'true', [{'type': 'circle', 'color': 'Black'}], [], []), 'size: .*found nothing'),
+    (json.dumps(GOOD)[:40], 'expected one json object a line'),
+    ('[]', 'key "identifier": expected str'),
+    (GOOD | {'identifier': '2'}, 'key "identifier": expected text like 1304-0'),
+    (GOOD, 'key "identifier": expected a new one, found 1-0, which line 1 has'),
+    (GOOD | {'identifier': '2-0', 'label': 'maybe'}, 'key "label": expected "true" or "false", found \'maybe\''),
+    (GOOD | {'identifier': '2-0', 'sentence': ' '}, 'key "sentence": expected a statement'),
+    (row('2-0', 's', 'true', [], []), 'key "structured_rep": expected a list of 3 boxes'),
+    (row('2-0', 's', 'true', [], [], [shape('star', 'Black', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: key "type": .*star'),
+    (row('2-0', 's', 'true', [], [], [shape('circle', 'Red', 10, 0, 0)]), r'structured_rep\[2\]\[0\]: key "color": .*Red'),
+    (row('2-0', 's', 'true', [], [shape('circle', 'Black', 15, 0, 0)], []), r'\[1\]\[0\]: key "size": .*found 15'),
+    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 81, 0)], [], []), 'key "x_loc": .*from 0 to 80.*found 81'),
+    (row('2-0', 's', 'true', [shape('circle', 'Black', 20, 0, -1)], [], []), 'key "y_loc": .*found -1'),
+    (row('2-0', 's', 'true', [{'type': 'circle', 'color': 'Black'}], [], []), 'key "size": .*found nothing'),
 ])
 def test_bad_line_is_named(tmp_path, bad, message):
     corpus = save(tmp_path / 'corpus', [GOOD, bad])
-    with pytest.raises(nlvr.CorpusError, match=rf'train\.json:2: .*{message}'):
+    with pytest.raises(DataError, match=rf'train\.json:2: .*{message}'):
         make(corpus, tmp_path / 'made')
     assert not (tmp_path / 'made').exists()
 
 
 def test_bad_folders_are_named(corpus, tmp_path):
-    with pytest.raises(nlvr.CorpusError, match=r'train\.json or .*found neither'):
+    with pytest.raises(DataError, match=r'train\.json or .*found neither'):
         make(tmp_path, tmp_path / 'made')
-    with pytest.raises(nlvr.CorpusError, match='corpus: expected a new folder'):
+    with pytest.raises(DataError, match='corpus: expected a new folder'):
         make(corpus, corpus)
     (corpus / 'dev' / 'dev.json').write_text('')
-    with pytest.raises(nlvr.CorpusError, match=r'dev\.json: .*found an empty file'):
+    with pytest.raises(DataError, match=r'dev\.json: .*found an empty file'):
         make(corpus, tmp_path / 'made')
 
 
@@ -195,7 +197,8 @@ def test_real_corpus():
     image = nlvr.regions('x', train[0].boxes)
     assert image.features.shape == (14, nlvr.FEATURES) and image.boxes.max() == 400
     rules = [(example, grammar.parse_statement(example.sentence)) for example in train]
-    right = [bool(rule(grammar.Pictures.from_lists([example.boxes]))[0]) == (example.label == 'true') for example, rule in rules if rule]
+    right = [bool(rule(grammar.Pictures.from_lists([example.boxes]))[0]) == (example.label == 'true')
+             for example, rule in rules if rule]
     assert len(right) / len(train) > 0.9 and sum(right) / len(right) > 0.92
 
 

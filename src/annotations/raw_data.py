@@ -1,5 +1,5 @@
-"""From the official downloads to the project's json: both read and written an item at a time, so that memory does not grow with
-the files. What data/*/process_*.py share."""
+"""Shared code of data/*/process_*.py, which convert the official downloads to the project's json. Both are read and written
+one item at a time, so that memory does not grow with the files."""
 
 import json
 import sys
@@ -7,12 +7,37 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+from cli import run_main
 from files.atomic import atomic_file, naming
+from files.json_files import DataError, field, opened
 
 
 def find(folder, name):
     """The file folder/name, or the same with .gz; None if there is neither."""
     return next((path for path in (Path(folder) / name, Path(folder) / f'{name}.gz') if path.is_file()), None)
+
+
+def json_lines(path, key, source):
+    """Yields (row, its place for messages as file:line) for each line of a file of json objects, also if it ends in .gz.
+
+    key: of an id, a text that no two rows share; source: where the file comes from. Raises DataError for a line that is no object
+    with such an id, and for an empty file.
+    """
+    lines = {}  # {id: line number}
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            place = f'{path}:{number}'
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f'{place}: expected one json object a line, found {error}; get the file again from '
+                                f'{source}') from None
+            if lines.setdefault(name := field(row, key, str, place), number) != number:
+                raise DataError(f'{place}: key "{key}": expected a new one, found {name}, which line {lines[name]} has; get the '
+                                f'file again from {source}')
+            yield row, place
+    if not lines:
+        raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {source}')
 
 
 class Outputs:
@@ -26,7 +51,7 @@ class Outputs:
         self.folder, self.counts, self.values = Path(folder), Counter(), set()
         existing = [str(self.folder / name) for name in names if (self.folder / name).exists()]
         if existing:
-            raise FileExistsError(f'{", ".join(existing)}: already there; move what is there, or name another --out')
+            raise FileExistsError(f'{", ".join(existing)}: already exists; move it, or name another --out')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stack = ExitStack()
         self.files = {name: self.stack.enter_context(atomic_file(self.folder / name, 'w', encoding='utf-8')) for name in names}
@@ -40,7 +65,7 @@ class Outputs:
         self.counts[name] += 1
 
     def dump(self, name, value):
-        """Makes a value the content of file `name`."""
+        """Writes a value as the content of file `name`."""
         self.values.add(name)
         self.write(name, json.dumps(value, indent=0))
 
@@ -60,7 +85,7 @@ class Outputs:
 
 
 def frequent(counts, least):
-    """The keys of {answer: count} that count at least so many times, the most frequent first; alphabetical where equal."""
+    """The keys of {answer: count} with a count of at least `least`, by falling count, then alphabetically."""
     return sorted((answer for answer, count in counts.items() if count >= least), key=lambda answer: (-counts[answer], answer))
 
 
@@ -68,9 +93,9 @@ VOCABULARY = ('trainval_label2ans.json', 'trainval_ans2label.json')
 
 
 def dump_vocabulary(out, answers):
-    """Writes both files of the answer vocabulary, list and {answer: place in it}, into Outputs."""
+    """Writes both files of the answer vocabulary, the list and {answer: its index}, into Outputs."""
     out.dump('trainval_label2ans.json', answers)
-    out.dump('trainval_ans2label.json', {answer: place for place, answer in enumerate(answers)})
+    out.dump('trainval_ans2label.json', {answer: index for index, answer in enumerate(answers)})
 
 
 def examples_of(names, most=5):
@@ -80,8 +105,5 @@ def examples_of(names, most=5):
 
 
 def run(main):
-    """Runs a script's main(argv); faults of the input end it with one message, not a traceback."""
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+    """Runs a script's main(argv) as a program, see cli.run_main."""
+    sys.exit(run_main(Path(sys.argv[0]).name, lambda: main(sys.argv[1:])))
