@@ -1,5 +1,7 @@
 """main() of every program: device and seed, faults of the input as one line in place of a traceback, exit status."""
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -39,7 +41,9 @@ def train_main(prepare, argv=None):
 
     name, program = Path(sys.argv[0]).name, None
     try:
-        options = parse_args(argv)
+        quiet = os.environ.get('LOCAL_RANK', '0') != '0'  # one process of a machine prints what is wrong with the flags
+        with contextlib.redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            options = parse_args(argv)
         device = dist.start(options.device)
         options.resume |= options.test is None and dist.restarted()
         if options.deterministic:

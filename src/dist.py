@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -51,7 +50,7 @@ def start(wanted=None):
         store = _store()
         _watcher = Watcher(store)
         if os.path.exists(os.environ[STATUS_FILE]):
-            sys.exit(end(Path(os.environ[STATUS_FILE]).read_text()))
+            os._exit(end(Path(os.environ[STATUS_FILE]).read_text()))
         if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
             raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
     device = _device(wanted)

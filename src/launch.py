@@ -45,7 +45,7 @@ def main(arguments):
 
 
 def pass_on_signals(status):
-    """Passes SIGTERM, SIGHUP (as SIGTERM) and SIGINT on to the processes, and kills those that have not ended GRACE seconds later."""
+    """Passes SIGTERM, SIGHUP (as SIGTERM) and SIGINT on to the processes; kills those that have not ended GRACE seconds later."""
     def signal_processes(number):
         for process in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split():
             with contextlib.suppress(ProcessLookupError):
