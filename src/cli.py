@@ -36,6 +36,7 @@ def train_main(prepare, argv=None):
     import torch  # programs that need no PyTorch start without it
 
     import dist
+    from bert.speed import warn_slow_bf16
     from param import parse_args
     from train import Interrupted
 
@@ -45,6 +46,8 @@ def train_main(prepare, argv=None):
         with contextlib.redirect_stderr(io.StringIO() if quiet else sys.stderr):
             options = parse_args(argv)
         device = dist.start(options.device)
+        if options.bf16:
+            warn_slow_bf16(device)
         options.resume |= options.test is None and dist.restarted()
         if options.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
