@@ -130,9 +130,9 @@ def test_a_sentence_is_stripped_cut_to_18_pieces_and_padded_to_20(small):
 
 
 def test_chunks_change_nothing(small, monkeypatch):
-    whole = small.encode(AWKWARD)
+    at_once = small.encode(AWKWARD)
     monkeypatch.setattr('bert.tokenization.CHUNK', 7)
-    np.testing.assert_array_equal(small.encode(AWKWARD), whole)
+    np.testing.assert_array_equal(small.encode(AWKWARD), at_once)
 
 
 def test_pieces_and_ids(small):
