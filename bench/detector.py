@@ -1,6 +1,6 @@
-"""What finding the regions of a photograph costs: seconds and memory, of the whole detector with random weights.
+"""Measures the detector of regions on photographs: seconds and memory of the whole model, with random weights.
 
-Without --images of noise: what is in a picture changes nothing of the cost but the choice of its boxes.
+Without --images on noise, whose content changes the cost only by the choice of boxes.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import report
+from cli import run_main
 from detector.faster_rcnn import Detector
 from images.pictures import ENDINGS, open_picture
 
@@ -19,41 +20,37 @@ MODES = ('fp32', 'bf16')
 
 def main(argv=None) -> int:
     parser = report.parser('detector', __doc__.split('\n')[0], folder=False)
-    parser.add_argument('--images', type=Path, help='a folder of photographs (noise of 640 x 480)')
-    parser.add_argument('--count', type=report.count, default=3, help='how many of them, after one to warm up (3)')
+    parser.add_argument('--images', type=Path, help='a folder of photographs (default: noise of 640 x 480)')
+    parser.add_argument('--count', type=report.positive, default=3, help='number of images, after one to warm up (3)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='where to compute (cpu)')
     options = parser.parse_args(argv)
     if options.part:
-        try:
-            print(json.dumps(measure(options.part, options)))
-        except (OSError, ValueError, RuntimeError) as error:  # the last: of CUDA
-            parser.exit(1, f'bench.bash: error: {error}\n')
-        return 0
+        return run_main('bench.bash', lambda: print(json.dumps(measure(options.part, options))) or 0)
     flags = ['--count', options.count, '--device', options.device, *(['--images', options.images] if options.images else [])]
     figures = {}
     for mode in MODES:
-        figures |= report.measured_apart('detector', '--part', mode, *flags)
+        figures |= report.run_separately('detector', '--part', mode, *flags)
     figures['bf16, times as fast as fp32'] = figures['fp32, s an image'] / figures['bf16, s an image']
-    return report.tell(figures, options.out)
+    return report.finish(figures, options.out)
 
 
 def measure(mode, options):
-    """The figures of one precision, by a process of its own."""
-    warm = next(pictures(options.images, 1))
+    """The figures of one precision, in a process of its own."""
+    warm = next(images(options.images, 1))
     detector = Detector.random(0, options.device, bf16=mode == 'bf16')
     detector.regions([warm], ['warm'])
     seconds = boxes = 0
-    for picture in pictures(options.images, options.count):
+    for image in images(options.images, options.count):
         begin = time.perf_counter()
-        found, = detector.regions([picture], ['picture'])
+        regions, = detector.regions([image], ['image'])
         seconds += (time.perf_counter() - begin) / options.count
-        boxes += len(found.boxes) / options.count
+        boxes += len(regions.boxes) / options.count
     return {f'{mode}, s an image': seconds, f'{mode}, images/s': 1 / seconds, f'{mode}, boxes an image': boxes,
-            f'{mode}, peak resident memory, MB': report.most_resident() / 1e6}
+            f'{mode}, peak resident memory, MB': report.peak_resident() / 1e6}
 
 
-def pictures(folder, count):
-    """Some pictures of a folder, over and over if there are fewer, or noise."""
+def images(folder, count):
+    """Yields `count` images (h, w, 3): those of a folder, repeated if there are fewer, or noise."""
     if folder is None:
         rng = np.random.default_rng(0)
         yield from (rng.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in range(count))
@@ -61,7 +58,7 @@ def pictures(folder, count):
     files = sorted(path for path in folder.glob('*') if path.suffix.lower() in ENDINGS)
     if not files:
         raise FileNotFoundError(f'--images {folder}: expected a folder of pictures ({", ".join(ENDINGS)}), found none')
-    yield from (open_picture(files[place % len(files)]) for place in range(count))
+    yield from (open_picture(files[number % len(files)]) for number in range(count))
 
 
 if __name__ == '__main__':

@@ -1,76 +1,91 @@
-"""Measures steps of training and of inference: ours, in each mode, beside Hugging Face's LXMERT in float32 with the same weights,
-batches and rule of the optimizer, turn by turn in one process. Needs Hugging Face's library (bash run/setup.bash --tests)."""
+"""Measures steps of training and of inference: ours, in each mode, and Hugging Face's LXMERT in float32 with the same weights,
+batches and rule of the optimizer, in turns in one process. Needs transformers (bash run/setup.bash --tests)."""
 
 import contextlib
+import copy
+import gzip
 import json
 import statistics
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from bench import report, work
+import models
+from bench import report
 from bert import layers
-from bert.optimization import BertAdam
 from bert.speed import accelerate
+from bert.tokenization import BertTokenizer
+from cli import run_main
 from lxrt.config import LxrtConfig
+from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
 from param import Options
-from train import Update, autocast, train_step
+from run_folder import Progress
+from train import OptimizerStep, autocast, train_step
 
-HABITS = ('PACK_SEQUENCES', 'FUSED_QKV', 'EAGER_ATTENTION', 'FAST_DROPOUT')  # of bert.layers
+LENGTH, REGIONS, MASKED = 20, 36, 0.15
+ANSWERS = {'vqa': 3129, 'nlvr2': 2, 'pretrain': 9500}
+IMAGES = {'vqa': 1, 'nlvr2': 2, 'pretrain': 1}  # per example
+REAL_QUESTIONS = Path('../shared/data/vqa_raw/questions.json.gz'), Path('../shared/data/vocab/bert-base-uncased-vocab.txt')
 MODES = {'fp32': {}, 'bf16': {'bf16': True}, 'fp16': {'fp16': True}, 'compiled': {'bf16': True, 'compile': True}}
+SWITCHES = ('PACK_SEQUENCES', 'FUSED_QKV', 'EAGER_ATTENTION', 'FAST_DROPOUT')  # of bert.layers
 SMALL = {'hidden_size': 64, 'num_attention_heads': 4, 'intermediate_size': 128, 'l_layers': 2, 'r_layers': 1, 'x_layers': 1}
-THEIRS = 'Hugging Face'
-STEPS = 1_000_000  # of the schedule, so that the rate is that of its beginning
+HUGGING_FACE = 'Hugging Face'
+STEPS = 1_000_000  # of the schedule, so that the learning rate is that of its beginning
 LR = 1e-5
+PRODUCT_SECONDS = 0.1  # longest matrix product that is measured
 
 
 def main(argv=None) -> int:
-    parser = report.parser('model', __doc__, folder=False, world=True)
+    parser = report.parser('model', __doc__, folder=False)
+    add_device_flags(parser)
     parser.add_argument('--tasks', default='vqa,nlvr2,pretrain', help='some of %(default)s')
     parser.add_argument('--modes', default='fp32,bf16', help=f'some of {",".join(MODES)}; compiled: bf16 with --compile; '
-                        f'bf16/HABIT: with one of {", ".join(HABITS)} (src/bert/layers.py) not as it is on this device')
-    parser.add_argument('--batchSize', type=report.count, default=32, help='of a step of training')
-    parser.add_argument('--evalBatchSize', type=int, default=256, help='of a step of inference; 0: none')
-    parser.add_argument('--runs', type=report.count, default=5, help='turns, after one that does not count')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--alone', action='store_true', help="without Hugging Face's")
-    parser.add_argument('--small', action='store_true', help='a model of a few neurons, to try the program')
+                        f'bf16/SWITCH: with one of {", ".join(SWITCHES)} (src/bert/layers.py) inverted for this device')
+    parser.add_argument('--evalBatchSize', type=int, default=256, help='examples in a step of inference; 0: none')
+    parser.add_argument('--runs', type=report.positive, default=5, help='measured steps, after one that warms up')
+    parser.add_argument('--alone', action='store_true', help="without Hugging Face's model")
     options = parser.parse_args(argv)
-    modes = {*MODES, *(f'{mode}/{habit}' for mode in MODES for habit in HABITS)}
-    for name, known in (('tasks', set(work.ANSWERS)), ('modes', modes)):
+    modes = {*MODES, *(f'{mode}/{switch}' for mode in MODES for switch in SWITCHES)}
+    for name, known in (('tasks', set(ANSWERS)), ('modes', modes)):
         if unknown := set(getattr(options, name).split(',')) - known:
             parser.error(f'--{name}: expected some of {", ".join(sorted(known))}, found {", ".join(sorted(unknown))}')
-    try:
-        if options.part:
-            print(json.dumps(peak_memory(options, options.part)))
-            return 0
-        figures = measure(options)
-    except (FileNotFoundError, ImportError) as error:
-        parser.exit(1, f'bench.bash: error: {error}\n')
-    return report.tell(figures, options.out)
+    if options.part:
+        return run_main('bench.bash', lambda: print(json.dumps(peak_memory(options, *options.part.split('/')))) or 0)
+    return run_main('bench.bash', lambda: report.finish(measure(options), options.out))
+
+
+def add_device_flags(parser):
+    """The flags that bench.loop has too."""
+    parser.add_argument('--world', type=Path, default=Path('data/shapes'), help='a sample world, for the lengths of its '
+                        'questions, if there are none of VQA')
+    parser.add_argument('--batchSize', type=report.positive, default=32, help='examples in a step of training')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--small', action='store_true', help='a very small model, to try the program')
 
 
 def measure(options) -> dict:
     """All figures by name, with their units."""
     device, config = torch.device(options.device), config_of(options)
-    lengths, source = work.question_lengths(options.world)
+    lengths, source = question_lengths(options.world)
     figures = {'device': torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU', 'threads': torch.get_num_threads(),
-               'model': 'a few neurons' if options.small else 'lxr955', 'sentences': source,
-               'tokens a sentence': float(lengths.mean())}
+               'model': 'very small' if options.small else '9, 5 and 5 layers, hidden size 768', 'sentences': source,
+               'tokens per sentence': float(lengths.mean())}
     rates = {mode: matrix_rate(MODES[mode], device) / 1e12 for mode in dict.fromkeys(['fp32', *options.modes.split(',')])
              if mode in MODES}
-    figures |= {f'matrix products, {mode}, TFLOP/s': rate for mode, rate in rates.items()} | measure_optimizers(device)
-    rates[THEIRS] = rates['fp32']
+    figures |= {f'matrix products, {mode}, TFLOP/s': rate for mode, rate in rates.items()}
+    rates[HUGGING_FACE] = rates['fp32']
     for task in options.tasks.split(','):
         figures |= measure_task(options, task, config, lengths, device, rates)
-        for who in contenders(options):
-            if '/' in who:
-                continue
-            figures[f'{task}, training, {who}: peak memory, MB'] = report.measured_apart(
-                'model', '--part', f'{task}/{who}', '--batchSize', options.batchSize, '--device', options.device,
-                '--world', options.world, *(['--small'] if options.small else []))
+        for name in names(options):
+            if '/' not in name:
+                figures[f'{task}, training, {name}: peak memory, MB'] = report.run_separately(
+                    'model', '--part', f'{task}/{name}', '--batchSize', options.batchSize, '--device', options.device,
+                    '--world', options.world, *(['--small'] if options.small else []))
     return figures
 
 
@@ -78,164 +93,291 @@ def config_of(options):
     return LxrtConfig(**SMALL) if options.small else LxrtConfig()
 
 
-def contenders(options):
-    return [*([] if options.alone else [THEIRS]), *options.modes.split(',')]
+def names(options):
+    return [*([] if options.alone else [HUGGING_FACE]), *options.modes.split(',')]
 
 
 def measure_task(options, task, config, lengths, device, rates) -> dict:
+    """Seconds, examples per second and TFLOP/s of each model's steps."""
     figures, runners = {}, {}
-    for who in contenders(options):  # of a mode with one habit or another, and of the plain modes, weights are shared
-        kind = kind_of(who)
-        runners[who] = Runner(task, who, config, device, next((runners[each] for each in runners if kind_of(each) == kind), None))
+    for name in names(options):  # fp32, bf16 and their switches share one model
+        same = next((runners[other] for other in runners if model_of(other) == model_of(name)), None)
+        runners[name] = HuggingFace(task, config, device) if name == HUGGING_FACE else Ours(task, name, config, device, same)
     if not options.alone:
-        batch = work.make_batch(task, config, lengths[:4], 0, device)
-        ours, theirs = (runners[who].exact_loss(batch) for who in (options.modes.split(',')[0], THEIRS))
+        batch = make_batch(task, config, lengths[:4], 0, device)
+        ours, theirs = (runners[name].exact_loss(batch) for name in (options.modes.split(',')[0], HUGGING_FACE))
         figures[f'{task}: relative difference of the losses, without dropout'] = abs(ours - theirs) / theirs
     for what, size in (('training', options.batchSize), ('inference', options.evalBatchSize)):
         if not size:
             continue
-        seconds, tokens = {who: [] for who in runners}, []
+        seconds, tokens = {name: [] for name in runners}, []
         for turn in tqdm(range(options.runs + 1), f'{task}, {what}', disable=None):
-            own = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
-            batches = {whole: work.make_batch(task, config, own, turn, device, whole) for whole in (False, True)}
-            tokens.append(float(own.mean()))
-            for who, runner in runners.items():
-                batch = batches[kind_of(who) == 'compiled']
-                begin = time.perf_counter()
-                getattr(runner, what)(batch, turn)
-                if device.type == 'cuda':
-                    torch.cuda.synchronize()
-                seconds[who].append(time.perf_counter() - begin)
-        useful = work.forward_flops(task, config, statistics.mean(tokens[1:])) * size * (3 if what == 'training' else 1)
-        for who, each in seconds.items():
-            median = statistics.median(each[1:])
-            figures[f'{task}, {what}, {who}: s a step of {size}'] = median
-            figures[f'{task}, {what}, {who}: examples/s'] = size / median
-            if 'compiled' in who:
-                figures[f'{task}, {what}, {who}: s of the first step, compiling'] = each[0]
-            figures[f'{task}, {what}, {who}: useful TFLOP/s'] = useful / median / 1e12
-            if who in rates:
-                figures[f'{task}, {what}, {who}: per cent of the rate of matrix products'] = useful / median / 1e10 / rates[who]
-            if THEIRS in seconds and who != THEIRS:
-                figures[f'{task}, {what}, {who}: times as fast as {THEIRS}'] = statistics.median(seconds[THEIRS][1:]) / median
+            drawn = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
+            tokens.append(float(drawn.mean()))
+            for name, runner in runners.items():
+                batch = make_batch(task, config, drawn, turn, device, static_shape=model_of(name) == 'compiled')
+                seconds[name].append(timed(partial(getattr(runner, what), batch, turn), device))
+        useful = forward_flops(task, config, statistics.mean(tokens[1:])) * size * (3 if what == 'training' else 1)
+        medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
+        for name, median in medians.items():
+            figures[f'{task}, {what}, {name}: s a step of {size}'] = median
+            figures[f'{task}, {what}, {name}: examples/s'] = size / median
+            if model_of(name) == 'compiled':
+                figures[f'{task}, {what}, {name}: s of the first step, compiling'] = seconds[name][0]
+            figures[f'{task}, {what}, {name}: useful TFLOP/s'] = useful / median / 1e12
+            if name in rates:
+                figures[f'{task}, {what}, {name}: per cent of the rate of matrix products'] = useful / median / 1e10 / rates[name]
+            if HUGGING_FACE in medians and name != HUGGING_FACE:
+                figures[f'{task}, {what}, {name}: times as fast as {HUGGING_FACE}'] = medians[HUGGING_FACE] / median
     return figures
 
 
-def kind_of(who):
-    mode = who.partition('/')[0]
+def model_of(name):
+    """The model that a mode needs: modes with the same one can share it."""
+    mode = name.partition('/')[0]
     return 'plain' if mode in ('fp32', 'bf16') else mode
 
 
-class Runner:
-    """Steps of one contender on one task."""
+def timed(call, device):
+    """Seconds until the device has finished a call."""
+    begin = time.perf_counter()
+    call()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
-    def __init__(self, task, who, config, device, shared=None):
-        self.who, self.device = who, device
-        mode, _, self.habit = who.partition('/')
-        self.options = Options(lr=LR, device=device.type, **MODES.get(mode, {}))
-        if shared:
-            self.task, self.update = shared.task, shared.update
+
+# ---------------------------------------------------------------------------- models
+
+
+class Ours:
+    """Our model in one mode, with random weights."""
+
+    def __init__(self, task, name, config, device, same=None):
+        """name: a mode, or mode/switch; same: another Ours, whose model and optimizer are used."""
+        mode, _, self.switch = name.partition('/')
+        self.device, self.options = device, Options(lr=LR, device=device.type, **MODES[mode])
+        if same:
+            self.head, self.optimizer_step = same.head, same.optimizer_step
         else:
-            self.task = work.make_task(task, config, self.options)
-            self.task.model.to(device)
-        if who == THEIRS:
-            self.model = work.HuggingFace(self.task, task, config).to(device)
-            self.task.model = None
-            self.optimizer = work.PlainBertAdam(self.model.parameters(), LR)
-        elif not shared:
-            accelerate(self.task.model, self.options)
-            self.update = Update(self.task.model.parameters(), self.options, STEPS, self.task, device)
-        self.clip = self.task.clip
+            self.head = make_head(task, config).to(device)
+            accelerate(self.head, self.options)
+            self.optimizer_step = OptimizerStep(self.head, self.options, STEPS, device)
+        self.labels_only = task == 'pretrain'
 
+    @torch.no_grad()
     def exact_loss(self, batch):
-        """In float32, without dropout."""
-        with torch.no_grad():
-            if self.who == THEIRS:
-                return float(self.model.eval()(batch))
-            counts = self.task.counts([batch])
-            return float(sum(self.task.losses(self.task.model.eval(), batch, counts)[0].values()))
+        """The loss in float32, without dropout."""
+        head = self.head.eval()
+        return float(sum(head.losses(batch, head.counts([batch])).values()))
 
     def training(self, batch, turn):
-        if self.who != THEIRS:
-            self.task.model.train()
-            with turned_over(self.habit, self.device):
-                train_step(self.task, self.task.model, self.update, [batch], self.options, turn, self.device)
-            return
+        self.head.train()
+        with inverted(self.switch, self.device):
+            train_step(self.head, self.optimizer_step, [batch], self.options, Progress(0, turn, STEPS), self.device)
+
+    @torch.no_grad()
+    def inference(self, batch, _):
+        """The best answers, or in pre-training the losses."""
+        head = self.head.eval()
+        with inverted(self.switch, self.device), autocast(self.options, self.device):
+            if self.labels_only:
+                head(batch, head.counts([batch]))
+            else:
+                head.predict(batch)
+
+
+class HuggingFace:
+    """Hugging Face's LXMERT with the weights of our head. Sentences are padded to 20."""
+
+    def __init__(self, task, config, device):
+        import transformers
+
+        head, self.task = make_head(task, config), task
+        tensors, _ = hf_tensors(state := head.original_state(), config)
+        sizes = transformers.LxmertConfig.from_dict(hf_config(config, state, None))
+        self.model = getattr(transformers, architecture_of(state, config))(sizes)
+        self.model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
+        if task == 'nlvr2':
+            self.model.classifier = copy.deepcopy(head.classifier)
+        self.model.to(device)
+        self.optimizer, self.clip = PlainBertAdam(self.model.parameters(), LR), head.recipe.clip
+
+    def __call__(self, batch, predict=False):
+        """The loss, or with `predict` the answers' logits."""
+        task, pad = self.task, LENGTH - batch['input_ids'].shape[1]
+        ids = F.pad(batch['input_ids'], (0, pad)).repeat_interleave(IMAGES[task], 0)
+        inputs = {'input_ids': ids, 'attention_mask': (ids != 0).float(), 'visual_pos': batch['boxes'],
+                  'visual_feats': batch['visual_feats' if task == 'pretrain' else 'features']}
+        if task == 'pretrain':
+            labels = F.pad(batch['masked_lm_labels'], (0, pad), value=-1)
+            inputs |= {key: batch[key] for key in ('obj_labels', 'matched_label', 'ans')}
+            inputs['labels'] = labels.masked_fill(labels == -1, -100)
+        output = self.model(**inputs)
+        if task == 'pretrain':
+            return output.question_answering_score if predict else output.loss
+        if task == 'nlvr2':
+            logits = self.model.classifier(output.pooled_output.view(batch['examples'], -1))
+        else:
+            logits = output.question_answering_score
+        if predict:
+            return logits
+        if task == 'nlvr2':
+            return F.cross_entropy(logits, batch['label_answer'])
+        target = F.one_hot(batch['label_answer'], ANSWERS[task]).float()
+        return F.binary_cross_entropy_with_logits(logits, target) * ANSWERS[task]
+
+    @torch.no_grad()
+    def exact_loss(self, batch):
+        self.model.eval()
+        return float(self(batch))
+
+    def training(self, batch, _):
         self.model.train().zero_grad(set_to_none=True)
-        self.model(batch).backward()
+        self(batch).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
 
     @torch.no_grad()
     def inference(self, batch, _):
-        """Answers, and of pre-training its losses."""
-        if self.who == THEIRS:
-            self.model.eval()(batch, predict=True)
-            return
-        with turned_over(self.habit, self.device), autocast(self.options, self.device):
-            if hasattr(self.task, 'predict'):
-                self.task.predict(self.task.model.eval(), batch)
-            else:
-                self.task.losses(self.task.model.eval(), batch, self.task.counts([batch]))
+        self.model.eval()
+        self(batch, predict=True)
+
+
+def make_head(task, config):
+    """A head of ours with random weights."""
+    torch.manual_seed(0)
+    head = models.build('lxmert', task, config, range(ANSWERS[task]))
+    if task == 'pretrain':
+        head.sources = ['vqa']
+    return head
+
+
+class PlainBertAdam:
+    """BertAdam as the original code has it: parameter by parameter."""
+
+    def __init__(self, parameters, lr):
+        self.parameters, self.lr = list(parameters), lr
+        self.m, self.v = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self):
+        for p, m, v in zip(self.parameters, self.m, self.v, strict=True):
+            if p.grad is not None:
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
+                update = m / (v.sqrt() + 1e-6)
+                update += 0.01 * p
+                p.add_(-self.lr * update)
 
 
 @contextlib.contextmanager
-def turned_over(habit, device):
-    """While it is entered, bert.layers has a habit on the device where it has it not, and the other way round."""
-    if habit:
-        getattr(layers, habit).symmetric_difference_update({device.type})
+def inverted(switch, device):
+    """Inverts a switch of bert.layers for a device until the block ends; '': none."""
+    if switch:
+        getattr(layers, switch).symmetric_difference_update({device.type})
     yield
-    if habit:
-        getattr(layers, habit).symmetric_difference_update({device.type})
+    if switch:
+        getattr(layers, switch).symmetric_difference_update({device.type})
 
 
-def measure_optimizers(device):
-    """What a step of the optimizer takes, ours and parameter by parameter, turn by turn."""
-    figures, matrices, numbers = {}, 20, 20 * 3072 * 768
-    kinds = {'BertAdam': BertAdam, 'parameter by parameter': work.PlainBertAdam}
-    made, seconds = {}, {name: [] for name in kinds}
-    for name, kind in kinds.items():
-        own = [torch.nn.Parameter(torch.randn(3072, 768, device=device)) for _ in range(matrices)]
-        for p in own:
-            p.grad = torch.randn_like(p)
-        made[name] = kind(own, lr=LR)
-    for _ in range(6):
-        for name, optimizer in made.items():
-            begin = time.perf_counter()
-            optimizer.step()
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - begin)
-    for name, each in seconds.items():
-        figures[f'optimizer, {name}: ms for a million parameters'] = 1e3 * statistics.median(each[1:]) / (numbers / 1e6)
-    return figures
+# ---------------------------------------------------------------------------- batches
 
 
-def peak_memory(options, part):
-    """MB at the most in a process of its own that trains two steps."""
-    task, who = part.split('/')
+def question_lengths(world):
+    """(numbers of tokens of questions, with [CLS] and [SEP], the file that they are from): VQA's if they are next to the project,
+    else those of the sample world in folder `world`. Raises FileNotFoundError."""
+    for questions, vocabulary in (REAL_QUESTIONS, (world / 'vqa/minival.json', world / 'bert/vocab.txt')):
+        if questions.is_file() and vocabulary.is_file():
+            with (gzip.open if questions.suffix == '.gz' else open)(questions) as file:
+                content = json.load(file)
+            content = content['questions'] if isinstance(content, dict) else content
+            texts = [one.get('question') or one['sent'] for one in content]
+            return (BertTokenizer(vocabulary).encode(texts, LENGTH) != 0).sum(1), str(questions)
+    raise FileNotFoundError(f'{world}/vqa/minival.json: no such file, to measure on its questions; bash run/shapes.bash makes it')
+
+
+def make_batch(task, config, lengths, seed, device, static_shape=False):
+    """A batch as the task's dataset makes it, of b = len(lengths) examples with random content."""
+    g = torch.Generator().manual_seed(seed)
+    b, t, m = len(lengths), LENGTH if static_shape else int(lengths.max()), len(lengths) * IMAGES[task]
+    real = torch.arange(t) < torch.as_tensor(lengths)[:, None]
+    ids = torch.randint(1, config.vocab_size, (b, t), generator=g) * real
+    features = torch.rand(m, REGIONS, config.visual_feat_dim, generator=g)
+    boxes = torch.rand(m, REGIONS, 4, generator=g)
+    answer = torch.randint(ANSWERS[task], (b,), generator=g)
+    batch = {'examples': b, 'input_ids': ids, 'boxes': boxes}
+    if task != 'pretrain':
+        batch |= {'features': features, 'label_example': torch.arange(b), 'label_answer': answer, 'label_score': torch.ones(b)}
+        return to_device(batch, device)
+    words = real & (torch.rand(b, t, generator=g) < MASKED)
+    masked = torch.rand(b, REGIONS, generator=g) < MASKED
+    confidence = torch.rand(2, b, REGIONS, generator=g)
+    classes, attributes = (torch.randint(n, (b, REGIONS), generator=g)
+                           for n in (config.num_object_labels, config.num_attr_labels))
+    return to_device(batch | {
+        'attention_mask': real, 'masked_lm_labels': ids.where(words, -1), 'words_at': words.flatten().nonzero()[:, 0],
+        'visual_feats': features.masked_fill(masked[..., None], 0), 'regions_at': masked.flatten().nonzero()[:, 0],
+        'obj_labels': {'obj': (classes, confidence[0]), 'attr': (attributes, confidence[1]), 'feat': (features, masked.float())},
+        'matched_label': torch.randint(2, (b,), generator=g), 'ans': answer, 'source': torch.zeros(b, dtype=torch.int64)}, device)
+
+
+def to_device(value, device):
+    """Nested dicts and tuples with their tensors on a device."""
+    if isinstance(value, dict):
+        return {name: to_device(each, device) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_device(each, device) for each in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+# ---------------------------------------------------------------------------- arithmetic and memory
+
+
+def forward_flops(task, config, tokens):
+    """Floating point operations of the matrix products of one example's forward pass: what its loss or answer needs, without
+    padding. Training takes three times as many."""
+    d, ff, t, o = config.hidden_size, config.intermediate_size, tokens, REGIONS
+
+    def attention(queries, keys):  # projections of queries, keys, values and the result; scores and weighted sum
+        return 4 * d * d * (queries + keys) + 4 * queries * keys * d
+
+    def layer(n):
+        return attention(n, n) + 4 * n * d * ff
+
+    cross = attention(t, o) + attention(o, t) + layer(t) + layer(o)
+    last = attention(t, o) + attention(1, t) + 4 * d * ff  # all that [CLS] needs
+    words, regions = config.l_layers * layer(t), 2 * o * d * (config.visual_feat_dim + 4) + config.r_layers * layer(o)
+    head = IMAGES[task] * 2 * d * d + 2 * (IMAGES[task] * d * 2 * d + 2 * d * ANSWERS[task])
+    if task != 'pretrain':
+        return words + IMAGES[task] * (regions + (config.x_layers - 1) * cross + last) + head
+    masked_words = MASKED * t * (2 * d * d + 2 * d * config.vocab_size)
+    all_regions = o * (2 * d * d + 2 * d * (config.num_object_labels + config.num_attr_labels + MASKED * config.visual_feat_dim))
+    return words + regions + config.x_layers * cross + head + masked_words + all_regions
+
+
+def peak_memory(options, task, name):
+    """Peak MB of two steps of training in a process of their own."""
     device, config = torch.device(options.device), config_of(options)
-    runner, (lengths, _) = Runner(task, who, config, device), work.question_lengths(options.world)
+    runner = HuggingFace(task, config, device) if name == HUGGING_FACE else Ours(task, name, config, device)
+    lengths, _ = question_lengths(options.world)
     for turn in range(2):
-        runner.training(work.make_batch(task, config, lengths[:options.batchSize], turn, device, who == 'compiled'), turn)
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated() / 1e6
-    return report.most_resident() / 1e6
+        batch = make_batch(task, config, lengths[:options.batchSize], turn, device, name == 'compiled')
+        runner.training(batch, turn)
+    return (torch.cuda.max_memory_allocated() if device.type == 'cuda' else report.peak_resident()) / 1e6
 
 
 def matrix_rate(mode, device):
-    """FLOP/s of a product of large matrices, the best of several."""
-    n = 8192 if device.type == 'cuda' else 2048
+    """FLOP/s of a product of square matrices, the best of several. Its size doubles from 256 while one product takes less than
+    PRODUCT_SECONDS, since some processors multiply bfloat16 a hundred times slower than float32."""
     dtype = torch.bfloat16 if mode.get('bf16') else torch.float16 if mode.get('fp16') else torch.float32
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = float('inf')
-    for _ in range(10):
-        begin = time.perf_counter()
-        a @ b
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n ** 3 / best
+    n, limit = 256, 8192 if device.type == 'cuda' else 2048
+    while True:
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        seconds = min(timed(partial(torch.mm, a, b), device) for _ in range(2))  # the first one warms up
+        if n == limit or 8 * seconds > PRODUCT_SECONDS:
+            return 2 * n ** 3 / min(seconds, *(timed(partial(torch.mm, a, b), device) for _ in range(8)))
+        n *= 2
 
 
 if __name__ == '__main__':

@@ -1,77 +1,70 @@
-"""What the measurements have in common: their flags, processes of their own, the table and the json."""
+"""What the measurements have in common: flags, processes of their own, the table and the json of figures."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from files.atomic import write_json
+
 
 class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None):
-        """Refuses a --folder that is not a measurement's to remove."""
+        """Rejects a --folder that contains files of someone else, since the measurement removes it."""
         options = super().parse_args(args)
         folder = getattr(options, 'folder', None)
         if folder and folder != self.get_default('folder') and not options.part and folder.exists() and any(folder.iterdir()):
-            self.error(f'--folder {folder}: would be removed, and is not empty; name a folder that is not there yet')
+            self.error(f'--folder {folder}: would be removed, and is not empty; name a folder that does not exist yet')
         return options
 
 
-def counts(text):
-    """'1,2' -> [1, 2]: the type of a flag."""
-    found = [int(each) for each in text.split(',')]
-    if min(found) < 1:
+def positive(text):
+    """Type of a flag: an integer above 0."""
+    if int(text) < 1:
         raise ValueError
-    return found
+    return int(text)
 
 
-def count(text):
-    """The type of a flag: a number above 0."""
-    found, = counts(text)
-    return found
-
-
-def parser(part, text, folder=True, world=False):
-    """The command line of `bash run/bench.bash part`, to which it adds flags of its own; folder: whether it makes data; world:
-    whether it measures on sentences of real length."""
-    made = Parser(prog=f'bash run/bench.bash {part}', description=text, allow_abbrev=False)
+def parser(module, text, folder=True):
+    """The command line of `bash run/bench.bash MODULE`, to which it adds its own flags. folder: whether it makes data."""
+    flags = Parser(prog=f'bash run/bench.bash {module}', description=text, allow_abbrev=False)
     if folder:
-        made.add_argument('--folder', type=Path, default=Path('snap/bench') / part, help='where data is made, and removed again')
-    if world:
-        made.add_argument('--world', type=Path, default=Path('data/shapes'),
-                          help='a sample world, whose questions tell how long sentences are, where there are none of VQA')
-    made.add_argument('--out', type=Path, default=Path('snap/bench') / f'{part}.json', help='the figures')
-    made.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs a process of its own
-    return made
+        flags.add_argument('--folder', type=Path, default=Path('snap/bench') / module, help='for its data; removed at the end')
+    flags.add_argument('--out', type=Path, default=Path('snap/bench') / f'{module}.json', help='file of the figures')
+    flags.add_argument('--part', help=argparse.SUPPRESS)  # a measurement that needs its own process
+    return flags
 
 
-def measured_apart(module, *flags):
-    """The figures that a bench module prints in a process of its own, given these flags; ends where that one fails."""
-    command = [sys.executable, '-m', f'bench.{module}', *map(str, flags)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def run_separately(module, *flags, launcher=(), **environment):
+    """The figures that a bench module prints as json in a process of its own; exits where that process fails.
+
+    launcher: a program that starts several processes of the module, such as torchrun; environment: variables."""
+    command = [sys.executable, *launcher, '-m', f'bench.{module}', *map(str, flags)]
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))} | environment
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        sys.exit(1)  # it has said why
+        sys.exit(1)  # it has printed why
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def most_resident():
-    """Bytes of this process; unlike ru_maxrss, not those of the process that started it."""
+def peak_resident():
+    """Peak resident memory of this process in bytes; ru_maxrss would include that of the process that started it."""
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
     return int(line.split()[1]) * 1024
 
 
-def tell(figures, out):
-    """Prints {what, with its unit: number or text} as a table and writes it as json; returns exit status 0."""
+def finish(figures, out):
+    """Prints {name with unit: number or text} as a table and writes it as json; returns exit status 0."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=1) + '\n')
-    wide = max(map(len, figures))
+    write_json(out, figures)
+    width = max(map(len, figures))
     for name, value in figures.items():
-        print(f'{name:{wide}s}  {shown(value):>12}')
+        if isinstance(value, float) and abs(value) < 100:
+            value = f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3f}'
+        elif not isinstance(value, str):
+            value = f'{value:,.0f}'
+        print(f'{name:{width}s}  {value:>12}')
     print(f'Written to {out}.')
     return 0
-
-
-def shown(value):
-    if isinstance(value, float) and abs(value) < 100:
-        return f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3f}'
-    return f'{value:,.0f}' if isinstance(value, (int, float)) else value

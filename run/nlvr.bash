@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the NLVR v1 datasets, pre-trains on invented statements, trains, evaluates: bash run/nlvr.bash cpu nlvr --nlvr PATH [flags]
-# PATH: the folder with the corpus's train.json and dev.json (from the public repository lil-lab/nlvr, folder nlvr/).
-# --withoutPretraining, --withoutPictures: to compare with. Expected on dev: README.md, "Results", with the time that it takes.
-# Writes snap/nlvr/<name>, with pretrain_easy and pretrain_full in it; killed, it goes on with the same command.
-# Flags, which go to all three runs: run/README.md
+# NLVR v1: makes the datasets, pre-trains on generated statements, fine-tunes, evaluates: bash run/nlvr.bash cpu nlvr --nlvr PATH [flags]
+# PATH: the folder with the corpus's train.json and dev.json (folder nlvr of https://github.com/lil-lab/nlvr).
+# --withoutPretraining, --withoutPictures: baselines. Expected accuracy on dev and time: docs/results.md.
+# Writes snap/nlvr/<name>, with pretrain_easy and pretrain_full in it. To resume a killed run, repeat its command.
+# Other flags go to all three runs: run/README.md
 source "$(dirname "$0")/launch.bash"
 help="GPUS|cpu NAME --nlvr PATH [--withoutPretraining] [--withoutPictures] [--statements N] [flags]"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "$help"
@@ -29,7 +29,7 @@ train() {  # train START...
     launch src/tasks/nlvr.py '' "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
         --evalBatchSize 256 --output "$out" --resume "$@" "${flags[@]}"
 }
-pretrain() {  # pretrain SPLIT START...: in a process of its own, since launch does not return
+pretrain() {  # pretrain SPLIT START...: in a subshell, since launch does not return
     (launch src/pretrain/program.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" --valid '' \
         --taskQA --batchSize 32 --lr 4e-4 --epochs 1 --output "$out/pretrain_$1" --resume "${@:2}" "${flags[@]}") || exit $?
 }

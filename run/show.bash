@@ -6,4 +6,4 @@
 # often relevance points at the object that is named, on the sample world (4 s). Exit status 0 well, 1 a fault of what was given, 2
 # wrong usage. Writes only into --out.
 source "$(dirname "$0")/launch.bash"
-exec "$PYTHON" -m explain.program "$@"
+exec "$PYTHON" -m shapes.show "$@"

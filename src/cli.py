@@ -1,10 +1,16 @@
 """main() of every program: device and seed, faults of the input as one line in place of a traceback, exit status."""
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
 
 SIGTERM_STATUS = 75  # of a run that SIGTERM ended with its state saved: 'failed for now, try again' (sysexits.h)
+
+
+class DeviceError(OSError):
+    """The device that is asked for cannot be used."""
 
 
 def run_main(name, work, interrupted='interrupted'):
@@ -33,9 +39,11 @@ def train_main(prepare, argv=None):
     from param import parse_args
     from train import Interrupted
 
-    options, name = parse_args(argv), Path(sys.argv[0]).name
-    program = None
+    name, program = Path(sys.argv[0]).name, None
     try:
+        quiet = os.environ.get('LOCAL_RANK', '0') != '0'  # one process of a machine prints what is wrong with the flags
+        with contextlib.redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            options = parse_args(argv)
         device = dist.start(options.device)
         options.resume |= options.test is None and dist.restarted()
         if options.deterministic:
@@ -54,7 +62,9 @@ def train_main(prepare, argv=None):
         return dist.end(1)
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted; to resume a run that was training, repeat its command with --resume', file=sys.stderr)
-        return 130
+        return dist.end(130)
+    except SystemExit as wrong_flags:
+        return dist.end(wrong_flags.code or 0)
     finally:
         if program is not None:
             program.folder.close()

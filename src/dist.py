@@ -1,15 +1,21 @@
 """One process or several: rank, device, printing, gathering."""
 
+import contextlib
 import gc
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 
+from cli import DeviceError
+from files.atomic import write_text
 
-class DeviceError(OSError):
-    """The device that is asked for cannot be used."""
+STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
+_watcher = None
 
 
 def rank():
@@ -31,34 +37,97 @@ def print0(*lines):
 
 
 def start(wanted=None):
-    """Joins the processes that torchrun started, if it did, and returns this one's device.
+    """Joins the other processes if torchrun started this one; returns its device.
 
-    wanted: 'cpu', 'cuda' or None for the GPU where there is one. A machine without any NVIDIA device goes on with the
-    CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
+    wanted: 'cpu', 'cuda' or None for the GPU if there is one. A machine without any NVIDIA device falls back to the CPU with a
+    message; a device whose driver does not answer is a DeviceError, since a run on the CPU would take weeks. Raises ValueError
+    if two machines have the same NODE_RANK. Ends the process if the program has ended before torchrun restarted it.
     """
+    global _watcher
+    several = {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized()
+    store = None
+    if several and STATUS_FILE in os.environ:
+        store = _store()
+        _watcher = Watcher(store)
+        if os.path.exists(os.environ[STATUS_FILE]):
+            os._exit(end(Path(os.environ[STATUS_FILE]).read_text()))
+        if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
+            raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
     device = _device(wanted)
-    if {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized():
+    if several:
         if device.type == 'cuda':
             torch.cuda.set_device(device)
-        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=int(os.environ['RANK']),
+                                      world_size=int(os.environ['WORLD_SIZE']))
     return device
 
 
+def _store():
+    """The store in which processes find each other. Rank 0 holds it, open to the address MASTER_ADDR only."""
+    address, port, master = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
+    listener = None
+    if master:
+        with contextlib.suppress(OSError):  # an address that this machine does not have itself, as behind a router
+            listener = socket.create_server((address, port)).detach()
+    return torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), master, wait_for_workers=False,
+                               master_listen_fd=listener)
+
+
+class Watcher(threading.Thread):
+    """Ends this process if another one has ended with an error, for which it may wait in a collective, or if the launcher was
+    killed."""
+
+    INTERVAL = 0.5  # seconds
+
+    def __init__(self, store):
+        super().__init__(daemon=True)
+        self.store, self.stopped = store.clone(), threading.Event()  # a connection of its own: one call blocks others
+        self.start()
+
+    def run(self):
+        launcher = os.getppid()
+        while not self.stopped.wait(self.INTERVAL):
+            if os.getppid() != launcher:
+                os._exit(1)
+            with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, is gone
+                if self.store.check(['status']):
+                    write_text(os.environ[STATUS_FILE], self.store.get('status').decode())
+                    os._exit(0)
+
+    def end_all(self, status):
+        """Ends the other processes; `status` becomes the program's exit status on all machines."""
+        self.stop()
+        self.store.set('status', str(status))
+        time.sleep(3 * self.INTERVAL)  # until they have read it: rank 0 holds the store
+
+    def stop(self):
+        self.stopped.set()
+        self.join()
+
+
 def stop():
-    """Parts from the other processes, when all have come to their end."""
+    """Leaves the process group, when all processes have finished."""
+    global _watcher
     if torch_dist.is_initialized():
         torch_dist.barrier()
         gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
         torch_dist.destroy_process_group()
+    if _watcher:
+        _watcher.stop()
+        _watcher = None
 
 
 def end(status):
-    """Tells src/machines.py, where it started this process, that starting it anew is of no use. Returns its exit status."""
-    if path := os.environ.get('END_FILE'):
-        part = Path(f'{path}.{os.getpid()}')
-        part.write_text(str(status))
-        part.replace(path)
-    return status
+    """Leaves the program's exit status to src/launch.py, and ends the other processes if there was an error (no stop() before).
+
+    Returns the exit status of this process: 0 if launch.py started it, since torchrun restarts processes that end with another.
+    """
+    if STATUS_FILE not in os.environ:
+        return status
+    write_text(os.environ[STATUS_FILE], str(status))
+    if _watcher:
+        _watcher.end_all(status)
+    return 0
 
 
 def restarted():

@@ -7,6 +7,7 @@ A model's package has a module `heads` with
     check_config(path, config)                        raises ValueError where a config.json is of another model than `config`
     build(task, config, answers, options) -> Head     with random weights
     load_start(head, start) -> reports                loads the weights of a heads.Start
+    layer_names(config) -> (names, names)             the layers of Encoder.hidden_states, of words and of regions
     load_encoder(path, config) -> (Encoder, report)   the encoder of any file of weights
     read_task(path) -> {name: tensor}                 a task's snapshot under the names of Head.original_state
     answers_and_images(state, config) -> (int, int)   how many answers such a snapshot scores, about how many images, or None

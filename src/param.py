@@ -1,4 +1,4 @@
-"""Every flag of the programs, grouped, one sentence each. Nothing runs on import."""
+"""The flags of the programs, in groups, one sentence each."""
 
 import argparse
 import dataclasses
@@ -130,28 +130,40 @@ class Options:
         return 512 if self.tiny else 5000 if self.fast else None
 
 
+def add_flags(parser, *names):
+    """Adds flags of Options to the parser of another program, with the same meaning and default."""
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    for name in names:
+        _add(parser, fields[name])
+
+
+def _add(parser, field):
+    text, choices = field.metadata['help'], field.metadata['choices']
+    if field.type is bool:
+        parser.add_argument(f'--{field.name}', action='store_true', help=text)
+        return
+    kind = next(kind for kind in (int, float, str) if field.type in (kind, kind | None))
+    text = text if field.default is None else f'{text} (default: {field.default})'
+    parser.add_argument(f'--{field.name}', type=kind, default=field.default, choices=choices,
+                        metavar=None if choices else kind.__name__.upper(), help=text)
+
+
 def parser():
-    """The command line of the programs, made from the fields of Options."""
-    made = argparse.ArgumentParser(allow_abbrev=False)
+    """The command line of the programs that train, made from the fields of Options."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     groups = {}
     for field in dataclasses.fields(Options):
-        about = field.metadata
-        group = groups.get(about['group']) or groups.setdefault(about['group'], made.add_argument_group(about['group']))
-        if field.type is bool:
-            group.add_argument(f'--{field.name}', action='store_true', help=about['help'])
-        else:
-            kind = next(kind for kind in (int, float, str) if field.type in (kind, kind | None))
-            text = about['help'] if field.default is None else f'{about["help"]} (default: {field.default})'
-            group.add_argument(f'--{field.name}', type=kind, default=field.default, choices=about['choices'],
-                               metavar=None if about['choices'] else kind.__name__.upper(), help=text)
-    return made
+        name = field.metadata['group']
+        groups[name] = groups.get(name) or parser.add_argument_group(name)
+        _add(groups[name], field)
+    return parser
 
 
 def parse_args(argv=None):
     """Options from the command line; a wrong one ends the program with a message and status 2."""
-    made = parser()
-    values = made.parse_args(argv)
+    arguments = parser()
+    values = arguments.parse_args(argv)
     try:
         return Options(**vars(values))
     except ValueError as error:
-        made.error(str(error))
+        arguments.error(str(error))

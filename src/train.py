@@ -292,8 +292,8 @@ def warn_constant_logits(head, dataset, options, device):
     for batch in load_batches(dataset, evaluation_batches(len(dataset), options)[:1], options, device):
         logits = head.logits(batch)
         if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
-            dist.print0(f'Warning: with these weights the model gives the same scores to all of the first {len(logits)} '
-                        'examples: it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
+            dist.print0(f'Warning: with these weights the model gives the same scores to the first {len(logits)} examples: '
+                        'it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
 
 
 @torch.no_grad()

@@ -1,13 +1,11 @@
 """run/ask.bash: pictures and questions to answers, with the sample world's detector and the Faster R-CNN."""
 
 import os
-import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from bert.tokenization import BertTokenizer
@@ -17,7 +15,7 @@ from images.pictures import open_picture
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from predict import ask
-from regions import source
+from regions import readers
 from tasks.checkpoints import files_beside
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
@@ -61,7 +59,7 @@ def test_answers_are_those_of_the_worlds_own_regions(made_world, snapshots, pict
     status, out, err = run(*pictures[:2], *questions, '--load', snapshots['vqa'], '--best', '6', '--names', made_world)
     assert status == 0, err
     answerer = Predictor.from_snapshot(snapshots['vqa'])
-    regions = {image.img_id: image for image in source.chosen(
+    regions = {image.img_id: image for image in readers.chosen(
         made_world / 'mscoco_imgfeat/val2014_obj36.tsv', [file.stem for file in pictures[:2]])}
     asker = ask.Asker.load(snapshots['vqa'])
     images = asker.see([open_picture(file) for file in pictures[:2]], [file.stem for file in pictures[:2]])
@@ -140,18 +138,6 @@ def test_as_many_regions_as_are_asked_for(snapshots, pictures):
     asker = ask.Asker.load(snapshots['vqa'], min_boxes=2, max_boxes=3)
     ((_, asked),) = asker.ask_files(pictures[:1], 'what?')
     assert len(asked.regions[0]) == len(asker.see([open_picture(pictures[0])], ['a'])[0].boxes) == 3
-
-
-def test_the_readmes_example_of_files_runs(made_world, snapshots, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(made_world)
-    shutil.copytree(snapshots['vqa'].parent, tmp_path / 'snap/vqa/t')
-    monkeypatch.chdir(tmp_path)
-    _, example = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
-    exec(example, {})
-    told = capsys.readouterr().out.splitlines()
-    assert [line.partition(' ')[0] for line in told] == [f'COCO_train2014_00000000000{number}.png' for number in (1, 1, 2, 2)]
-    assert {path.name for path in (tmp_path / 'snap/vqa/t').glob('*.png')} == {line.partition(' ')[0] for line in told}
 
 
 def test_regions_have_the_names_of_the_sample_world_where_it_is(made_world, snapshots, pictures, run, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def unlabel(examples):
 ANNOTATIONS = {
     'not_a_list': (lambda path: path.write_text('{}'), 'expected examples in a list'),
     'empty': (lambda path: path.write_text('[]'), 'found none'),
-    'cut': (lambda path: path.write_bytes(path.read_bytes()[:-100]), 'not whole, valid json'),
+    'cut': (lambda path: path.write_bytes(path.read_bytes()[:-100]), 'incomplete or invalid json'),
     'missing': (lambda path: path.unlink(), 'no such file'),
     'no_sentence': (lambda path: edit(path, lambda examples: examples[7].pop('sent')), 'example 7: key "sent"'),
     'odd_id': (lambda path: edit(path, put('question_id', 'x')), 'example 7: key "question_id"'),

@@ -136,7 +136,8 @@ def test_padding_is_never_chosen(world, single_stream):
     config = models.package('single_stream').config_from_json(world / 'bert/config.json')
     head = models.build('single_stream', 'region', config)
     mask = torch.arange(6) < torch.tensor([2, 6, 3])[:, None]
-    batch = {'examples': 3, 'input_ids': torch.ones(3, 4, dtype=torch.long), 'token_type_ids': torch.zeros(3, 4, dtype=torch.long),
+    batch = {'examples': 3, 'input_ids': torch.ones(3, 4, dtype=torch.long),
+             'token_type_ids': torch.zeros(3, 4, dtype=torch.long),
              'features': torch.randn(3, 6, config.visual_feat_dim), 'boxes': torch.rand(3, 6, 4), 'visual_attention_mask': mask}
     places, probabilities = head.predict(batch, 6)
     for row, chances, count in zip(places.tolist(), probabilities.tolist(), (2, 6, 3), strict=True):

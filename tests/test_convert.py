@@ -1,4 +1,4 @@
-"""Weights go out in Hugging Face's form and come back: identical tensors, identical logits, at the size of lxr955 too."""
+"""Weights go out in Hugging Face's form and come back: identical tensors, identical logits; names and sizes of lxr955."""
 
 import dataclasses
 import functools
@@ -10,37 +10,36 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from conftest import lxmert_head
 
 from bert.tokenization import BertTokenizer
 from bert.weights import read_state, save_state
+from heads import Answers
+from lxrt import hugging_face
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
-from lxrt.modeling import LXRTPretraining
+from lxrt.pretraining import LXRTPretraining
 from param import Options
-from tasks.checkpoints import files_beside
-from tasks.model import AnswerModel
+from tasks.checkpoints import sidecar_files
 from tools import convert
 
 torch.set_num_threads(1)
 SMALL = {'hidden_size': 12, 'num_attention_heads': 3, 'intermediate_size': 20, 'max_position_embeddings': 22, 'l_layers': 2,
          'x_layers': 1, 'r_layers': 1, 'visual_feat_dim': 6, 'num_object_labels': 7, 'num_attr_labels': 5}
 ANSWERS = {'vqa': ['yes', 'no', '"so"', 'zürich'], 'nlvr2': ['False', 'True'], 'pretraining': ['yes', 'no', 'red']}
-SIZES = ['small', pytest.param('lxr955', id='lxr955')]
 
 
-def config_of(size, world):
-    words = len((world / 'bert/vocab.txt').read_text().splitlines())
-    return LxrtConfig(vocab_size=words, **SMALL) if size == 'small' else LxrtConfig()
+def config_of(world):
+    return LxrtConfig(vocab_size=len((world / 'bert/vocab.txt').read_text().splitlines()), **SMALL)
 
 
-def make(kind, config):
+def make(kind, config, draw=True):
     torch.manual_seed(1)
     if kind == 'pretraining':
         model = LXRTPretraining(config, num_answers=len(ANSWERS[kind]))
     else:
-        model = AnswerModel(LXRTEncoder(config), len(ANSWERS[kind]), images=1 + (kind == 'nlvr2'))
+        model = lxmert_head(config, len(ANSWERS[kind]), images=1 + (kind == 'nlvr2'))
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in model.named_parameters() if draw else ():
             if name.endswith(('bias', 'LayerNorm.weight')):
                 p.add_(0.1 * torch.randn_like(p))  # not all alike, as after training
     return model.eval()
@@ -53,11 +52,19 @@ def inputs(config, images=1, b=2, o=3, t=6):
             torch.rand(b * images, o, 4, generator=generator))
 
 
+def answer_logits(head, ids, features, boxes):
+    return head.logits({'examples': len(ids), 'input_ids': ids, 'features': features, 'boxes': boxes})
+
+
+def state_of(model):
+    return model.original_state() if isinstance(model, Answers) else model.state_dict()
+
+
 @torch.no_grad()
 def logits(model, config):
     """What a model of ours says of some inputs, by name."""
-    if isinstance(model, AnswerModel):
-        return {'answers': model(*inputs(config, model.images))}
+    if isinstance(model, Answers):
+        return {'answers': answer_logits(model, *inputs(config, model.recipe.images))}
     ids, features, boxes = inputs(config)
     (lang, visn), pooled = model.bert(ids, None, None, (features, boxes))
     return {'words': model.cls.predictions(lang), 'match': model.cls.seq_relationship(pooled),
@@ -78,8 +85,7 @@ def their_logits(kind, folder, config):
     if kind == 'vqa':
         return {'answers': model(ids, features, boxes).question_answering_score}
     if kind == 'nlvr2':
-        head = AnswerModel(LXRTEncoder(LxrtConfig(**SMALL)), 2, 2).logit_fc if config.hidden_size == 12 else AnswerModel(
-            LXRTEncoder(config), 2, 2).logit_fc
+        head = lxmert_head(config, 2, 2).classifier
         head.load_state_dict({name.removeprefix('logit_fc.'): tensor
                               for name, tensor in read_state(folder / 'nlvr2_head.safetensors').items()})
         pooled = model(ids.repeat_interleave(2, 0), features, boxes).pooled_output
@@ -94,10 +100,10 @@ def save(kind, model, config, world, folder):
     """A snapshot with what lies beside it."""
     folder.mkdir()
     tokenizer = BertTokenizer(world / 'bert/vocab.txt')
-    for name, text in files_beside(config, tokenizer, ANSWERS[kind]).items():
+    for name, text in sidecar_files('lxmert', config, tokenizer, ANSWERS[kind]).items():
         (folder / name).write_text(text)
     path = folder / ('model_LXRT.pth' if kind == 'pretraining' else 'BEST.pth')
-    save_state(model.state_dict(), path, '.pth')
+    save_state(state_of(model), path, '.pth')
     return path
 
 
@@ -106,18 +112,31 @@ def run_card(folder, model):
     code = re.search(r'```python\n(.*?)```', (folder / 'README.md').read_text(), re.S)[1]
     exec(code, names := {})
     ids, features, boxes = names['tokens']['input_ids'], names['features'], names['boxes']
-    if isinstance(model, AnswerModel):
-        found = names['chances']
-        assert found.shape == (2, len(model.logit_fc[3].bias))
+    if isinstance(model, Answers):
+        found, images = names['chances'], model.recipe.images
+        assert found.shape == (2, model.answers)
         with torch.no_grad():
-            scores = model(ids[::model.images], features, boxes)
-        torch.testing.assert_close(found, scores.softmax(-1) if model.images == 2 else scores.sigmoid(), rtol=1e-5, atol=1e-5)
+            scores = answer_logits(model, ids[::images], features, boxes)
+        torch.testing.assert_close(found, scores.softmax(-1) if images == 2 else scores.sigmoid(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('kind', ANSWERS)
-def test_out_and_back(kind, size, made_world, tmp_path, capsys):
-    config = config_of(size, made_world)
+def test_names_and_sizes_of_the_published_model_are_those_of_transformers(kind):
+    """On the meta device: no numbers, no time."""
+    with torch.device('meta'):
+        model = make(kind, LxrtConfig(), draw=False)
+        classes = {'vqa': transformers.LxmertForQuestionAnswering, 'pretraining': transformers.LxmertForPreTraining,
+                   'nlvr2': transformers.LxmertModel}
+        theirs = classes[kind](transformers.LxmertConfig(num_qa_labels=len(ANSWERS[kind])))
+    tensors, head = hugging_face.hf_tensors(state_of(model), LxrtConfig())
+    expected = {name: tensor.shape for name, tensor in theirs.state_dict().items() if name != 'cls.predictions.decoder.weight'}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    assert sorted(head) == [f'logit_fc.{i}.{what}' for i in (0, 2, 3) for what in ('bias', 'weight')] * (kind == 'nlvr2')
+
+
+@pytest.mark.parametrize('kind', ANSWERS)
+def test_out_and_back(kind, made_world, tmp_path, capsys):
+    config = config_of(made_world)
     model = make(kind, config)
     path = save(kind, model, config, made_world, tmp_path / 'ours')
     out, back = tmp_path / 'out', tmp_path / f'back/{path.name}'
@@ -131,7 +150,7 @@ def test_out_and_back(kind, size, made_world, tmp_path, capsys):
     state, again = read_state(path), read_state(back)
     assert list(state) == list(again) or set(state) == set(again)
     assert all(torch.equal(state[name], again[name]) for name in state)
-    model.load_state_dict(again)
+    (model.load_original if isinstance(model, Answers) else model.load_state_dict)(again)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in logits(model, config).items())
     for name in ('config.json', 'vocab.txt', 'answers.json'):
         assert (back.parent / name).read_text() == (path.parent / name).read_text()
@@ -140,7 +159,7 @@ def test_out_and_back(kind, size, made_world, tmp_path, capsys):
 @pytest.fixture
 def snapshot(made_world, tmp_path):
     """A small model of VQA and what lies beside it: ours/BEST.pth."""
-    config = config_of('small', made_world)
+    config = config_of(made_world)
     return save('vqa', make('vqa', config), config, made_world, tmp_path / 'ours')
 
 
@@ -185,7 +204,7 @@ def test_pth_to_safetensors_and_back(snapshot, tmp_path, made_world):
     one, other = torch.load(snapshot, weights_only=True), torch.load(back, weights_only=True)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     # Tied weights, which the format cannot tell.
-    config = config_of('small', made_world)
+    config = config_of(made_world)
     tied = save('pretraining', make('pretraining', config), config, made_world, tmp_path / 'tied')
     assert convert.main(['file', str(tied), str(tmp_path / 'tied/a_LXRT.safetensors')]) == 0
     one, other = read_state(tied), read_state(tmp_path / 'tied/a_LXRT.safetensors')
@@ -204,10 +223,10 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
     assert 'has 4 rows, but 2 answers are given for it' in fault('to-hf', snapshot, tmp_path / 'out')
     answers.write_text(json.dumps(ANSWERS['vqa']))
     assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
-    assert 'model.safetensors: is there; choose another place' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'model.safetensors: exists; choose another place' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'out/model.safetensors').rename(tmp_path / 'model.safetensors')
     (tmp_path / 'out/vocab.txt').write_text('other')
-    assert 'vocab.txt: is there, and belongs to something else' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'vocab.txt: exists, and belongs to something else' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'model.safetensors').rename(tmp_path / 'out/model.safetensors')
     (tmp_path / 'out/config.json').unlink()
     asked = fault('from-hf', tmp_path / 'out', tmp_path / 'x/BEST')
@@ -219,7 +238,7 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
 
 
 def test_a_head_of_another_model_is_not_taken_for_this_ones(made_world, tmp_path, capsys):
-    config = config_of('small', made_world)
+    config = config_of(made_world)
     paths = {kind: save(kind, make(kind, config), config, made_world, tmp_path / kind) for kind in ('vqa', 'nlvr2')}
     assert convert.main(['to-hf', str(paths['vqa']), str(tmp_path / 'out')]) == 0
     assert convert.main(['to-hf', str(paths['nlvr2']), str(tmp_path / 'out')]) == 1  # and leaves no head behind
@@ -232,7 +251,7 @@ def test_a_head_of_another_model_is_not_taken_for_this_ones(made_world, tmp_path
 
 
 def test_answers_come_from_elsewhere_where_none_lie_beside(snapshot, tmp_path, made_world, capsys):
-    config = config_of('small', made_world)
+    config = config_of(made_world)
     path = save('pretraining', make('pretraining', config), config, made_world, tmp_path / 'published')
     path.with_name('answers.json').unlink()
     table, names = tmp_path / 'all_ans.json', tmp_path / 'names.json'

@@ -1,4 +1,4 @@
-"""What the README and run/README.md say is true: files, flags, and every command."""
+"""README.md, docs/ and run/README.md are true: folders, links, flags, and every command and example."""
 
 import dataclasses
 import json
@@ -15,50 +15,66 @@ from conftest import ROOT
 from lxrt.modeling import LxrtConfig, LXRTPretraining
 from param import Options
 
-README = (ROOT / 'README.md').read_text()
-COMMANDS = [line for block in re.findall(r'```bash\n(.*?)```', README, re.S) for line in block.splitlines() if line.strip()]
+README = ROOT / 'README.md'
+DOCUMENTS = [README, *sorted((ROOT / 'docs').glob('*.md'))]
+SNAPSHOT = 'snap/vqa/quickstart'  # the commands of the documents start from it
+PICTURE = 'data/shapes/images/val2014/COCO_val2014_00000000160{}.png'  # the documents name the first two of the published size
 
-# What makes a command of the README quick; for argparse the last of a flag's values counts.
+# What makes a command quick; of a flag that is given twice the last value counts.
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
-    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '16', '--llayers', '1', '--rlayers', '1', '--xlayers', '1']
-       for task in ('vqa', 'gqa', 'nlvr2')},
-    **{f'run/{task}_test.bash': [] for task in ('vqa', 'gqa', 'nlvr2')},
-    'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--llayers', '1', '--rlayers', '1', '--xlayers', '1'],
-    'run/study.bash': ['--epochs', '1', '--fineEpochs', '1', '--seeds', '1', '--leaveOut', 'questions'],
-    'run/evaluate.bash': [],
-    'run/ensemble.bash': [],
-    'run/convert.bash': [],
-    'run/encode.bash': [],
-    'run/show.bash': [],
-    'run/extract.bash': [],
-    'run/ask.bash': [],
-    'run/regions.bash': [],
-    'run/check_dataset.bash': [],
+    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64'] for task in ('vqa', 'gqa', 'nlvr2')},
+    'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
-IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # .ci/run and, in them, run/setup.bash
+PRINTED = {  # by the Python examples
+    'README.md: From Python': r'(COCO_val2014_00000000160[12]\.png .+\n){4}',
+    'library.md: From regions to answers': r'(.+: 0\.\d{3}\n){3}',
+    'library.md: The encoder': r'(torch\.Size\(\[2, [\d, ]*32\]\) ?){4}\n'}
+IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # run by .ci/run
+
+
+def chains():
+    """Commands and Python examples that build on each other: {name: [(language, code), ...]}, one chain per section of a
+    document, or per row of a table of README.md."""
+    found = {}
+    for document in DOCUMENTS:
+        for section in re.split(r'^## ', document.read_text(), flags=re.M):
+            name = f'{document.name}: {section.splitlines()[0].strip("# ")}'
+            for language, block in re.findall(r'^```(bash|python)\n(?!#!)(.*?)^```', section, re.S | re.M):
+                parts = [line for line in block.splitlines() if line.strip()] if language == 'bash' else [block]
+                found.setdefault(name, []).extend((language, part) for part in parts)
+            if document == README:
+                for row in re.findall(r'^\| (.*) \|$', section, re.M):
+                    commands = [('bash', command) for command in re.findall(r'`(bash run/[^`]*)`', row)]
+                    if commands:
+                        found[f'{name}, {row.partition(" |")[0]}'] = commands
+    return found
+
+
+CHAINS = chains()
 
 
 def tracked():
+    """The files of the repository, committed or to be committed, relative to its root."""
     listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
     return [path for path in listed.stdout.splitlines() if (ROOT / path).is_file()]
 
 
-def test_the_file_tree_is_that_of_the_repository():
-    tree = re.search(r'```\n(README\.md .*?)```', README, re.S)[1]
-    told, folder = set(), ''
-    for line in tree.splitlines():
-        name = line.split()[0]
-        folder = name if name.endswith('/') else folder if line.startswith(' ') else ''
-        if not name.endswith('/'):
-            told.add(folder + name)
-    there = {path for path in tracked() if not path.endswith('__init__.py') and path != '.gitignore'}
-    assert told == there
+def test_the_folder_list_is_that_of_the_repository():
+    block = re.search(r'^## Folders\n+```\n(.*?)```', README.read_text(), re.S | re.M)[1]
+    folders = {re.match(r'src/\w+/|src/\w+\.py|\w+/', path) for path in tracked()}
+    assert {line.split()[0] for line in block.splitlines()} == {match[0] for match in folders if match}
 
 
-def test_every_flag_stands_in_the_flag_list_as_it_is():
+@pytest.mark.parametrize('document', [path for path in tracked() if path.endswith('.md')])
+def test_links_lead_to_files(document):
+    for link in re.findall(r'(?:\]\(|src=")(?!http)([^)"]+)[)"]', (ROOT / document).read_text()):
+        assert ((ROOT / document).parent / link).is_file(), link
+
+
+def test_every_flag_is_in_the_flag_list_as_it_is():
     listed = (ROOT / 'run/README.md').read_text()
     for field in dataclasses.fields(Options):
         default = '' if field.default is None or field.default is False else f'`{field.default}`'
@@ -67,23 +83,39 @@ def test_every_flag_stands_in_the_flag_list_as_it_is():
     assert sorted(flags) == sorted(field.name for field in dataclasses.fields(Options))
 
 
-@pytest.fixture(scope='module')
-def checkout(made_world, tmp_path_factory):
-    """A copy of the repository with small data laid out as the real data is, a small BERT and pre-trained LXMERT."""
+def test_every_launcher_is_in_the_list_with_its_flags():
+    rows = re.findall(r'^\| (`run/.*?`) \| (.*?) \| (.*?) \|$', (ROOT / 'run/README.md').read_text(), re.M)
+    names = [name for launchers, *_ in rows for name in re.findall(r'run/\w+\.bash', launchers)]
+    assert sorted(names) == sorted(f'run/{path.name}' for path in (ROOT / 'run').glob('*.bash') if path.name != 'launch.bash')
+    for launcher, program, flags in rows:
+        for path in re.findall(r'`((?:src|data)/[\w/]+\.py)`', program):
+            assert (ROOT / path).is_file(), path
+        if re.search(r'_(finetune|test|pretrain)\.bash', launcher):
+            text = (ROOT / launcher.strip('`')).read_text()
+            for flag, value in re.findall(r'(--\w+) ([\w.,/-]+)', ' '.join(re.findall(r'`(--.*?)`', flags))):
+                assert re.search(rf'{flag} "?{re.escape(value.replace("NAME", ""))}', text), f'{launcher}: {flag} {value}'
+
+
+@pytest.fixture(scope='session')
+def template(made_world, tmp_path_factory):
+    """A copy of the repository with a small world as sample world and as real data, a small BERT, a pre-trained LXMERT, a corpus
+    of NLVR v1 and a trained VQA model."""
     folder = tmp_path_factory.mktemp('checkout') / 'repository'
     for path in tracked():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
     if (ROOT / '.venv').exists():
-        (folder / '.venv').symlink_to(ROOT / '.venv')
+        (folder / '.venv').symlink_to((ROOT / '.venv').resolve())
     for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
+    for number, picture in enumerate(sorted((folder / 'data/shapes/images/val2014').glob('*.png'))[:2], 1):
+        shutil.copy(picture, folder / PICTURE.format(number))
     shutil.copytree(made_world / 'bert', folder / 'data/bert-base-uncased')
-    config = LxrtConfig.from_json(made_world / 'bert/config.json')
     answers = json.loads((made_world / 'vqa/trainval_label2ans.json').read_text())[3:]
     (folder / 'data/lxmert/all_ans.json').write_text(json.dumps([{'ans': answer, 'dsets': ['vqa']} for answer in answers]))
     (folder / 'snap/pretrained').mkdir(parents=True)
+    config = LxrtConfig.from_json(made_world / 'bert/config.json')
     torch.save(LXRTPretraining(config, num_answers=len(answers)).state_dict(), folder / 'snap/pretrained/model_LXRT.pth')
     (folder / 'corpus').mkdir()
     shape = {'x_loc': 20, 'y_loc': 40, 'type': 'circle', 'color': 'Yellow', 'size': 20}
@@ -91,50 +123,72 @@ def checkout(made_world, tmp_path_factory):
              'structured_rep': [[shape], [], [shape]]} for i, (word, label) in enumerate([('two', 'true'), ('six', 'false')])]
     for split in ('train', 'dev'):
         (folder / f'corpus/{split}.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    run(folder, 'bash', 'bash run/vqa_finetune.bash cpu quickstart --dataRoot data/shapes --bert data/shapes/bert --fromScratch')
     return folder
 
 
-def test_each_command_of_the_readme_runs(checkout):
-    """In the order in which they stand there, each on what those before have made."""
-    assert len(COMMANDS) >= 8
+@pytest.fixture
+def checkout(template, tmp_path):
+    """A copy of the template of one test's own; files are linked, since no program changes a file in place."""
+    return shutil.copytree(template, tmp_path / 'repository', symlinks=True, copy_function=os.link)
+
+
+def run(folder, language, code):
+    """Runs a command of the documents, made quick, or a Python example; returns what it printed."""
+    if language == 'bash':
+        # One process for several GPUs: several are tested in test_machines.py.
+        words = shlex.split(code.replace('0,1,2,3 --multiGPU', 'cpu').replace('NAME', 'name').replace('PATH', 'corpus'))
+        command = [*words, *QUICK.get(words[1], [])]
+    else:
+        command = ['.venv/bin/python' if (folder / '.venv').exists() else 'python3', '-c', code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': 'src'})
+    assert done.returncode == 0, f'{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+    return done.stdout
+
+
+@pytest.mark.parametrize('name', CHAINS)
+def test_commands_and_examples_run(checkout, name):
     ci = (ROOT / '.ci/run').read_text() + (ROOT / 'run/test.bash').read_text() + (ROOT / 'run/quickstart.bash').read_text()
-    for command in COMMANDS:
-        words = [str(checkout / 'corpus') if word == 'PATH' else word for word in shlex.split(command, comments=True)]
-        assert words[0] == 'bash', command
-        if words[1] in IN_CI:
-            assert f'bash {words[1]}' in ci
+    for language, code in CHAINS[name]:
+        launcher = code.split()[1] if language == 'bash' else ''
+        if launcher in IN_CI:
+            assert f'bash {launcher}' in ci
             continue
-        run = subprocess.run([*words, *QUICK[words[1]]], cwd=checkout, capture_output=True, text=True, timeout=500,
-                             env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        assert run.returncode == 0, f'{command}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}'
-        if words[1] == 'run/lxmert_pretrain.bash':
-            last = checkout / 'snap/pretrain' / ('tiny' if '--tiny' in words else 'lxmert') / 'Epoch01_LXRT.pth'
-            shutil.copy(last, last.with_name('Epoch20_LXRT.pth'))  # the last, of a whole run
-        if words[1] == 'run/vqa_finetune.bash' and words[3] in ('vqa_tiny', 'vqa_lxr955'):
-            assert 'Answer head:' in run.stdout and ' 3 start at 0' in run.stdout  # the launcher's --loadLXMERTQA
-    assert (checkout / 'snap/vqa/vqa_lxr955/run.bash').is_file()
+        printed = run(checkout, language, code)
+        assert language == 'bash' or re.search(f'{PRINTED[name]}$', printed), printed
+        if launcher == 'run/lxmert_pretrain.bash' and '--resume' in code:
+            last = checkout / 'snap/pretrain/lxmert/Epoch01_LXRT.pth'
+            shutil.copy(last, last.with_name('Epoch20_LXRT.pth'))  # the last epoch of a full run
+        if code == 'bash run/vqa_finetune.bash 0 NAME':  # the launcher's --loadLXMERTQA, and what it saves
+            assert 'Answer head:' in printed and ' 3 start at 0' in printed
+            assert (checkout / 'snap/vqa/name/run.bash').is_file()
 
 
-def test_launchers_tell_how_to_use_them(checkout):
+def test_the_documents_have_commands():
+    assert len(CHAINS) >= 18 and sum(map(len, CHAINS.values())) >= 35
+
+
+def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
                      'nlvr', 'ensemble', 'encode', 'extract'):
-        run = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=checkout, capture_output=True, text=True)
-        assert run.returncode == 2 and 'Usage: bash run/' in run.stderr
+        done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
+        assert done.returncode == 2 and 'Usage: bash run/' in done.stderr
     for launcher in ('ask', 'encode', 'extract'):
-        run = subprocess.run(['bash', f'run/{launcher}.bash', '--help'], cwd=checkout, capture_output=True, text=True)
-        assert run.returncode == 0 and f'usage: bash run/{launcher}.bash' in run.stdout and not run.stderr
-    run = subprocess.run(['bash', checkout / 'run/ask.bash', 'cpu', 'photo.jpg', 'what?'], cwd=checkout.parent,
-                         capture_output=True, text=True)
-    assert run.returncode == 1 and f'Paths are relative to {checkout.resolve()}' in run.stderr
-    run = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=checkout, capture_output=True, text=True)
-    assert run.returncode == 2 and "found 'gpu0'" in run.stderr
-    run = subprocess.run(['bash', 'run/nlvr.bash', 'cpu', 'x', '--nlvr', 'corpus', '--epochs', '2'], cwd=checkout,
-                         capture_output=True, text=True)
-    assert run.returncode == 2 and '--epochs: is not to be given' in run.stderr
+        done = subprocess.run(['bash', f'run/{launcher}.bash', '--help'], cwd=template, capture_output=True, text=True)
+        assert done.returncode == 0 and f'usage: bash run/{launcher}.bash' in done.stdout and not done.stderr
+    done = subprocess.run(['bash', template / 'run/ask.bash', 'cpu', 'photo.jpg', 'what?'], cwd=template.parent,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and f'Paths are relative to {template.resolve()}' in done.stderr
+    done = subprocess.run(['bash', 'run/vqa_finetune.bash', 'gpu0', 'x'], cwd=template, capture_output=True, text=True)
+    assert done.returncode == 2 and "found 'gpu0'" in done.stderr
+    done = subprocess.run(['bash', 'run/nlvr.bash', 'cpu', 'x', '--nlvr', 'corpus', '--epochs', '2'], cwd=template,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and '--epochs: is not to be given' in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
-def test_a_machine_without_gpu_goes_on_with_the_cpu_and_says_so(checkout):
-    run = subprocess.run(
-        ['bash', 'run/vqa_test.bash', '0', 'none', '--load', 'snap/vqa/none/BEST'], cwd=checkout, capture_output=True, text=True)
-    assert 'going on with the CPU' in run.stdout and run.returncode == 1 and 'BEST.pth' in run.stderr
+def test_a_machine_without_gpu_falls_back_to_the_cpu_and_says_so(template):
+    done = subprocess.run(
+        ['bash', 'run/vqa_test.bash', '0', 'none', '--load', 'snap/vqa/none/BEST'], cwd=template, capture_output=True, text=True)
+    assert 'going on with the CPU' in done.stdout and done.returncode == 1 and 'BEST.pth' in done.stderr

@@ -8,14 +8,13 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, ragged
+from conftest import ROOT, lxmert_head, ragged
 
+import lxrt.heads
 from bert.tokenization import BertTokenizer
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTPretraining
 from regions import tsv
-from tasks.model import AnswerModel
 from tools import encode
 
 ALL = 'lang0,lang1,cross1,visn0,rel1'
@@ -33,9 +32,9 @@ def made(made_world, tmp_path_factory):
         p.data.normal_(std=0.2)
     torch.save(model.state_dict(), world / 'model_LXRT.pth')
     (world / 'run').mkdir()
-    task = AnswerModel(LXRTEncoder(config), 5)
-    task.lxrt_encoder.model.bert.load_state_dict(model.bert.state_dict())
-    torch.save(task.state_dict(), world / 'run/BEST.pth')
+    head = lxmert_head(config, 5)
+    head.encoder.lxrt_encoder.model.bert.load_state_dict(model.bert.state_dict())
+    torch.save(head.original_state(), world / 'run/BEST.pth')
     for name in ('config.json', 'vocab.txt'):
         shutil.copy(world / 'bert' / name, world / 'run')
     return world, model.bert.eval()
@@ -142,7 +141,7 @@ def test_bfloat16_comes_near(pairs, run, tmp_path):
 
 def test_images_without_regions_are_counted_and_named_before_the_weights_are_read(pairs, run, tmp_path, monkeypatch):
     (tmp_path / 'pairs.tsv').write_text((tmp_path / 'pairs.tsv').read_text() + 'no_1\tsquare\nno_2\tsquare\nno_1\tcircle\n')
-    monkeypatch.setattr(encode, 'load_lxmert', None)
+    monkeypatch.setattr(lxrt.heads, 'load_encoder', None)
     status, printed = run()
     n = len(pairs) + 3
     assert status == 1 and f'pairs.tsv: 3 of {n} pairs are about 2 images without regions' in printed.err
@@ -199,33 +198,33 @@ def test_wrong_usage_ends_with_status_2(run, flags):
 def test_a_disk_without_room_is_told_before_anything_is_computed(pairs, run, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: free)
-    monkeypatch.setattr(encode, 'batches', None)
+    monkeypatch.setattr(encode, 'load_batches', None)
     status, printed = run('--states', 'words')
-    assert status == 1 and 'needs 0.0 GB while it is made, and 0.0 GB are free' in printed.err
+    assert status == 1 and 'needs 0.0 GB in' in printed.err
 
 
 @pytest.mark.parametrize(('fault', 'expected', 'message'), [
     (OSError('the disk is gone'), 1, 'the disk is gone'), (KeyboardInterrupt(), 130, 'interrupted; nothing was written')])
 def test_what_breaks_off_leaves_nothing(pairs, run, tmp_path, monkeypatch, fault, expected, message):
     (tmp_path / 'states.npz').write_text('older')
-    append, calls = encode.Arrays.append, []
 
-    def breaks(*args):
-        calls.append(args)
-        if len(calls) > 9:  # in the second batch
-            raise fault
-        append(*args)
+    def breaks(*args, load=encode.load_batches):
+        for number, batch in enumerate(load(*args)):
+            if number:
+                raise fault
+            yield batch
 
-    monkeypatch.setattr(encode.Arrays, 'append', breaks)
+    monkeypatch.setattr(encode, 'load_batches', breaks)
     status, printed = run()
     assert status == expected and message in printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['pairs.json', 'pairs.tsv', 'states.npz']
     assert (tmp_path / 'states.npz').read_text() == 'older'
 
 
-def test_a_disk_that_becomes_full_is_named(tmp_path):
-    (tmp_path / 'parts').mkdir()
-    (tmp_path / 'parts/pooled.npy').symlink_to('/dev/full')
-    with (pytest.raises(OSError, match=f'{tmp_path}: cannot be written .No space left on device.; make room'),
-          encode.Arrays(tmp_path / 'parts', {'pooled': (np.float32, (2, 3))}) as arrays):
-        arrays.append('pooled', np.zeros((2, 3)))
+def test_a_disk_that_is_too_small_is_an_error_and_not_a_killed_process(pairs, run, monkeypatch):
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    status, printed = run()
+    assert status == 1 and 'No space left on device' in printed.err

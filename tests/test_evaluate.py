@@ -8,7 +8,10 @@ import subprocess
 import pytest
 from conftest import ROOT, SHARED
 
-from tasks.metrics import consistency, gqa_belongs, gqa_consistency, vqa_accuracy
+from tasks.gqa import belongs as gqa_belongs
+from tasks.gqa import consistency as gqa_consistency
+from tasks.nlvr2 import consistency
+from tasks.vqa import vqa_accuracy
 from tasks.vqa_answers import CONTRACTIONS, normalise, without_punctuation
 from tools.evaluate import main
 
@@ -246,7 +249,7 @@ def test_bad_lines_of_nlvr2(run, predictions, expected):
 @pytest.mark.parametrize('task, predictions, annotations, choices, expected', [
     ('vqa', VQA, VQA, None, 'expected a list of predictions'),
     ('vqa', [], VQA, None, 'found none'),
-    ('vqa', '[{"question_id": 1', VQA, None, 'p.json: not whole, valid json'),
+    ('vqa', '[{"question_id": 1', VQA, None, 'p.json: incomplete or invalid json'),
     ('vqa', VQA_ANSWERS, {'questions': []}, None, 'expected annotations at annotations[...], found none'),
     ('vqa', VQA_ANSWERS, {'annotations': VQA['annotations'] * 2}, None, 'a.json: question 1 is there twice'),
     ('vqa', VQA_ANSWERS, {'annotations': [{'question_id': 1, 'answers': []}]}, None, 'question 1: key "answers"'),

@@ -1,4 +1,4 @@
-"""run/extract.bash on the sample world: the world's own regions from its pictures, whatever happens on the way."""
+"""run/extract.bash on the sample world: its regions from its pictures, interrupted runs, broken pictures; detectors by name."""
 
 import json
 import os
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from test_see import overlap
+from test_shapes_detector import overlap
 
 from detector import program
+from detector.registry import DetectorConfig, load_detector
 from files.json_files import DataError
-from images import ids
+from images.ids import find_pictures
 from regions import tsv
 from regions.store import RegionStore
 
@@ -52,9 +53,9 @@ def launch(images, out, *flags, **variables):
 
 
 @pytest.fixture(scope='module')
-def whole(made_world, tmp_path_factory):
+def complete(made_world, tmp_path_factory):
     """The TSV of all 50 pictures of the world, by two processes."""
-    out = tmp_path_factory.mktemp('whole') / 'all.tsv'
+    out = tmp_path_factory.mktemp('complete') / 'all.tsv'
     process = launch(made_world / 'images', out, '--split', 'coco', NPROC='2')
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -62,8 +63,8 @@ def whole(made_world, tmp_path_factory):
     return out
 
 
-def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, whole):
-    out = whole
+def test_the_regions_of_a_world_are_found_in_its_pictures(made_world, complete):
+    out = complete
     found = {image.img_id: image for _, image in tsv.read(out)}
     own = [image for path in (made_world / 'mscoco_imgfeat').glob('*.tsv') for _, image in tsv.read(path)]
     assert found.keys() == {image.img_id for image in own} and list(found) == sorted(found, key=lambda name: name[5:])
@@ -93,8 +94,8 @@ def test_a_store_has_the_same_regions(pictures, run, tmp_path):
     assert not list(tmp_path.glob('*.unfinished'))
 
 
-def begun(process, out, lines=2):
-    """Waits until a running extraction has done some pictures; returns the ids of its own processes."""
+def wait_for_lines(process, out, lines=2):
+    """Waits until a running extraction has finished some pictures; returns the ids of its worker processes."""
     done, end = Path(f'{out}.unfinished/lines'), time.monotonic() + 60
     while not (done.exists() and done.read_bytes().count(b'\n') >= lines):
         assert process.poll() is None and time.monotonic() < end
@@ -103,33 +104,33 @@ def begun(process, out, lines=2):
     return [int(pid) for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(made_world, whole, tmp_path):
+def test_a_killed_run_is_resumed_to_the_same_bytes(made_world, complete, tmp_path):
     images, out = made_world / 'images', tmp_path / 'x.tsv'
     process = launch(images, out, NPROC='2')
-    workers = begun(process, out)
+    workers = wait_for_lines(process, out)
     process.kill()
     process.wait()
     end = time.monotonic() + 30
-    while any(Path(f'/proc/{pid}').exists() for pid in workers):  # they must not write on, nor stay
+    while any(Path(f'/proc/{pid}').exists() for pid in workers):  # they end by themselves
         assert time.monotonic() < end
         time.sleep(0.05)
     assert len(workers) == 2 and not out.exists()
     with open(f'{out}.unfinished/lines', 'ab') as lines:
-        lines.write(whole.read_bytes()[:1000])  # a line that was not written to its end
+        lines.write(complete.read_bytes()[:1000])  # an incomplete line
     process = launch(images, out)
     printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and 'x.tsv: goes on after ' in printed, errors
-    assert out.read_bytes() == whole.read_bytes() and not Path(f'{out}.unfinished').exists()
+    assert process.returncode == 0 and 'x.tsv: resumed after ' in printed, errors
+    assert out.read_bytes() == complete.read_bytes() and not Path(f'{out}.unfinished').exists()
 
 
-def test_a_process_that_dies_is_told_and_ctrl_c_too(made_world, tmp_path):
+def test_killed_workers_second_processes_and_ctrl_c_are_reported(made_world, tmp_path):
     out = tmp_path / 'x.tsv'
     process = launch(made_world / 'images', out)
-    os.kill(begun(process, out)[0], signal.SIGKILL)
+    os.kill(wait_for_lines(process, out)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and 'a process ended before its work was done' in errors and 'Traceback' not in errors
+    assert process.returncode == 1 and 'a worker process ended before its work was done' in errors and 'Traceback' not in errors
     process = launch(made_world / 'images', out)
-    begun(process, out, Path(f'{out}.unfinished/lines').read_bytes().count(b'\n') + 1)
+    wait_for_lines(process, out, Path(f'{out}.unfinished/lines').read_bytes().count(b'\n') + 1)
     process.send_signal(signal.SIGSTOP)
     second = launch(made_world / 'images', out)
     _, errors = second.communicate(timeout=60)
@@ -137,7 +138,7 @@ def test_a_process_that_dies_is_told_and_ctrl_c_too(made_world, tmp_path):
     process.send_signal(signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and 'the same command goes on' in errors and 'Traceback' not in errors
+    assert process.returncode == 130 and 'repeat the command to resume' in errors and 'Traceback' not in errors
 
 
 def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
@@ -154,7 +155,7 @@ def test_broken_pictures_are_named_counted_and_mended(pictures, run, tmp_path):
     assert not (tmp_path / 'x.tsv').exists()
     first.write_bytes(whole)
     status, printed, errors = run(images, '--allowBroken')
-    assert status == 0 and 'goes on after 4 of 6' in printed and '5 images, 1 left out' in printed and second.stem in errors
+    assert status == 0 and 'resumed after 4 of 6' in printed and '5 images, 1 left out' in printed and second.stem in errors
     lines = (tmp_path / 'whole.tsv').read_bytes().splitlines(keepends=True)
     assert (tmp_path / 'x.tsv').read_bytes() == b''.join([lines[0], *lines[2:]])
     assert json.loads((tmp_path / 'x.tsv.provenance.json').read_text())['left out'] == [second.stem]
@@ -169,12 +170,12 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     (images / 'text.png').write_text('no picture')
     assert run(images)[0] == 1
     status, _, errors = run(images, '--maxBoxes', 40)
-    assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to begin anew' in errors
+    assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to start again' in errors
     status, _, errors = run(pictures)  # other files of the same names
     assert status == 1 and f"extracted from: '{images}' there, '{pictures}' now" in errors
     (images / 'text.png').unlink()
     status, printed, _ = run(images)
-    assert status == 0 and 'goes on after 6 of 6' in printed and not (tmp_path / 'x.tsv.broken.txt').exists()
+    assert status == 0 and 'resumed after 6 of 6' in printed and not (tmp_path / 'x.tsv.broken.txt').exists()
 
 
 def test_where_nothing_is_done_nothing_stays(pictures, run, tmp_path):
@@ -196,7 +197,7 @@ def test_a_disk_that_is_full_all_at_once(pictures, run, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 1 and 'x.tsv: cannot be written ([Errno 27] File too large); make room' in errors
     status, printed, _ = run(pictures)
-    assert status == 0 and 'goes on after ' in printed and (tmp_path / 'x.tsv').read_bytes() == whole
+    assert status == 0 and 'resumed after ' in printed and (tmp_path / 'x.tsv').read_bytes() == whole
 
 
 def test_where_nothing_was_done_anything_may_be_begun(pictures, run, tmp_path):
@@ -214,9 +215,9 @@ def test_where_nothing_was_done_anything_may_be_begun(pictures, run, tmp_path):
 def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_path, monkeypatch):
     (tmp_path / 'there.tsv').touch()
     for flags, out, message in (
-            ([], 'x.npz', 'expected a name ending in .tsv or .store'), ([], 'there.tsv', 'is there already'),
+            ([], 'x.npz', 'expected a name ending in .tsv or .store'), ([], 'there.tsv', 'exists and is not overwritten'),
             (['--minBoxes', '9', '--maxBoxes', '8'], 'x.tsv', 'found 9 and 8'),
-            (['--bf16'], 'x.tsv', 'leave out --weights and --bf16')):
+            (['--bf16'], 'x.tsv', '--weights and --bf16 are those of --detector faster_rcnn')):
         status, _, errors = run(pictures, *flags, out=out)
         assert status == 2 and message in errors
     status, _, errors = run(tmp_path / 'none')
@@ -230,9 +231,57 @@ def test_wrong_usage_and_full_disks_are_told_before_the_work(pictures, run, tmp_
         patched.setenv('NPROC', 'x')
         assert "NPROC: expected the number of processes, found 'x'" in run(pictures)[2]
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(program.shutil, 'disk_usage', lambda path: usage._replace(free=10))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=10))
     status, _, errors = run(pictures)
-    assert status == 1 and 'GB free; make room' in errors and not (tmp_path / 'x.tsv').exists()
+    assert status == 1 and 'GB are free; make room' in errors and not (tmp_path / 'x.tsv').exists()
+
+
+def package(tmp_path, monkeypatch, name, code):
+    """Writes a package with a module `detector`, which this process and its workers can import."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'detector.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+FAILING = """
+import os, signal, time
+
+class Detector:
+    provenance = {}
+
+    def __init__(self):
+        %s
+
+    def regions(self, pictures, ids, min_boxes, max_boxes):
+        if ids[0].endswith('1'):
+            %s
+        time.sleep(600)  # the other process is busy
+"""
+
+
+@pytest.mark.parametrize(('loading', 'detecting', 'message'), [
+    ('os.kill(os.getpid(), signal.SIGKILL)', 'pass', 'a worker process ended before its work was done'),
+    ('pass', 'os.kill(os.getpid(), signal.SIGKILL)', 'a worker process ended before its work was done'),
+    ('pass', 'raise RuntimeError("CUDA out of memory")', 'extract.bash: error: CUDA out of memory'),
+    ('raise FileNotFoundError("no weights")', 'pass', 'extract.bash: error: no weights'),
+])
+def test_a_worker_that_fails_ends_the_program(pictures, run, tmp_path, monkeypatch, loading, detecting, message):
+    package(tmp_path, monkeypatch, 'failing', FAILING % (loading, detecting))
+    monkeypatch.setenv('NPROC', '2')
+    status, _, errors = run(pictures, detector='failing')
+    assert status == 1 and message in errors and not list(tmp_path.glob('x.tsv*'))
+
+
+def test_detectors_by_name(tmp_path, monkeypatch):
+    for name, code in (('good', 'class Detector: pass'), ('no_class', ''), ('no_library', 'import missing_library')):
+        package(tmp_path, monkeypatch, name, code)
+    assert type(load_detector(DetectorConfig('good'))).__module__ == 'good.detector'
+    for name, reason in (('no_class', "no attribute 'Detector'"), ('no_library', "No module named 'missing_library'"),
+                         ('nothing', "No module named 'nothing'"), ('tasks', "No module named 'tasks.detector'")):
+        with pytest.raises(ValueError, match=f'--detector {name}: .*faster_rcnn.*tried {name}.detector.Detector.*{reason}'):
+            load_detector(DetectorConfig(name))
+    with pytest.raises(ValueError, match=r"--detector: expected faster_rcnn, .*found '\.\./x'"):
+        load_detector(DetectorConfig('../x'))
 
 
 def test_ids_are_the_names_of_the_files(tmp_path, capsys):
@@ -241,30 +290,30 @@ def test_ids_are_the_names_of_the_files(tmp_path, capsys):
     for name in names:
         (tmp_path / 'a' / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / 'a' / name).touch()
-    found = ids.find(tmp_path / 'a', 'nlvr2')
+    found = find_pictures(tmp_path / 'a', 'nlvr2')
     assert found == {Path(name).stem: tmp_path / 'a' / name for name in (names[2], *names[:2])}
     assert list(found) == ['dev-896-0-img0', 'train-10-0-img0', 'train-10-0-img1']
-    assert capsys.readouterr().err == (f'{tmp_path}/a: left aside 1 files whose names do not end as those of pictures: '
+    assert capsys.readouterr().err == (f'{tmp_path}/a: skipped 1 files whose names do not end as those of pictures: '
                                        "'dev/notes.txt'\n")
     (tmp_path / 'b').mkdir()
     (tmp_path / 'b/elsewhere').symlink_to('../a')
     (tmp_path / 'a/round').symlink_to('../b')
-    assert ids.find(tmp_path / 'b') == {img_id: tmp_path / 'b/elsewhere' / path.relative_to(tmp_path / 'a')
+    assert find_pictures(tmp_path / 'b') == {img_id: tmp_path / 'b/elsewhere' / path.relative_to(tmp_path / 'a')
                                         for img_id, path in found.items()}
     (tmp_path / 'list.txt').write_bytes('\ufeffb/n161313.jpg\n\na/2335684.jpg\r\n'.encode())
-    found = ids.find(tmp_path / 'list.txt', 'gqa')
+    found = find_pictures(tmp_path / 'list.txt', 'gqa')
     assert list(found.items()) == [('n161313', tmp_path / 'b/n161313.jpg'), ('2335684', tmp_path / 'a/2335684.jpg')]
     with pytest.raises(DataError, match=r'--split coco: expected file names such as .*found 2 others: n161313'):
-        ids.find(tmp_path / 'list.txt', 'coco')
+        find_pictures(tmp_path / 'list.txt', 'coco')
     (tmp_path / 'list.txt').write_text('b/1.jpg\na/1.png')
     with pytest.raises(DataError, match=r'a/1\.png: its image id would be 1, which is that of .*b/1\.jpg; leave one'):
-        ids.find(tmp_path / 'list.txt')
+        find_pictures(tmp_path / 'list.txt')
     (tmp_path / 'list.txt').write_text('b/one\x07.jpg')
     with pytest.raises(DataError, match='expected a name that can be an image id'):
-        ids.find(tmp_path / 'list.txt')
+        find_pictures(tmp_path / 'list.txt')
     (tmp_path / 'list.txt').write_bytes(b'\xff\xd8\xff')
     with pytest.raises(DataError, match='expected a list of pictures in UTF-8'):
-        ids.find(tmp_path / 'list.txt')
+        find_pictures(tmp_path / 'list.txt')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match='expected pictures'):
-        ids.find(tmp_path / 'empty')
+        find_pictures(tmp_path / 'empty')

@@ -1,4 +1,4 @@
-"""The detector: its parts against plain loops, the whole against a plain restatement, and its weights in every published form."""
+"""The Faster R-CNN: its parts against plain loops, the network against a plain restatement, its weight files."""
 
 import argparse
 import collections
@@ -10,32 +10,35 @@ import pickle
 import re
 import struct
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from bench import detector as bench
 from bert.weights import WeightsError
+from detector import boxes as box_functions
 from detector import faster_rcnn, weights
-from detector.faster_rcnn import CONVENTIONS, Detector, FasterRCNN, FasterRCNNConfig
+from detector.faster_rcnn import Detector, FasterRCNN, FasterRCNNConfig
+from detector.resnet import stage
+from detector.roi_pool import roi_pool
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 
 torch.set_num_threads(1)
 
 TINY = FasterRCNNConfig(num_objects=12, num_attributes=5, width=4, blocks=(1, 2, 2, 1), rpn_width=8, short_side=96, long_side=160)
-CAFFE, DETECTRON2 = CONVENTIONS['caffe'], CONVENTIONS['detectron2']
 ANCHORS = faster_rcnn.ANCHORS
 
 
-def network(seed=1, config=TINY, convention=DETECTRON2):
-    """A net whose every number is random, norms included, and so that features and scores differ from region to region."""
+def network(seed=1):
+    """A net of random numbers, norms included, whose features and scores differ from region to region."""
     generator = torch.Generator().manual_seed(seed)
-    net = FasterRCNN(config, convention).eval().requires_grad_(False)
+    net = FasterRCNN(TINY).eval().requires_grad_(False)
     for name, tensor in net.state_dict().items():
         if name == ANCHORS:
             continue
@@ -55,7 +58,7 @@ def picture(height=60, width=80, seed=0):
 
 
 def boxes_of_all_kinds(count, height, width, seed):
-    """Boxes in pixels: within, beyond and outside, points, lines, turned round, with corners half way between two cells."""
+    """Boxes in pixels: inside, partly and fully outside, points, lines, inverted, with corners half way between two cells."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(-0.2, 1.2, (count, 2, 2)) * [width, height]
     boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
@@ -94,28 +97,28 @@ def plain_roi_pool(features, boxes):
 def test_roi_pooling_is_that_of_plain_loops(height, width):
     features = torch.randn(height, width, 3, generator=torch.Generator().manual_seed(height))  # negative ones, too
     boxes = boxes_of_all_kinds(42, 16 * height, 16 * width, seed=width)
-    pooled = list(faster_rcnn.roi_pool(features, torch.from_numpy(boxes), chunk=5))
+    pooled = list(roi_pool(features, torch.from_numpy(boxes), chunk=5))
     assert [len(part) for part in pooled] == [5] * 8 + [2]
     assert np.array_equal(torch.cat(pooled), plain_roi_pool(features.numpy(), boxes))
 
 
-def plain_overlap(a, b, one):
-    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) + one for k in (0, 1))
+def plain_iou(a, b):
+    width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
     shared = max(width, np.float32(0)) * max(height, np.float32(0))
-    area, other = ((c[2] - c[0] + one) * (c[3] - c[1] + one) for c in (a, b))
+    area, other = ((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
     return shared / (area + other - shared) if shared > 0 else 0
 
 
-def plain_nms(boxes, scores, threshold, one):
+def plain_nms(boxes, scores, threshold):
     kept = []
     for n in sorted(range(len(boxes)), key=lambda n: -scores[n]):
-        if all(plain_overlap(boxes[m], boxes[n], one) <= threshold for m in kept):
+        if all(plain_iou(boxes[m], boxes[n]) <= threshold for m in kept):
             kept.append(n)
     return kept
 
 
 def crowded(count, seed):
-    """Boxes near to one another, some equal, some without area."""
+    """Boxes close to one another, some equal, some without area."""
     rng = np.random.default_rng(seed)
     boxes = rng.integers(0, 4, (count, 4)) * 20 + rng.uniform(0, 12, (count, 4))
     boxes[:, 2:] += boxes[:, :2]
@@ -125,68 +128,60 @@ def crowded(count, seed):
     return boxes.astype(np.float32), rng.permutation(count).astype(np.float32)
 
 
-@pytest.mark.parametrize('one', [0, 1])
 @pytest.mark.parametrize('threshold', [0.3, 0.7])
-def test_nms_is_that_of_plain_loops(one, threshold):
-    boxes, scores = crowded(150, seed=one)
+def test_nms_is_that_of_plain_loops(threshold):
+    boxes, scores = crowded(150, seed=0)
     order = np.argsort(-scores)
-    kept = order[faster_rcnn.nms(boxes[order], threshold, 1000, one, block=40)]
-    assert np.array_equal(kept, order[faster_rcnn.nms(boxes[order], threshold, 1000, one)])
-    expected = plain_nms(boxes, scores, threshold, one)
+    kept = order[box_functions.nms(boxes[order], threshold, 1000, block=40)]
+    assert np.array_equal(kept, order[box_functions.nms(boxes[order], threshold, 1000)])
+    expected = plain_nms(boxes, scores, threshold)
     assert 10 < len(expected) < 140
     assert kept.tolist() == expected
-    assert faster_rcnn.nms(boxes[order], threshold, 7, one).tolist() == [order.tolist().index(n) for n in expected[:7]]
-    assert len(faster_rcnn.nms(boxes[:0], threshold, 7, one)) == 0
+    assert box_functions.nms(boxes[order], threshold, 7).tolist() == [order.tolist().index(n) for n in expected[:7]]
+    assert len(box_functions.nms(boxes[:0], threshold, 7)) == 0
 
 
-def plain_choice(boxes, scores, least, most, one):
+def plain_choice(boxes, scores, least, most):
     """get_detections_from_im of the original's extract_coco_image.py, with the columns of `scores` all those of objects."""
     max_conf = np.zeros(len(boxes), np.float32)
     for column in scores.T:
-        for n in plain_nms(boxes, column, 0.3, one):
+        for n in plain_nms(boxes, column, 0.3):
             max_conf[n] = max(max_conf[n], column[n])
     sure = [n for n in range(len(boxes)) if max_conf[n] >= 0.2]
     best = sorted(range(len(boxes)), key=lambda n: -max_conf[n])
     return best[:least] if len(sure) < least else best[:most] if len(sure) > most else sure
 
 
-@pytest.mark.parametrize('one', [0, 1])
-def test_the_choice_of_boxes_is_that_of_the_original(one):
+def test_the_choice_of_boxes_is_that_of_the_original():
     boxes, _ = crowded(60, seed=5)
     scores = np.random.default_rng(6).dirichlet(np.full(13, 0.8), 60).astype(np.float32)[:, :12]
-    sure = int((faster_rcnn.best_kept(boxes, scores, one) >= 0.2).sum())
+    sure = int((box_functions.max_confidence(boxes, scores) >= 0.2).sum())
     assert 10 < sure < 55
     for least, most in ((1, sure - 1), (sure + 1, 60), (sure - 5, sure), (sure, sure + 5), (60, 60), (1, 1)):
-        chosen = faster_rcnn.choose(boxes, scores, least, most, one)
-        assert chosen.tolist() == plain_choice(boxes, scores, least, most, one), (least, most)
+        chosen = box_functions.select_regions(boxes, scores, least, most)
+        assert chosen.tolist() == plain_choice(boxes, scores, least, most), (least, most)
 
 
-def test_anchors_are_those_of_the_two_codes():
-    # As listed in py-faster-rcnn's generate_anchors.py, which counts from 1, for its scales 8, 16 and 32.
-    listed = [[-83, -39, 100, 56], [-175, -87, 192, 104], [-359, -183, 376, 200], [-55, -55, 72, 72], [-119, -119, 136, 136],
-              [-247, -247, 264, 264], [-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360]]
-    anchors = CAFFE.anchors()
-    assert (anchors[[1, 2, 3, 5, 6, 7, 9, 10, 11]] + 1).tolist() == listed
-    exact = DETECTRON2.anchors()
-    sides = exact[:, 2:] - exact[:, :2]
-    assert torch.allclose(exact[:, :2] + exact[:, 2:], torch.zeros(12, 2))
+def test_anchors_are_those_of_detectron2():
+    anchors = faster_rcnn.default_anchors()
+    sides = anchors[:, 2:] - anchors[:, :2]
+    assert torch.allclose(anchors[:, :2] + anchors[:, 2:], torch.zeros(12, 2))
     assert torch.allclose(sides.prod(1).sqrt(), torch.tensor([64., 128, 256, 512]).repeat_interleave(3))
     assert torch.allclose(sides[:, 1] / sides[:, 0], torch.tensor([0.5, 1, 2]).repeat(4))
 
 
 def test_boxes_are_moved_as_the_deltas_say():
-    anchors = torch.tensor([[10., 20, 29, 59], [0, 0, 15, 15]])
+    anchors = torch.tensor([[10., 20, 30, 60], [0, 0, 16, 16]])
     deltas = torch.tensor([[0.5, -0.25, math.log(2), 0], [0, 0, 99, -1]])
-    # One pixel more a side: 20 x 40 round (20, 40), moved by (10, -10), 40 x 40.
-    moved = faster_rcnn.moved(anchors, deltas, one=1)
+    # 20 x 40 around (20, 40), moved by (10, -10), made 40 x 40.
+    moved = box_functions.apply_deltas(anchors, deltas)
     assert torch.allclose(moved[0], torch.tensor([10., 10, 50, 50]))
     assert torch.allclose(moved[1], torch.tensor([8 - 500., 8 - 8 / math.e, 8 + 500, 8 + 8 / math.e]))
-    assert faster_rcnn.clipped(moved, (40, 45), 1)[0].tolist() == [10, 10, 44, 39]
-    assert faster_rcnn.clipped(moved, (40, 45), 0)[0].tolist() == [10, 10, 45, 40]
+    assert box_functions.clip(moved, (40, 45))[0].tolist() == [10, 10, 45, 40]
 
 
-class Given(torch.nn.Module):
-    """A head of an RPN that says of 25 x 25 cells' anchors, the likeliest first, that they are these boxes."""
+class FixedProposals(torch.nn.Module):
+    """An RPN head that moves the anchors of 25 x 25 cells to given boxes, by falling objectness."""
 
     def __init__(self, anchors, boxes):
         super().__init__()
@@ -201,21 +196,21 @@ class Given(torch.nn.Module):
 
 def test_6000_boxes_enter_nms_and_300_leave_it():
     generator = network().proposal_generator
-    anchors = generator.grid((25, 25))
+    anchors = generator.anchor_grid((25, 25))
     first, second, third = [0., 0, 90, 90], [100., 100, 190, 190], [200., 200, 290, 290]
     apart = [[x, y, x + 20, y + 20] for x in range(0, 400, 20) for y in range(0, 400, 20)]
     for boxes, expected in (([first] * 5999 + [second, third], [first, second]), (apart, apart[:300])):
-        generator.rpn_head = Given(anchors, boxes)
-        found = generator(torch.empty(1, 1, 25, 25), (400, 400), 1)
-        assert found.shape == (len(expected), 4)
-        assert torch.allclose(found, torch.tensor(expected).float(), atol=1e-2)
+        generator.rpn_head = FixedProposals(anchors, boxes)
+        proposals = generator(torch.empty(1, 1, 25, 25), (400, 400))
+        assert proposals.shape == (len(expected), 4)
+        assert torch.allclose(proposals, torch.tensor(expected).float(), atol=1e-2)
 
 
-# ---------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------- the network
 
 
-def plain_network(state, config, convention, pixels, size, scale):
-    """The detector written down a second time, from the names in the file on, with loops where there are formulas."""
+def plain_network(state, config, pixels, size):
+    """The network written a second time, from parameter names, with loops instead of formulas."""
     def conv(x, name, stride=1, dilation=1):
         weight, norm = state[f'{name}.weight'], {key: state[f'{name}.norm.{key}'] for key in
                                                  ('running_mean', 'running_var', 'weight', 'bias')}
@@ -237,22 +232,21 @@ def plain_network(state, config, convention, pixels, size, scale):
         weight, bias = (state[f'proposal_generator.rpn_head.{name}.{part}'] for part in ('weight', 'bias'))
         return functional.conv2d(y, weight, bias, padding=weight.shape[-1] // 2)
 
-    hidden, one, found = head(x, 'conv').relu(), convention.one, []
+    hidden, candidates = head(x, 'conv').relu(), []
     logits, deltas = head(hidden, 'objectness_logits')[0], head(hidden, 'anchor_deltas')[0]
     for i, j, a in itertools.product(*map(range, (*x.shape[2:], 12))):
         ax, ay, bx, by = (state[ANCHORS][a] + torch.tensor([j, i, j, i]) * 16).tolist()
         dx, dy, dw, dh = deltas[4 * a:4 * a + 4, i, j].tolist()
-        wide, high = bx - ax + one, by - ay + one
+        wide, high = bx - ax, by - ay
         mx, my = ax + wide / 2 + dx * wide, ay + high / 2 + dy * high
         wide, high = wide * math.exp(min(dw, math.log(62.5))), high * math.exp(min(dh, math.log(62.5)))
-        box = [min(max(edge, 0), limit - one) for edge, limit in
+        box = [min(max(edge, 0), limit) for edge, limit in
                zip((mx - wide / 2, my - high / 2, mx + wide / 2, my + high / 2), (size[1], size[0]) * 2, strict=True)]
-        side = min(box[2] - box[0], box[3] - box[1]) + one
-        if side >= 16 * scale if one else side > 0:
-            found.append((logits[a, i, j].item(), box))
-    found.sort(key=lambda pair: -pair[0])
-    boxes = np.float32([box for _, box in found])
-    boxes = boxes[plain_nms(boxes, range(len(boxes), 0, -1), 0.7, one)[:300]]
+        if min(box[2] - box[0], box[3] - box[1]) > 0:
+            candidates.append((logits[a, i, j].item(), box))
+    candidates.sort(key=lambda pair: -pair[0])
+    boxes = np.float32([box for _, box in candidates])
+    boxes = boxes[plain_nms(boxes, range(len(boxes), 0, -1), 0.7)[:300]]
     pooled = torch.from_numpy(plain_roi_pool(x[0].permute(1, 2, 0).numpy(), boxes)).permute(0, 3, 1, 2)
     features = stage(pooled, 'roi_heads.res5', config.blocks[3], 1, 2).mean((2, 3))
 
@@ -266,33 +260,40 @@ def plain_network(state, config, convention, pixels, size, scale):
     return boxes, features, scores.softmax(1), attributes.softmax(1)
 
 
-@pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
-def test_the_network_is_what_a_plain_restatement_computes(convention):
-    net = network(3, convention=convention)
-    pixels, size, scales = faster_rcnn.network_input(picture(40, 56), TINY, convention)
+def test_the_network_is_what_a_plain_restatement_computes():
+    net = network(3)
+    pixels, size = faster_rcnn.preprocess(picture(40, 56), TINY)
     assert size == (96, 134)
-    expected = plain_network(net.state_dict(), TINY, convention, pixels, size, scales[0])
+    expected = plain_network(net.state_dict(), TINY, pixels, size)
     with torch.inference_mode():
-        for found in (net(pixels, size, scales[0]), net.fold()(pixels, size, scales[0])):  # norms in both forms
-            assert len(found[0]) > 40
-            for own, plain in zip(found, expected, strict=True):
-                np.testing.assert_allclose(own, plain, rtol=1e-3, atol=1e-3)
+        for outputs in (net(pixels, size), net.fold()(pixels, size)):  # norms as modules, and folded
+            assert len(outputs[0]) > 40
+            for output, plain in zip(outputs, expected, strict=True):
+                np.testing.assert_allclose(output, plain, rtol=1e-3, atol=1e-3)
 
 
-def test_a_folded_norm_is_the_same_function():
-    net = network(4)
-    conv = net.backbone.res3[0].conv2
-    x = torch.randn(2, 8, 9, 7, generator=torch.Generator().manual_seed(1))
-    expected = functional.batch_norm(functional.conv2d(x, conv.weight, padding=1), conv.norm.running_mean, conv.norm.running_var,
-                                     conv.norm.weight, conv.norm.bias, eps=1e-5)
-    assert torch.allclose(conv(x), expected, atol=1e-5)
-    net.fold()
-    assert torch.allclose(conv(x), expected, atol=1e-5)
+def test_a_dilated_stage_can_be_trained():
+    """Norms stay frozen; the gradients are those of the same convolutions and norms out of place."""
+    torch.manual_seed(0)
+    blocks, x = stage(8, 4, 2, stride=1, dilation=2), torch.randn(2, 8, 9, 7)
+    expected = x
+    for block in blocks:
+        y = expected
+        for conv in (block.conv1, block.conv2, block.conv3):
+            y = functional.batch_norm(functional.conv2d(y, conv.weight, None, 1, conv.kernel_size[0] // 2 * 2, 2),
+                                      conv.norm.running_mean, conv.norm.running_var, conv.norm.weight, conv.norm.bias, eps=1e-5)
+            y = y if conv is block.conv3 else y.relu()
+        expected = (y + block.shortcut(expected)).relu()
+    states, parameters = blocks(x), list(blocks.parameters())
+    assert torch.allclose(states, expected, atol=1e-5) and len(parameters) == 7
+    for gradient, plain in zip(torch.autograd.grad(states.square().sum(), parameters),
+                               torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+        assert torch.allclose(gradient, plain, rtol=1e-3, atol=1e-3)
 
 
-def by_hand():
-    """A net made by hand: channel 0 is how bright a place is, its square of 64 pixels is proposed, bright regions are of class 3;
-    attribute 2 goes with that class, attribute 1 with background."""
+def handmade_network():
+    """Channel 0 is brightness; 64 x 64 boxes on bright cells are proposed; a bright region has class 3 and attribute 2, the
+    background attribute 1."""
     config = dataclasses.replace(TINY, blocks=(1, 1, 1, 1), short_side=320, long_side=320)
     net = FasterRCNN(config).eval().requires_grad_(False)
     for name, tensor in net.state_dict().items():
@@ -312,21 +313,21 @@ def by_hand():
     return net
 
 
-def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
-    net, photo = by_hand(), np.zeros((320, 320, 3), np.uint8)
+def test_a_handmade_network_detects_a_bright_square():
+    net, photo = handmade_network(), np.zeros((320, 320, 3), np.uint8)
     photo[160:208, 96:144] = 255  # rows and columns of cells 10 to 12 and 6 to 8
-    pixels, size, _ = faster_rcnn.network_input(photo, net.config, DETECTRON2)
+    pixels, size = faster_rcnn.preprocess(photo, net.config)
     with torch.inference_mode():
-        boxes = net.proposal_generator(net.backbone(pixels), size, 1)
+        boxes = net.proposal_generator(net.backbone(pixels), size)
     assert boxes[0].tolist() == [7 * 16 - 32, 11 * 16 - 32, 7 * 16 + 32, 11 * 16 + 32]
-    found = Detector(net, {}).regions([photo], ['square'], 1, 100)[0]
-    assert len(found.classes) > 1
-    assert set(found.classes) == {3}
-    assert set(found.attributes) == {2}
-    assert found.class_conf.min() > 0.2
-    for x1, y1, x2, y2 in found.boxes:
+    regions = Detector(net, {}).regions([photo], ['square'], 1, 100)[0]
+    assert len(regions.classes) > 1
+    assert set(regions.classes) == {3}
+    assert set(regions.attributes) == {2}
+    assert regions.class_conf.min() > 0.2
+    for x1, y1, x2, y2 in regions.boxes:
         assert x1 < 144 and x2 >= 96 and y1 < 208 and y2 >= 160  # a cell of the map belongs to a box that ends at its corner
-    dark = Detector(by_hand(), {}).regions([np.zeros_like(photo)], ['nothing'], 5, 100)[0]
+    dark = Detector(handmade_network(), {}).regions([np.zeros_like(photo)], ['nothing'], 5, 100)[0]
     assert dark.attributes.tolist() == [1] * 5
     assert dark.class_conf.max() < 0.01
 
@@ -334,40 +335,28 @@ def test_a_network_made_by_hand_finds_what_it_was_made_to_find():
 # ---------------------------------------------------------------------------- pictures in, regions out
 
 
-@pytest.mark.parametrize(('shape', 'size', 'caffe'), [
-    ((480, 640), (600, 800), (600, 800)), ((640, 427), (899, 600), (899, 600)), ((300, 1200), (250, 1000), (250, 1000)),
-    ((1, 1), (600, 600), (600, 600)), ((1500, 900), (1000, 600), (1000, 600)),
-    ((400, 427), (600, 641), (600, 640)),  # 640.5
-    ((600, 1000), (600, 1000), (600, 1000)), ((1334, 2223), (600, 1000), (600, 1000)),  # 999.85 at a short side of 600
-    ((1334, 2224), (600, 1000), (600, 1000)),  # 1000.3, which Caffe does not call more than 1000
+@pytest.mark.parametrize(('shape', 'size'), [
+    ((480, 640), (600, 800)), ((640, 427), (899, 600)), ((300, 1200), (250, 1000)), ((1, 1), (600, 600)),
+    ((1500, 900), (1000, 600)), ((400, 427), (600, 641)),  # 640.5
+    ((600, 1000), (600, 1000)), ((1334, 2223), (600, 1000)),  # 999.85 at a short side of 600
+    ((1334, 2224), (600, 1000)),  # 1000.3
 ])
-def test_a_picture_is_resized_as_in_the_two_codes(shape, size, caffe):
+def test_a_picture_is_resized_as_by_grid_sample(shape, size):
     image = picture(*shape)
     blue_first = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].double()
     means = torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
-    short, long = min(shape), max(shape)
-    for convention, expected in ((DETECTRON2, size), (CAFFE, caffe)):
-        pixels, found, scales = faster_rcnn.network_input(image, FasterRCNNConfig(), convention)
-        assert found == expected
-        if convention is CAFFE:
-            assert scales == (600 / short if 600 / short * long < 1000.5 else 1000 / long,) * 2
-        else:
-            assert scales == (size[0] / shape[0], size[1] / shape[1])
-        # What PyTorch finds at the same places.
-        plain = functional.grid_sample(blue_first, sampling_grid(shape, expected, scales), 'bilinear', 'border', False)
-        assert torch.allclose(pixels.double(), plain - means, atol=1e-3)
-
-
-def sampling_grid(shape, size, scales):
-    """Where in a picture of a shape the middles of the pixels of a size lie, from -1 to 1 across it: (1, h, w, 2)."""
-    y, x = ((torch.arange(new) + 0.5).double() / scale / old * 2 - 1 for old, new, scale in zip(shape, size, scales, strict=True))
-    return torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[None]
+    pixels, actual = faster_rcnn.preprocess(image, FasterRCNNConfig())
+    assert actual == size
+    y, x = ((torch.arange(new) + 0.5).double() / new * 2 - 1 for new in size)
+    grid = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[None]  # (1, h, w, 2), from -1 to 1 across the picture
+    expected = functional.grid_sample(blue_first, grid, 'bilinear', 'border', False) - means
+    assert torch.allclose(pixels.double(), expected, atol=1e-3)
 
 
 def test_a_very_long_picture_has_regions_too():
-    found = Detector(network(), {}).regions([picture(2, 4000), picture(4000, 2)], ['wide', 'high'], 1, 36)
-    assert [(one.height, one.width) for one in found] == [(2, 4000), (4000, 2)]
-    assert all(len(one.boxes) for one in found)
+    images = Detector(network(), {}).regions([picture(2, 4000), picture(4000, 2)], ['wide', 'high'], 1, 36)
+    assert [(image.height, image.width) for image in images] == [(2, 4000), (4000, 2)]
+    assert all(len(image.boxes) for image in images)
 
 
 def test_a_picture_gets_the_same_regions_alone_and_among_others():
@@ -386,19 +375,19 @@ def test_a_picture_gets_the_same_regions_alone_and_among_others():
 def test_a_gpu_finds_the_same_regions():
     """But for the few that rounding brings to the other side of a threshold."""
     cpu, gpu = (Detector(network(), {}, device).regions([picture()], ['a'])[0] for device in ('cpu', 'cuda'))
-    there, same = (np.abs(cpu.boxes[:, None] - gpu.boxes).max(2) < 0.5).nonzero()
-    assert len(set(there)) > 0.8 * len(cpu.boxes)
+    matched, same = (np.abs(cpu.boxes[:, None] - gpu.boxes).max(2) < 0.5).nonzero()
+    assert len(set(matched)) > 0.8 * len(cpu.boxes)
     for name in ('features', 'class_conf', 'attribute_conf'):
-        np.testing.assert_allclose(getattr(gpu, name)[same], getattr(cpu, name)[there], rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(getattr(gpu, name)[same], getattr(cpu, name)[matched], rtol=0.05, atol=0.05)
     assert Detector(network(), {}, 'cuda', bf16=True).regions([picture()], ['a'])[0].features.shape == cpu.features.shape
 
 
 def test_regions_are_what_the_files_hold(tmp_path):
     detector = Detector(network(), {})
-    found = detector.regions([picture(), picture(90, 50, 1)], ['a', 'b'], 10, 40)
-    tsv.write(tmp_path / 'x.tsv', found)
+    images = detector.regions([picture(), picture(90, 50, 1)], ['a', 'b'], 10, 40)
+    tsv.write(tmp_path / 'x.tsv', images)
     back = [image for _, image in tsv.read(tmp_path / 'x.tsv')]
-    for one, same in zip(found, back, strict=True):
+    for one, same in zip(images, back, strict=True):
         assert 10 <= len(one.boxes) <= 40
         assert one.features.shape == (len(one.boxes), TINY.feature)
         assert one.classes.max() < TINY.num_objects and one.attributes.max() < TINY.num_attributes
@@ -406,48 +395,37 @@ def test_regions_are_what_the_files_hold(tmp_path):
         assert all(np.array_equal(getattr(one, name), getattr(same, name)) for name in tsv.ARRAYS)
 
 
-@pytest.mark.parametrize('convention', [CAFFE, DETECTRON2], ids=['caffe', 'detectron2'])
-def test_regions_are_the_networks_own_rows_without_background(convention):
-    net, one = network(3, convention=convention), convention.one
-    image = picture(40, 56)
-    pixels, size, _ = faster_rcnn.network_input(image, TINY, convention)
+def test_regions_are_the_networks_rows_without_background():
+    net, image = network(3), picture(40, 56)
+    pixels, size = faster_rcnn.preprocess(image, TINY)
     with torch.inference_mode():
-        boxes, features, objects, attributes = (part.numpy() for part in net(pixels, size, 2.4))
-    # Caffe's code divides by the scale; detectron2 fits 96 x 134 to 40 x 56.
-    boxes = boxes / np.float32(2.4) if one else boxes * np.float32([56 / 134, 40 / 96] * 2)
-    chosen = plain_choice(boxes, objects[:, :-1], 36, 36, one)
-    found = Detector(net, {}).regions([image], ['a'])[0]
-    np.testing.assert_allclose(found.boxes, boxes[chosen], atol=1e-3)
-    np.testing.assert_allclose(found.features, features[chosen], rtol=1e-3, atol=1e-3)
-    assert found.classes.tolist() == objects[chosen, :-1].argmax(1).tolist()
-    np.testing.assert_allclose(found.attribute_conf, attributes[chosen, :-1].max(1), rtol=1e-3)
-
-
-def test_caffe_keeps_boxes_as_high_as_a_picture_of_16_pixels():
-    net = network(3, convention=CAFFE)
-    for height, few in ((16, 1), (15, 0)):
-        with torch.inference_mode():
-            pixels, size, scales = faster_rcnn.network_input(picture(height, 80), TINY, CAFFE)
-            assert (len(net(pixels, size, scales[0])[0]) > 0) == few
+        boxes, features, objects, attributes = (output.numpy() for output in net(pixels, size))
+    boxes = boxes * np.float32([56 / 134, 40 / 96] * 2)
+    chosen = plain_choice(boxes, objects[:, :-1], 36, 36)
+    regions = Detector(net, {}).regions([image], ['a'])[0]
+    np.testing.assert_allclose(regions.boxes, boxes[chosen], atol=1e-3)
+    np.testing.assert_allclose(regions.features, features[chosen], rtol=1e-3, atol=1e-3)
+    assert regions.classes.tolist() == objects[chosen, :-1].argmax(1).tolist()
+    np.testing.assert_allclose(regions.attribute_conf, attributes[chosen, :-1].max(1), rtol=1e-3)
 
 
 def test_half_precision_gives_nearly_the_same_features():
-    image, whole, half = picture(), Detector(network(5), {}), Detector(network(5), {}, bf16=True)
-    pixels, *_ = faster_rcnn.network_input(image, TINY, DETECTRON2)
+    image, full, half = picture(), Detector(network(5), {}), Detector(network(5), {}, bf16=True)
+    pixels, _ = faster_rcnn.preprocess(image, TINY)
     with torch.inference_mode():
-        expected, found = whole.net.backbone(pixels), half.net.backbone(pixels.bfloat16())
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() < 0.03 * expected.norm()
+        expected, output = full.net.backbone(pixels), half.net.backbone(pixels.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert (output.float() - expected).norm() < 0.03 * expected.norm()
     assert half.regions([image], ['a'])[0].features.dtype == np.float32
     assert half.provenance['precision'] == 'bfloat16'
 
 
-@pytest.mark.parametrize(('image', 'found'), [
+@pytest.mark.parametrize(('image', 'message'), [
     (np.zeros((4, 4), np.uint8), r'uint8 \(4, 4\)'), (np.zeros((4, 4, 3), np.float32), 'float32'), ('photo.jpg', 'str'),
     (np.zeros((0, 4, 3), np.uint8), r'\(0, 4, 3\)'), (np.zeros((4, 4, 4), np.uint8), r'\(4, 4, 4\)'),
 ])
-def test_what_is_no_picture_is_refused_by_name(image, found):
-    with pytest.raises(RegionError, match=f'image bad: expected an array of uint8 .*found .*{found}'):
+def test_what_is_no_picture_is_refused_by_name(image, message):
+    with pytest.raises(RegionError, match=f'image bad: expected an array of uint8 .*found .*{message}'):
         Detector(network(), {}).regions([picture(), image], ['good', 'bad'])
 
 
@@ -507,10 +485,10 @@ def state_of(net):
 
 def same_network(detector, net):
     """The detector's net is `net`, whose norms are folded here."""
-    own, expected = detector.net.state_dict(), net.fold().state_dict()
-    assert own.keys() == expected.keys()
+    actual, expected = detector.net.state_dict(), net.fold().state_dict()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.allclose(own[name], tensor, rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(actual[name], tensor, rtol=1e-5, atol=1e-6), name
 
 
 def counted(state):
@@ -519,13 +497,14 @@ def counted(state):
     return state | {f'{norm}num_batches_tracked': torch.tensor(7) for norm in norms}
 
 
-def test_weights_load_from_pytorch_files_as_they_are(tmp_path):
-    net = network(8)
-    torch.save(counted(state_of(net)), path := tmp_path / 'pytorch_model.bin')
+@pytest.mark.parametrize('name', ['pytorch_model.bin', 'x.pth', 'model.safetensors'])
+def test_weights_load_from_pytorch_files(tmp_path, name):
+    net, path = network(8), tmp_path / name
+    state = counted(state_of(net)) | {'fc_rel1.weight': torch.randn(3, 2)}
+    save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)
     detector = weights.load(path, config=TINY)
     same_network(detector, net)
-    assert re.search(r'missing +0', detector.report) and 'pixels are counted as in detectron2, with detectron2' in detector.report
-    assert re.search(f'unexpected +{len(counted(state_of(network()))) - len(state_of(network()))} ', detector.report)
+    assert (detector.provenance['weights'], detector.provenance['pixels counted as in']) == (name, 'detectron2')
 
 
 def test_names_are_those_of_the_published_file():
@@ -540,51 +519,48 @@ def test_names_are_those_of_the_published_file():
     assert len(names) == 5 * (1 + 3 * 33 + 4) + 1 + 6 + 9  # convolutions with norms, anchors, RPN, heads
 
 
-def test_anchors_that_a_file_has_are_used_and_told(tmp_path):
-    state = state_of(network(8))
-    state[ANCHORS] = CAFFE.anchors()
-    torch.save(state, tmp_path / 'caffes.pth')
-    assert weights.load(tmp_path / 'caffes.pth', config=TINY).provenance['anchors'] == 'caffe'
-    state[ANCHORS] = CAFFE.anchors() * 2
-    torch.save(state, tmp_path / 'own.pth')
-    detector = weights.load(tmp_path / 'own.pth', config=TINY)
-    assert detector.provenance['anchors'] == 'their own' and 'with their own anchors' in detector.report
-    assert torch.equal(detector.net.state_dict()[ANCHORS], CAFFE.anchors() * 2)
-    state[ANCHORS] = -CAFFE.anchors()
-    torch.save(state, tmp_path / 'wrong.pth')
-    with pytest.raises(WeightsError, match=r'wrong.pth: .*cell_anchors.0: expected boxes'):
-        weights.load(tmp_path / 'wrong.pth', config=TINY)
-    del state[ANCHORS]
-    torch.save(state, tmp_path / 'without.pth')
-    assert weights.load(tmp_path / 'without.pth', config=TINY).provenance['anchors'] == 'detectron2'
+def test_anchors_of_a_file_are_used_and_recorded(tmp_path):
+    anchors, state = faster_rcnn.default_anchors(), state_of(network(8))
+    for other, recorded in (({ANCHORS: anchors}, 'detectron2'), ({ANCHORS: 2 * anchors}, 'their own'), ({}, 'detectron2')):
+        del state[ANCHORS]
+        state |= other
+        torch.save(state, path := tmp_path / 'x.pth')
+        detector = weights.load(path, config=TINY)
+        assert detector.provenance['anchors'] == recorded
+        assert torch.equal(detector.net.proposal_generator.anchors, other.get(ANCHORS, anchors))
+    torch.save(state | {ANCHORS: -anchors}, path)
+    with pytest.raises(WeightsError, match=r'x\.pth: .*cell_anchors.0: expected boxes'):
+        weights.load(path, config=TINY)
 
 
-@pytest.mark.parametrize(('spoil', 'found'), [
+@pytest.mark.parametrize(('spoil', 'message'), [
     (lambda s: s.pop('backbone.res2.0.conv1.norm.running_var'), 'running_var'),
     (lambda s: s.update(extra=torch.ones(2, 2)), 'extra'),
     (lambda s: s.update({'roi_heads.box_predictor.attr_score.bias': torch.ones(401)}), r'expected \(6,\), found \(401,\)'),
     (lambda s: s['roi_heads.res5.0.conv1.weight'][2:].zero_(), 'one number throughout in 30 of its 32 rows'),
     (lambda s: s['backbone.stem.conv1.weight'][0, 0].fill_(math.nan), 'NaN'),
 ])
-def test_weights_that_do_not_fit_are_refused(tmp_path, spoil, found):
+def test_weights_that_do_not_fit_are_refused(tmp_path, spoil, message):
     spoil(state := state_of(network()))
     torch.save(state, path := tmp_path / 'x.pth')
-    with pytest.raises(WeightsError, match=f'(?s)x.pth does not fit.*{found}'):
+    with pytest.raises(WeightsError, match=f'(?s)x.pth does not fit.*{message}'):
         weights.load(path, config=TINY)
 
 
-def test_weights_that_are_not_there_say_what_to_do(tmp_path):
-    for path in (None, tmp_path / 'none.pkl'):
-        with pytest.raises(FileNotFoundError, match=r'bash run/download\.bash detector'):
-            weights.load(path)
+def test_missing_weights_and_those_of_caffe_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'none\.pkl: no such file.*bash run/download\.bash detector'):
+        weights.load(tmp_path / 'none.pkl')
+    (tmp_path / 'x.caffemodel').touch()
+    with pytest.raises(WeightsError, match=r"x\.caffemodel: .*detectron2's \.pkl, or as \.bin.*bash run/download\.bash detector"):
+        weights.load(tmp_path / 'x.caffemodel')
 
 
 def test_provenance_tells_where_regions_come_from(tmp_path):
     torch.save(state_of(network()), path := tmp_path / 'x.pth')
-    told = weights.load(path, config=TINY).provenance
-    assert json.loads(json.dumps(told)) | {'sizes': told['sizes']} == told
-    assert (told['weights'], told['pixels counted as in'], told['precision']) == ('x.pth', 'detectron2', 'float32')
-    assert len(told['sha256']) == 64 and told['sizes']['num_objects'] == 12
+    provenance = weights.load(path, config=TINY).provenance
+    assert json.loads(json.dumps(provenance)) | {'sizes': provenance['sizes']} == provenance
+    assert (provenance['weights'], provenance['precision']) == ('x.pth', 'float32')
+    assert len(provenance['sha256']) == 64 and provenance['sizes']['num_objects'] == 12
     assert Detector.random(3, config=TINY).provenance['weights'] == 'random, of seed 3'
 
 
@@ -595,7 +571,6 @@ def test_weights_load_from_detectron2s_pickle(tmp_path, protocol, wrap):
     path.write_bytes(pickle.dumps(wrap({name: tensor.numpy() for name, tensor in state_of(net).items()}), protocol))
     detector = weights.load(path, config=TINY)
     same_network(detector, net)
-    assert detector.provenance['pixels counted as in'] == 'detectron2'
 
 
 class Harm:
@@ -614,10 +589,10 @@ def test_arrays_of_a_pickle_are_read_in_their_order(tmp_path, stored):
     arrays = {'rows': wide, 'columns': np.asfortranarray(wide), 'one': np.array(7, stored), 'int': np.int8([5])}
     for protocol in (1, 2, 4):
         (tmp_path / 'x.pkl').write_bytes(pickle.dumps(arrays, protocol))
-        found = weights.read_pickle(tmp_path / 'x.pkl')
-        assert found.keys() == arrays.keys()
+        tensors = weights.read_pickle(tmp_path / 'x.pkl')
+        assert tensors.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert found[name].shape == array.shape and found[name].tolist() == array.tolist()
+            assert tensors[name].shape == array.shape and tensors[name].tolist() == array.tolist()
 
 
 def test_a_pickle_gets_no_more_memory_than_its_file(tmp_path):
@@ -651,161 +626,17 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, hide):
     assert trace.exists()  # elsewhere it would have run
 
 
-@pytest.mark.parametrize(('content', 'found'), [
+@pytest.mark.parametrize(('content', 'message'), [
     (b'', 'EOFError'), (pickle.dumps({'model': {'a': np.ones(3)}})[:-20], 'x.pkl'), (pickle.dumps([1, 2]), 'found list'),
     (pickle.dumps({'model': {}}), 'dict of arrays'), (pickle.dumps({'a': 'text'}), "'a': expected an array of .*found str"),
     (pickle.dumps({'a': np.array(['text'])}), 'found one of <U4'), (pickle.dumps({'a': np.array([{}])}), 'found one of object'),
     (pickle.dumps({'a': np.ones(2, np.longdouble)}), 'x.pkl: .*longdouble'), (pickle.dumps({1: np.ones(3)}), '1: expected'),
     (pickle.dumps({'a': np.ones(2), 'b': 3}), "'b': expected an array of .*found int"), (b'junk', 'x.pkl'),
 ])
-def test_other_pickles_are_refused(tmp_path, content, found):
+def test_other_pickles_are_refused(tmp_path, content, message):
     (tmp_path / 'x.pkl').write_bytes(content)
-    with pytest.raises(WeightsError, match=found):
+    with pytest.raises(WeightsError, match=message):
         weights.load(tmp_path / 'x.pkl', config=TINY)
-
-
-# ---------------------------------------------------------------------------- weights: Caffe
-
-
-def number(value):
-    """A varint."""
-    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + number(value // 128)
-
-
-def field(place, content):
-    return number(place * 8 + 2) + number(len(content)) + content
-
-
-def caffe_blob(array, form):
-    """A BlobProto: packed with a shape, a number at a time, in doubles, or of the old form with four sides."""
-    values = array.flatten().tolist()
-    if form == 'old':
-        sides = [1] * (4 - array.ndim) + list(array.shape)
-        return b''.join(number(8 * place) + number(side) for place, side in enumerate(sides, 1)) + field(
-            5, struct.pack(f'<{len(values)}f', *values))
-    shape = field(7, field(1, b''.join(map(number, array.shape))))
-    if form == 'one at a time':
-        return field(7, b''.join(number(8) + number(side) for side in array.shape)) + b''.join(
-            number(5 * 8 + 5) + struct.pack('<f', value) for value in values)
-    if form == 'doubles':
-        return shape + field(8, struct.pack(f'<{len(values)}d', *values))
-    return shape + field(5, struct.pack(f'<{len(values)}f', *values))
-
-
-def caffe_layer(name, arrays, form='packed'):
-    blobs = [caffe_blob(array, form) for array in arrays]
-    if form == 'old':  # V1: another number for each field; its type is a number
-        return field(2, field(4, name.encode()) + number(5 * 8) + number(4) + b''.join(field(6, blob) for blob in blobs))
-    # phase, an int, and a parameter of the layer lie among what is read
-    return field(100, field(1, name.encode()) + field(2, b'Type') + number(10 * 8) + number(1)
-                 + b''.join(field(7, blob) for blob in blobs) + field(106, number(8) + number(3)))
-
-
-def caffe_layers(net):
-    """(name, arrays) of the layers of Caffe's file that hold the weights of a net, as the original's test.prototxt names them."""
-    state = {name: tensor.numpy() for name, tensor in state_of(net).items()}
-
-    def normed(source, conv, bn, scale, factor):
-        norm = {key: state[f'{source}.norm.{key}'] for key in ('weight', 'bias', 'running_mean', 'running_var')}
-        yield conv, [state[f'{source}.weight']]
-        yield bn, [norm['running_mean'] * factor, norm['running_var'] * factor, np.float32([factor])]
-        yield scale, [norm['weight'], norm['bias']]
-
-    yield 'data', []
-    yield from normed('backbone.stem.conv1', 'conv1', 'bn_conv1', 'scale_conv1', 1)
-    names = {2: 'abc', 3: ['a', 'b1', 'b2'], 4: ['a', 'b1', 'b2'], 5: 'abc'}
-    for level, block in [place for n in names for place in itertools.product([n], range(net.config.blocks[n - 2]))]:
-        home = f'roi_heads.res5.{block}' if level == 5 else f'backbone.res{level}.{block}'
-        for own, branch in (('shortcut', '1'), ('conv1', '2a'), ('conv2', '2b'), ('conv3', '2c')):
-            if f'{home}.{own}.weight' in state:
-                name = f'{level}{names[level][block]}_branch{branch}'
-                yield from normed(f'{home}.{own}', f'res{name}', f'bn{name}', f'scale{name}', 999.5)
-    rpn, head = 'proposal_generator.rpn_head', 'roi_heads.box_predictor'
-    yield 'rpn_conv/3x3', [state[f'{rpn}.conv.weight'], state[f'{rpn}.conv.bias']]
-    noise = np.random.default_rng(1).normal(size=(12, TINY.rpn_width, 1, 1)).astype(np.float32)
-    yield 'rpn_cls_score', [np.concatenate([background, background + state[f'{rpn}.objectness_logits.{part}']])
-                            for part, background in (('weight', noise), ('bias', noise[:, 0, 0, 0]))]
-    yield 'rpn_bbox_pred', [state[f'{rpn}.anchor_deltas.weight'], state[f'{rpn}.anchor_deltas.bias']]
-    for name in ('cls_score', 'attr_score'):
-        yield name, [np.concatenate([array[-1:], array[:-1]]) for array in
-                     (state[f'{head}.{name}.weight'], state[f'{head}.{name}.bias'])]
-    embedding = state[f'{head}.cls_embedding.weight']
-    yield 'cls_embedding', [np.concatenate([embedding[-1:], embedding[:-1]])]
-    yield 'bbox_pred', [np.concatenate([np.full((4, *array.shape[1:]), 9, np.float32), array]) for array in
-                        (state[f'{head}.bbox_pred.weight'], state[f'{head}.bbox_pred.bias'])]
-    yield 'fc_attr', [state[f'{head}.fc_attr.weight'], state[f'{head}.fc_attr.bias']]
-    # In the files of the original, not of the network; a scale has no sides.
-    yield 'heatmap_scale', [np.float32(1)]
-    yield 'fc_rel1', [np.ones((3, 2), np.float32), np.ones(3, np.float32)]
-
-
-def caffe_file(path, layers, form='packed'):
-    path.write_bytes(field(1, b'ResNet-101') + b''.join(caffe_layer(name, arrays, form) for name, arrays in layers))
-    return path
-
-
-@pytest.mark.parametrize('form', ['packed', 'one at a time', 'doubles', 'old'])
-def test_weights_load_from_caffes_file(tmp_path, form):
-    net = network(10, convention=CAFFE)
-    detector = weights.load(caffe_file(tmp_path / 'x.caffemodel', caffe_layers(net), form), config=TINY)
-    same_network(detector, net)
-    assert detector.provenance['anchors'] == detector.provenance['pixels counted as in'] == 'caffe'
-    assert re.search(r'missing +1 +proposal_generator.anchor_generator', detector.report)  # Caffe's are not in its file
-    assert re.search(r'unexpected +3 +heatmap_scale.0, fc_rel1', detector.report)
-
-
-def test_a_number_a_field_takes_no_object_a_number(tmp_path):
-    blob = field(7, field(1, number(10 ** 5))) + (number(5 * 8 + 5) + struct.pack('<f', 1.5)) * 10 ** 5
-    (tmp_path / 'x.caffemodel').write_bytes(field(100, field(1, b'conv1') + field(7, blob)))
-    tracemalloc.start()
-    found = weights.read_caffe(tmp_path / 'x.caffemodel')['conv1'][0]
-    assert tracemalloc.get_traced_memory()[1] < 3e6
-    tracemalloc.stop()
-    assert np.array_equal(found, np.full(10 ** 5, 1.5, np.float32))
-
-
-def test_softmax_over_caffes_two_channels_ranks_as_one_logit_does():
-    weights = torch.randn(24, 8, 1, 1, generator=torch.Generator().manual_seed(1))
-    bias, x = torch.linspace(-1, 1, 24), torch.randn(1, 8, 3, 4, generator=torch.Generator().manual_seed(2))
-    # Reshaped to (2, 12 * h, w), softmax, and back: as in test.prototxt; the second half is that of objects.
-    both = functional.conv2d(x, weights, bias).reshape(1, 2, 36, 4).softmax(1).reshape(1, 24, 3, 4)[:, 12:]
-    own = weights.objectness('rpn_cls_score', [weights, bias])
-    assert torch.allclose(functional.conv2d(x, own['weight'], own['bias']).sigmoid(), both, atol=1e-6)
-
-
-def caffe_faults():
-    layers = list(caffe_layers(network(10, convention=CAFFE)))
-    named = dict(layers)
-    whole = field(1, b'net') + b''.join(caffe_layer(name, arrays) for name, arrays in layers)
-
-    def without(name, *instead):
-        return b''.join(caffe_layer(*each) for each in layers if each[0] != name) + b''.join(instead)
-
-    yield b'', 'empty file'
-    yield whole[:-50], 'bytes announced where'
-    yield whole[:len(whole) // 2], 'expected a whole Caffe model'
-    yield b'\xff' * 40, 'more than ten bytes'
-    yield b'\x0b' + whole, 'unknown kind 3'
-    yield field(1, b'net'), 'no layer that has any'
-    yield whole + caffe_layer('conv1', named['conv1']), 'layer conv1 twice'
-    yield without('conv1'), 'backbone.stem.conv1.weight'
-    yield without('bn_conv1', caffe_layer('bn_conv1', named['bn_conv1'][:2])), r'layer bn_conv1: expected .*shapes \(4,\), \(4,\)'
-    yield without('cls_score', caffe_layer('cls_score', [np.ones((9, 4), np.float32)])), 'cls_score.weight: expected'
-    yield whole + caffe_layer('conv9', [np.ones(3, np.float32)]), 'conv9'
-    short = field(7, field(7, field(1, number(9))) + field(5, struct.pack('<2f', 1, 2)))
-    yield field(100, field(1, b'conv1') + short), r'2 numbers for the shape \(9,\)'
-    yield field(100, field(1, b'conv1') + field(7, field(5, b'123'))), 'multiple of element size'
-    yield bytes(10_000_000), 'number 0'  # as a download leaves them that was stopped
-    empty = field(7, field(7, field(1, number(0) + number(2 ** 63 - 1))))
-    yield field(100, field(1, b'conv1') + empty), 'found none'  # what numpy has no room for
-    yield without('bbox_pred', caffe_layer('bbox_pred', [np.float32(1)])), r'layer bbox_pred: expected .*shapes \(\)'
-
-
-@pytest.mark.parametrize(('content', 'found'), list(caffe_faults()))
-def test_damaged_caffe_files_are_refused(tmp_path, content, found):
-    (tmp_path / 'x.caffemodel').write_bytes(content)
-    with pytest.raises(WeightsError, match=f'(?s)x.caffemodel.*{found}'):
-        weights.load(tmp_path / 'x.caffemodel', config=TINY)
 
 
 def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatch):
@@ -814,13 +645,13 @@ def test_the_benchmark_measures_the_detector_on_photographs(tmp_path, monkeypatc
     for i in range(2):
         Image.fromarray(picture(seed=i)).save(tmp_path / f'{i}.png')
     for images in (None, tmp_path):
-        found = bench.measure('fp32', argparse.Namespace(images=images, count=3, device='cpu'))
-        assert found['fp32, boxes an image'] > 0
-        assert found['fp32, images/s'] * found['fp32, s an image'] == pytest.approx(1)
+        figures = bench.measure('fp32', argparse.Namespace(images=images, count=3, device='cpu'))
+        assert figures['fp32, boxes an image'] > 0
+        assert figures['fp32, images/s'] * figures['fp32, s an image'] == pytest.approx(1)
 
 
 def test_the_benchmark_says_what_is_wrong_once(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(Path(bench.__file__).parents[1]))
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT / "src"}:{ROOT}')
     (tmp_path / 'bad.jpg').write_text('no picture')
     for flags, expected in ((('--images', tmp_path / 'none'), 'none: expected a folder of pictures'),
                             (('--images', tmp_path), 'bad.jpg: expected a picture'), (('--count', '1,2'), '--count: invalid')):

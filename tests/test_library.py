@@ -1,23 +1,19 @@
 """The library: a snapshot's answers are those of --test, whatever the batch; faults of what is given and what lies beside it."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, lxmert_head, ragged
+from conftest import lxmert_head, ragged
 
 from bert.weights import WeightsError
 from files.json_files import DataError
 from lxrt.config import LxrtConfig
 from regions import tsv
-from regions.readers import RegionError
+from regions.tsv import RegionError
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
 from tasks.predictor import Predictor
@@ -55,19 +51,6 @@ def asked(world, task):
 def same(found, expected):
     assert [[answer for answer, _ in row] for row in found] == [[answer for answer, _ in row] for row in expected]
     np.testing.assert_allclose([[p for _, p in row] for row in found], [[p for _, p in row] for row in expected], atol=1e-5)
-
-
-def test_the_readmes_example_runs(runs, tmp_path):
-    world, folders = runs
-    example, _ = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)  # the other: tests/test_ask.py
-    for there, path in ((world, 'data/shapes'), (folders[VQA], 'snap/vqa/t')):
-        shutil.copytree(there, tmp_path / path)
-    run = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, capture_output=True, text=True, timeout=100,
-                         env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')})
-    assert run.returncode == 0, run.stderr
-    answers, shapes = run.stdout.splitlines()[:3], run.stdout.splitlines()[-1]
-    assert all(re.fullmatch(r'.+: 0\.\d{3}', answer) for answer in answers)
-    assert re.fullmatch(r'(torch\.Size\(\[2, [\d, ]*32\]\) ?){4}', shapes)
 
 
 @pytest.mark.parametrize('task', SPLITS)

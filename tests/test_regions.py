@@ -3,7 +3,9 @@
 import base64
 import contextlib
 import csv
+import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -20,8 +22,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from regions import conversion, store, tsv
-from regions.arrays import RegionView
+from regions import store, store_files, tsv
+from regions.arrays import OBJECTS, RegionArrays, RegionView
 from regions.tsv import ImageRegions, RegionError
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +55,11 @@ def path(tmp_path):
 
 def same(one: ImageRegions, other: ImageRegions) -> None:
     assert (one.img_id, one.height, one.width) == (other.img_id, other.height, other.width)
-    for name in tsv.ARRAYS:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
+    for name in tsv.COLUMNS:
+        if getattr(other, name) is None:
+            assert getattr(one, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), strict=True)
 
 
 def edit(path: Path, line: int, field: str | None, value) -> None:
@@ -184,7 +189,7 @@ def test_boxes_a_pixel_outside_are_clipped(path):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'features': IMAGES[0].features[:2]}, r'field "features": expected an array of float32 \(3, 5\), .*\(2, 5\)'),
-    ({'features': image(0, f=6).features}, r'field "features": expected an array of float32 \(3, 5\), .*\(3, 6\)'),
+    ({'features': image(0, f=6).features}, r'field "features": expected 5 numbers a region as in the first image, found 6'),
     ({'boxes': IMAGES[0].boxes.astype(np.float64)}, 'field "boxes": expected an array of float32'),
     ({'class_conf': None}, r'field "objects_conf": expected an array of float32 \(3,\), found NoneType'),
     ({'img_id': 'a\tb'}, 'field "img_id": expected a name'),
@@ -209,7 +214,7 @@ def test_store_holds_what_was_written(path):
     for rows in ([0, 1, 2, 3, 4], [3, 0], [1], [4, 2, 4]):  # ragged, equal, one, repeated
         expect_batch(regions.gather(rows), [IMAGES[row] for row in rows])
         objects = regions.objects(np.array(rows))
-        assert sorted(objects) == sorted(store.OBJECTS)
+        assert sorted(objects) == sorted(OBJECTS)
         for i, row in enumerate(rows):
             for name, array in objects.items():
                 expected = getattr(IMAGES[row], name)
@@ -254,6 +259,8 @@ def test_view_of_two_stores(tmp_path):
         expect_batch(copy.gather([3, 0, 1, 5]), [IMAGES[2], IMAGES[0], IMAGES[1], IMAGES[4]])
         expect_batch(copy.gather([4, 3]), [IMAGES[3], IMAGES[2]])
     assert view.objects([3, 0])['classes'].tolist() == [IMAGES[2].classes.tolist(), [*IMAGES[0].classes.tolist(), 0]]
+    assert view.image_sizes([3, 0]).tolist() == [[IMAGES[row].height, IMAGES[row].width] for row in (2, 0)]
+    same(view.image(3), IMAGES[2])
     assert view.gather([])['features'].shape == (0, 0, F)
     with pytest.raises(IndexError, match='expected rows from 0 to 5'):
         view.gather([6])
@@ -353,15 +360,15 @@ def python(code: str, *arguments) -> subprocess.Popen:
                             stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': str(ROOT / 'src')})
 
 
-def test_a_killed_writer_leaves_nothing_taken_for_whole(path):
+def test_a_killed_writer_leaves_nothing_taken_for_complete(path):
     process = python('''
 import os, sys
 from regions import store, store_files
-extend = store_files.Writer.extend
-def die_after(self, *images):
-    extend(self, *images)
+add = store_files.StoreWriter.add
+def add_and_die(self, image):
+    add(self, image)
     os.kill(os.getpid(), 9)
-store_files.Writer.extend = die_after
+store_files.StoreWriter.add = add_and_die
 store.open_regions(sys.argv[1])
 ''', path)
     process.communicate()
@@ -468,7 +475,7 @@ def test_real_file_equals_csv_and_base64(tmp_path):
         boxes[:, (1, 3)] /= int(item['img_h'])
         np.testing.assert_array_equal(batch['features'][i], features)
         np.testing.assert_array_equal(batch['boxes'][i], boxes)
-        for name in store.OBJECTS:
+        for name in OBJECTS:
             field, dtype = tsv.ARRAYS[name]
             np.testing.assert_array_equal(objects[name][i], np.frombuffer(base64.b64decode(item[field]), dtype))
 
@@ -479,110 +486,85 @@ def test_real_file_is_written_back_byte_for_byte(tmp_path):
     assert (tmp_path / 'x.tsv').read_bytes() == COCO.read_bytes()
 
 
-# Conversion, in parts of a few lines
+# Conversion
 
 def contents(folder: Path) -> dict:
     """The bytes of a store's arrays, and what meta.json says of them but for the stamp and the source's file."""
     meta = json.loads((folder / 'meta.json').read_text())
-    made_from = {key: meta['source'][key] for key in ('size', 'sha256')}
+    source = {key: meta['source'][key] for key in ('size', 'sha256')}
     kept = {key: value for key, value in meta.items() if key not in ('stamp', 'source', 'provenance')}
-    return {path.name: path.read_bytes() for path in folder.glob('*.npy')} | {'meta': kept | made_from}
+    return {path.name: path.read_bytes() for path in folder.glob('*.npy')} | {'meta': kept | source}
 
 
 @pytest.fixture
 def many(tmp_path):
-    """A TSV of 60 images in 1 to 100 regions, and the contents of the store that is made of it at once."""
+    """A TSV of 60 images in 1 to 100 regions, and the contents of the store that is made of it."""
     path = tmp_path / 'many.tsv'
     tsv.write(path, [replace(image(number, 1 + number * 37 % 100), img_id=f'i{number * 7919 % 60}') for number in range(60)])
-    made = contents(store.convert(path).folder)
-    shutil.rmtree(path.with_suffix('.store'))
+    regions = store.convert(path)
+    expect_batch(regions.gather([59, 3]), [image(number, 1 + number * 37 % 100) for number in (59, 3)])
+    made = contents(regions.folder)
+    assert made['meta']['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
+    shutil.rmtree(regions.folder)
     return path, made
 
 
-def test_many_blocks_make_the_same_bytes(many, monkeypatch):
-    path, made = many
-    monkeypatch.setattr(conversion, 'BLOCK', 4000)
-    regions = store.convert(path)
-    assert contents(regions.folder) == made
-    expect_batch(regions.gather([59, 3]), [replace(image(number, 1 + number * 37 % 100)) for number in (59, 3)])
+def test_the_arrays_and_meta_of_a_store_are_those_of_format_1(path):
+    """Pinned, so that stores made by other versions of this code stay the same."""
+    made = contents(store.convert(path).folder)
+    assert made['meta'] == {
+        'version': 1, 'images': 5, 'regions': 13, 'feature_size': 5, 'min_regions': 1, 'max_regions': 4,
+        'dtypes': {'classes': '<i8', 'class_conf': '<f4', 'attributes': '<i8', 'attribute_conf': '<f4', 'boxes': '<f4',
+                   'features': '<f4', 'offsets': '<i8', 'sizes': '<i4', 'ids': '|S7', 'order': '<i8'},
+        'digests': made['meta']['digests'], 'size': path.stat().st_size, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+    expected = {name: np.concatenate([getattr(one, name) for one in IMAGES]) for name in tsv.ARRAYS}
+    ids = np.array([img_id.encode() for img_id in IDS])
+    expected |= {'offsets': np.cumsum([0, *COUNTS]), 'sizes': np.int32([[one.height, one.width] for one in IMAGES]), 'ids': ids,
+                 'order': np.argsort(ids)}
+    assert sorted(made) == sorted([*(f'{name}.npy' for name in expected), 'meta'])
+    for name, array in expected.items():
+        file = io.BytesIO()
+        np.lib.format.write_array(file, array, version=(1, 0))
+        assert made[f'{name}.npy'] == file.getvalue(), name
+        assert made['meta']['digests'][name] == hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def test_faults_are_found_in_many_blocks_as_in_one(many, monkeypatch):
+def test_all_faulty_lines_are_listed_in_the_order_of_the_file(many):
     path, _ = many
     for line in (2, 30, 59):
         edit(path, line, 'features', lambda old: old[:-4])
     edit(path, 41, 'img_id', b'i0')  # that of line 1
-    messages = []
-    for block in (1 << 20, 4000):
-        monkeypatch.setattr(conversion, 'BLOCK', block)
+    edit(path, 40, 'features', numbers('<f4', (7, 70000)))
+    for dtype, lines in (('float32', (2, 30, 41, 59)), ('float16', (2, 30, 40, 41, 59))):
         with pytest.raises(RegionError) as error:
-            store.convert(path)
-        messages.append(str(error.value))
-    assert messages[0] == messages[1] and 'found 4 faulty and 56 good images' in messages[0]
-    places = [line.split(': ')[0].strip() for line in messages[0].splitlines()[1:]]
-    assert places == [f'{path}:{line}' for line in (2, 30, 41, 59)] and 'that of line 1;' in messages[0]
+            store.convert(path, dtype=dtype)
+        first, *listed = str(error.value).splitlines()
+        assert f'found {len(lines)} faulty and {60 - len(lines)} good images' in first and 'that of line 1;' in str(error.value)
+        assert [line.split(': ')[0].strip() for line in listed] == [f'{path}:{line}' for line in lines]
     assert sorted(p.name for p in path.parent.iterdir()) == ['many.store.lock', 'many.tsv']
 
 
-KILLED = '''
-import os, sys
-from regions import conversion, store, store_files
-conversion.BLOCK, conversion.CHECKPOINT = 4000, 1
-extend, done = store_files.Writer.extend, 0
-def die_after(self, *images):
-    global done
-    extend(self, *images)
-    for column in self.columns.values():
-        column.file.flush()  # what is on disk after the last checkpoint is to be cut off
-    done += 1
-    if self.saving and done > 12:
-        self.saving.result()
-        os.kill(os.getpid(), 9)
-store_files.Writer.extend = die_after
-store.convert(sys.argv[1])
-'''
+def test_a_full_disk_is_reported_and_leaves_nothing(path, monkeypatch):
+    def full(column, rows):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(store_files.Column, 'append', full)
+    with pytest.raises(RegionError, match=r'store: the region store cannot be written .*No space left on device.*--storeRoot'):
+        store.convert(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ['train_obj36.store.lock', 'train_obj36.tsv']
 
 
-@pytest.mark.parametrize('ending', ['.tsv', '.zip'])
-def test_a_killed_conversion_goes_on(many, monkeypatch, capfd, ending):
-    path, made = many
-    if ending == '.zip':
-        zipped(path)
-    process = python(KILLED, path)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    note = json.loads((path.parent / 'many.store.tmp/progress.json').read_text())
-    assert 0 < note['note']['lines'] < 60
-    decoded = []
-    decode = conversion.decode
-    monkeypatch.setattr(conversion, 'decode', lambda *request: decoded.append(decode(*request)) or decoded[-1])
-    regions = store.convert(path)
-    assert sum(block.lines for block in decoded) == 60 - note['note']['lines']
-    assert contents(regions.folder) == made and f'goes on after {note["note"]["lines"]} images' in capfd.readouterr().err
-    assert not (path.parent / 'many.store.tmp').exists()
-    assert sorted(p.name for p in regions.folder.iterdir()) == sorted([*(f'{name}.npy' for name in regions.arrays), 'meta.json'])
+def test_conversion_of_a_growing_file(path, monkeypatch):
+    check = tsv.check
 
+    def grow(*arguments):
+        with open(path, 'ab') as file:
+            file.write(b'x')
+        return check(*arguments)
 
-@pytest.mark.parametrize('change', ['content', 'time', 'dtype', 'column'])
-def test_a_killed_conversion_of_something_else_is_begun_again(many, change):
-    path, made = many
-    process = python(KILLED, path)
-    process.communicate()
-    dtype = 'float32'
-    stat = path.stat()
-    if change == 'content':  # of the same size and time
-        edit(path, 1, 'img_w', b'99')
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    elif change == 'time':
-        os.utime(path, ns=(1, 1))
-    elif change == 'column':  # what was put on disk is not there
-        cut(path.parent / 'many.store.tmp/features.npy')
-        os.truncate(path.parent / 'many.store.tmp/boxes.npy', 200)
-    else:
-        dtype = 'float16'
-    regions = store.convert(path, dtype=dtype)
-    again = contents(store.convert(shutil.copy(path, path.with_name('copy.tsv')), dtype=dtype).folder)
-    assert contents(regions.folder) == again and (again == made) == (change in ('time', 'column'))
+    monkeypatch.setattr(tsv, 'check', grow)
+    with pytest.raises(RegionError, match=r'train_obj36\.tsv: changed while it was read; start again when it is complete'):
+        store.convert(path)
 
 
 def zipped(path: Path, inside: str | None = None) -> None:
@@ -666,35 +648,6 @@ def test_a_view_of_both_precisions_rounds_nothing(path, tmp_path):
     np.testing.assert_array_equal(features[0, :3], image(20, 3).features.astype(np.float16))
 
 
-def test_digests_of_the_arrays(path):
-    regions = store.open_regions(path)
-    for name, array in regions.arrays.items():
-        digest = hashlib.sha256(array.tobytes()).hexdigest()
-        assert regions.meta['digests'][name] == digest
-
-
-# Parts of a store, and a few images without one
-
-def test_subset(path, tmp_path):
-    regions = store.open_regions(path)
-    other = tmp_path / 'b.tsv'
-    tsv.write(other, [replace(image(20, 100), img_id='far'), IMAGES[0]])
-    view = store.open_all([path, other])
-    for whole in (regions, view):
-        part = whole.subset([IDS[4], IDS[1]])
-        assert len(part) == 2 and part.ids.tolist() == [IDS[4].encode(), IDS[1].encode()]
-        assert part.rows([IDS[1], IDS[0], 'none', IDS[4]]).tolist() == [1, -1, -1, 0]
-        expect_batch(part.gather([1, 0]), [IMAGES[1], IMAGES[4]])
-        assert part.objects([1])['classes'].tolist() == [IMAGES[1].classes.tolist()]
-        assert (part.feature_size, part.max_regions) == (F, whole.max_regions)
-        with pytest.raises(IndexError, match='expected rows from 0 to 1'):
-            part.gather([2])
-        with pytest.raises(RegionError, match='expected regions of 3 images, found none of 2: a, b'):
-            whole.subset(['a', IDS[0], 'b'])
-    expect_batch(view.subset(['far', IDS[2]]).gather([0, 1]), [image(20, 100), IMAGES[2]])  # 100 and 4 regions
-    assert len(regions.subset([])) == 0 and regions.subset([]).rows(IDS[:2]).tolist() == [-1, -1]
-
-
 def test_reading_a_few(path):
     edit(path, 2, 'img_w', b'wide')  # nobody asks for it
     edit(path, 5, None, b'cut')  # after the last that is needed
@@ -709,3 +662,88 @@ def test_reading_a_few(path):
     zipped(path.with_name('x.tsv'))
     np.testing.assert_array_equal(store.read_few(path.with_name('x.tsv'), [{IDS[3]}], [1]).gather([0])['features'][0],
                                   IMAGES[3].features)
+
+
+# Optional columns, and stores without features
+
+def with_probabilities(one: ImageRegions, classes: int = 7) -> ImageRegions:
+    rng = np.random.default_rng(len(one.boxes))
+    return replace(one, class_probabilities=rng.random((len(one.boxes), classes)).astype(np.float16))
+
+
+def without_features(one: ImageRegions) -> ImageRegions:
+    return replace(one, features=None)
+
+
+def test_class_probabilities(tmp_path):
+    images = [with_probabilities(one) for one in IMAGES]
+    store.write(tmp_path / 'x.store', images, {}, dtype='float16')
+    regions = store.open_regions(tmp_path / 'x.store')
+    assert regions.meta['optional_columns'] == {'class_probabilities': 7} and regions.size_of('class_probabilities') == 7
+    assert regions.meta['version'] == 1 and regions.meta['dtypes']['class_probabilities'] == '<f2'
+    same(regions.image(2), replace(images[2], features=images[2].features.astype('f2').astype('f4')))
+    assert 'class_probabilities' not in regions.gather([2])
+    array = regions.read([1, 2], ['class_probabilities'])['class_probabilities']
+    assert array.shape == (2, 4, 7) and array.dtype == np.float16 and not array[0, 1:].any()
+    np.testing.assert_array_equal(array[1], images[2].class_probabilities)
+    few = RegionArrays.of_images('few', images[:2])
+    store.write(tmp_path / 'plain.store', [replace(IMAGES[0], img_id='plain')], {})
+    plain = store.RegionStore(tmp_path / 'plain.store')
+    view = RegionView([few, regions])
+    array = view.read([0, 4], ['class_probabilities'])['class_probabilities']
+    np.testing.assert_array_equal(array[1], images[2].class_probabilities)
+    np.testing.assert_array_equal(array[0, :3], images[0].class_probabilities)
+    assert view.size_of('class_probabilities') == 7 and RegionView([few, plain]).size_of('class_probabilities') == 0
+    with pytest.raises(RegionError, match=r'plain\.store: expected the column "class_probabilities", found attribute_conf, '):
+        plain.read([0], ['class_probabilities'])
+    with pytest.raises(RegionError, match='few: expected class_probabilities of 9 as in other, found 7'):
+        RegionView([RegionArrays.of_images('other', [with_probabilities(IMAGES[0], 9)]), few])
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda array: array.astype(np.float32), r'an array of float16 \(1, 7\), found float32 \(1, 7\); \.astype\(np\.float16\)'),
+    (lambda array: np.concatenate([array, array]), r'an array of float16 \(1, 7\), found float16 \(2, 7\)'),
+    (lambda array: array + 1, 'expected numbers from 0 to 1, found'),
+    (lambda array: array * np.float16(np.nan), 'expected finite numbers'),
+    (lambda array: array[:, :3], 'expected 7 numbers a region as in the first image, found 3'),
+    (lambda array: None, 'expected 7 numbers a region as in the first image, found 0'),
+])
+def test_faulty_class_probabilities_are_not_written(tmp_path, change, message):
+    one = with_probabilities(IMAGES[1])
+    images = [with_probabilities(IMAGES[0]), replace(one, class_probabilities=change(one.class_probabilities))]
+    with pytest.raises(RegionError, match=rf'number 2 to be written\): field "class_probabilities": .*{message}'):
+        store.write(tmp_path / 'x.store', images, {})
+    assert not (tmp_path / 'x.store').exists()
+
+
+def test_a_store_without_features(tmp_path):
+    store.write(tmp_path / 'x.store', map(without_features, IMAGES), {'boxes': 'mine'})
+    regions = store.open_regions(tmp_path / 'x.store')
+    assert (regions.feature_size, regions.max_regions, len(regions)) == (0, 4, 5) and 'features' not in regions.meta['dtypes']
+    assert not (tmp_path / 'x.store/features.npy').exists()
+    whole = RegionArrays.of_images('whole', IMAGES)
+    in_ram = RegionArrays.of_images('ram', [without_features(one) for one in IMAGES])
+    for other in (regions, pickle.loads(pickle.dumps(regions)), in_ram):
+        batch, expected = other.gather([3, 0, 1]), whole.gather([3, 0, 1])
+        assert batch.keys() == {'boxes', 'mask'}
+        np.testing.assert_array_equal(batch['boxes'], expected['boxes'])
+        assert other.objects([1])['classes'].tolist() == [IMAGES[1].classes.tolist()]
+    same(regions.image(2), without_features(IMAGES[2]))
+    with pytest.raises(RegionError, match=r'x\.store: expected features of 5 as in whole, found 0'):
+        RegionView([whole, regions])
+    assert store.convert(tmp_path / 'x.tsv', dtype='float16').feature_size == 0  # there are none to be of another dtype
+    for images in (IMAGES[:1] + [without_features(IMAGES[1])], [without_features(IMAGES[0]), IMAGES[1]]):
+        with pytest.raises(RegionError, match=r'number 2 to be written\): field "features": expected [50] numbers a region'):
+            store.write(tmp_path / 'y.store', images, {})
+    with pytest.raises(RegionError, match=r'field "features": expected an array of float32 \(3, 5\), found NoneType'):
+        tsv.check(without_features(IMAGES[0]), 5)
+
+
+def test_what_a_tsv_cannot_hold(tmp_path):
+    for change, message in (
+            (with_probabilities, r'field "class_probabilities": a TSV has no such field; write a region store, or leave it out '
+                                 r'\(dataclasses\.replace\(image, class_probabilities=None\)\)'),
+            (without_features, 'field "features": expected an array, found none: a TSV always has features')):
+        with pytest.raises(RegionError, match=message):
+            tsv.write(tmp_path / 'x.tsv', map(change, IMAGES))
+    assert not list(tmp_path.iterdir())

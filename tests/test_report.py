@@ -18,7 +18,7 @@ from explain.error_report import TEMPLATE, page, pictures
 from explain.program import main
 from files.json_files import DataError
 from regions import store, tsv
-from regions.class_names import Names
+from regions.class_names import ClassNames
 from regions.tsv import RegionError
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
@@ -168,7 +168,7 @@ def image_of(img_id, width=40, height=30):
 
 def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, capsys):
     Image.new('RGB', (4000, 3000), 'red').save(tmp_path / 'a.png')
-    found = pictures(iter([image_of('a'), image_of('b')]), 2, Names(), tmp_path)
+    found = pictures(iter([image_of('a'), image_of('b')]), 2, ClassNames(), tmp_path)
     assert found[0]['photo'].startswith('data:image/jpeg;base64,') and len(found[0]['photo']) < 10000
     assert found[1]['photo'] is None
     assert [box[4] for box in found[0]['boxes']] == ['object 1 0.90', 'object 0 0.20']
@@ -183,7 +183,7 @@ def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, c
 def test_photographs_that_do_not_fit(tmp_path, make, fault, expected):
     make(tmp_path / 'a.png')
     with pytest.raises(fault, match=expected):
-        pictures([image_of('a')], 1, Names(), tmp_path)
+        pictures([image_of('a')], 1, ClassNames(), tmp_path)
 
 
 def test_an_image_of_several_files(reports):

@@ -1,27 +1,21 @@
-"""A look inside: relevance against slow loops, the pictures, run/show.bash, and the pointing game."""
+"""A look inside: relevance against slow loops, the pictures, run/show.bash."""
 
+import itertools
 import json
-import os
-import random
-import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
-from explain import attention, drawing, pointing, program
-from explain.relevance import Relevance, maps, relevance
+from explain import attention, drawing, program
+from explain.relevance import maps, relevance
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import attention_names
-from regions import source
-from regions.class_names import Names
-from shapes import questions, scene
-from shapes.scene import covered
+from regions import readers
+from regions.class_names import ClassNames
 from tasks.model import AnswerModel
 from tasks.predictor import Predictor
 
@@ -187,13 +181,13 @@ def shown(made_world, tmp_path_factory):
 @pytest.fixture
 def run(made_world, shown, tmp_path, capsys):
     """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
-    def program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
+    def run_program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
         status = program.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
                             str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
                             '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
         return status, capsys.readouterr()
 
-    return program
+    return run_program
 
 
 @pytest.mark.parametrize('task', ['vqa', 'gqa', 'nlvr2'])
@@ -203,7 +197,7 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
     assert status == 0, printed.err
     answerer = Predictor.from_snapshot(shown / task / 'BEST')
     features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
-    images = sorted(source.chosen(features, ids), key=lambda image: ids.index(image.img_id))
+    images = sorted(readers.chosen(features, ids), key=lambda image: ids.index(image.img_id))
     (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
     assert printed.out.startswith(f'What color is the star? {answer} ({probability:.3f})\n')
     batch, = answerer.batches([tuple(images)], ['What color is the star?'])
@@ -262,7 +256,7 @@ def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, ru
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
     answerer = Predictor.from_snapshot(shown / 'nlvr2/BEST')
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
+    regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
     batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
     expected = relevance(answerer.task.model, batch)
     for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
@@ -304,7 +298,7 @@ def test_photographs_that_do_not_fit_are_named(run, tmp_path):
 
 
 def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(made_world):
-    image = next(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
+    image = next(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'))
     image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
     weights = np.zeros(36)
     weights[:3] = 1, 0.5, 0.25
@@ -323,11 +317,11 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
 
 
 def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
-    images = [image for image, _ in zip(source.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), range(2), strict=False)]
+    images = list(itertools.islice(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), 2))
     weights = np.zeros((2, 36))
     weights[0, 5], weights[1, 7] = 6, 2
     seen = attention.Look('', '', 1.0, '', [], np.ones((2, 0)), list(weights), {})
-    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, Names())
+    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
     assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
     assert next(iter(others)) == 7 and others[7].endswith(' 25%')
     shown = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in
@@ -356,118 +350,3 @@ def test_strips_show_words_by_regions_in_the_order_given():
     figure = drawing.draw_heads('', ['a', 'b'], np.ones(2), there, back, [1], np.array([2, 0, 1]))
     first, second = (axes.get_images()[0].get_array().tolist() for axes in figure.get_axes()[1:3])
     assert first == [[2, 0, 1], [5, 3, 4]] and second == [[14, 10, 12], [15, 11, 13]]
-
-
-# ---------------------------------------------------------------------------- the pointing game
-
-
-def test_the_things_that_questions_name_are_read_from_their_words(monkeypatch):
-    """As the forms themselves fill their templates."""
-    said, plain = [], questions.sentence
-    rng = random.Random(1)
-    for number in range(400):
-        made = scene.sample(5, number % 40)
-        for form in questions.FORMS:
-            if form.kind in pointing.KINDS and (proposal := form.propose(made, rng)):
-                slots, _ = proposal
-                found = questions.named(plain(form.templates, slots, rng))
-                assert found == [slots['x']] and len(found[0].among(made)) == 1
-                said.append(form.kind)
-    assert set(said) == set(pointing.KINDS) and len(said) > 500
-    assert questions.named('The Big RED thing and the circles, a star, the object') == [
-        questions.Description('large', 'red', ''), questions.Description()]
-
-
-@pytest.fixture
-def game(made_world, shown):
-    asked = list(pointing.about_one_thing(made_world))
-    ids = sorted({question['img_id'] for question, _ in asked})
-    regions = {image.img_id: image for image in source.chosen(made_world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
-    return Predictor.from_snapshot(shown / 'vqa/BEST'), asked, regions
-
-
-def test_the_game_is_counted_right(game, monkeypatch):
-    """Against weights that are known: on the object alone, everywhere the same, and on the first region alone."""
-    answerer, asked, regions = game
-    assert len(asked) >= 5
-    on = [[covered(region, box) >= 0.5 for region in regions[question['img_id']].boxes] for question, box in asked]
-    for row, (question, box) in zip(on, asked, strict=True):  # the detector's own box is among them, the whole picture is not
-        boxes = regions[question['img_id']].boxes
-        assert row[int(np.abs(boxes - box).sum(1).argmin())] and not row[int((boxes[:, 2:] - boxes[:, :2]).prod(1).argmax())]
-    for weights, hits, mass in (
-        ([[float(value) for value in row] for row in on], [True] * len(on), [1.0] * len(on)),
-        ([[0.1] * 36 for _ in on], [row[0] for row in on], [sum(row) / 36 for row in on]),
-        ([[3.0] + [0.0] * 35 for _ in on], [row[0] for row in on], [float(row[0]) for row in on]),
-    ):
-        rest = iter(weights)
-
-        def known(model, batch, rest=rest):
-            n = len(batch['input_ids'])
-            return Relevance(torch.zeros(n, 27), torch.zeros(n, dtype=torch.int64), torch.zeros(n, 1, 1),
-                             torch.tensor([next(rest) for _ in range(n)])[:, None], {})
-
-        monkeypatch.setattr(pointing, 'relevance', known)
-        found = pointing.play(answerer, asked, regions, batch_size=3)
-        assert found.hits.tolist() == hits
-        np.testing.assert_allclose(found.mass, mass, atol=1e-6)
-        np.testing.assert_allclose(found.chance, [sum(row) / 36 for row in on])
-        assert found.right.tolist() == [question['label'].get(answerer.answers[0], 0.0) for question, _ in asked]
-
-
-@pytest.mark.parametrize(('hits', 'n', 'low', 'high'), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)])
-def test_wilsons_interval(hits, n, low, high):
-    np.testing.assert_allclose(pointing.wilson(hits, n), (low, high), atol=1e-4)
-
-
-def test_the_launcher_plays_the_game(made_world, shown, game):
-    command = ['bash', 'run/show.bash', 'pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100,
-                         env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert ran.returncode == 0, ran.stderr
-    answerer, asked, regions = game
-    found = pointing.play(answerer, asked, regions)
-    assert ran.stdout.startswith(f'{len(asked)} questions that name one object, ')
-    rows = dict(re.findall(r'^(.{36}) *([\d.]+) ', ran.stdout, re.M))
-    assert rows['most relevant region on the object  '] == f'{100 * found.hits.mean():.1f}'
-    assert rows['relevance on the object, share      '] == f'{100 * found.mass.mean():.1f}'
-
-
-def test_questions_of_the_game_are_drawn_by_the_seed(made_world, shown, monkeypatch):
-    drawn, play = [], pointing.play
-    monkeypatch.setattr(pointing, 'play', lambda answerer, asked, regions: drawn.append(
-        [question['question_id'] for question, _ in asked]) or play(answerer, asked, regions))
-    for seed in '1', '2', '1':
-        assert program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(made_world), '--questions', '4', '--seed',
-                          seed]) == 0
-    assert drawn[0] == drawn[2] != drawn[1] and all(len(set(ids)) == 4 for ids in drawn)
-
-
-def test_faults_of_the_world_are_named(made_world, shown, tmp_path, capsys):
-    shutil.copytree(made_world / 'vqa', tmp_path / 'vqa')
-    record = json.loads((made_world / 'world.json').read_text())
-
-    def play(*flags):
-        status = program.main(['pointing', '--load', str(shown / 'vqa/BEST'), '--world', str(tmp_path), *flags])
-        return status, capsys.readouterr().err
-
-    status, printed = play('--load', str(shown / 'nlvr2/BEST'))
-    assert status == 1 and 'expected a snapshot of VQA, found one that answers about 2 pictures at a time' in printed
-    assert play() == (1, f'show.bash: error: {tmp_path}/world.json: no such file; expected the settings of a sample world; give '
-                         '--world the folder that run/shapes.bash made\n')
-    for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
-                                  ({'seed': 'x'}, [], 'key "seed": expected int, found \'x\''),
-                                  ({}, ['--questions', '0'], '--questions: expected at least 1, found 0')):
-        (tmp_path / 'world.json').write_text(json.dumps(record | changes))
-        status, printed = play(*flags)
-        assert status == 1 and error in printed
-    (tmp_path / 'world.json').write_text(json.dumps(record))
-    (tmp_path / 'vqa/minival.json').write_text('[]')
-    status, printed = play()
-    assert status == 1 and 'expected questions of the kinds verification, colour, shape, size, found none' in printed
-
-
-def test_wrong_usage_ends_with_status_2():
-    for flags in ([], ['attention'], ['point'], ['pointing', '--load']):
-        with pytest.raises(SystemExit) as ended:
-            program.main(flags)
-        assert ended.value.code == 2

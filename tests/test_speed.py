@@ -1,7 +1,6 @@
 """What makes the model faster computes the same; what measures it measures what it says."""
 
 import json
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -9,13 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import work
-from bench.model import LR, SMALL, THEIRS, Runner
+from bench import loop, model
+from bench.model import ANSWERS, HUGGING_FACE, LR, SMALL, HuggingFace, Ours, PlainBertAdam, forward_flops, make_batch, make_head
 from bert.optimization import BertAdam
 from bert.speed import ApexAdam, accelerate
 from lxrt.config import LxrtConfig
 from lxrt.modeling import LXRTPretraining
-from param import Options
+from param import parse_args
 
 CPU = torch.device('cpu')
 CONFIG = LxrtConfig(**SMALL, vocab_size=200, visual_feat_dim=32)
@@ -23,20 +22,18 @@ STILL = LxrtConfig(**SMALL, vocab_size=200, visual_feat_dim=32, hidden_dropout_p
 LENGTHS = torch.tensor([3, 9, 6, 7]).numpy()
 
 
-def step(model, batch):
+def step(head, batch):
     """Losses and gradients of a step of pre-training."""
-    model.zero_grad()
-    losses, _ = model(batch['input_ids'], None, batch['attention_mask'], batch['masked_lm_labels'], batch['visual_feats'],
-                      batch['boxes'], batch['obj_labels'], batch['matched_label'], batch['ans'],
-                      predicted={'words': batch['words_at'], 'regions': batch['regions_at']})
+    head.zero_grad()
+    losses = head.losses(batch, head.counts([batch]))
     sum(losses.values()).backward()
-    return {**losses, **{name: p.grad.clone() for name, p in model.named_parameters()}}
+    return {**losses, **{name: p.grad.clone() for name, p in head.named_parameters()}}
 
 
-def assert_near(found, expected):
-    assert found.keys() == expected.keys()
+def assert_near(tensors, expected):
+    assert tensors.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(tensors[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])
@@ -48,18 +45,18 @@ def test_a_compiled_model_computes_the_same_under_the_same_names(checkpointing):
         graphs.append(graph)
         return lower(graph, inputs)
 
-    model = work.make_task('pretrain', STILL, Options()).model.train()
-    batch, names = work.make_batch('pretrain', STILL, LENGTHS, 0, CPU), list(model.state_dict())
-    expected = step(model, batch)
-    accelerate(model, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
-    assert_near(step(model, batch), expected)
-    assert list(model.state_dict()) == names and len(graphs) == 1
+    head = make_head('pretrain', STILL).train()
+    batch, names = make_batch('pretrain', STILL, LENGTHS, 0, CPU), list(head.state_dict())
+    expected = step(head, batch)
+    accelerate(head, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
+    assert_near(step(head, batch), expected)
+    assert list(head.state_dict()) == names and len(graphs) == 1
     for task in ('vqa', 'nlvr2'):  # what only fine-tuning computes: the state of [CLS] alone, two images of a sentence
-        task, batch = work.make_task(task, STILL, Options()), work.make_batch(task, STILL, LENGTHS, 0, CPU)
-        expected = task.predict(task.model.eval(), batch)
-        accelerate(task.model, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
-        for found, value in zip(task.predict(task.model, batch), expected, strict=True):
-            torch.testing.assert_close(found, value)
+        head, batch = make_head(task, STILL).eval(), make_batch(task, STILL, LENGTHS, 0, CPU)
+        expected = head.predict(batch)
+        accelerate(head, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
+        for prediction, value in zip(head.predict(batch), expected, strict=True):
+            torch.testing.assert_close(prediction, value)
     assert len(graphs) == 3
     torch._dynamo.reset()
 
@@ -77,7 +74,7 @@ def apex(monkeypatch):
     def multi_tensor_adam(noop, lists, lr, b1, b2, e, step, mode, bias_correction, decay):
         calls.append('adam')
         assert (mode, bias_correction) == (1, 0)
-        for g, p, m, v in zip(*lists, strict=True):  # theirs, too, does not heed `noop`
+        for g, p, m, v in zip(*lists, strict=True):  # apex's kernel ignores `noop` too
             m.mul_(b1).add_(g, alpha=1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             p.sub_(lr * (m / (v.sqrt() + e) + decay * p))
@@ -93,18 +90,18 @@ def apex(monkeypatch):
 
 
 def test_with_apex_the_same_is_computed_by_its_kernels(apex):
-    batch = work.make_batch('pretrain', STILL, LENGTHS, 0, CPU)
-    plain, fused = (work.make_task('pretrain', STILL, Options()).model.train() for _ in range(2))
+    batch = make_batch('pretrain', STILL, LENGTHS, 0, CPU)
+    plain, fused = (make_head('pretrain', STILL).train() for _ in range(2))
     names = list(fused.state_dict())
     accelerate(fused, SimpleNamespace(checkpointing=False, compile=False, apex=True))
     assert list(fused.state_dict()) == names
-    optimizers = [kind(list(model.parameters()), lr=0.01, warmup=0.1, t_total=10)
-                  for kind, model in ((BertAdam, plain), (ApexAdam, fused))]
+    optimizers = [kind(list(head.parameters()), lr=0.01, warmup=0.1, t_total=10)
+                  for kind, head in ((BertAdam, plain), (ApexAdam, fused))]
     for turn in range(3):
-        for model, optimizer in zip((plain, fused), optimizers, strict=True):
-            step(model, batch)
+        for head, optimizer in zip((plain, fused), optimizers, strict=True):
+            step(head, batch)
             if turn == 1:
-                torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], float('nan'))
+                torch._foreach_mul_([p.grad for p in head.parameters() if p.grad is not None], float('nan'))
             optimizer.step(divisor=torch.tensor(2.0), skip=torch.tensor(float(turn == 1)))
     assert_near(dict(fused.named_parameters()), dict(plain.named_parameters()))
     assert set(apex) == {'norm', 'adam'}
@@ -117,20 +114,21 @@ def test_without_apex_the_flag_is_an_error_that_says_so():
 
 
 @pytest.mark.parametrize(('flags', 'says'), [(['--bf16', '--fp16'], '--fp16'), (['--apex', '--optim', 'sgd'], '--apex')])
-def test_ways_to_compute_that_exclude_each_other_are_named(vqa, flags, says):
-    run = vqa(*flags)
-    assert run.returncode == 2 and says in run.stderr
+def test_ways_to_compute_that_exclude_each_other_are_named(flags, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args(flags)
+    assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------- run/bench.bash
 
 
-@pytest.mark.parametrize('task', list(work.ANSWERS))
-def test_hugging_face_beside_ours_computes_the_same(task):
-    ours, theirs = (Runner(task, who, CONFIG, CPU) for who in ('fp32', THEIRS))
-    batch = work.make_batch(task, CONFIG, LENGTHS, 0, CPU)
-    assert ours.exact_loss(batch) == pytest.approx(theirs.exact_loss(batch), rel=1e-5)
+@pytest.mark.parametrize('task', list(ANSWERS))
+def test_hugging_faces_model_in_the_benchmark_computes_the_same(task):
+    ours, theirs = Ours(task, 'fp32', CONFIG, CPU), HuggingFace(task, CONFIG, CPU)
+    batch = make_batch(task, CONFIG, LENGTHS, 0, CPU)
     before = theirs.exact_loss(batch)
+    assert ours.exact_loss(batch) == pytest.approx(before, rel=1e-5)
     for turn in range(3):
         ours.training(batch, turn)
         theirs.training(batch, turn)
@@ -139,7 +137,7 @@ def test_hugging_face_beside_ours_computes_the_same(task):
 
 def test_the_plain_optimizer_has_bert_adams_rule():
     one, other = (torch.nn.Parameter(torch.arange(4.0)) for _ in range(2))
-    ours, plain = BertAdam([one], lr=LR), work.PlainBertAdam([other], LR)
+    ours, plain = BertAdam([one], lr=LR), PlainBertAdam([other], LR)
     for turn in range(3):
         one.grad = other.grad = torch.linspace(-1, 1, 4) * (turn + 1)
         ours.step()
@@ -150,50 +148,68 @@ def test_the_plain_optimizer_has_bert_adams_rule():
 @pytest.mark.parametrize('task', ['vqa', 'nlvr2'])
 def test_the_arithmetic_by_formula_is_what_pytorch_counts(task):
     """Of a sentence without padding, forward, where only what the answer needs is computed."""
-    model, lengths = work.make_task(task, CONFIG, Options()).model.eval(), LENGTHS[1:2]
-    batch = work.make_batch(task, CONFIG, lengths, 0, CPU)
+    head, batch = make_head(task, CONFIG).eval(), make_batch(task, CONFIG, LENGTHS[1:2], 0, CPU)
     with FlopCounterMode(display=False) as counter:  # with gradients: it does not know the fused attention of inference
-        model(batch['input_ids'], batch['features'], batch['boxes'])
-    assert work.forward_flops(task, CONFIG, 9) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+        head.logits(batch)
+    assert forward_flops(task, CONFIG, 9) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
-def test_lxr955_takes_the_arithmetic_that_the_design_says():
-    """A step of pre-training of 20 tokens and 36 regions, where every head is computed at masked places only."""
-    forward = work.forward_flops('pretrain', LxrtConfig(), 20) / 1e9
+def test_the_published_size_takes_the_expected_arithmetic():
+    """A forward pass of pre-training with 20 tokens and 36 regions, where every head is computed at masked places only."""
+    forward = forward_flops('pretrain', LxrtConfig(), 20) / 1e9
     assert 4.4 + 6.1 < forward < 4.4 + 6.1 + 0.94 + 0.27
 
 
-def test_every_measurement_of_speed_runs(made_world, tmp_path):
-    def bench(part, *flags):
-        run = subprocess.run(['bash', 'run/bench.bash', part, '--out', tmp_path / f'{part}.json', *flags], capture_output=True,
-                             text=True)
-        assert run.returncode == 0, run.stderr
-        assert str(tmp_path / f'{part}.json') in run.stdout
-        return json.loads((tmp_path / f'{part}.json').read_text())
+def test_the_rate_of_matrix_products_is_measured_within_seconds_on_any_processor(monkeypatch):
+    """The product is as large as the processor is fast: here one of 1 GFLOP/s in bfloat16 and 1 TFLOP/s in float32."""
+    sizes = []
 
-    small = ['--small', '--batchSize', '4', '--device', 'cpu', '--world', made_world]
-    model = bench('model', *small, '--runs', '1', '--evalBatchSize', '4', '--tasks', 'vqa', '--modes', 'bf16')
+    def timed(call, device):
+        sizes.append(call.args[0].shape[0])
+        return 2 * sizes[-1] ** 3 / (1e9 if call.args[0].dtype == torch.bfloat16 else 1e12)
+
+    monkeypatch.setattr(model, 'timed', timed)
+    for mode, rate, largest in ((model.MODES['bf16'], 1e9, 256), ({}, 1e12, 2048)):
+        assert model.matrix_rate(mode, CPU) == pytest.approx(rate) and max(sizes) == largest
+        sizes.clear()
+
+
+@pytest.fixture
+def bench(made_world, tmp_path):
+    """bench(module, *flags): runs a measurement on a very small model; returns its figures."""
+    def run(module, *flags):
+        out = tmp_path / 'figures.json'
+        flags = ['--out', out, '--small', '--batchSize', 4, '--device', 'cpu', '--world', made_world, *flags]
+        assert module.main(list(map(str, flags))) == 0
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_the_steps_of_a_model_are_measured(bench, capsys):
+    figures = bench(model, '--runs', 1, '--evalBatchSize', 4, '--tasks', 'vqa', '--modes', 'bf16')
     for what in ('training', 'inference'):
-        assert model[f'vqa, {what}, bf16: times as fast as {THEIRS}'] > 0
-    assert model['vqa: relative difference of the losses, without dropout'] < 1e-4
-    assert model['vqa, training, bf16: per cent of the rate of matrix products'] > 0
-    assert model[f'vqa, training, {THEIRS}: peak memory, MB'] > 100
-    small += ['--steps', '2', '--turns', '1', '--folder', tmp_path / 'made']
-    assert bench('loop', *small, '--task', 'pretrain')['the loop, examples/s'] > 0
-    assert bench('scaling', *small)['processes: 2, times as fast as 1'] > 0
-    run = subprocess.run(['bash', 'run/bench.bash', 'project', '--rates', tmp_path / 'model.json'], capture_output=True,
-                         text=True)
-    assert run.returncode == 1 and 'nlvr2, training' in run.stderr
-    known = tmp_path / 'known.json'
-    known.write_text(json.dumps(model | {f'{task}, training, bf16: s a step of 32': 1.0 for task in work.ANSWERS}))
-    hours = bench('project', '--rates', known, '--GBps', '1e9')
-    assert hours['VQA, 4 epochs, devices: 1, hours'] == pytest.approx(8 * hours['VQA, 4 epochs, devices: 8, hours'], rel=1e-3)
-    run = subprocess.run(['bash', 'run/bench.bash', 'project', '--rates', tmp_path / 'none.json'], capture_output=True, text=True)
-    assert run.returncode == 1 and 'run/bench.bash model' in run.stderr
-    (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine/file').touch()
-    for flags, says in ((['loop', '--folder', tmp_path / 'mine'], 'is not empty'),
-                        (['scaling', '--processes', '0'], '--processes'), (['model', '--runs', 'x'], '--runs')):
-        run = subprocess.run(['bash', 'run/bench.bash', *flags], capture_output=True, text=True)
-        assert run.returncode == 2 and says in run.stderr and 'Traceback' not in run.stderr
-    assert (tmp_path / 'mine/file').exists()
+        assert figures[f'vqa, {what}, bf16: times as fast as {HUGGING_FACE}'] > 0
+    assert figures['vqa: relative difference of the losses, without dropout'] < 1e-4
+    assert figures['vqa, training, bf16: per cent of the rate of matrix products'] > 0
+    assert figures[f'vqa, training, {HUGGING_FACE}: peak memory, MB'] > 100
+    assert 'figures.json' in capsys.readouterr().out
+
+
+def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):
+    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--task', 'pretrain', '--GBps', 1e9)
+    assert figures['the loop, examples/s'] > 0 and figures['processes: 2, times as fast as 1'] > 0
+    hours = [figures[f'pre-training, 20 epochs, devices: {count}, hours'] for count in (1, 8)]
+    assert hours[0] == pytest.approx(8 * hours[1], rel=1e-3)
+    assert not (tmp_path / 'data').exists()
+
+
+def test_wrong_flags_of_a_measurement_are_named(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    for module, flags, expected in ((loop, ['--folder', str(tmp_path)], 'is not empty'),
+                                    (loop, ['--processes', '0'], '--processes'), (model, ['--runs', 'x'], '--runs'),
+                                    (model, ['--tasks', 'x'], 'found x')):
+        with pytest.raises(SystemExit) as ended:
+            module.main(flags)
+        assert ended.value.code == 2 and expected in capsys.readouterr().err
+    assert (tmp_path / 'file').exists()

@@ -1,4 +1,4 @@
-"""Make train, valid, testdev, testdev_all and submit.json and the answer vocabulary of the official GQA question files.
+"""Make train, valid, testdev, testdev_all and submit.json and the answer vocabulary of GQA from the official question files.
 
 The label of a question is {answer: 1.0}. question_type is the official structural type (query, verify, logical, choose, compare);
 answer_type is, as in the official evaluator, open for the type query and binary for all others.
@@ -15,7 +15,7 @@ SOURCE = 'https://cs.stanford.edu/people/dorarad/gqa/download.html'
 SPLITS = {'train': 'train_balanced_questions.json', 'valid': 'val_balanced_questions.json',
           'testdev': 'testdev_balanced_questions.json', 'testdev_all': 'testdev_all_questions.json',
           'submit': 'submission_all_questions.json'}
-ALL = {'train_all': 'train_all_questions', 'valid_all': 'val_all_questions.json'}  # the first is a folder of ten files
+ALL = {'train_all': 'train_all_questions', 'valid_all': 'val_all_questions.json'}  # train_all_questions is a folder of ten files
 
 
 def convert(key, question, path, with_label):
@@ -31,7 +31,7 @@ def convert(key, question, path, with_label):
 
 
 def find_all(folder, name):
-    """The files of one official name: itself, with .gz, or, of a folder, those inside it in the order of their numbers."""
+    """The files of an official name: the file itself, it with .gz, or those of a folder in the order of their numbers."""
     if (folder / name).is_dir():
         return sorted((folder / name).glob(f'{name}_*.json*'), key=lambda path: (len(path.name), path.name))
     return [path for path in [find(folder, name)] if path]
@@ -40,28 +40,28 @@ def find_all(folder, name):
 def main(argv):
     """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f'The official files: {SOURCE}, "Questions", '
-                                     'unzipped. What is not there is not made.')
+                                     'unzipped. Missing files are skipped.')
     parser.add_argument('--raw', type=Path, required=True, help='folder of the files under their official names, also with .gz')
     parser.add_argument('--all', action='store_true', help='also train_all.json and valid_all.json of the unbalanced questions')
     parser.add_argument('--like', type=Path, metavar='FILE', help='a trainval_label2ans.json whose answers and order are kept, '
                         'so that snapshots made with it fit; else all answers of train and valid')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the outputs; this one')
     args = parser.parse_args(argv)
 
     names = SPLITS | (ALL if args.all else {})
-    found = {split: find_all(args.raw, name) for split, name in names.items()}
+    files = {split: find_all(args.raw, name) for split, name in names.items()}
     needed = () if args.like else ('train', 'valid')
-    if not any(found.values()) or not all(found[split] for split in needed):
-        missing = next(names[split] for split in needed or names if not found[split])
+    if not any(files.values()) or not all(files[split] for split in needed):
+        missing = next(names[split] for split in needed or names if not files[split])
         raise FileNotFoundError(f'{args.raw / missing}: no such file, nor with .gz; get it from {SOURCE}'
                                 + ('' if args.like else '. The vocabulary comes from train and valid, or from --like FILE'))
     for split in names:
-        if not found[split]:
+        if not files[split]:
             print(f'{names[split]} is not in {args.raw}: no {split}.json.')
-    splits = [split for split in names if found[split]]
+    splits = [split for split in names if files[split]]
     with Outputs(args.out, [*(f'{split}.json' for split in splits), *VOCABULARY]) as out:
         answers = read_answers(args.like) if args.like else None
-        counts = {split: write(out, split, found[split]) for split in splits}
+        counts = {split: write(out, split, files[split]) for split in splits}
         if answers is None:
             trained = counts['train'] + counts['valid']
             answers = frequent(trained, 1)
@@ -71,17 +71,17 @@ def main(argv):
             unknown = counts[split] - Counter(dict.fromkeys(answers, counts[split].total()))
             if unknown:
                 print(f'{split}: {unknown.total():,} questions have {len(unknown):,} answers that are not in the vocabulary'
-                    f'{examples_of(unknown)}; they stay and can only be answered wrongly.')
+                    f'{examples_of(unknown)}; they are kept, and no prediction can be right.')
     print(f'made {", ".join(out.files)} in {args.out}')
 
 
 def write(out, split, paths):
-    """Writes <split>.json of some official files; returns how often each answer is there (a Counter)."""
+    """Writes <split>.json from official files; returns how often each answer occurs (a Counter)."""
     counts, images, types = Counter(), set(), Counter()
     for path in paths:
         for key, question in stream(path, '', 'questions', pairs=True):
             example = convert(key, question, path, with_label=split != 'submit')
-            counts.update(list(example.get('label', ())))  # a Counter adds up the numbers of a dict
+            counts.update(list(example.get('label', ())))  # a list, since Counter.update would add the scores of a dict
             images.add(example['img_id'])
             types[example.get('question_type', 'no type')] += 1
             out.add(f'{split}.json', example)

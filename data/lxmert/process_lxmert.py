@@ -1,9 +1,9 @@
-"""Make the pre-training sentences and answers of COCO captions, Visual Genome (captions and questions), VQA and GQA.
+"""Make the pre-training sentences and answers from COCO captions, Visual Genome (captions and questions), VQA and GQA.
 
-Writes mscoco_train, mscoco_nominival, mscoco_minival and vgnococo.json, an object an image, and all_ans.json. As in the paper
-(Table 1), what Visual Genome and GQA say about an image of COCO stands with that image, and vgnococo holds the other images.
-Minival is the images of VQA's minival.json; sources are mscoco, vg, vqa, gqa and visual7w (the questions of Visual Genome).
-Sentences and labels stay as they were typed.
+Writes mscoco_train, mscoco_nominival, mscoco_minival and vgnococo.json, an object per image, and all_ans.json. As in the paper
+(Table 1), sentences of Visual Genome and GQA about an image of COCO belong to that image, and vgnococo holds the other images.
+Minival has the images of VQA's minival.json; sources are mscoco, vg, vqa, gqa and visual7w (the questions of Visual Genome).
+Sentences and labels are not normalised.
 """
 import argparse
 import json
@@ -27,19 +27,19 @@ CAPTIONS, QUESTIONS = ('mscoco', 'vg'), ('vqa', 'visual7w', 'gqa')
 SOURCES = {'--coco': 'https://cocodataset.org/#download (2014 Train/Val annotations)',
            '--vg': 'https://homes.cs.washington.edu/~ranjay/visualgenome/api.html (version 1.2)',
            '--vqa': 'data/vqa/process_vqa.py', '--gqa': 'data/gqa/process_gqa.py'}
-BUCKET = 2000  # images; a bucket of the full data is some 100,000 sentences
+BUCKET = 2000  # images per temporary file: some 100,000 sentences of the full data
 
 
 class Sentences:
-    """Sentences that come in any order, given back image by image. They wait in files of 2,000 images each, so that memory holds
-    no more than the names of the images and one such file."""
+    """Groups sentences, added in any order, by image. They are kept in temporary files of 2,000 images each, so that memory holds
+    only the names of the images and one such file."""
 
     def __init__(self, folder, stack):
         """folder: an empty one for the files, stack: an ExitStack that closes them."""
         self.folder, self.stack, self.rows, self.files, self.blank = Path(folder), stack, {}, [], Counter()
 
     def add(self, img_id, source, sentence, label=None):
-        """Adds a sentence to an image; label: {answer: score} of a question. Blank ones are only counted."""
+        """Adds a sentence to an image; label: {answer: score} of a question. Blank sentences are dropped and counted."""
         if not sentence.strip():
             self.blank[source] += 1
             return
@@ -50,7 +50,7 @@ class Sentences:
         self.files[row // BUCKET].write(json.dumps([row, source, sentence, label]) + '\n')
 
     def images(self):
-        """Yields {img_id, sentf, labelf} of each image, in the order in which they came first."""
+        """Yields {img_id, sentf, labelf} of each image, in the order in which the images were first added."""
         ids = list(self.rows)
         for file in tqdm(self.files, 'images', unit=f' x {BUCKET:,}', disable=None):
             file.seek(0)
@@ -65,15 +65,16 @@ class Sentences:
 
 
 def add_captions(sentences, split, path):
-    """COCO's captions of train2014 or val2014."""
+    """Adds COCO's captions of train2014 or val2014."""
     for item in stream(path, 'annotations.item', 'captions'):
         sentences.add(f'COCO_{split}_{field(item, "image_id", int, path):012d}', 'mscoco', field(item, 'caption', str, path))
 
 
 def add_questions(sentences, source, path, names=None):
-    """Questions of the project's vqa or gqa json. names: {img_id there: img_id here}, other images are left out; None: the same.
+    """Adds the questions of the project's vqa or gqa json.
 
-    Returns (img_ids here, how many questions are left out).
+    names: {img_id in the file: img_id in the output}, other images are dropped; None: ids stay the same, of COCO. Returns (set of
+    output img_ids, number of dropped questions).
     """
     images, dropped = set(), 0
     for item in stream(path, 'item', 'questions'):
@@ -90,12 +91,12 @@ def add_questions(sentences, source, path, names=None):
 
 
 def vg_id(item, path):
-    """The id, as a text, of an image of Visual Genome: under 'image_id' as documented, under 'id' in some of the files."""
+    """The id of an image of Visual Genome as a text: key 'image_id' as documented, key 'id' in some of the files."""
     return str(field(item, 'id' if 'id' in item else 'image_id', int, path))
 
 
 def vg_names(path, coco):
-    """({id of Visual Genome: img_id here}, COCO ids that are not known) of image_data.json; coco: {COCO image id: img_id}."""
+    """({id of Visual Genome: img_id in the output}, unknown COCO ids) of image_data.json; coco: {COCO image id: img_id}."""
     names, unknown = {}, []
     for item in stream(path, 'item', 'images'):
         key, coco_id = vg_id(item, path), item.get('coco_id')
@@ -106,7 +107,7 @@ def vg_names(path, coco):
 
 
 def add_visual_genome(sentences, names, captions, questions):
-    """region_descriptions.json and question_answers.json. Returns, by path, how many images are left out as not in names."""
+    """Adds region_descriptions.json and question_answers.json. Returns {path: number of images dropped as not in names}."""
     dropped = Counter()
     for path, key in ((captions, 'regions'), (questions, 'qas')):
         for item in stream(path, 'item', f'images with {key}'):
@@ -114,17 +115,17 @@ def add_visual_genome(sentences, names, captions, questions):
             if img_id is None:
                 dropped[path] += 1
                 continue
-            for found in field(item, key, list, path):
+            for entry in field(item, key, list, path):
                 if key == 'regions':
-                    sentences.add(img_id, 'vg', field(found, 'phrase', str, path))
+                    sentences.add(img_id, 'vg', field(entry, 'phrase', str, path))
                 else:
-                    label = {field(found, 'answer', str, path): 1.0}
-                    sentences.add(img_id, 'visual7w', field(found, 'question', str, path), label)
+                    label = {field(entry, 'answer', str, path): 1.0}
+                    sentences.add(img_id, 'visual7w', field(entry, 'question', str, path), label)
     return dropped
 
 
 def part_of(img_id, minival):
-    """Which of PARTS an image goes to; minival: img_ids."""
+    """The one of PARTS that an image belongs to; minival: img_ids."""
     if img_id.startswith('COCO_train2014_'):
         return 'mscoco_train'
     if img_id.startswith('COCO_val2014_'):
@@ -133,7 +134,7 @@ def part_of(img_id, minival):
 
 
 def answer_table(answers, least):
-    """all_ans.json: the answers of at least so many questions of all sources, alphabetical, as the published table is.
+    """all_ans.json: the answers of at least `least` questions of all sources, in alphabetical order like the published table.
 
     answers: {source: Counter of normalised answers}.
     """
@@ -142,16 +143,16 @@ def answer_table(answers, least):
 
 
 def paths_of(flag, folder, names):
-    """The files of a folder, or FileNotFoundError that says where to get them."""
-    found = [find(folder, name) for name in names]
-    if None in found:
-        missing = list(names)[found.index(None)]
-        raise FileNotFoundError(f'{flag} {folder}: {missing} is not there, nor with .gz; get it from {SOURCES[flag]}')
-    return found
+    """The files of a folder. Raises FileNotFoundError that says where to get a missing one."""
+    paths = [find(folder, name) for name in names]
+    if None in paths:
+        missing = list(names)[paths.index(None)]
+        raise FileNotFoundError(f'{flag} {folder}: no such file {missing}, nor with .gz; get it from {SOURCES[flag]}')
+    return paths
 
 
 def report(images, counts):
-    """The table of what was made: images and sentences by part and source. images: {part: n}; counts: {(part, source): n}."""
+    """A table of images and sentences by part and source. images: {part: n}; counts: {(part, source): n}."""
     columns = [*CAPTIONS, *QUESTIONS]
     lines = [f'{"":17s}' + ''.join(f'{name:>11s}' for name in ('images', *columns, 'sentences'))]
     for part in (*PARTS, 'all'):
@@ -168,8 +169,8 @@ def collect(sentences, coco, vg, vqa, gqa):
     minival = [add_questions(sentences, 'vqa', path)[0] for path in vqa][VQA.index('minival.json')]
     names, unknown = vg_names(vg[0], {int(img_id[-12:]): img_id for img_id in sentences.rows})
     if unknown:
-        print(f'{vg[0]}: {len(unknown):,} images have a COCO id that neither captions nor VQA have{examples_of(unknown)}: they '
-              'are in vgnococo.')
+        print(f'{vg[0]}: {len(unknown):,} images have a COCO id that is neither in the captions nor in VQA'
+              f'{examples_of(unknown)}: they are in vgnococo.')
     for path in gqa:
         dropped = add_questions(sentences, 'gqa', path, names)[1]
         if dropped:
@@ -182,8 +183,8 @@ def collect(sentences, coco, vg, vqa, gqa):
 
 
 def write(out, sentences, minival):
-    """Writes the images of Sentences into Outputs and says what they are. Returns {source: Counter of normalised answers}, where
-    a question counts once for each answer in its label."""
+    """Writes the images of Sentences into Outputs and prints a table of them. Returns {source: Counter of normalised answers}, in
+    which a question counts once for each answer in its label."""
     images, counts, answers = Counter(), Counter(), {source: Counter() for source in QUESTIONS}
     for image in sentences.images():
         part = part_of(image['img_id'], minival)
@@ -206,8 +207,8 @@ def main(argv):
         parser.add_argument(flag, type=Path, required=default is None, default=default,
                             help=f'folder of {", ".join(names)}, from {SOURCES[flag]}')
     parser.add_argument('--like', type=Path, metavar='FILE', help='an all_ans.json to keep, so that snapshots made with it fit')
-    parser.add_argument('--least', type=int, default=9, help='an answer of the table is that of at least so many questions')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    parser.add_argument('--least', type=int, default=9, help='an answer of the table is an answer of at least so many questions')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the outputs; this one')
     args = parser.parse_args(argv)
 
     paths = [paths_of(f'--{flag}', getattr(args, flag), names)
@@ -218,7 +219,7 @@ def main(argv):
         answers = write(out, sentences, collect(sentences, *paths))
         table = read_json(args.like, 'the answer table') if like else answer_table(answers, args.least)
         if not table:
-            raise DataError(f'no answer is that of {args.least} questions; lower --least, or give --like')
+            raise DataError(f'no answer belongs to {args.least} questions; lower --least, or give --like')
         out.dump('all_ans.json', table)
         known = like or {entry['ans'] for entry in table}
         for source, counter in answers.items():

@@ -1,12 +1,12 @@
-"""Statements about three boxes of shapes in the language of NLVR v1 (Suhr et al., 2017), with their truth.
+"""The language of NLVR v1 (Suhr et al., 2017), statements about three boxes of shapes: a semantic parser and a generator.
 
-`understand` turns a sentence into a rule: a function that says of many pictures at once whether the sentence is true of them; it
-understands nine of ten sentences of the corpus. `count_of` does the same for the number that a sentence is about. `vary` says a
-sentence with other colours, shapes and numbers, and `make` picks pictures for such sentences, among drawn ones and those of the
-corpus, so that each is as often true as false.
+`parse_statement` turns a sentence into a rule, a function that tells for many pictures at once whether the sentence is true; it
+parses nine of ten sentences of the corpus. `parse_count` does the same for the number that a sentence is about. `vary_sentence`
+exchanges colours, shapes and numbers of a sentence, and `generate` samples pictures for such sentences, random ones and those of
+the corpus, so that each is true as often as false.
 
-Rules work on `Pictures`. Of an object they give bool arrays (p, 3, m), of a box (p, 3), of a picture (p,): p pictures of 3
-boxes of up to m objects. A phrase that is not understood gives None.
+Rules take `Pictures`. A rule on objects returns a bool array (p, 3, m), on boxes (p, 3), on pictures (p,): p pictures of 3 boxes
+of up to m objects. A phrase that cannot be parsed gives None instead of a rule.
 """
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -19,25 +19,27 @@ COLOURS = {'black': 0, 'yellow': 1, 'blue': 2}
 SHAPES = {'square': 0, 'triangle': 1, 'circle': 2}
 SIZES = {'small': 10, 'medium': 20, 'big': 30}
 NUMBERS = {'one': 1, 'two': 2, 'three': 3, 'four': 4, 'five': 5, 'six': 6, 'seven': 7}
-SIDE, BLOCK, STEP, TALLEST = 100, 20, 21, 4  # pixels: a box, a block of a tower, from block to block; blocks
-ROOM = 8  # objects in a box
-MANY = 5  # 'many items': as the labels of the corpus have it
+SIDE, BLOCK, BLOCK_STEP = 100, 20, 21  # pixels: side of a box, side of a tower's block, distance between two blocks
+MAX_BLOCKS = 4  # of a tower
+MAX_OBJECTS = 8  # of a box; random boxes have one less, which a change may add
+MANY = 5  # objects from which on the corpus labels 'many items' true
 
 # ---- pictures
 
 
 class Pictures:
-    """p pictures: objects (p, 3, m, 5) of type, colour, size, x, y in pixels of the box, counts (p, 3) of those that are real."""
+    """p pictures: objects (p, 3, m, 5) of type, colour, size, x, y in pixels of the box; counts (p, 3) of the objects of a box,
+    the others are padding."""
 
     def __init__(self, objects, counts):
         self.objects, self.counts = objects, counts
         self.shape, self.colour, self.size, self.x, self.y = (objects[..., i] for i in range(5))
-        self.real = np.arange(objects.shape[2]) < counts[..., None]
+        self.present = np.arange(objects.shape[2]) < counts[..., None]  # (p, 3, m)
 
     @classmethod
-    def of(cls, scenes):
+    def from_lists(cls, scenes):
         """scenes: a list of pictures, each of three lists (or arrays) of objects of five numbers."""
-        objects = np.zeros((len(scenes), 3, ROOM, 5), np.int64)
+        objects = np.zeros((len(scenes), 3, MAX_OBJECTS, 5), np.int64)
         counts = np.array([[len(box) for box in scene] for scene in scenes], np.int64).reshape(-1, 3)
         for p, scene in enumerate(scenes):
             for b, box in enumerate(scene):
@@ -47,8 +49,8 @@ class Pictures:
     def __len__(self):
         return len(self.counts)
 
-    def __getitem__(self, some):
-        return Pictures(self.objects[some], self.counts[some])
+    def __getitem__(self, indices):
+        return Pictures(self.objects[indices], self.counts[indices])
 
     def boxes(self, p):
         """The three arrays (n, 5) of picture p."""
@@ -56,120 +58,120 @@ class Pictures:
 
     @cached_property
     def walls(self):
-        """Who touches which wall: {name: (p, 3, m)}."""
-        left, right = self.real & (self.x == 0), self.real & (self.x + self.size == SIDE)
-        roof, floor = self.real & (self.y == 0), self.real & (self.y + self.size == SIDE)
+        """{wall: which objects touch it (p, 3, m)}."""
+        left, right = self.present & (self.x == 0), self.present & (self.x + self.size == SIDE)
+        roof, floor = self.present & (self.y == 0), self.present & (self.y + self.size == SIDE)
         return {'wall': left | right | roof | floor, 'floor': floor, 'roof': roof, 'right wall': right,
                 'corner': (left | right) & (roof | floor), 'right corner': right & floor}
 
     @cached_property
-    def level(self):
+    def rank(self):
         """How many objects of the box are lower, (p, 3, m)."""
-        return (np.where(self.real, self.y, -1)[..., None, :] > self.y[..., :, None]).sum(-1)
+        return (np.where(self.present, self.y, -1)[..., None, :] > self.y[..., :, None]).sum(-1)
 
     def at(self, place):
-        """Who is at the top, base, middle (of three), second or third place of its box."""
+        """Which objects are at the top, base, middle (of three), second or third place of their box, (p, 3, m)."""
         if place == 'top':
-            higher = np.where(self.real, self.y, SIDE)[..., None, :] < self.y[..., :, None]
-            return self.real & ~higher.any(-1)
-        at = {'base': 0, 'bottom': 0, 'middle': 1, 'second': 1, 'third': 2}[place]
-        return self.real & (self.level == at) & ((place != 'middle') | (self.counts == 3))[..., None]
+            higher = np.where(self.present, self.y, SIDE)[..., None, :] < self.y[..., :, None]
+            return self.present & ~higher.any(-1)
+        rank = {'base': 0, 'bottom': 0, 'middle': 1, 'second': 1, 'third': 2}[place]
+        return self.present & (self.rank == rank) & ((place != 'middle') | (self.counts == 3))[..., None]
 
     @cached_property
-    def on(self):
-        """[i, j]: i is the next higher of the box after j, (p, 3, m, m)."""
-        both = self.real[..., :, None] & self.real[..., None, :]
-        return both & (self.level[..., :, None] - self.level[..., None, :] == 1)
+    def directly_above(self):
+        """[i, j]: in height i is the next object of the box after j, (p, 3, m, m)."""
+        both = self.present[..., :, None] & self.present[..., None, :]
+        return both & (self.rank[..., :, None] - self.rank[..., None, :] == 1)
 
     @cached_property
-    def touch(self):
-        """[i, j]: there is at most one pixel between i and j, the least that the corpus has, (p, 3, m, m)."""
+    def touching(self):
+        """[i, j]: the gap between i and j is at most one pixel, the smallest in the corpus, (p, 3, m, m)."""
         def gap(low):
             high = low + self.size
             return np.maximum(low[..., :, None], low[..., None, :]) - np.minimum(high[..., :, None], high[..., None, :])
-        both = self.real[..., :, None] & self.real[..., None, :] & ~np.eye(self.x.shape[2], dtype=bool)
+        both = self.present[..., :, None] & self.present[..., None, :] & ~np.eye(self.x.shape[2], dtype=bool)
         return both & (np.maximum(gap(self.x), gap(self.y)) <= 1)
 
-    def each(self, field, chosen):
-        """How many of the chosen have each value of 'color', 'shape' or 'size': (p, 3, 3)."""
+    def value_counts(self, field, chosen):
+        """How many of the chosen objects (p, 3, m) have each value of 'color', 'shape' or 'size': (p, 3, 3)."""
         values, array = {'color': (range(3), self.colour), 'shape': (range(3), self.shape),
                          'size': (SIZES.values(), self.size)}[field]
         return np.stack([(chosen & (array == value)).sum(-1) for value in values], -1)
 
 
-def free(box, item, instead_of=None):
-    """Whether an object keeps a pixel from all others of a box (a list), but for the one it stands for, and lies inside."""
+def has_room(box, item, replaced=None):
+    """Whether an object lies inside a box (a list of objects), a pixel or more from all others but number `replaced`."""
     *_, size, x, y = item
     return min(x, y) >= 0 and max(x, y) <= SIDE - size and all(
-        i == instead_of or max(x - ox - o, ox - x - size, y - oy - o, oy - y - size) >= 1
+        i == replaced or max(x - ox - o, ox - x - size, y - oy - o, oy - y - size) >= 1
         for i, (_, _, o, ox, oy) in enumerate(box))
 
 
-def scattered(rng):
-    """An object somewhere in a box, one in five at the right wall and one in five on the floor, as in the corpus."""
+def random_object(rng):
+    """An object anywhere in a box, one in five at the right wall and one in five on the floor, as in the corpus."""
     size = int(rng.choice((10, 20, 30)))
     x, y = (SIDE - size if rng.random() < 0.18 else int(rng.integers(SIDE + 1 - size)) for _ in 'xy')
     return int(rng.integers(3)), int(rng.integers(3)), size, x, y
 
 
-def block(rng, level):
-    return 0, int(rng.integers(3)), BLOCK, (SIDE - BLOCK) // 2, SIDE - BLOCK - STEP * level
+def random_block(rng, level):
+    return 0, int(rng.integers(3)), BLOCK, (SIDE - BLOCK) // 2, SIDE - BLOCK - BLOCK_STEP * level
 
 
-def draw(rng, tower, most=ROOM - 1):
-    """A picture as the corpus's are: three boxes with 1 to 4 blocks stacked, or 1 to 7 objects scattered; or fewer."""
+def random_picture(rng, tower, most=MAX_OBJECTS - 1):
+    """A picture as in the corpus: three boxes of 1 to 4 stacked blocks, or 1 to 7 scattered objects; at most `most`."""
     scene = []
-    for count in rng.integers(1, 1 + min(most, TALLEST if tower else ROOM - 1), 3):
-        box = [block(rng, level) for level in range(count)] if tower else []
+    for count in rng.integers(1, 1 + min(most, MAX_BLOCKS if tower else MAX_OBJECTS - 1), 3):
+        box = [random_block(rng, level) for level in range(count)] if tower else []
         while len(box) < count:
-            item = scattered(rng)
-            if free(box, item):
+            item = random_object(rng)
+            if has_room(box, item):
                 box.append(item)
         scene.append(box)
     return scene
 
 
-def change(rng, scene, tower):
-    """A picture that differs in one object: another colour, shape, size or place, one more or one fewer."""
+def change_picture(rng, scene, tower):
+    """A copy of a picture that differs in one object: another colour, shape, size or place, or it is new or missing."""
     while True:
         changed = [[tuple(item) for item in box] for box in scene]
         box = changed[rng.integers(3)]
         if not box:
             continue
-        i, what = int(rng.integers(len(box))), rng.random()
+        i, choice = int(rng.integers(len(box))), rng.random()
         shape, colour, size, x, y = box[i]
-        if what < 0.1 and len(box) > 1:
+        if choice < 0.1 and len(box) > 1:
             box.pop(-1 if tower else i)
-        elif what < 0.2 and len(box) < (TALLEST if tower else ROOM - 1):
-            item = block(rng, len(box)) if tower else scattered(rng)
-            if not free(box, item):
+        elif choice < 0.2 and len(box) < (MAX_BLOCKS if tower else MAX_OBJECTS - 1):
+            item = random_block(rng, len(box)) if tower else random_object(rng)
+            if not has_room(box, item):
                 continue
             box.append(item)
-        elif what < 0.5 or tower:
+        elif choice < 0.5 or tower:
             box[i] = shape, (colour + int(rng.integers(1, 3))) % 3, size, x, y
         else:
-            if what < 0.7:
+            if choice < 0.7:
                 item = (shape + int(rng.integers(1, 3))) % 3, colour, size, x, y
-            elif what < 0.8:
-                item = shape, colour, *scattered(rng)[2:]
+            elif choice < 0.8:
+                item = shape, colour, *random_object(rng)[2:]
             else:
                 x, y = ((0, y), (x, 0), (SIDE - size, y), (x, SIDE - size))[rng.integers(4)]
                 item = shape, colour, size, x, y
-            if item == box[i] or not free(box, item, i):
+            if item == box[i] or not has_room(box, item, i):
                 continue
             box[i] = item
         return changed
 
 
-# ---- the language: one wording of what is said in many
+# ---- normalisation: many wordings of the corpus become one
 
 COLOUR = r'(?:black|yellow|blue)'
 COLOURED = rf'{COLOUR}(?:&{COLOUR})*'
 NOUN = r'(?:item|circle|square|triangle)'
 WALL = r'(wall|floor|roof|right wall|right corner|corner)'
 
-# From the words of the corpus, its slips included, to those that the grammar below knows, in this order.
-REWORD = [(re.compile(pattern), words) for pattern, words in (
+# From the words of the corpus, typing errors included, to those of the grammar below; applied in this order.
+REWRITES = [(re.compile(pattern), words) for pattern, words in (
     (r'[.;:]+$', ''), (r'\s+', ' '), (r'^t ?least', 'at least'), (r'^ll ', 'all '),
     (r'\b(atleast|at (leats|lest|lease|al least)|t least|al least)\b', 'at least'),
     (r'\b(exacrly|eactly|exacty|exacts)\b', 'exactly'),
@@ -211,274 +213,273 @@ REWORD = [(re.compile(pattern), words) for pattern, words in (
     (r'\bof all 3 color\b', 'of 3 different color'), (r'\ball 3 (different )?color\b', '3 different color'), (r' +', ' '))]
 
 
-def plain(sentence):
-    """A sentence of the corpus in the words that the grammar knows."""
+def normalise(sentence):
+    """A sentence of the corpus in the words of the grammar."""
     text = sentence.lower().strip()
-    for pattern, words in REWORD:
+    for pattern, words in REWRITES:
         text = pattern.sub(words, text)
     return text.strip(' ,')
 
 
-# ---- the grammar
+# ---- the grammar: each function parses a phrase into a rule, or None
 
 AMOUNT = r'(?:exactly|only|just|at least|at most|not more than|more than|less than)'
 QUANTITY = rf'((?:{AMOUNT} )?\d(?: or more| at most)?|a|no|many|any|the)'
 
 
 def quantity(text):
-    """The rule of 'a', 'no', 'many', 'exactly 2', ... on counts; a number alone is exact, as the labels mostly have it."""
+    """The rule on counts of 'a', 'no', 'many', 'exactly 2', ...; a number alone is exact, as in most labels."""
     if m := re.fullmatch(rf'(?:{AMOUNT} )?(\d) (or more|at most)', text):
         text = f'{"at least" if m[2] == "or more" else "at most"} {m[1]}'
     if m := re.fullmatch(rf'({AMOUNT})? ?(\d)', text):
         n = int(m[2])
         return {'at least': lambda c: c >= n, 'at most': lambda c: c <= n, 'not more than': lambda c: c <= n,
                 'more than': lambda c: c > n, 'less than': lambda c: c < n}.get(m[1], lambda c: c == n)
-    some = dict.fromkeys(('', 'a', 'any', 'the'), lambda c: c >= 1)
-    return {'no': lambda c: c == 0, 'many': lambda c: c >= MANY, **some}.get(text)
+    at_least_one = dict.fromkeys(('', 'a', 'any', 'the'), lambda c: c >= 1)
+    return {'no': lambda c: c == 0, 'many': lambda c: c >= MANY, **at_least_one}.get(text)
 
 
-def all_of(rules):
-    """The rule that all of some rules hold; None if one of them is not understood."""
+def conjunction(rules):
+    """The rule that all rules hold; None if one of them is None."""
     rules = list(rules)
     return None if None in rules else lambda p: reduce(and_, [rule(p) for rule in rules])
 
 
-def colours_of(text):
-    return [COLOURS[word] for word in re.findall(COLOUR, text)]
-
-
-def coloured(text):
-    """Whether an object has one of the colours."""
-    colours = colours_of(text)
+def has_colour(text):
+    """Rule on objects: one of the colours in the text."""
+    colours = [COLOURS[word] for word in re.findall(COLOUR, text)]
     return lambda p: np.isin(p.colour, colours)
 
 
-def only(text, noun=None):
-    """Of a box: its objects have these colours, each of them, and no other; and they are all such a shape."""
-    colours, shape = colours_of(text), SHAPES.get(noun)
+def only_colours(text, noun=None):
+    """Rule on boxes: the objects have exactly the colours in the text, and all of them are of the shape `noun`, if it is one."""
+    colours, shape = [COLOURS[word] for word in re.findall(COLOUR, text)], SHAPES.get(noun)
 
     def rule(p):
-        each = p.each('color', p.real) > 0
-        fits = p.real if shape is None else p.shape == shape
-        return (each == np.isin(range(3), colours)).all(-1) & (fits | ~p.real).all(-1)
+        used = p.value_counts('color', p.present) > 0
+        fits = p.present if shape is None else p.shape == shape
+        return (used == np.isin(range(3), colours)).all(-1) & (fits | ~p.present).all(-1)
     return rule
 
 
-def place(name, text):
-    """Of a box: at a place, such as 'top', lies an object of one of the colours."""
-    colour = coloured(text)
-    return lambda p: (p.at(name) & colour(p)).any(-1)
+def colour_at(place, text):
+    """Rule on boxes: at a place, such as 'top', lies an object of one of the colours in the text."""
+    colour = has_colour(text)
+    return lambda p: (p.at(place) & colour(p)).any(-1)
 
 
-def next_to(m):
-    """'on a blue item' and so on: of an object, that such a one is the next lower (or, 'below', the next higher) of its box."""
-    other, below = things(m['np']), m['how'] == 'below'
+def neighbour(m):
+    """Rule on objects, 'on a blue item' and so on: such an object is the next lower (for 'below' the next higher) of the box."""
+    other, below = object_phrase(m['np']), m['how'] == 'below'
 
     def rule(p):
-        on = np.swapaxes(p.on, -1, -2) if below else p.on
-        return (on & other(p)[..., None, :]).any(-1)
+        pairs = np.swapaxes(p.directly_above, -1, -2) if below else p.directly_above
+        return (pairs & other(p)[..., None, :]).any(-1)
     return other and rule
 
 
-def standing(m):
-    """'at the top (of a tower with 3 item)'."""
-    box = said_of(m['of']) if m['of'] else lambda p: p.counts > 0
+def position(m):
+    """Rule on objects: 'at the top (of a tower with 3 item)'."""
+    box = box_clause(m['of']) if m['of'] else lambda p: p.counts > 0
     return box and (lambda p: p.at(m['place']) & box(p)[..., None])
 
 
-def being(m):
-    """'is not a blue circle'."""
-    fits, no = things(m['np']), bool(m['no'])
-    return fits and (lambda p: fits(p) ^ no)
+def predicate(m):
+    """Rule on objects: 'is not a blue circle'."""
+    rule, negated = object_phrase(m['np']), bool(m['no'])
+    return rule and (lambda p: rule(p) ^ negated)
 
 
-# What may follow a noun, and its rule.
-AFTER = [(re.compile(pattern + r'(?= |$)'), rule) for pattern, rule in (
+# What may follow a noun: (pattern, function of its match that returns the rule on objects).
+MODIFIERS = [(re.compile(pattern + r'(?= |$)'), parse) for pattern, parse in (
     (rf'(?:is )?(?P<no>not )?touching (?:any |the )?{WALL}', lambda m: lambda p: p.walls[m[2]] ^ bool(m['no'])),
     (r'of medium size', lambda m: lambda p: p.size == SIZES['medium']),
-    (rf'of ({COLOURED})', lambda m: coloured(m[1])),
-    (rf'is (?P<no>not )?(?:a |the color )?(?P<np>(?:{COLOURED})(?: {NOUN})?|{NOUN})', being),
+    (rf'of ({COLOURED})', lambda m: has_colour(m[1])),
+    (rf'is (?P<no>not )?(?:a |the color )?(?P<np>(?:{COLOURED})(?: {NOUN})?|{NOUN})', predicate),
     (r'(?P<how>on top of|on|over|above|below) (?:of )?(?:a |the )?'
-     rf'(?P<np>(?:small |medium |big )?(?:{COLOURED} ?)?{NOUN}?)', next_to),
-    (r'at the (?P<place>top|base|bottom|middle)(?: of (?:a |the )?tower(?: with (?P<of>.*))?)?', standing),
+     rf'(?P<np>(?:small |medium |big )?(?:{COLOURED} ?)?{NOUN}?)', neighbour),
+    (r'at the (?P<place>top|base|bottom|middle)(?: of (?:a |the )?tower(?: with (?P<of>.*))?)?', position),
     (r'on top', lambda m: lambda p: p.at('top')))]
 
 
-def things(text):
-    """The rule, on objects, of a noun without its number: 'small blue circle touching wall', 'black'."""
+def object_phrase(text):
+    """The rule on objects of a noun without its number: 'small blue circle touching wall', 'black'."""
     m = re.match(rf'(?:(small|medium|big) ?)?({COLOURED})? ?({NOUN}\b)?(?: shape| item)?(?P<rest>.*)$', text.strip())
     if not any(m.groups()[:3]):
         return None
-    rules, rest = [lambda p: p.real], m['rest'].strip()
+    rules, rest = [lambda p: p.present], m['rest'].strip()
     if m[1]:
         rules.append(lambda p: p.size == SIZES[m[1]])
     if m[2]:
-        rules.append(coloured(m[2]))
+        rules.append(has_colour(m[2]))
     if m[3] in SHAPES:
         rules.append(lambda p: p.shape == SHAPES[m[3]])
     while rest:
-        found = next(((made(hit), hit.end()) for pattern, made in AFTER if (hit := pattern.match(rest))), None)
-        if found is None:
+        match, parse = next(((match, parse) for pattern, parse in MODIFIERS if (match := pattern.match(rest))), (None, None))
+        if match is None:
             return None
-        rules.append(found[0])
-        rest = rest[found[1]:].strip()
-    return all_of(rules)
+        rules.append(parse(match))
+        rest = rest[match.end():].strip()
+    return conjunction(rules)
 
 
-def counted(text):
+def counted_objects(text):
     """(rule on objects, rule on their count) of a noun with its number: 'at least 2 black item'; or None."""
     text = text.strip()
     if m := re.fullmatch(r'(\d) (.*) at most', text):
         text = f'at most {m[1]} {m[2]}'
     m = re.match(rf'{QUANTITY} (.*)$', text)
-    chosen = things(m[2] if m else text)
-    return chosen and (chosen, quantity(m[1] if m else ''))
+    objects = object_phrase(m[2] if m else text)
+    return objects and (objects, quantity(m[1] if m else ''))
 
 
-def one_thing(text):
-    """The rule, on boxes, of one thing said of a box: '3 item of same color', 'only black item', 'a circle touching wall'."""
+def box_phrase(text):
+    """The rule on boxes of one statement: '3 item of same color', 'only black item', 'a circle touching wall'."""
     text = text.strip()
     if m := re.fullmatch(rf'(?:{QUANTITY} )?item of (only|at least|exactly)? ?(\d) (?:different )?color( at most)?', text):
         total = quantity(m[1] or '')
-        kinds = quantity(f'{"at most" if m[4] else m[2] or "exactly"} {m[3]}')
-        return lambda p: total(p.counts) & kinds((p.each('color', p.real) > 0).sum(-1))
+        colours = quantity(f'{"at most" if m[4] else m[2] or "exactly"} {m[3]}')
+        return lambda p: total(p.counts) & colours((p.value_counts('color', p.present) > 0).sum(-1))
     if m := re.fullmatch(r'(?:item of )?(?:all )?(?:only |exactly )?(\d) (?:different )?(color|shape)', text):
-        return lambda p: (p.each(m[2], p.real) > 0).sum(-1) == int(m[1])
+        return lambda p: (p.value_counts(m[2], p.present) > 0).sum(-1) == int(m[1])
     if text in ('all item of same color', 'item of same color', 'item of only color', 'same item color'):
-        return lambda p: (p.each('color', p.real) > 0).sum(-1) == 1
+        return lambda p: (p.value_counts('color', p.present) > 0).sum(-1) == 1
     if m := re.fullmatch(rf'{QUANTITY} (.*?) ?of (?:the )?(same|different) (color|shape|size)(.*)', text):
-        total, chosen = quantity(m[1]), things(m[2] + m[5])
-        return chosen and (lambda p: total(chosen(p).sum(-1))
-                           & (((p.each(m[4], chosen(p)) > 0).sum(-1) == 1) ^ (m[3] == 'different')))
+        total, objects = quantity(m[1]), object_phrase(m[2] + m[5])
+        return objects and (lambda p: total(objects(p).sum(-1))
+                            & (((p.value_counts(m[4], objects(p)) > 0).sum(-1) == 1) ^ (m[3] == 'different')))
     if m := re.fullmatch(rf'({QUANTITY} .*?) (not )?(?:touching each other|stacked)', text):
-        return stacked(counted(m[1]), bool(m[3]))
+        return touching_each_other(counted_objects(m[1]), bool(m[3]))
     if m := (re.fullmatch(rf'(?:item (?:of|with) )?only (?:item of )?(?:only )?({COLOURED})(?: ({NOUN}|color))?', text)
              or re.fullmatch(rf'({COLOURED}) ({NOUN})? ?only', text)
              or re.fullmatch(rf'item of (?:only )?({COLOURED})(?: color)?( only)?', text)):
-        return only(m[1], m[2])
+        return only_colours(m[1], m[2])
     if m := re.fullmatch(rf'only ({NOUN})(?: and ({NOUN}))?(?: item)?', text):
         shapes = np.isin(range(3), [SHAPES[noun] for noun in m.groups() if noun in SHAPES])
-        return (lambda p: ((p.each('shape', p.real) > 0) == shapes).all(-1)) if shapes.any() else None
+        return (lambda p: ((p.value_counts('shape', p.present) > 0) == shapes).all(-1)) if shapes.any() else None
     if m := re.fullmatch(rf'{QUANTITY} item of (?:only )?({COLOURED})(?: color)?( only)?', text):
-        total, colours = quantity(m[1]), only(m[2])
+        total, colours = quantity(m[1]), only_colours(m[2])
         return lambda p: total(p.counts) & colours(p)
-    if m := re.fullmatch(rf'({COLOURED})( {NOUN})?', text):  # 'black&blue item': some of each
-        each = [things(colour + (m[2] or '')) for colour in re.findall(COLOUR, m[1])]
+    if m := re.fullmatch(rf'({COLOURED})( {NOUN})?', text):  # 'black&blue item': some of each colour
+        each = [object_phrase(colour + (m[2] or '')) for colour in re.findall(COLOUR, m[1])]
         return lambda p: np.stack([rule(p).any(-1) for rule in each]).all(0)
-    found = counted(text)
-    return found and (lambda p: found[1](found[0](p).sum(-1)))
+    counted = counted_objects(text)
+    return counted and (lambda p: counted[1](counted[0](p).sum(-1)))
 
 
-def stacked(found, apart):
-    """Of a box: so many such objects touch one of their own, or there are so many of which none does."""
+def touching_each_other(counted, negated):
+    """Rule on boxes: so many of these objects touch another of them, or (`negated`) so many exist and none touches another."""
     def rule(p):
-        chosen = found[0](p)
-        near = (p.touch & chosen[..., None, :]).any(-1) & chosen
-        return found[1]((chosen if apart else near).sum(-1)) & (~near.any(-1) if apart else True)
-    return found and rule
+        objects, number = counted[0](p), counted[1]
+        near = (p.touching & objects[..., None, :]).any(-1) & objects
+        return number(objects.sum(-1)) & ~near.any(-1) if negated else number(near.sum(-1))
+    return counted and rule
 
 
-def said_of(text):
-    """The rule, on boxes, of all that is said of a box: '3 item of which 2 is blue', 'a circle and 2 black square'."""
+def box_clause(text):
+    """The rule on boxes of several statements: '3 item of which 2 is blue', 'a circle and 2 black square'."""
     text = re.sub(r'^(with|that|which|is) ', '', text.strip(' ,'))
     if m := re.match(rf'(.*?) (?:of which|and the|,|and)(?: there is)? ((?:{AMOUNT} )?\d)(?: of the item| item)? (?:is|being) '
                      r'(?:a )?(.*?)(?: and (?:the other )?(\d) (?:of the item |item )?is (?:a )?(.*))?$', text):
-        parts = [said_of(m[1]), one_thing(f'{m[2]} {m[3]}'), *([one_thing(f'{m[4]} {m[5]}')] if m[4] else [])]
-        if rule := all_of(parts):
+        parts = [box_clause(m[1]), box_phrase(f'{m[2]} {m[3]}'), *([box_phrase(f'{m[4]} {m[5]}')] if m[4] else [])]
+        if rule := conjunction(parts):
             return rule
-    if (m := re.match(r'(.*?) of which (?:there is )?(.*)$', text)) and (rule := all_of((said_of(m[1]), said_of(m[2])))):
+    m = re.match(r'(.*?) of which (?:there is )?(.*)$', text)
+    if m and (rule := conjunction((box_clause(m[1]), box_clause(m[2])))):
         return rule
-    if rule := one_thing(text):
+    if rule := box_phrase(text):
         return rule
     they = r'(?:they|it|the color(?: of the item)?) is (?:all |both )?(?:a )?(.*)'
     if m := re.fullmatch(rf'({QUANTITY} )?item (?:and|with) {they}', text):
-        total = one_thing(f'{m[1] or ""}item')
+        total = box_phrase(f'{m[1] or ""}item')
         if re.fullmatch(COLOURED, m[3]):
-            return all_of((total, only(m[3])))
+            return conjunction((total, only_colours(m[3])))
         if m[3] in SHAPES:
-            return all_of((total, one_thing(f'only {m[3]}')))
+            return conjunction((total, box_phrase(f'only {m[3]}')))
     for m in re.finditer(r' and with |,? and |, | with ', text):
-        if rule := all_of((one_thing(text[:m.start()]), said_of(text[m.end():]))):
+        if rule := conjunction((box_phrase(text[:m.start()]), box_clause(text[m.end():]))):
             return rule
     return None
 
 
-def tower(text):
-    """The rule, on boxes, of what follows 'tower' or 'box'."""
+def tower_clause(text):
+    """The rule on boxes of what follows 'tower' or 'box'."""
     text = re.sub(r'^(?:with|that|and|of which|which|is) ', '', text.strip(' ,'))
     where = r'(top|base|bottom|middle|second|third)(?: item)?(?: from the base)?'
     if not text:
         return lambda p: p.counts > 0
     if m := re.fullmatch(rf'(?:the )?{where} is ({COLOURED})', text):
-        return place(m[1], m[2])
+        return colour_at(m[1], m[2])
     alike = rf'(?: is)?(?: ({COLOUR})|( not)? (?:the |of )?same(?: in)? color)'
     if m := re.fullmatch(rf'(?:the )?{where} and (?:the )?{where}{alike}', text):
         if m[3]:
-            return all_of((place(m[1], m[3]), place(m[2], m[3])))
+            return conjunction((colour_at(m[1], m[3]), colour_at(m[2], m[3])))
 
-        def same(p):
+        def same_colour(p):
             one, other = (np.where(p.at(m[i]), p.colour, -1).max(-1) for i in (1, 2))
             return (one >= 0) & (other >= 0) & ((one == other) ^ bool(m[4]))
-        return same
+        return same_colour
     if m := re.fullmatch(rf'(?:a )?({COLOURED}) (base|top|second)(?: and (?:a )?({COLOURED}) (base|top))?', text):
-        return all_of((place(m[2], m[1]), *([place(m[4], m[3])] if m[3] else [])))
-    return said_of(text)
+        return conjunction((colour_at(m[2], m[1]), *([colour_at(m[4], m[3])] if m[3] else [])))
+    return box_clause(text)
 
 
-def boxes_of(text):
+def counted_boxes(text):
     """(rule on boxes, rule on their count) of '2 tower with a blue item', 'each box with', '1 of the 3 box with'; or None."""
     m = re.match(rf'(?P<all>all(?: 3)?|each|every)?(?:{QUANTITY})?(?: ?of)?(?: ?the)?(?: \d| there)? ?(?P<colour>{COLOURED})? ?'
                  r'(?:(?P<high>\d) item )?(?:box|tower)(?: item)?(?P<rest>.*?)(?: each)?$', text)
     if not m:
         return None
-    rules = [tower(m['rest'])]
+    rules = [tower_clause(m['rest'])]
     if m['colour']:
-        rules.append(only(m['colour']))
+        rules.append(only_colours(m['colour']))
     if m['high']:
         rules.append(lambda p: p.counts == int(m['high']))
-    rule = all_of(rules)
+    rule = conjunction(rules)
     return rule and (rule, (lambda c: c == 3) if m['all'] else quantity(m[2] or ''))
 
 
-def understand(sentence):
-    """The rule, on pictures, of a sentence; None if it is not understood."""
-    text = plain(sentence).removeprefix('there is ')
+def parse_statement(sentence):
+    """The rule on pictures of a sentence; None if it cannot be parsed."""
+    text = normalise(sentence).removeprefix('there is ')
     for where, some in (('each|every', np.all), ('a|1|the same', np.any)):
-        if (m := re.fullmatch(rf'(.*?) in (?:{where}) (?:box|tower)', text)) and (rule := one_thing(m[1])):
+        if (m := re.fullmatch(rf'(.*?) in (?:{where}) (?:box|tower)', text)) and (rule := box_phrase(m[1])):
             return lambda p: some(rule(p), -1)
-    if found := boxes_of(text):
-        return lambda p: found[1](found[0](p).sum(-1))
-    if (m := re.fullmatch(r'(?:none of the|no) (.*)', text)) and (chosen := things(m[1])):
-        return lambda p: ~chosen(p).any((-1, -2))
-    if (m := re.fullmatch(r'all (.*) is (touching .*)', text)) and (rule := all_of((things(m[1]), things(f'item {m[2]}')))):
-        whole = things(m[1])
-        return lambda p: (rule(p) == whole(p)).all((-1, -2))
-    if chosen := counted(text):
-        return lambda p: chosen[1](chosen[0](p).sum((-1, -2)))
-    if (m := re.fullmatch(rf'(.*? {NOUN}) and (.*)', text)) and (first := counted(m[1])) and (second := counted(m[2])):
+    if boxes := counted_boxes(text):
+        return lambda p: boxes[1](boxes[0](p).sum(-1))
+    if (m := re.fullmatch(r'(?:none of the|no) (.*)', text)) and (objects := object_phrase(m[1])):
+        return lambda p: ~objects(p).any((-1, -2))
+    if m := re.fullmatch(r'all (.*) is (touching .*)', text):
+        objects, touching = object_phrase(m[1]), object_phrase(f'item {m[2]}')
+        if objects and touching:
+            return lambda p: (touching(p) | ~objects(p)).all((-1, -2))
+    if counted := counted_objects(text):
+        return lambda p: counted[1](counted[0](p).sum((-1, -2)))
+    m = re.fullmatch(rf'(.*? {NOUN}) and (.*)', text)
+    if m and (first := counted_objects(m[1])) and (second := counted_objects(m[2])):
         return lambda p: first[1](first[0](p).sum((-1, -2))) & second[1](second[0](p).sum((-1, -2)))
     if m := re.fullmatch(r'(?:the )?(second|third|middle|base|top)(?: item)?(?: from the base)? of (?:a|the)? ?(?:(\d) item )?'
                          rf'tower(?: from the base)?(?: item)?(?: with (.*))? is ({COLOURED})', text):
-        high = (lambda p: p.counts == int(m[2])) if m[2] else (lambda p: p.counts > 0)
-        rule = all_of((place(m[1], m[4]), high, *([said_of(m[3])] if m[3] else [])))
+        height = (lambda p: p.counts == int(m[2])) if m[2] else (lambda p: p.counts > 0)
+        rule = conjunction((colour_at(m[1], m[4]), height, *([box_clause(m[3])] if m[3] else [])))
         return rule and (lambda p: rule(p).any(-1))
-    if re.search(r' (?:stacked|touching each other)$', text) and (rule := one_thing(text)):
+    if re.search(r' (?:stacked|touching each other)$', text) and (rule := box_phrase(text)):
         return lambda p: rule(p).any(-1)
     return None
 
 
-def count_of(sentence):
+def parse_count(sentence):
     """For 'there are 2 black circles': ('black circle', the rule that counts them); None for sentences of another kind."""
-    m = re.match(rf'there is {QUANTITY} (.*)$', plain(sentence))
+    m = re.match(rf'there is {QUANTITY} (.*)$', normalise(sentence))
     if not m or re.search('[0-9]|,| and |each|every|same box', m[2]):
         return None
-    if found := boxes_of(f'a {m[2]}'):
-        return m[2], lambda p: found[0](p).sum(-1)
-    chosen = things(m[2])
-    return chosen and (m[2], lambda p: chosen(p).sum((-1, -2)))
+    if boxes := counted_boxes(f'a {m[2]}'):
+        return m[2], lambda p: boxes[0](p).sum(-1)
+    objects = object_phrase(m[2])
+    return objects and (m[2], lambda p: objects(p).sum((-1, -2)))
 
 
-# ---- statements and questions with pictures
+# ---- generation of statements and questions with pictures
 
 
 def is_tower(scene):
@@ -486,8 +487,8 @@ def is_tower(scene):
     return all((shape, size, x) == (0, BLOCK, (SIDE - BLOCK) // 2) for box in scene for shape, _, size, x, _ in box)
 
 
-def vary(rng, sentence, highest):
-    """A sentence of the corpus with its colours exchanged, its shapes exchanged, and some of its numbers one more or less."""
+def vary_sentence(rng, sentence, highest):
+    """A sentence of the corpus with colours and shapes permuted, and some of its numbers changed by one, up to `highest`."""
     text = sentence.lower().strip()
     for words in (COLOURS, SHAPES):
         # a 'grey square' is a box
@@ -504,72 +505,77 @@ def vary(rng, sentence, highest):
     return re.sub(rf'\b(all (?:the )?)?({"|".join(NUMBERS)}|[1-7])\b', number, text)
 
 
-def pool(rng, scenes, tower, size, most=ROOM - 1):
-    """Pictures to choose from, 2 * size of them: the first half, a third of them from the corpus, and of each a changed one."""
-    known = [scene for scene in scenes if is_tower(scene) == tower and 0 < max(map(len, scene)) <= most]
-    chosen = [known[i] for i in rng.permutation(len(known))[:size // 3].tolist()]
-    chosen += [draw(rng, tower, most) for _ in range(size - len(chosen))]
-    return Pictures.of(chosen + [change(rng, scene, tower) for scene in chosen])
+def picture_pool(rng, scenes, tower, size, most=MAX_OBJECTS - 1):
+    """2 * size Pictures: `size` pictures, a third of them from the corpus, then a changed copy of each."""
+    corpus = [scene for scene in scenes if is_tower(scene) == tower and 0 < max(map(len, scene)) <= most]
+    originals = [corpus[i] for i in rng.permutation(len(corpus))[:size // 3].tolist()]
+    originals += [random_picture(rng, tower, most) for _ in range(size - len(originals))]
+    return Pictures.from_lists(originals + [change_picture(rng, scene, tower) for scene in originals])
 
 
-def pairs(rng, rule, pictures, most, tries=200):
-    """Up to `most` pairs (a picture where it is true, one where it is false), as places in a pool; the first half of them, where
-    there are so many, differ by one change."""
-    some = rng.choice(len(pictures) // 2, min(tries, len(pictures) // 2), replace=False)
-    both = np.concatenate([some, some + len(pictures) // 2])
-    truth = rule(pictures[both])
+def contrast_pairs(rng, rule, pool, most, tries=200):
+    """Up to `most` pairs (a picture where the rule holds, one where it does not), as indices into a picture_pool.
+
+    Half of them, if there are as many, are a picture and its changed copy.
+    """
+    half = len(pool) // 2
+    originals = rng.choice(half, min(tries, half), replace=False)
+    candidates = np.concatenate([originals, originals + half])
+    truth = rule(pool[candidates])
     first, second = np.split(truth, 2)
-    near = np.flatnonzero(first != second)[:-(-most // 2)]
-    found = [(both[i], both[i + len(some)]) if first[i] else (both[i + len(some)], both[i]) for i in near]
-    yes, no = both[truth], both[~truth]
-    if len(yes) and len(no):
-        found += [(rng.choice(yes), rng.choice(no)) for _ in range(min(most, len(yes), len(no)) - len(found))]
-    return found
+    differ = np.flatnonzero(first != second)[:-(-most // 2)]
+    pairs = [(candidates[i], candidates[i + len(originals)]) if first[i] else (candidates[i + len(originals)], candidates[i])
+             for i in differ]
+    true, false = candidates[truth], candidates[~truth]
+    if len(true) and len(false):
+        pairs += [(rng.choice(true), rng.choice(false)) for _ in range(min(most, len(true), len(false)) - len(pairs))]
+    return pairs
 
 
-def make(seed, corpus, statements, questions, size, most=ROOM - 1, longest=99, each=4):
-    """Statements and questions about pictures, by a seed: (list of pictures, list of (picture, source, sentence, answer)).
+def generate(seed, corpus, statements, questions, size, most=MAX_OBJECTS - 1, longest=99, each=4):
+    """Statements and questions about pictures: (list of pictures, list of (index of a picture, source, sentence, answer)).
 
-    corpus: (sentence, scene) of those sentences of the corpus that are understood. `statements` of them are drawn and varied,
-    each with up to `each` pictures of which it is true and as many of which it is false. Where a sentence can be
-    asked for its number, that is done instead with a chance of `questions`: 'how many black circle touching wall'. size, most: of
-    each of the two pools, of objects in a box; longest: words of a sentence. Source is 'statements' or 'counts'.
+    corpus: list of (sentence, scene), sentences that can be parsed. `statements` of them are sampled and varied; each gets up to
+    `each` pictures of which it is true and as many of which it is false. A sentence about a number becomes a question with
+    probability `questions` instead: 'how many black circle touching wall'. size: pictures in each of two pools (towers, scattered
+    objects), without the changed copies; most: objects in a box; longest: words of a sentence. source: 'statements' or 'counts'.
     """
     rng = np.random.default_rng(seed)
     scenes = [scene for _, scene in corpus]
-    pools = {tower: pool(rng, scenes, tower, size, most) for tower in (True, False)}
+    pools = {tower: picture_pool(rng, scenes, tower, size, most) for tower in (True, False)}
     short = [(sentence, is_tower(scene)) for sentence, scene in corpus if len(sentence.split()) <= longest]
-    said = []
+    examples = []  # ((tower, index in its pool), source, sentence, answer)
     for i in rng.integers(max(len(short), 1), size=statements if short else 0).tolist():
         sentence, tower = short[i]
-        text = vary(rng, sentence, TALLEST if tower else ROOM - 1)
-        rule, pictures = understand(text), pools[tower]
+        text = vary_sentence(rng, sentence, MAX_BLOCKS if tower else MAX_OBJECTS - 1)
+        rule, pool = parse_statement(text), pools[tower]
         if rule is None:
             continue
-        if rng.random() < questions and (counting := count_of(text)):
+        if rng.random() < questions and (counting := parse_count(text)):
             noun, count = counting
-            some = rng.choice(len(pictures), 200)
-            counts = count(pictures[some])
+            indices = rng.choice(len(pool), 200)
+            counts = count(pool[indices])
             for number in rng.choice(np.unique(counts), 2 * each).tolist():
                 question = f'how many {noun.replace("&", " and ")}'
-                said.append((tower, rng.choice(some[counts == number]), 'counts', question, str(number)))
+                examples.append(((tower, int(rng.choice(indices[counts == number]))), 'counts', question, str(number)))
         else:
-            for couple in pairs(rng, rule, pictures, each):
-                said += [(tower, at, 'statements', text, truth) for at, truth in zip(couple, ('true', 'false'), strict=True)]
-    places = {place: i for i, place in enumerate(dict.fromkeys((tower, int(place)) for tower, place, *_ in said))}
-    return ([pools[tower].boxes(place) for tower, place in places],
-            [(places[tower, int(place)], *rest) for tower, place, *rest in said])
+            for pair in contrast_pairs(rng, rule, pool, each):
+                examples += [((tower, int(index)), 'statements', text, answer)
+                             for index, answer in zip(pair, ('true', 'false'), strict=True)]
+    places = {place: i for i, place in enumerate(dict.fromkeys(place for place, *_ in examples))}
+    return ([pools[tower].boxes(index) for tower, index in places],
+            [(places[place], *rest) for place, *rest in examples])
 
 
-def make_all(corpus, jobs):
-    """Yields make(corpus=corpus, **job) for each of the jobs, in order, made by as many processes as there are cores."""
-    with ProcessPoolExecutor(initializer=_remember, initargs=(corpus,)) as workers:
-        yield from workers.map(_make, jobs)
+def generate_all(corpus, jobs):
+    """Yields generate(corpus=corpus, **job) for each of the jobs, in order, computed by one process per core."""
+    with ProcessPoolExecutor(initializer=_set_corpus, initargs=(corpus,)) as workers:
+        yield from workers.map(_generate, jobs)
 
 
-def _remember(corpus):
-    _make.corpus = corpus
+def _set_corpus(corpus):
+    _generate.corpus = corpus
 
 
-def _make(job):
-    return make(corpus=_make.corpus, **job)
+def _generate(job):
+    return generate(corpus=_generate.corpus, **job)

@@ -1,22 +1,17 @@
-"""Make the datasets of NLVR v1 (Suhr et al., ACL 2017), is a statement true of a picture?, and of pre-training for it.
+"""Make the datasets of NLVR v1 (Suhr et al., ACL 2017): is a statement true of a picture? And those of pre-training for it.
 
-The corpus lists every object of every picture, so that the regions are exact and no detector is needed. A picture is
-three boxes of 100 x 100 pixels, 50 pixels apart; the order of the boxes never changes the truth of a statement, so
-each training picture is made in all six orders (the corpus ships its pictures in six orders for the same reason).
-Pre-training has statements of known truth and questions for numbers that `grammar` makes in the corpus's language.
+The corpus lists every object of every picture, so the regions are exact and no detector is needed. A picture is three boxes of
+100 x 100 pixels, 50 pixels apart. The order of the boxes never changes the truth of a statement, so each training picture is made
+in all six orders, as in the corpus. Pre-training has statements of known truth and questions for numbers, which `grammar`
+generates in the language of the corpus.
 """
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import json
-import os
 import re
 import reprlib
-import shutil
 import string
-import sys
-import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -27,28 +22,28 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tqdm import tqdm
 
-import grammar as language
+import grammar
+from annotations.raw_data import json_lines, run
 from bert.tokenization import SPECIAL_TOKENS
+from files.atomic import atomic_folder, locked, sha256
+from files.json_files import DataError
 from regions import store, tsv
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
 SPLITS = ('train', 'dev')
 ORDERS = {'train': tuple(itertools.permutations(range(3))), 'dev': ((0, 1, 2),)}
-TYPES = tuple(language.SHAPES)                                     # class ids 0..2; 3 is a box itself
-COLOURS = language.COLOURS | {'#0099ff': language.COLOURS['blue']}  # attribute ids; 3 is none. The corpus: #0099ff
-SIDE, PITCH, WIDTH = language.SIDE, 150, 400                       # pixels: a box, from box to box, the whole picture
-SIZES = (*language.SIZES.values(), SIDE)
-BOX = (3, 3, SIDE, 0, 0)                                           # a box as an object: type, colour, size, x, y
+TYPES = tuple(grammar.SHAPES)  # class ids 0..2; 3 is a box
+COLOURS = grammar.COLOURS | {'#0099ff': grammar.COLOURS['blue']}  # attribute ids, 3 is none; the corpus writes blue as #0099ff
+SIDE, PITCH, WIDTH = grammar.SIDE, 150, 400  # pixels: side of a box, distance between boxes, width of the picture
+SIZES = (*grammar.SIZES.values(), SIDE)
+BOX = (3, 3, SIDE, 0, 0)  # a box as an object: type, colour, size, x, y
 FEATURES = 33
 POSITIONS = 64
-# The splits of pre-training: arguments of language.make. A chunk of `part` sentences has pictures and a seed of its own.
-PART, POOL, LEAST = 1500, 500, 12
-EASY = {'questions': 0.85, 'most': 2, 'longest': 7, 'each': 6}                      # few objects, short sentences
+# Pre-training. Each PART of so many sentences has its own seed and its own POOL of pictures.
+PART, POOL, MIN_STATEMENTS = 1500, 500, 12
+# Arguments of grammar.generate. Easy: few objects, short sentences.
+EASY = {'questions': 0.85, 'most': 2, 'longest': 7, 'each': 6}
 FULL = {'questions': 0.7}
-
-
-class CorpusError(ValueError):
-    """The corpus is missing, broken or not NLVR v1; the message names the file and, where there is one, the line."""
 
 
 class Example(NamedTuple):
@@ -59,88 +54,74 @@ class Example(NamedTuple):
     boxes: tuple[np.ndarray, ...]
 
 
-def field(row, key, where, expected, accepts):
-    """row[key] if `accepts` says so; else a CorpusError that says what was expected at `where`."""
+def checked(row, key, place, expected, accepts):
+    """row[key] if `accepts` of it is true. Raises DataError that says what was expected and found at `place`."""
     value = row.get(key) if isinstance(row, dict) else row
     if not isinstance(row, dict) or not accepts(value):
         found = reprlib.repr(value) if not isinstance(row, dict) or key in row else 'nothing'
-        raise CorpusError(f'{where}: {key}: expected {expected}, found {found}; get the file again from {SOURCE}')
+        raise DataError(f'{place}: key "{key}": expected {expected}, found {found}; get the file again from {SOURCE}')
     return value
 
 
-def parse_object(item, where):
+def parse_object(item, place):
     """The columns type, colour, size, x, y of one object of `structured_rep`; it must lie inside its box."""
-    kind = field(item, 'type', where, f'one of {", ".join(TYPES)}', lambda v: v in TYPES)
-    colour = field(item, 'color', where, f'one of {", ".join(COLOURS)}', lambda v: str(v).lower() in COLOURS)
-    size = field(item, 'size', where, '10, 20 or 30', lambda v: type(v) is int and v in SIZES[:3])
-    room = f'a whole number from 0 to {SIDE - size}, so that the object lies in its box'
-    x, y = (field(item, key, where, room, lambda v: type(v) is int and 0 <= v <= SIDE - size)
+    kind = checked(item, 'type', place, f'one of {", ".join(TYPES)}', lambda v: v in TYPES)
+    colour = checked(item, 'color', place, f'one of {", ".join(COLOURS)}', lambda v: str(v).lower() in COLOURS)
+    size = checked(item, 'size', place, '10, 20 or 30', lambda v: type(v) is int and v in SIZES[:3])
+    coordinate = f'a whole number from 0 to {SIDE - size}, so that the object lies in its box'
+    x, y = (checked(item, key, place, coordinate, lambda v: type(v) is int and 0 <= v <= SIDE - size)
             for key in ('x_loc', 'y_loc'))
     return TYPES.index(kind), COLOURS[colour.lower()], size, x, y
 
 
-def parse(line, where):
-    """The Example of one line of the corpus (bytes); CorpusError with `where` (file:line) if it is not one."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise CorpusError(f'{where}: expected JSON, found {error}; get the file again from {SOURCE}') from error
-    identifier = field(row, 'identifier', where, 'text like 1304-0', lambda v: re.fullmatch(r'\d+-\d+', str(v)))
-    sentence = field(row, 'sentence', where, 'a statement', lambda v: isinstance(v, str) and v.strip())
-    label = field(row, 'label', where, '"true" or "false"', lambda v: v in ('true', 'false'))
-    scene = field(row, 'structured_rep', where, f'a list of 3 boxes, each a list of up to {language.ROOM} objects',
-                  lambda v: isinstance(v, list) and len(v) == 3 and all(
-                      isinstance(box, list) and len(box) <= language.ROOM for box in v))
-    boxes = (np.array([parse_object(item, f'{where}: structured_rep[{b}][{i}]') for i, item in enumerate(box)],
+def parse(row, place):
+    """The Example of one line of the corpus. Raises DataError with `place` (file:line) if it is not one."""
+    identifier = checked(row, 'identifier', place, 'text like 1304-0', lambda v: re.fullmatch(r'\d+-\d+', v))
+    sentence = checked(row, 'sentence', place, 'a statement', lambda v: isinstance(v, str) and v.strip())
+    label = checked(row, 'label', place, '"true" or "false"', lambda v: v in ('true', 'false'))
+    scene = checked(row, 'structured_rep', place, f'a list of 3 boxes, each a list of up to {grammar.MAX_OBJECTS} objects',
+                    lambda v: isinstance(v, list) and len(v) == 3 and all(
+                        isinstance(box, list) and len(box) <= grammar.MAX_OBJECTS for box in v))
+    boxes = (np.array([parse_object(item, f'{place}: structured_rep[{b}][{i}]') for i, item in enumerate(box)],
                       np.int64).reshape(-1, 5) for b, box in enumerate(scene))
     return Example(identifier, sentence.strip(), label, tuple(boxes))
 
 
 def read(path):
-    """All Examples of a corpus file, in file order; CorpusError at the first bad line or repeated identifier."""
-    examples, seen = [], {}
-    with open(path, 'rb') as file:
-        for number, line in enumerate(file, 1):
-            example = parse(line, f'{path}:{number}')
-            if seen.setdefault(example.identifier, number) != number:
-                raise CorpusError(f'{path}:{number}: identifier: expected a new one, found {example.identifier}, which '
-                                  f'line {seen[example.identifier]} has; get the file again from {SOURCE}')
-            examples.append(example)
-    if not examples:
-        raise CorpusError(f'{path}: expected one JSON object a line, found an empty file; get it again from {SOURCE}')
-    return examples
+    """All Examples of a corpus file, in file order. Raises DataError that names the first line that is wrong."""
+    return [parse(row, place) for row, place in json_lines(path, 'identifier', SOURCE)]
 
 
 def regions(img_id, boxes):
-    """The picture of three boxes, (n, 5) each, from left to right: a region an object, then one for each box.
+    """The picture of three boxes, (n, 5) each, from left to right: a region for each object, then one for each box.
 
     A feature is, in this order: type (4) and colour (4), size 10, 20, 30, box (4) and which box (3), all one-hot, times 3,
-    3, 1.5 and 1.5, so that the many numbers of places do not drown them; centre x, y in -1..1 of the box (2), half its sine
-    and cosine with periods of 50 and 25 pixels (8; fine differences of place, such as a gap of one pixel); touches the
+    3, 1.5 and 1.5, so that the many numbers of positions do not outweigh them; centre x, y in -1..1 of the box (2), half its sine
+    and cosine with periods of 50 and 25 pixels (8; for small differences, such as a gap of one pixel); touches the
     left, top, right, bottom wall (4); is the lowest, second lowest, highest, second highest object of its box (4).
     """
     kind, colour, size, x, y = np.concatenate([*boxes, [BOX] * 3]).T
     which = np.concatenate([np.repeat(range(3), [len(box) for box in boxes]), range(3)])
-    corner = np.stack([x, y], 1)                                                    # (o, 2)
+    corner = np.stack([x, y], 1)  # (o, 2)
     centre = (corner + size[:, None] / 2) / (SIDE / 2) - 1
-    waves = np.concatenate([2 * np.pi * centre, 4 * np.pi * centre], 1)             # (o, 4)
+    waves = np.concatenate([2 * np.pi * centre, 4 * np.pi * centre], 1)  # (o, 4)
     four, three = np.eye(4), np.eye(3)
     item = kind < len(TYPES)
-    beside = (which[:, None] == which) & item[:, None] & item                       # (o, o): in the same box
-    lower, higher = ((beside & other).sum(1) for other in (y > y[:, None], y < y[:, None]))
+    same_box = (which[:, None] == which) & item[:, None] & item  # (o, o)
+    lower, higher = ((same_box & other).sum(1) for other in (y > y[:, None], y < y[:, None]))
     features = np.concatenate([
         3 * four[kind], 3 * four[colour], 1.5 * four[np.searchsorted(SIZES, size)], 1.5 * three[which],
         centre, np.sin(waves) / 2, np.cos(waves) / 2,
-        # touching is an exact 0 here: that fits the labels as well as 1 pixel does, and a gap of 2 fits them worse
+        # touching means a gap of 0: that fits the labels as well as up to 1 pixel does, and up to 2 pixels fit them worse
         corner == 0, corner + size[:, None] == SIDE,
         np.stack([item & (n == i) for n in (lower, higher) for i in (0, 1)], 1)], 1, dtype=np.float32)  # (o, FEATURES)
     corner = corner + np.stack([PITCH * which, 0 * which], 1)
-    sure = np.ones(len(kind), np.float32)
-    return tsv.ImageRegions(img_id, SIDE, WIDTH, kind, sure, colour, sure,
+    confidence = np.ones(len(kind), np.float32)
+    return tsv.ImageRegions(img_id, SIDE, WIDTH, kind, confidence, colour, confidence,
                             np.concatenate([corner, corner + size[:, None]], 1, dtype=np.float32), features)
 
 
-# what every picture is when the model must do without: one region that says nothing
+# Every picture of --withoutPictures: one region, always the same.
 BLANK = tsv.ImageRegions('', SIDE, WIDTH, np.array([3]), np.ones(1, np.float32), np.array([3]), np.ones(1, np.float32),
                          np.array([[0, 0, WIDTH, SIDE]], np.float32), np.ones((1, FEATURES), np.float32))
 
@@ -154,66 +135,71 @@ def pictures(split, examples):
 
 
 def annotate(img_id, example):
-    """The annotation of one picture: `tower` if all is blocks stacked in the middle of their boxes, else `scatter`."""
-    tower = language.is_tower(example.boxes)
+    """The annotation of one picture; its type is `tower` if all objects are blocks stacked in the middle of their boxes, else
+    `scatter`."""
+    tower = grammar.is_tower(example.boxes)
     return {'img_id': img_id, 'identifier': img_id, 'sent': example.sentence, 'label': int(example.label == 'true'),
             'answer_type': 'yes/no', 'question_type': 'tower' if tower else 'scatter'}
 
 
 def vocabulary(sentences):
-    """Special pieces, single characters, then the words seen at least twice, most frequent first.
+    """Special pieces, single characters, then the words that occur at least twice, most frequent first.
 
     The trainer of `tokenizers` breaks ties by a random hash and gives another vocabulary at each run; the corpus has so
-    few words that whole words need no trainer. Other words fall into characters.
+    few words that complete words need no trainer. Other words are split into characters.
     """
     normalize, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
     words = Counter(word for sentence in sentences for word, _ in split(normalize(sentence)))
     characters = sorted({*''.join(words), *string.ascii_lowercase, *string.digits, *string.punctuation})
-    whole = [word for word in sorted(words, key=lambda w: (-words[w], w)) if words[word] > 1 and len(word) > 1]
-    return [*SPECIAL_TOKENS, *characters, *('##' + c for c in characters), *whole]
+    frequent = [word for word in sorted(words, key=lambda w: (-words[w], w)) if words[word] > 1 and len(word) > 1]
+    return [*SPECIAL_TOKENS, *characters, *('##' + c for c in characters), *frequent]
 
 
-def invent(examples, statements, seed):
-    """What pre-training reads: {split: list of (img_id, boxes, {source: [(sentence, answer)]})}."""
-    corpus = [(example.sentence, example.boxes) for example in examples if language.understand(example.sentence)]
-    # first the easy ones, to find out which word goes with which object; then all, with a sixth of easy ones
+def generate_pretraining(examples, statements, seed):
+    """The pictures of pre-training: {split: list of (img_id, boxes, {source: [(sentence, answer)]})}."""
+    corpus = [(example.sentence, example.boxes) for example in examples if grammar.parse_statement(example.sentence)]
+    # First easy ones, to learn which word names which object; then all kinds, a sixth of them easy.
     amounts = ('easy', statements // 12, EASY), ('full', statements // 6, EASY), ('full', statements - statements // 6, FULL)
     jobs = [(split, {'statements': min(PART, amount - done), 'size': POOL, **kind})
             for split, amount, kind in amounts for done in range(0, amount, PART)]
     jobs = [(split, job | {'seed': [seed, i]}) for i, (split, job) in enumerate(jobs)]
-    made = {'easy': [], 'full': []}
-    results = language.make_all(corpus, [job for _, job in jobs])
-    for (split, _), (scenes, said) in zip(jobs, tqdm(results, 'inventing', len(jobs), unit='part', disable=None), strict=True):
+    pictures_of = {'easy': [], 'full': []}
+    results = tqdm(grammar.generate_all(corpus, [job for _, job in jobs]), 'generating', len(jobs), unit='part', disable=None)
+    for (split, _), (scenes, texts) in zip(jobs, results, strict=True):
         sentences = [defaultdict(list) for _ in scenes]
-        for picture, source, sentence, answer in said:
+        for picture, source, sentence, answer in texts:
             sentences[picture][source].append((sentence, answer))
-        first = len(made[split])
-        made[split] += [(f'nlvr-{split}-{first + i}', scene, sentences[i]) for i, scene in enumerate(scenes)]
-    return made
+        first = len(pictures_of[split])
+        pictures_of[split] += [(f'nlvr-{split}-{first + i}', scene, sentences[i]) for i, scene in enumerate(scenes)]
+    return pictures_of
 
 
-def write_pretraining(out, made, max_length, with_pictures):
-    """Writes the pre-training dataset of `invent` into the folder `out`: pretraining.json describes it."""
-    asked = {(answer, source) for pictures in made.values() for *_, said in pictures
-             for source, told in said.items() for _, answer in told}
-    answers = sorted({answer for answer, _ in asked}, key=('false', 'true', *map(str, range(100))).index)
-    dump([{'ans': answer, 'dsets': sorted(source for other, source in asked if other == answer)} for answer in answers],
+def write_regions(path, images, total, with_pictures):
+    """Writes the TSV of `total` images, an iterable of (img_id, boxes)."""
+    rows = (regions(img_id, boxes) if with_pictures else dataclasses.replace(BLANK, img_id=img_id) for img_id, boxes in images)
+    tsv.write(path, tqdm(rows, path.name, total, unit='picture', disable=None))
+
+
+def write_pretraining(out, pictures_of, max_length, with_pictures):
+    """Writes the pictures of `generate_pretraining` into the folder `out`; pretraining.json describes them."""
+    answer_sources = {(answer, source) for pictures in pictures_of.values() for *_, texts in pictures
+                      for source, pairs in texts.items() for _, answer in pairs}
+    answers = sorted({answer for answer, _ in answer_sources}, key=('false', 'true', *map(str, range(100))).index)
+    dump([{'ans': answer, 'dsets': sorted(source for other, source in answer_sources if other == answer)} for answer in answers],
          out / 'all_ans.json')
-    for split, pictures in made.items():
+    for split, pictures in pictures_of.items():
         if not pictures:
-            raise CorpusError(f'--nlvr: no picture could be made for {split} of pre-training: too few sentences of train are '
-                              'understood, or --statements asks for too few; give --statements 0 for none')
-        dump([{'img_id': img_id, 'sentf': {source: [sentence for sentence, _ in said[source]] for source in said},
-               'labelf': {source: [{answer: 1.0} for _, answer in said[source]] for source in said}}
-              for img_id, _, said in pictures], out / f'{split}.json')
-        images = (regions(img_id, scene) if with_pictures else dataclasses.replace(BLANK, img_id=img_id)
-                  for img_id, scene, _ in pictures)
-        tsv.write(out / f'{split}_obj.tsv', tqdm(images, split, len(pictures), unit='picture', disable=None))
-        count = Counter(source for *_, said in pictures for source in said for _ in said[source])
+            raise DataError(f'--nlvr: no picture could be made for {split} of pre-training: too few sentences of train can be '
+                            'parsed, or --statements asks for too few; give --statements 0 for none')
+        dump([{'img_id': img_id, 'sentf': {source: [sentence for sentence, _ in texts[source]] for source in texts},
+               'labelf': {source: [{answer: 1.0} for _, answer in texts[source]] for source in texts}}
+              for img_id, _, texts in pictures], out / f'{split}.json')
+        write_regions(out / f'{split}_obj.tsv', ((img_id, scene) for img_id, scene, _ in pictures), len(pictures), with_pictures)
+        count = Counter(source for *_, texts in pictures for source in texts for _ in texts[source])
         print(f'pre-training, {split}: {len(pictures):,} pictures, {count["statements"]:,} statements, as many true as false, '
               f'{count["counts"]:,} questions for numbers')
     dump({'kind': 'lxmert', 'name': 'nlvr-pretraining', 'max_length': max_length, 'answers': 'all_ans.json',
-          'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in made}},
+          'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in pictures_of}},
          out / 'pretraining.json')
 
 
@@ -222,11 +208,12 @@ def dump(value, path):
 
 
 def write(out, corpus, made_from, with_pictures):
-    """Writes the datasets of corpus {split: Examples} into the new folder `out` and prints their figures."""
-    made = invent(corpus['train'], made_from['statements'], made_from['seed'])
-    invented = (sentence for pictures in made.values() for *_, said in pictures for told in said.values() for sentence, _ in told)
-    vocab = vocabulary([*(example.sentence for example in corpus['train']), *invented])
-    (out / 'bert').mkdir(parents=True)
+    """Writes the datasets of a corpus {split: Examples} into the new folder `out` and prints statistics."""
+    pretraining = generate_pretraining(corpus['train'], made_from['statements'], made_from['seed'])
+    vocab = vocabulary([*(example.sentence for example in corpus['train']),
+                        *(sentence for pictures in pretraining.values() for *_, texts in pictures for pairs in texts.values()
+                          for sentence, _ in pairs)])
+    (out / 'bert').mkdir()
     (out / 'bert' / 'vocab.txt').write_text('\n'.join(vocab) + '\n', encoding='utf-8')
     dump({'vocab_size': len(vocab), 'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256,
           'l_layers': 1, 'r_layers': 1, 'x_layers': 2, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.0,
@@ -235,16 +222,14 @@ def write(out, corpus, made_from, with_pictures):
           'num_object_labels': len(TYPES) + 1, 'num_attr_labels': len(TYPES) + 1}, out / 'bert' / 'config.json')
     tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(vocab)}, lowercase=True)
     lengths = {split: [len(e.ids) for e in tokenizer.encode_batch([example.sentence for example in examples])]
-               for split, examples in corpus.items()}                               # with [CLS] and [SEP]
+               for split, examples in corpus.items()}  # with [CLS] and [SEP]
     max_length = min(max(lengths['train']), POSITIONS)
 
     for split, examples in corpus.items():
-        dump([annotate(img_id, example) for img_id, example, _ in pictures(split, examples)],
-             out / f'{split}.json')
-        images = ((regions(img_id, boxes) if with_pictures else dataclasses.replace(BLANK, img_id=img_id))
-                  for img_id, _, boxes in pictures(split, examples))
+        dump([annotate(img_id, example) for img_id, example, _ in pictures(split, examples)], out / f'{split}.json')
         total = len(examples) * len(ORDERS[split])
-        tsv.write(out / f'{split}_obj.tsv', tqdm(images, split, total, unit='picture', disable=None))
+        write_regions(out / f'{split}_obj.tsv', ((img_id, boxes) for img_id, _, boxes in pictures(split, examples)), total,
+                      with_pictures)
         counts = [sum(map(len, example.boxes)) + 3 for example in examples] if with_pictures else [1]
         label, most = Counter(example.label for example in examples).most_common(1)[0]
         print(f'{split}: {len(examples):,} statements, {total:,} pictures, regions a picture {min(counts)} / '
@@ -253,7 +238,7 @@ def write(out, corpus, made_from, with_pictures):
               f'than {max_length} pieces and will be cut')
 
     if made_from['statements']:
-        write_pretraining(out, made, max_length, with_pictures)
+        write_pretraining(out, pretraining, max_length, with_pictures)
     dump({'kind': 'nlvr', 'name': 'nlvr', 'max_length': max_length,
           'splits': {split: {'annotations': f'{split}.json', 'features': [f'{split}_obj.tsv']} for split in corpus},
           'made_from': made_from}, out / 'dataset.json')
@@ -265,59 +250,55 @@ def find(folder, split):
     for path in paths:
         if path.is_file():
             return path
-    raise CorpusError(f'--nlvr: expected {paths[0]} or {paths[1]}, found neither; get the corpus from {SOURCE}')
+    raise DataError(f'--nlvr: expected {paths[0]} or {paths[1]}, found neither; get the corpus from {SOURCE}')
 
 
-def made_before(described):
-    """What the dataset at `described` (a dataset.json) was made from by this program; None if it was not."""
+def made_before(description):
+    """What this program made the dataset at `description` (a dataset.json) from; None if it did not make it."""
     try:
-        content = json.loads(described.read_text('utf-8'))
+        content = json.loads(description.read_text('utf-8'))
     except (OSError, ValueError):
         return None
     return content.get('made_from') if isinstance(content, dict) else None
 
 
 def main(argv):
-    """Makes the dataset, unless `--out` has it already; see `--help`. CorpusError for a bad corpus or `--out`."""
+    """Makes the datasets, unless `--out` already holds them; see `--help`. Raises DataError for a bad corpus or `--out`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--nlvr', type=Path, required=True, help=f'folder of the corpus, from {SOURCE}')
     parser.add_argument('--out', type=Path, help='folder to make; made or made_without_pictures beside this script')
     parser.add_argument('--withoutPictures', action='store_true',
-                        help='give each picture one constant region: what the statements alone give away')
+                        help='give each picture one constant region: a baseline that sees the statements alone')
     parser.add_argument('--statements', type=int, default=60000,
-                        help='sentences to invent for pre-training, and a twelfth more of easy ones; 0: none')
-    parser.add_argument('--seed', type=int, default=9595, help='seed of what is invented')
+                        help='sentences to generate for pre-training, and a twelfth more of easy ones; 0: none')
+    parser.add_argument('--seed', type=int, default=9595, help='seed of what is generated')
     args = parser.parse_args(argv)
-    if args.statements and args.statements < LEAST:
-        parser.error(f'--statements: expected 0 or at least {LEAST}, found {args.statements}')
+    if args.statements and args.statements < MIN_STATEMENTS:
+        parser.error(f'--statements: expected 0 or at least {MIN_STATEMENTS}, found {args.statements}')
     out = args.out or Path(__file__).parent / ('made_without_pictures' if args.withoutPictures else 'made')
-
     files = {split: find(args.nlvr, split) for split in SPLITS}
-    made_from = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                 for path in [*files.values(), Path(__file__), Path(language.__file__)]}
+    with locked(out):
+        make(out, files, args)
+
+
+def make(out, files, args):
+    """Makes the datasets of corpus files {split: path}; its caller holds the lock of `out`."""
+    made_from = {path.name: sha256(path) for path in [*files.values(), Path(__file__), Path(grammar.__file__)]}
     made_from |= {'pictures': not args.withoutPictures, 'statements': args.statements, 'seed': args.seed}
-    described = out / 'dataset.json'
-    before = made_before(described)
+    description = out / 'dataset.json'
+    before = made_before(description)
     if before == made_from:
         print(f'{out} is already made from these files; nothing to do')
         return
     if out.exists() and any(out.iterdir()) and before is None:
-        raise CorpusError(f'--out {out}: expected a new folder or one made by this program, found other files; '
-                          'name another folder')
-
+        raise DataError(f'--out {out}: expected a new folder or one made by this program, found other files; name another folder')
     corpus = {split: read(path) for split, path in files.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.nlvr-', dir=out.parent) as making:
-        write(Path(making) / 'made', corpus, made_from, with_pictures=not args.withoutPictures)
-        shutil.rmtree(out, ignore_errors=True)
-        os.rename(Path(making) / 'made', out)
+    with atomic_folder(out) as folder:
+        write(folder, corpus, made_from, with_pictures=not args.withoutPictures)
     for split in (*SPLITS, 'easy', 'full')[:4 if args.statements else 2]:
-        store.open_regions(out / f'{split}_obj.tsv')  # made now rather than when training starts
-    print(f'made {described}')
+        store.open_regions(out / f'{split}_obj.tsv')  # converts it now and not when training starts
+    print(f'made {description}')
 
 
 if __name__ == '__main__':
-    try:
-        main(sys.argv[1:])
-    except CorpusError as error:
-        sys.exit(str(error))
+    run(main)

@@ -1,8 +1,9 @@
-"""Make train, nominival, minival and test.json and the answer vocabulary of the official VQA v2 files.
+"""Make train, nominival, minival and test.json and the answer vocabulary of VQA v2 from the official files.
 
-The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of the ten people gave. As
-in the preparation that the original code builds on, the vocabulary holds the most common answers of questions after the official
-evaluator's normalisation, while people's answers count as they typed them: "two" is no label, since the vocabulary has "2".
+The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of ten annotators gave.
+As in the preprocessing that LXMERT's original code uses, the vocabulary holds the most common answers of questions after the
+official evaluator's normalisation, but annotators' answers are compared with it as typed: "two" is no label, since the vocabulary
+has "2".
 """
 import argparse
 import random
@@ -19,9 +20,10 @@ SOURCE = 'https://visualqa.org/download.html'
 QUESTIONS = 'v2_OpenEnded_mscoco_{}_questions.json'
 ANNOTATIONS = 'v2_mscoco_{}_annotations.json'
 IMAGES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015', 'testDev': 'test2015'}
-MADE = {'train': ['train.json'], 'val': ['nominival.json', 'minival.json'], 'test': ['test.json'], 'testDev': ['test-dev.json']}
-NAMES = IMAGES | {'testDev': 'test-dev2015'}  # what the official files are called by
-SCORES = (0, 0.3, 0.6, 0.9, 1)  # of an answer that so many people gave
+OUTPUTS = {'train': ['train.json'], 'val': ['nominival.json', 'minival.json'], 'test': ['test.json'],
+           'testDev': ['test-dev.json']}
+NAMES = IMAGES | {'testDev': 'test-dev2015'}  # in the names of the official files
+SCORES = (0, 0.3, 0.6, 0.9, 1)  # by the number of annotators who gave an answer
 MINIVAL, SEED = 5000, 9595
 
 
@@ -31,26 +33,26 @@ def img_id(split, image_id):
 
 
 def soft_scores(answers, vocabulary):
-    """{answer: soft score} of people's raw answers (list of str), only those of the vocabulary (a set)."""
+    """{answer: soft score} of the annotators' raw answers (list of str), only for answers of the vocabulary (a set)."""
     return {answer: SCORES[min(count, 4)] for answer, count in Counter(answers).items() if answer in vocabulary}
 
 
 def pair(questions, annotations):
-    """Yields (question, annotation) of the same question_id, and at the end, with None, those without their other half.
+    """Yields (question, annotation) with the same question_id; at the end those without a counterpart, with None.
 
-    Both are iterables of (question_id, item). The official files are in the same order, so that nearly nothing waits for its
-    other half; in another order memory grows. Raises DataError if an id comes twice while it waits.
+    Both are iterables of (question_id, item). The official files are in the same order, so that hardly any item is kept waiting;
+    in another order memory grows. Raises DataError if an id occurs twice while its counterpart is missing.
     """
-    waiting = ({}, {})  # of questions and annotations: {question_id: item}
+    unpaired = ({}, {})  # of questions and annotations: {question_id: item}
     for both in zip_longest(questions, annotations):
-        for side, (key, item) in ((side, found) for side, found in enumerate(both) if found is not None):
-            if key in waiting[side]:
-                raise DataError(f'question_id {key} is there twice; expected each once: get the files again from {SOURCE}')
-            waiting[side][key] = item
-            if key in waiting[1 - side]:
-                yield waiting[0].pop(key), waiting[1].pop(key)
-    yield from ((question, None) for question in waiting[0].values())
-    yield from ((None, annotation) for annotation in waiting[1].values())
+        for side, (key, item) in ((side, entry) for side, entry in enumerate(both) if entry is not None):
+            if key in unpaired[side]:
+                raise DataError(f'question_id {key} occurs twice; expected each once: get the files again from {SOURCE}')
+            unpaired[side][key] = item
+            if key in unpaired[1 - side]:
+                yield unpaired[0].pop(key), unpaired[1].pop(key)
+    yield from ((question, None) for question in unpaired[0].values())
+    yield from ((None, annotation) for annotation in unpaired[1].values())
 
 
 def read_questions(path, split):
@@ -68,25 +70,25 @@ def read_annotations(path):
 
 
 def labelled(split, paths, vocabulary, tally):
-    """Yields the examples of a split, and counts in `tally` (a Counter) what its last lines say.
+    """Yields the examples of a split; counts questions and answers in `tally`, a Counter.
 
     paths: of questions and annotations; vocabulary: a set of answers. Raises DataError if the files do not belong together.
     """
-    lacking = [], []  # question ids without annotation, without question
+    unpaired = [], []  # question ids without annotation, without question
     for question, annotation in pair(read_questions(paths[0], split), read_annotations(paths[1])):
         if question is None or annotation is None:
-            lacking[annotation is not None].append((question or annotation)['question_id'])
+            unpaired[annotation is not None].append((question or annotation)['question_id'])
             continue
         answers = [field(answer, 'answer', str, paths[1]) for answer in field(annotation, 'answers', list, paths[1])]
         label = soft_scores(answers, vocabulary)
         tally['questions'] += 1
         tally['answers'] += len(answers)
         tally['known'] += sum(answer in label for answer in answers)
-        tally['spelt otherwise'] += sum(answer not in label and normalise(answer) in vocabulary for answer in answers)
+        tally['known if normalised'] += sum(answer not in label and normalise(answer) in vocabulary for answer in answers)
         tally['no label'] += not label
         yield question | {'label': label, 'answer_type': field(annotation, 'answer_type', str, paths[1]),
                           'question_type': field(annotation, 'question_type', str, paths[1])}
-    for ids, what, other in zip(lacking, ('questions', 'annotations'), reversed(paths), strict=True):
+    for ids, what, other in zip(unpaired, ('questions', 'annotations'), reversed(paths), strict=True):
         if ids:
             print(f'{split}: {len(ids):,} {what} dropped: {other} has nothing for their question_id{examples_of(ids)}.')
     if not tally['questions']:
@@ -94,14 +96,13 @@ def labelled(split, paths, vocabulary, tally):
 
 
 def count_answers(paths):
-    """How often each normalised answer is the most common one of a question, over some annotations files."""
+    """How often each normalised answer is the most common one of a question, in all annotations files."""
     return Counter(normalise(field(item, 'multiple_choice_answer', str, path))
                    for path in paths for _, item in read_annotations(path))
 
 
 def choose_minival(path, questions):
-    """The img_ids of minival: those in `path`, a list of questions or of image ids; without it 5,000 of val2014, by a fixed seed.
-    """
+    """The img_ids of minival: those in `path`, a list of questions or image ids; without it 5,000 of val2014, by a fixed seed."""
     if path:
         listed = read_json(path, 'minival: a list of questions with img_id, or of image ids')
         if not isinstance(listed, list) or not listed:
@@ -112,11 +113,11 @@ def choose_minival(path, questions):
             if not isinstance(item, str) or not item.startswith(f'COCO_{IMAGES["val"]}_'):
                 raise DataError(f'{path}: expected image ids like {img_id("val", 42)} or 42, found {item!r}')
         return set(ids)
-    every = sorted({question['img_id'] for _, question in read_questions(questions, 'val')})
-    if len(every) <= MINIVAL:
-        raise DataError(f'{questions}: expected more than the {MINIVAL:,} images of minival, found {len(every):,}; '
+    images = sorted({question['img_id'] for _, question in read_questions(questions, 'val')})
+    if len(images) <= MINIVAL:
+        raise DataError(f'{questions}: expected more than the {MINIVAL:,} images of minival, found {len(images):,}; '
                         'name those of minival by --minival FILE')
-    return set(random.Random(SEED).sample(every, MINIVAL))
+    return set(random.Random(SEED).sample(images, MINIVAL))
 
 
 def parse(argv):
@@ -134,42 +135,42 @@ def parse(argv):
                         'so that snapshots made with it fit')
     parser.add_argument('--least', type=int, default=9,
                         help='an answer of the vocabulary is the most common one of at least so many questions')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of what is made; this one')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the outputs; this one')
     args = parser.parse_args(argv)
     for split, name in NAMES.items():
         if args.raw is None or getattr(args, split):
             continue
         names = [QUESTIONS.format(name)] + ([ANNOTATIONS.format(name)] if split in ('train', 'val') else [])
-        found = [find(args.raw, name) for name in names]
-        if None in found and len(names) == 2:
-            raise FileNotFoundError(f'{args.raw / names[found.index(None)]}: no such file, nor with .gz; get it from {SOURCE}')
-        if None in found:
+        paths = [find(args.raw, name) for name in names]
+        if None in paths and len(names) == 2:
+            raise FileNotFoundError(f'{args.raw / names[paths.index(None)]}: no such file, nor with .gz; get it from {SOURCE}')
+        if None in paths:
             print(f'{names[0]} is not in {args.raw}: no {split}.')
-        setattr(args, split, None if None in found else found)
+        setattr(args, split, None if None in paths else paths)
     if not (args.train or args.val or args.test or args.testDev):
         parser.error('nothing to do: give --raw, or some of --train, --val, --test, --testDev')
     if not (args.train or args.val or args.like):
-        parser.error('the vocabulary comes from --train and --val, or from --like')
+        parser.error('expected a source of the vocabulary: --train and --val, or --like')
     if args.minival and not args.val:
-        parser.error('--minival divides --val, which is not given')
+        parser.error('--minival: divides --val; expected --val too')
     return args
 
 
 def main(argv):
     """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
     args = parse(argv)
-    made = [name for split, names in MADE.items() if getattr(args, split) for name in names]
-    with Outputs(args.out, [*made, *VOCABULARY]) as out:
+    outputs = [name for split, names in OUTPUTS.items() if getattr(args, split) for name in names]
+    with Outputs(args.out, [*outputs, *VOCABULARY]) as out:
         minival = choose_minival(args.minival, args.val[0]) if args.val else set()
         if args.like:
             answers = read_answers(args.like)
         else:
             counts = count_answers([paths[1] for paths in (args.train, args.val) if paths])
-            # '' is what normalisation leaves of "a" and "the"; it is label 0 in the published vocabulary, and no one's answer
+            # '' is the normalised form of "a" and "the"; it is label 0 of the published vocabulary, and never an answer
             answers = ['', *frequent(Counter({answer: n for answer, n in counts.items() if answer}), args.least)]
             share = 100 * sum(counts[answer] for answer in answers) / counts.total()
-            print(f'vocabulary: {len(answers):,} answers, "" and, of {len(counts):,}, those that are the most common one of at '
-                f'least {args.least} questions, which cover {share:.1f} % of them; first: {", ".join(answers[1:11])}')
+            print(f'vocabulary: {len(answers):,} answers: "" and, of {len(counts):,}, those that are the most common one of at '
+                  f'least {args.least} questions, which cover {share:.1f} % of the questions; first: {", ".join(answers[1:11])}')
         dump_vocabulary(out, answers)
         for split in ('train', 'val'):
             if paths := getattr(args, split):
@@ -179,13 +180,13 @@ def main(argv):
                 images = set()
                 for _, question in read_questions(paths[0], split):
                     images.add(question['img_id'])
-                    out.add(MADE[split][0], question)
-                print(f'{MADE[split][0]}: {out.counts[MADE[split][0]]:,} questions on {len(images):,} images.')
-    print(f'made {", ".join([*made, *VOCABULARY])} in {args.out}')
+                    out.add(OUTPUTS[split][0], question)
+                print(f'{OUTPUTS[split][0]}: {out.counts[OUTPUTS[split][0]]:,} questions on {len(images):,} images.')
+    print(f'made {", ".join([*outputs, *VOCABULARY])} in {args.out}')
 
 
 def write_labelled(out, split, paths, vocabulary, minival):
-    """Writes the examples of train, or those of val as nominival and minival, and says what was counted."""
+    """Writes the examples of train, or those of val as nominival and minival, and prints statistics."""
     tally, images = Counter(), {}
     for example in labelled(split, paths, vocabulary, tally):
         name = 'train.json' if split == 'train' else 'minival.json' if example['img_id'] in minival else 'nominival.json'
@@ -193,16 +194,16 @@ def write_labelled(out, split, paths, vocabulary, minival):
         out.add(name, example)
     for name, ids in images.items():
         print(f'{name}: {out.counts[name]:,} questions on {len(ids):,} images.')
-    print(f'{split}: of {tally["answers"]:,} answers of people {tally["known"]:,} are in the vocabulary, '
-        f'{tally["spelt otherwise"]:,} more only once normalised, which do not count, as in the published labels; '
-        f'{tally["no label"]:,} questions have no label and stay: any answer to them scores 0.')
+    print(f'{split}: of {tally["answers"]:,} answers of annotators {tally["known"]:,} are in the vocabulary, '
+          f'{tally["known if normalised"]:,} more only if normalised, which do not count, as in the published labels; '
+          f'{tally["no label"]:,} questions have no label and are kept: any answer to them scores 0.')
     if split == 'val':
-        found = images.get('minival.json', set())
-        if not found:
+        used = images.get('minival.json', set())
+        if not used:
             raise DataError(f'{paths[0]}: none of its images is of minival; do the files belong together?')
-        if len(found) < len(minival):
-            print(f'{len(minival - found):,} of the {len(minival):,} images of minival have no questions here'
-                f'{examples_of(sorted(minival - found))}.')
+        if len(used) < len(minival):
+            print(f'{len(minival - used):,} of the {len(minival):,} images of minival have no questions here'
+                  f'{examples_of(sorted(minival - used))}.')
 
 
 if __name__ == '__main__':

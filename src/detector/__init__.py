@@ -1,1 +1,1 @@
-"""From pictures to regions: the program of run/extract.bash. Above `regions` and `shapes`, between whose detectors it chooses."""
+"""From pictures to regions: the Faster R-CNN, detectors by name, the program of run/extract.bash."""

@@ -1,123 +1,109 @@
-"""Processes that turn pictures into lines of a TSV, one at a time; each has a detector on a device of its own."""
+"""Processes that turn pictures into lines of a TSV; each has its own detector on its own device."""
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cache
+from multiprocessing.connection import wait
 
-from dist import DeviceError
+from cli import DeviceError
+from detector.registry import load_detector
 from images.pictures import PictureError, open_picture
 from regions import tsv
 from regions.tsv import RegionError
 
-DETECTORS = ('faster_rcnn', 'shapes')
-WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # of which the published regions are
-AHEAD = 8  # pictures for each process that wait or are done
+QUEUED = 2  # pictures per process: the next one is there before the last one has been written
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How regions are made."""
+class WorkerPool:
+    """One process for each of `devices`, such as 'cpu' or 'cuda:1', all with the detector of a DetectorConfig.
 
-    detector: str
-    weights: str
-    bf16: bool
-    min_boxes: int
-    max_boxes: int
+    Use as a context manager; leaving it ends the processes at once. They end by themselves if this process is killed.
+    """
 
-
-def load(recipe, device='cpu'):
-    """The detector of a Recipe on a device: regions(pictures, ids, min_boxes, max_boxes), and provenance."""
-    if recipe.detector == 'shapes':
-        from shapes.detector import Detector  # of two detectors only one is imported: the other needs PyTorch
-        return Detector()
-    from detector import weights
-    return weights.load(recipe.weights, device, recipe.bf16)
-
-
-class Workers:
-    """A process for each of `devices`, such as 'cpu' or 'cuda:1'; use as a context."""
-
-    def __init__(self, recipe, devices):
+    def __init__(self, config, devices):
         context = multiprocessing.get_context('spawn')  # CUDA does not survive a fork
-        places = context.SimpleQueue()
+        self.processes = {}  # by the connection to each
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process, which ends the others
         for device in devices:
-            places.put(device)
-        self.recipe, self.ahead = recipe, AHEAD * len(devices)
-        self.pool = ProcessPoolExecutor(len(devices), context, _begin, (places,))
+            connection, remote = context.Pipe()
+            process = context.Process(target=_work, args=(remote, config, device), daemon=True)
+            process.start()
+            remote.close()  # then the death of the process, which holds the other copy, is the end of `connection`
+            self.processes[connection] = process
+        signal.signal(signal.SIGINT, handler)
 
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
-        if kind:
-            for process in multiprocessing.active_children():
-                process.terminate()  # else the pictures that are begun would be waited for
-            self.pool._result_queue._writer.close()  # else, for ever, the rest of what one of them was just sending
-        self.pool.shutdown(cancel_futures=True)
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.kill()
+            process.join()
 
     def provenance(self):
-        """What the detector tells of itself. Raises what loading it raises."""
-        with _explained():
-            return self.pool.submit(_provenance, self.recipe).result()
+        """The provenance of the detector, when all processes have loaded it. Raises what loading it raises."""
+        provenance, *_ = [_receive(connection) for connection in self.processes]
+        return provenance
 
     def run(self, pictures):
-        """Yields (image id, line, None), or (image id, None, what is wrong with it), of (image id, path) each, in their order."""
-        pending = deque()
-        with _explained():
-            for img_id, path in pictures:
-                pending.append(self.pool.submit(_extract, self.recipe, img_id, path))
-                if len(pending) > self.ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        """Yields (image id, line, None), or (image id, None, error message), for each (image id, path), as they are done.
+
+        Call `provenance` first. Raises what a detector raises, or ChildProcessError if a process was killed.
+        """
+        pictures, pending = iter(pictures), dict.fromkeys(self.processes, 0)
+        for connection in QUEUED * list(self.processes):
+            pending[connection] += _send_next(connection, pictures)
+        while busy := [connection for connection, count in pending.items() if count]:
+            for connection in wait(busy):
+                result = _receive(connection)
+                pending[connection] += _send_next(connection, pictures) - 1
+                yield result
 
 
-@contextlib.contextmanager
-def _explained():
+def _send_next(connection, pictures):
+    """Sends the next picture to a process; returns 1, or 0 if none is left."""
+    if (picture := next(pictures, None)) is None:
+        return 0
+    with contextlib.suppress(OSError):  # the process was killed, which _receive reports
+        connection.send(picture)
+    return 1
+
+
+def _receive(connection):
+    """The next result of a process. Raises the exception that it sent instead, ChildProcessError if it was killed."""
     try:
-        yield
-    except BrokenProcessPool:
-        raise ChildProcessError('a process run_main before its work was done (killed, or out of memory?); the same command goes on '
-                                'with what is left, with a smaller NPROC in less memory') from None
-    except RuntimeError as error:  # of CUDA, such as a GPU without room
-        raise DeviceError(str(error)) from error
+        result = connection.recv()
+    except (EOFError, OSError):
+        raise ChildProcessError('a worker process ended before its work was done (killed, or out of memory?); repeat the command '
+                                'to continue with what is left, with a smaller NPROC if memory is short') from None
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _begin(places):
-    global _device
-    _device = places.get()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(connection, config, device):
+    """A worker process: sends the detector's provenance, then a result for each picture received, or an exception."""
+    try:
+        detector = load_detector(config, device)
+        connection.send(detector.provenance)
+        while True:
+            connection.send(_extract(detector, config, *connection.recv()))
+    except (EOFError, ConnectionError):
+        pass  # the parent was killed
+    except (ValueError, OSError) as error:
+        connection.send(error)
+    except RuntimeError as error:  # of CUDA, such as a GPU without free memory
+        connection.send(DeviceError(str(error)))
 
 
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-@cache
-def _detector(recipe):
-    return load(recipe, _device)
-
-
-def _provenance(recipe):
-    return _detector(recipe).provenance
-
-
-def _extract(recipe, img_id, path):
+def _extract(detector, config, img_id, path):
+    """(image id, line of the TSV, None), or (image id, None, why the picture cannot be used)."""
     try:
         picture = open_picture(path)
     except PictureError as error:
         return img_id, None, str(error)
     try:
-        [image] = _detector(recipe).regions([picture], [img_id], recipe.min_boxes, recipe.max_boxes)
+        [image] = detector.regions([picture], [img_id], config.min_boxes, config.max_boxes)
         return img_id, tsv.encode(tsv.check(image)), None
     except (PictureError, RegionError) as error:
         return img_id, None, f'{path}: {error}'

@@ -1,4 +1,4 @@
-"""What a model looks at when it answers a question: `bash run/show.bash attention`."""
+"""What an answer rests on: `bash run/show.bash attention`."""
 
 import json
 from dataclasses import dataclass
@@ -7,173 +7,194 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from explain import drawing, region_drawing
+from explain import drawing
 from explain.relevance import relevance
-from files.atomic import write_atomically
+from files.atomic import write_text
 from files.json_files import some
-from regions import source
-from regions.tsv import ImageRegions
+from regions import readers
+from regions.class_names import ClassNames
 from tasks.predictor import Predictor
 
-MOST = 5  # words and regions that are named
+TOP = 5  # words and regions that are named
 SPECIAL = ('[CLS]', '[SEP]')  # drawn, but not named among the most relevant
 
 
 @dataclass(frozen=True)
-class Look:
+class Explanation:
     """A question answered and explained. Its k images, their t words and o regions."""
 
     question: str
     answer: str
     probability: float
-    best: str  # the model's own answer, of which answer may differ
+    best: str  # the model's own answer, which `answer` may differ from
     words: list  # the t tokens
-    of_words: np.ndarray  # (k, t): relevance
-    of_regions: list  # of each image (o,)
-    attention: dict  # {layer: (k, h, rows, columns), or of language layers (1, h, t, t)}
+    word_relevance: np.ndarray  # (k, t)
+    region_relevance: list  # of each image (o,)
+    attentions: list  # of heads.Attention; probabilities (k, h, queries, keys), or of layers that read only the text (1, h, t, t)
+
+    def cross_layers(self):
+        """{layer: {'lang_to_visn': Attention of words to regions, 'visn_to_lang': of regions to words}}."""
+        layers = {}
+        for one in self.attentions:
+            if one.queries != one.keys:
+                layer, _, direction = one.layer.partition('.')
+                layers.setdefault(layer, {})[direction] = one
+        return layers
 
 
-def look(answerer, images, question, answer=None):
-    """The Look of an Answerer's model at a question about k ImageRegions. answer: None: the model's own.
+def explain(predictor, images, question, answer=None):
+    """The Explanation of a Predictor's answer to a question about k ImageRegions. answer: None: the model's own.
 
-    Raises ValueError for an answer that the model does not know, and what `Answerer.answer` does.
+    Raises ValueError for an answer that the model does not know, and what `Predictor.answer` does.
     """
-    if answer is not None and answer not in answerer.answers:
-        raise ValueError(f'--answer: expected one of the {len(answerer.answers):,} answers of the model '
-                         f'({some(answerer.answers)}), found {answer!r}')
-    batch, = answerer.batches([tuple(images)], [question])
-    place = None if answer is None else torch.tensor([answerer.answers.index(answer)], device=batch['input_ids'].device)
-    found = relevance(answerer.head, batch, place)
-    place, = found.answers.tolist()
-    return Look(
-        question, answerer.answers[place], float(answerer.head.probabilities(found.logits)[0, place]),
-        answerer.answers[int(found.logits.argmax())], answerer.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
-        found.words[0].cpu().numpy(), [of_one[:len(image.boxes)] for of_one, image in
-                                       zip(found.regions[0].cpu().numpy(), images, strict=True)],
-        {one.layer: one.probabilities.float().cpu().numpy() for one in found.attentions})
+    if answer is not None and answer not in predictor.answers:
+        raise ValueError(f'--answer: expected one of the {len(predictor.answers):,} answers of the model '
+                         f'({some(predictor.answers)}), found {answer!r}')
+    batch, = predictor.batches([tuple(images)], [question])
+    place = None if answer is None else torch.tensor([predictor.answers.index(answer)], device=batch['input_ids'].device)
+    result = relevance(predictor.head, batch, place)
+    place, = result.answers.tolist()
+    return Explanation(
+        question, predictor.answers[place], float(predictor.head.probabilities(result.logits)[0, place]),
+        predictor.answers[int(result.logits.argmax())], predictor.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
+        result.words[0].cpu().numpy(), [weights[:len(image.boxes)] for weights, image in
+                                        zip(result.regions[0].cpu().numpy(), images, strict=True)], result.attentions)
 
 
-def shares(weights):
-    """Numbers from 0 up as parts of their sum; 0 of nothing."""
-    return weights / (weights.sum() or 1)
+def draw_explanation(explanation, images, photos, names):
+    """Yields of each image ({region: '1 red star 57%'} of its TOP most relevant regions, their drawing).
 
-
-def drawings(seen, images, photos, names):
-    """Yields of each image ({region: '1 red star 57%'} of its MOST most relevant regions, what drawing.draw_regions makes of it).
-
-    Of several images parts are of the relevance of all, and brightness is beside the most relevant region of all: which of them
-    an answer rests on is half of what there is to see. photos: of each a PIL image or None; names: explain.region_drawing.Names.
+    Of several images the shares are of the relevance of all, and brightness is relative to the most relevant region of all: which
+    of them an answer rests on is half of the explanation. photos: of each a PIL image or None; names: ClassNames.
     """
-    every = np.concatenate(seen.of_regions)
-    whole, most = every.sum() or 1, every.max() or 1
-    for image, photo, weights in zip(images, photos, seen.of_regions, strict=True):
-        order = np.argsort(-weights, kind='stable')[:MOST].tolist()
-        texts = {region: f'{rank} {title(image, region, names)} {weights[region] / whole:.0%}'
-                 for rank, region in enumerate(order, 1)}
-        yield texts, drawing.draw_regions(image, weights / most, texts, photo)
+    every = np.concatenate(explanation.region_relevance)
+    total, most = every.sum() or 1, every.max() or 1
+    for image, photo, weights in zip(images, photos, explanation.region_relevance, strict=True):
+        texts = {region: f'{rank} {title(image, region, names)} {weights[region] / total:.0%}'
+                 for rank, region in enumerate(most_relevant_regions(weights), 1)}
+        yield texts, drawing.draw_relevance(image, weights / most, texts, photo)
+
+
+def most_relevant_regions(weights):
+    """The TOP regions with the largest relevance, the largest first."""
+    return np.argsort(-weights, kind='stable')[:TOP].tolist()
+
+
+def word_shares(words, weights):
+    """The relevance of words (t,) as shares of that of all words; 0 for SPECIAL ones."""
+    own = np.where([word in SPECIAL for word in words], 0, weights)
+    return own / (own.sum() or 1)
+
+
+def most_relevant_words(words, weights):
+    """The TOP words with the largest relevance, each with its share."""
+    shares = word_shares(words, weights)
+    return [f'{words[i]} {shares[i]:.0%}' for i in np.argsort(-shares, kind='stable')[:TOP] if words[i] not in SPECIAL]
+
+
+def title(image, region, names):
+    """The detector's attribute and class of a region, without its confidence."""
+    return drawing.label(image, region, names).rpartition(' ')[0]
 
 
 def find_images(path, wanted):
     """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names without the ending are the
     ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
     files = [Path(name) for name in wanted]
-    ids = [file.stem if file.is_file() or file.suffix in region_drawing.ENDINGS else name for file, name in zip(files, wanted, strict=True)]
-    regions: dict[str, ImageRegions] = {image.img_id: image for image in source.chosen(path, list(dict.fromkeys(ids)))}
-    return [(regions[img_id], region_drawing.open_photo(file) if file.is_file() else None) for img_id, file in zip(ids, files, strict=True)]
+    ids = [file.stem if file.is_file() or file.suffix in drawing.ENDINGS else name
+           for file, name in zip(files, wanted, strict=True)]
+    regions = {image.img_id: image for image in readers.chosen(path, list(dict.fromkeys(ids)))}
+    return [(regions[img_id], drawing.open_photo(file) if file.is_file() else None)
+            for img_id, file in zip(ids, files, strict=True)]
 
 
-def chosen(what, wanted, there):
-    """The names of a flag, all that there are where none is given. Raises ValueError for one that there is not."""
-    if unknown := [name for name in wanted if name not in there]:
-        raise ValueError(f'--{what}: expected some of {",".join(there)}, found {unknown[0]!r}')
-    return wanted or there
+def choose(flag, wanted, existing):
+    """The names of a flag, all existing ones if none is given. Raises ValueError for one that does not exist."""
+    if unknown := [name for name in wanted if name not in existing]:
+        raise ValueError(f'--{flag}: expected some of {",".join(existing)}, found {unknown[0]!r}')
+    return wanted or existing
 
 
 def run(flags):
-    """Writes the pictures and the numbers, and prints the answer; returns the exit status."""
-    answerer = Predictor.from_snapshot(flags.load)
-    if len(flags.image) != (k := answerer.images):
+    """Writes the drawings and the numbers, and prints the answer; returns the exit status."""
+    predictor = Predictor.from_snapshot(flags.load)
+    k = predictor.images
+    if len(flags.image) != k:
         raise ValueError(f'--image: {flags.load} answers about {k} picture{"s" * (k > 1)} at a time, found {len(flags.image)}')
     if not flags.question.strip():
         raise ValueError('--question: expected words, found none')
-    config = answerer.head.encoder.config
-    layers = chosen('layers', flags.layers, [f'cross{i}' for i in range(1, config.x_layers + 1)])
-    heads = [int(head) for head in chosen('heads', flags.heads, [str(i) for i in range(1, config.num_attention_heads + 1)])]
-    names = region_drawing.Names(flags.names)
+    names = ClassNames(flags.names)
     images, photos = zip(*find_images(flags.features, flags.image), strict=True)
-    seen = look(answerer, images, flags.question, flags.answer)
+    explanation = explain(predictor, images, flags.question, flags.answer)
+    cross = explanation.cross_layers()
+    layers = choose('layers', flags.layers, list(cross))
+    count = explanation.attentions[0].probabilities.shape[1]
+    heads = [int(head) for head in choose('heads', flags.heads, [str(i) for i in range(1, count + 1)])]
     flags.out.mkdir(parents=True, exist_ok=True)
-    other = '' if seen.answer == seen.best else f'; the model answers {seen.best}'
-    print(f'{seen.question} {seen.answer} ({seen.probability:.3f}{other})')
-    if rest := answerer.truncated(flags.question):
+    other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
+    print(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})')
+    if rest := predictor.truncated(flags.question):
         print(f'too long, not read: {rest}')
-    print(f'words:   {", ".join(most_relevant(seen.words, seen.of_words.sum(0)))}')
+    print(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}')
     written = ['attention.json']
-    for i, (texts, picture) in enumerate(drawings(seen, images, photos, names)):
+    for i, (texts, picture) in enumerate(draw_explanation(explanation, images, photos, names)):
         prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if k > 1 else ('', '')
         if photos[i] is None:
             print(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas')
         print(f'{which}regions: {", ".join(texts.values())}')
         drawing.save(picture, flags.out / f'{prefix}regions.png')
-        order = np.argsort(-seen.of_regions[i], kind='stable')
+        order = np.argsort(-explanation.region_relevance[i], kind='stable')
         written += [f'{prefix}{name}.png' for name in ('regions', *layers)]
         for layer in layers:
-            there, back = (seen.attention[f'{layer}.{way}'][i][[head - 1 for head in heads]]
-                           for way in ('lang_to_visn', 'visn_to_lang'))
-            about = f'{layer} of "{seen.question}" {seen.answer}'
-            drawing.save(drawing.draw_heads(about, seen.words, seen.of_words[i], there, back, heads, order),
-                      flags.out / f'{prefix}{layer}.png')
-    text = json.dumps(numbers(seen, images, names, layers)) + '\n'
-    write_atomically(flags.out / 'attention.json', lambda path: path.write_text(text))
+            to_regions, to_words = (cross[layer][direction].probabilities[i].float().cpu().numpy()[[head - 1 for head in heads]]
+                                    for direction in ('lang_to_visn', 'visn_to_lang'))
+            about = f'{layer} of "{explanation.question}" {explanation.answer}'
+            drawing.save(drawing.draw_heads(about, explanation.words, explanation.word_relevance[i], to_regions, to_words, heads,
+                                            order), flags.out / f'{prefix}{layer}.png')
+    write_text(flags.out / 'attention.json', json.dumps(numbers(explanation, images, names, layers)) + '\n')
     print(f'{flags.out}: {", ".join(written)}')
     return 0
 
 
-def title(image, region, names):
-    """What the detector says of a region, without its confidence."""
-    return region_drawing.label(image, region, names).rpartition(' ')[0]
+def numbers(explanation, images, names, layers):
+    """All of an Explanation for a json, rounded to 6 digits."""
+    def attention_of(i, image):
+        o = len(image.boxes)
+        for layer, directions in explanation.cross_layers().items():
+            for direction, one in directions.items() if layer in layers else ():
+                weights = one.probabilities[i].float().cpu().numpy()  # (h, queries, keys)
+                yield f'{layer}.{direction}', rounded(weights[..., :o] if one.keys == 'visual' else weights[:, :o])
 
-
-def most_relevant(words, weights):
-    """The MOST words with the largest relevance, each with its share of that of all words that are none of the model's own."""
-    own = np.array([word not in SPECIAL for word in words])
-    parts = shares(np.where(own, weights, 0))
-    return [f'{words[i]} {parts[i]:.0%}' for i in np.argsort(-parts, kind='stable')[:MOST] if own[i]]
-
-
-def numbers(seen, images, names, layers):
-    """All of a Look for a json, rounded to 6 digits."""
     return {
-        'question': seen.question, 'answer': seen.answer, 'probability': round(seen.probability, 6), 'own answer': seen.best,
-        'words': seen.words,
+        'question': explanation.question, 'answer': explanation.answer, 'probability': round(explanation.probability, 6),
+        'own answer': explanation.best, 'words': explanation.words,
         'images': [{
-            'img_id': image.img_id, 'relevance of words': plain(seen.of_words[i]),
-            'regions': [{'box': plain(box), 'name': title(image, region, names), 'relevance': plain(seen.of_regions[i][region])}
+            'img_id': image.img_id, 'relevance of words': rounded(explanation.word_relevance[i]),
+            'regions': [{'box': rounded(box), 'name': title(image, region, names),
+                         'relevance': rounded(explanation.region_relevance[i][region])}
                         for region, box in enumerate(image.boxes)],
-            'attention': {name: plain(weights[i][..., :len(image.boxes)] if name.endswith('lang_to_visn')
-                                      else weights[i][:, :len(image.boxes)])
-                          for name, weights in seen.attention.items()
-                          if name.partition('.')[0] in layers and name.endswith(('lang_to_visn', 'visn_to_lang'))},
+            'attention': dict(attention_of(i, image)),
         } for i, image in enumerate(images)],
     }
 
 
-def plain(array):
+def rounded(array):
     return np.asarray(array, np.float64).round(6).tolist()
 
 
-def add_arguments(made):
+def add_arguments(parser):
     """Adds the flags of the subcommand to its parser."""
-    def listed(text):
+    def names(text):
         return [part for part in text.split(',') if part]
 
-    made.add_argument('--load', required=True, metavar='SNAPSHOT', help="a task's snapshot, such as snap/vqa/NAME/BEST")
-    made.add_argument('--image', required=True, nargs='+', metavar='FILE|ID',
-                      help='a picture, called by its id, or only the id: then on a blank canvas; of NLVR2 two')
-    made.add_argument('--features', required=True, metavar='X.tsv', help='its regions: a TSV, its zip, or, much faster, a store')
-    made.add_argument('--question', required=True, metavar='TEXT', help='or a statement')
-    made.add_argument('--answer', metavar='TEXT', help="the answer to explain (the model's own)")
-    made.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='of the PNGs and attention.json')
-    made.add_argument('--layers', type=listed, default=[], metavar='cross1,...', help='cross layers to draw (all)')
-    made.add_argument('--heads', type=listed, default=[], metavar='1,...', help='heads to draw, from 1 (all)')
-    made.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')
+    parser.add_argument('--load', required=True, metavar='SNAPSHOT', help="a task's snapshot, such as snap/vqa/NAME/BEST")
+    parser.add_argument('--image', required=True, nargs='+', metavar='FILE|ID',
+                        help='a picture, called by its id, or only the id: then on a blank canvas; of NLVR2 two')
+    parser.add_argument('--features', required=True, metavar='X.tsv',
+                        help='its regions: a TSV, its zip, or, much faster, a store')
+    parser.add_argument('--question', required=True, metavar='TEXT', help='or a statement')
+    parser.add_argument('--answer', metavar='TEXT', help="the answer to explain (the model's own)")
+    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for the PNGs and attention.json')
+    parser.add_argument('--layers', type=names, default=[], metavar='cross1,...', help='cross layers to draw (all)')
+    parser.add_argument('--heads', type=names, default=[], metavar='1,...', help='heads to draw, from 1 (all)')
+    parser.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')

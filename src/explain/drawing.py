@@ -1,30 +1,184 @@
-"""Pictures of attention and relevance, as PNG: regions on the photograph, words and heads as shades."""
+"""Drawings: regions on a picture with labels, relevance on regions, words and attention heads as shades. All are PNG."""
 
+import colorsys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from explain.region_drawing import ground, write
 from files.atomic import write_atomically
+from images.pictures import PictureError, open_picture
+from regions.tsv import RegionError
 
-COLOUR = (213, 62, 10)  # of what is relevant
-SHADE = LinearSegmentedColormap.from_list('relevance', ['white', [part / 255 for part in COLOUR]])
-DIM = 0.4  # brightness of what no region with any weight covers
+SIDE = 1280  # pixels of the longer side drawn; smaller pictures are enlarged, so that labels leave some of them to see
+FONT = 17  # pixels
+GAP = 4  # pixels around the text of a label
+ATTRIBUTE = 0.15  # confidence above which an attribute is named
+ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
+RELEVANT = (213, 62, 10)  # colour of what is relevant
+DIM = 0.4  # brightness where no region has any weight
 DPI = 110
-PLAIN = {'parse_math': False}  # a question's dollars are no formula
-CELL = 0.2  # inches of a row or column of a heat strip
+NO_MATH = {'parse_math': False}  # dollars in a question are no formula
+CELL = 0.2  # inches of a row or column of a heat map
 
 
-def draw_regions(image, strength, texts, photo=None):
+# ---- regions of a picture
+
+
+def draw_regions(image, names, photo=None, most=20):
+    """A picture in RGB of the `most` regions of an ImageRegions with the highest class confidence.
+
+    names: ClassNames; photo: a PIL image, None for a blank canvas. Thicker lines are surer. Raises RegionError if the photograph
+    has not the shape that the regions were found in.
+    """
+    canvas, boxes = canvas_of(image, photo)
+    drawing = ImageDraw.Draw(canvas)
+    chosen = surest(image, most)
+    colours = [_colour(rank) for rank in range(len(chosen))]
+    for region, colour in reversed([*zip(chosen, colours, strict=True)]):  # the surest on top
+        thickness = 1 + round(4 * min(1, max(0, float(image.class_conf[region]))))
+        drawing.rectangle(boxes[region], outline=colour, width=thickness)
+    draw_labels(drawing, [boxes[region] for region in chosen], [label(image, region, names) for region in chosen], colours)
+    return canvas
+
+
+def canvas_of(image, photo):
+    """(a canvas with the photograph, or blank, whose longer side is SIDE; the boxes of all regions on it).
+
+    Raises RegionError if the photograph has not the shape that the regions were found in.
+    """
+    scale = SIDE / max(image.width, image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if photo:
+        check_shape(photo, image)
+    canvas = photo.resize(size, Image.Resampling.LANCZOS) if photo else Image.new('RGB', size, 'white')
+    return canvas, [_drawable((box * scale).tolist(), size) for box in image.boxes]
+
+
+def draw_labels(drawing, boxes, texts, colours):
+    """A label for each box, the first ones nearest to theirs. They do not cover each other as long as there is room."""
+    font, size = ImageFont.load_default(FONT), drawing.im.size
+    above, below = font.getmetrics()
+    places = []
+    for box, text, colour in zip(boxes, texts, colours, strict=True):
+        wide = drawing.textlength(text, font) + 2 * GAP
+        places.append(_place(box, (wide, above + below + GAP), size, places))
+        _point_to(drawing, places[-1], box, colour)
+    for place, text, colour in zip(places, texts, colours, strict=True):  # over every line
+        drawing.rectangle(place, fill=colour, outline='black')
+        ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else 'white'
+        drawing.text((place[0] + GAP, place[1] + GAP / 2), text, fill=ink, font=font)
+
+
+def surest(image, most):
+    """The `most` regions with the highest class confidence, the highest first."""
+    return np.argsort(-image.class_conf, kind='stable')[:most].tolist()
+
+
+def label(image, region, names):
+    """`red car 0.83`: the attribute only where the detector is somewhat sure of it."""
+    attribute = names.name('attributes', int(image.attributes[region])) + ' '
+    return (f'{attribute if image.attribute_conf[region] >= ATTRIBUTE else ""}'
+            f'{names.name("classes", int(image.classes[region]))} {image.class_conf[region]:.2f}')
+
+
+def check_shape(photo, image):
+    """Raises RegionError if a photograph has not the shape that the regions were found in; a smaller copy will do."""
+    width, height = photo.size
+    if abs(width * image.height - height * image.width) > 1.5 * max(image.width, image.height, width, height):
+        raise RegionError(f'image {image.img_id}: expected a photograph of {image.width} x {image.height} pixels or of that '
+                          f'shape, found {width} x {height}; it is another picture, or cut')
+
+
+def photo_path(folder, img_id):
+    """`folder`/`img_id` with an ending of photographs, or None if there is no such file."""
+    return next((path for ending in ENDINGS if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
+
+
+def find_photo(folder, img_id):
+    """The photograph at `photo_path`. Raises RegionError if it is missing or not whole."""
+    path = photo_path(folder, img_id)
+    if path is None:
+        raise RegionError(f'{Path(folder) / img_id}.jpg: no such photograph, nor one ending in .png; correct --photos, or '
+                          'leave it out for a blank canvas')
+    return open_photo(path)
+
+
+def open_photo(path):
+    """A photograph as RGB, turned as its EXIF data say. Raises RegionError if it is not whole."""
+    try:
+        return Image.fromarray(open_picture(path))
+    except PictureError as error:
+        raise RegionError(str(error)) from None
+
+
+def file_name(img_id):
+    """The name of the PNG of an image; ids are free text, file names are not."""
+    return img_id.replace('/', '_').replace('\\', '_').lstrip('.')[:200] + '.png'
+
+
+def _colour(rank):
+    """Hues a golden section apart: neighbours in rank look different, however many there are."""
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb((0.02 + rank * 0.618034) % 1, 0.85, 1 - 0.25 * (rank % 2)))
+
+
+def _drawable(box, size):
+    """The box inside the canvas and at least a pixel large."""
+    x1, y1 = min(box[0], size[0] - 2), min(box[1], size[1] - 2)
+    return [x1, y1, max(x1 + 1, min(box[2], size[0] - 1)), max(y1 + 1, min(box[3], size[1] - 1))]
+
+
+def _place(box, label, size, taken):
+    """Where a label (width, height) goes: the free place nearest to the box's corner, else the least covered one."""
+    width, height = label
+    x1, y1, x2, y2 = box
+    rows = [y1 - height, y1, y2 - height, y2, *np.arange(0, size[1] - height, height / 2)]
+    columns = [x1, x2 - width, (x1 + x2 - width) / 2, x1 - width, x2]
+    best, least = None, None
+    for y in rows:
+        for x in columns:
+            left, top = min(max(0, x), max(0, size[0] - 1 - width)), min(max(0, y), max(0, size[1] - 1 - height))
+            place = (left, top, left + width, top + height)
+            covered = sum(_overlap(place, other) for other in taken)
+            far = abs(left - x1) + abs(top - (y1 - height))
+            if least is None or (covered, far) < least:
+                best, least = place, (covered, far)
+    return best
+
+
+def _overlap(one, other):
+    """The pixels that two rectangles x1, y1, x2, y2 have in common."""
+    return (max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+            * max(0.0, min(one[3], other[3]) - max(one[1], other[1])))
+
+
+def _point_to(drawing, place, box, colour):
+    """A line from a label to its box, where the two do not touch."""
+    x, y = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
+    to = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+    if place[0] - 1 <= to[0] <= place[2] + 1 and place[1] - 1 <= to[1] <= place[3] + 1:
+        return
+    drawing.line((x, y, *to), fill=colour, width=2)
+
+
+# ---- relevance and attention
+
+
+def shade():
+    """The colour map from white to RELEVANT."""
+    from matplotlib.colors import LinearSegmentedColormap  # imported here: drawing regions does not need matplotlib
+
+    return LinearSegmentedColormap.from_list('relevance', ['white', [part / 255 for part in RELEVANT]])
+
+
+def draw_relevance(image, strength, texts, photo=None):
     """The regions of an ImageRegions on its photograph, or on a blank canvas where it is None; RGB.
 
     strength (o,), 0 to 1: the larger, the brighter is what a region shows and the thicker and denser its line; texts {region:
     label}, the most important first. Raises RegionError if the photograph has not the shape that the regions were found in.
     """
-    canvas, boxes = ground(image, photo)
+    canvas, boxes = canvas_of(image, photo)
     light = np.full((canvas.height, canvas.width), DIM)
     for (x1, y1, x2, y2), part in zip(boxes, strength, strict=True):
         area = light[int(y1):int(y2) + 1, int(x1):int(x2) + 1]
@@ -33,32 +187,34 @@ def draw_regions(image, strength, texts, photo=None):
     lines = Image.new('RGBA', canvas.size)
     for region in np.argsort(strength, kind='stable'):  # the strongest on top
         over = Image.new('RGBA', canvas.size)
-        ImageDraw.Draw(over).rectangle(boxes[region], outline=(*COLOUR, round(255 * strength[region])),
+        ImageDraw.Draw(over).rectangle(boxes[region], outline=(*RELEVANT, round(255 * strength[region])),
                                        width=1 + round(7 * strength[region]))
         lines = Image.alpha_composite(lines, over)
     canvas = Image.alpha_composite(canvas.convert('RGBA'), lines).convert('RGB')
-    write(ImageDraw.Draw(canvas), [boxes[region] for region in texts], list(texts.values()), [COLOUR] * len(texts))
+    draw_labels(ImageDraw.Draw(canvas), [boxes[region] for region in texts], list(texts.values()), [RELEVANT] * len(texts))
     return canvas
 
 
 def draw_words(figure, place, words, weights):
     """A row of words in a cell of a grid of the figure, each on a shade by its weight (t,); the largest weight is the darkest."""
     axes = figure.add_subplot(place)
-    axes.imshow(np.asarray(weights)[None] / (max(weights) or 1), cmap=SHADE, vmin=0, vmax=1, aspect='auto')
+    axes.imshow(np.asarray(weights)[None] / (max(weights) or 1), cmap=shade(), vmin=0, vmax=1, aspect='auto')
     for i, (word, weight) in enumerate(zip(words, weights, strict=True)):
         dark = weight > 0.6 * max(weights)
-        axes.text(i, 0, word, ha='center', va='center', fontsize=9, color='white' if dark else 'black', **PLAIN)
+        axes.text(i, 0, word, ha='center', va='center', fontsize=9, color='white' if dark else 'black', **NO_MATH)
     axes.set(xticks=[], yticks=[])
     axes.set_title('relevance of the words for the answer', fontsize=9, loc='left')
 
 
-def draw_heads(title, words, relevance, there, back, heads, regions):
-    """A figure of one cross layer: words above, shaded by their relevance (t,), then for each head two strips of words x regions.
+def draw_heads(title, words, relevance, to_regions, to_words, heads, regions):
+    """A figure of one cross layer: words above, shaded by their relevance (t,), then for each head two maps of words x regions.
 
-    there (h, t, o): how words look at regions; back (h, o, t): how regions look at words; heads: the numbers of these h, from 1;
-    regions: the o columns to show and their order, the first of which is called 1, as in the picture.
+    to_regions (h, t, o): attention of words to regions; to_words (h, o, t): of regions to words; heads: the numbers of these h,
+    from 1; regions: the o columns to show and their order, the first of which is called 1, as in the picture.
     """
-    across = 1 if len(heads) <= 4 else 2  # heads beside each other
+    from matplotlib.figure import Figure
+
+    across = 1 if len(heads) <= 4 else 2  # heads in a row
     down = -(-len(heads) // across)
     wide, high = max(CELL * len(regions) + 1.2, 2.4), CELL * len(words) + 0.75
     size = max(across * 2 * wide, 0.75 * len(words)), down * high + 1.6
@@ -66,24 +222,24 @@ def draw_heads(title, words, relevance, there, back, heads, regions):
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     grid = figure.add_gridspec(down + 1, across * 2, height_ratios=[0.6, *[high] * down])
     draw_words(figure, grid[0, :], words, relevance)
-    panels, most = [], max(there[:, :, regions].max(), back[:, regions].max())
+    panels, most = [], max(to_regions[:, :, regions].max(), to_words[:, regions].max())
     for i, head in enumerate(heads):
-        for side, (what, weights) in enumerate((('words look at regions', there[i][:, regions]),
-                                                ('regions look at words', back[i][regions].T))):
+        for side, (what, weights) in enumerate((('words look at regions', to_regions[i][:, regions]),
+                                                ('regions look at words', to_words[i][regions].T))):
             axes = figure.add_subplot(grid[1 + i // across, 2 * (i % across) + side])
             panels.append(axes)
-            shown = axes.imshow(weights, cmap=SHADE, vmin=0, vmax=most, aspect='auto')
+            shown = axes.imshow(weights, cmap=shade(), vmin=0, vmax=most, aspect='auto')
             axes.set_title(f'head {head}: {what}', fontsize=9)
             numbers = [1, *range(5, len(regions) + 1, 5)]
             axes.set_xticks([number - 1 for number in numbers], numbers, fontsize=7)
-            axes.set_yticks(range(len(words)), words, fontsize=7, **PLAIN)
+            axes.set_yticks(range(len(words)), words, fontsize=7, **NO_MATH)
             axes.tick_params(length=2)
-    figure.suptitle(title, fontsize=11, **PLAIN)
+    figure.suptitle(title, fontsize=11, **NO_MATH)
     figure.colorbar(shown, ax=panels, fraction=0.03, pad=0.01).set_label('attention', fontsize=8)
     figure.supxlabel('regions, in the order of their relevance', fontsize=8)
     return figure
 
 
 def save(picture, path):
-    """Writes a picture of PIL or a figure of matplotlib as PNG, whole or not at all. Raises OSError that names the file."""
-    write_atomically(path, partial(picture.savefig if isinstance(picture, Figure) else picture.save, format='png'))
+    """Writes a picture of PIL or a figure of matplotlib as PNG, atomically. Raises OSError that names the file."""
+    write_atomically(path, partial(picture.save if isinstance(picture, Image.Image) else picture.savefig, format='png'))

@@ -1,4 +1,4 @@
-"""The error report: a validation run as one HTML page that needs nothing beside it. `run/show.bash errors`."""
+"""The error report: a validation run as one self-contained HTML page. `run/show.bash errors`."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 import dist
-from explain.error_analysis import Judged
-from explain.region_drawing import check_shape, label, open_photo, photo_path, surest
+from explain.drawing import check_shape, label, open_photo, photo_path, surest
+from explain.error_analysis import ErrorAnalysis
 from files.atomic import write_atomically
 from files.json_files import DataError, some
-from param import Options
-from regions.class_names import FILES, Names
+from param import Options, add_flags
+from regions.class_names import FILES, ClassNames
 from tasks.predictor import read_run
 from tasks.program import Program
 from tasks.registry import TASKS, task_class
@@ -27,7 +27,7 @@ MARK = '"DATA"'  # in the template, where the json goes
 BEST = 10  # answers of each example whose probabilities are known
 REGIONS = 12  # drawn on a picture, the surest
 SIDE, QUALITY = 384, 75  # pixels of the longer side of a photograph in the page, and how well JPEG keeps it
-FLAGS = ('load', 'test', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'batchSize', 'offline')  # handed on as they are
+FLAGS = ('load', 'test', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'batchSize', 'offline')  # passed on as they are
 EPILOG = '''
 Example: bash run/show.bash errors --load snap/vqa/mine/BEST --test minival --images data/mscoco/val2014
 '''
@@ -46,11 +46,7 @@ def add_arguments(parser):
     parser.add_argument('--most', type=int, default=1000, metavar='N',
                         help='examples in the page (1000): a third the surest mistakes, a third those whose right answer seemed '
                         'least probable, the rest from all over the split; scores are of all examples in any case')
-    parser.add_argument('--batchSize', type=int, default=256, help='(256)')
-    for name in ('dataRoot', 'dataset', 'storeRoot', 'bert'):
-        parser.add_argument(f'--{name}', metavar='PATH', default=getattr(Options, name), help='as in training')
-    parser.add_argument('--offline', action='store_true', help='download nothing')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), help='(cuda where there is a GPU)')
+    add_flags(parser, 'batchSize', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'offline', 'device')
 
 
 def run(args):
@@ -63,17 +59,17 @@ def run(args):
     if args.images and not args.images.is_dir():
         raise FileNotFoundError(f'--images {args.images}: no such folder')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:  # a program has the folder of a run, of which nothing is kept here
-        data = predicted(args, folder)
+    with tempfile.TemporaryDirectory() as folder:  # a program needs the folder of a run; nothing of it is kept
+        data = predict_split(args, folder)
     write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
     dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
                 f'{out.stat().st_size / 1e6:.1f} MB: {out}')
     return 0
 
 
-def predicted(args, folder):
+def predict_split(args, folder):
     """All that the page shows, as json holds it. folder: of the program, for its lock."""
-    names = Names(args.names or names_folder(Path(args.dataRoot)))
+    names = ClassNames(args.names or names_folder(Path(args.dataRoot)))
     options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in FLAGS})
     program = Program.prepare(task_class(args.task), options, dist.start(args.device))
     task = program.task_class(options)
@@ -86,14 +82,14 @@ def predicted(args, folder):
     finally:
         program.folder.close()
     warn_same_predictions(dataset, predictions)
-    judged = Judged(dataset, *predictions)
-    found, rows = judged.examples(sentences, args.most)
+    analysis = ErrorAnalysis(dataset, *predictions)
+    shown, rows = analysis.examples(sentences, args.most)
     used, places = np.unique(rows, return_inverse=True)
-    for example, images in zip(found['examples'], places.reshape(rows.shape).tolist(), strict=True):
+    for example, images in zip(shown['examples'], places.reshape(rows.shape).tolist(), strict=True):
         example['images'] = images
     return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': head.recipe.loss == 'BCE',
             'images': pictures((dataset.regions.image(row) for row in used.tolist()), len(used), names, args.images),
-            **judged.figures(task), **found}
+            **analysis.figures(task), **shown}
 
 
 def pictures(images, n, names, folder):
@@ -103,12 +99,12 @@ def pictures(images, n, names, folder):
     None; 'photo' is a data: URI or None. Raises RegionError for a photograph that is broken or of another picture, DataError if
     none is there; if some are not, it is said.
     """
-    found, lacking = [], []
+    entries, lacking = [], []
     for image in tqdm(images, 'Pictures', n, delay=3, disable=None):
         path = photo_path(folder, image.img_id) if folder else None
         if folder and not path:
             lacking.append(image.img_id)
-        found.append({'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embedded(path, image),
+        entries.append({'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embedded(path, image),
                       'boxes': [[*image.boxes[region].round().astype(int).tolist(), label(image, region, names)]
                                 for region in surest(image, REGIONS)]})
     if lacking:
@@ -116,7 +112,7 @@ def pictures(images, n, names, folder):
             raise DataError(f'--images {folder}: none of the {n:,} pictures is there as .jpg or .png, such as {some(lacking)}; '
                             'is it the folder of this split?')
         dist.print0(f'{len(lacking):,} of {n:,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for them.')
-    return found
+    return entries
 
 
 def embedded(path, image):

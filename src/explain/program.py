@@ -1,4 +1,4 @@
-"""A look inside a model. The program of run/show.bash, see --help.
+"""A look inside a model. The program of run/show.bash (which adds the pointing game), see --help.
 
 Exit status: 0 well; 1 a fault of what was given; 2 wrong usage.
 """
@@ -11,26 +11,26 @@ from cli import run_main
 
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
     'attention': ('explain.attention', 'which words and regions an answer rests on, and what each head looks at'),
-    'pointing': ('explain.pointing', 'how often relevance points at the object that a question names (sample world)'),
-    'errors': ('explain.error_report', 'one HTML page of a validation run: scores by type and answer, confusions, the worst mistakes'),
+    'errors': ('explain.error_report',
+               'one HTML page of a validation run: scores by type and answer, confusions, the worst mistakes'),
 }
 
 
-def parser():
+def parser(commands):
     made = argparse.ArgumentParser(prog='run/show.bash', description='A look inside a model.', allow_abbrev=False,
                                    epilog='Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.')
-    commands = made.add_subparsers(metavar='SUBCOMMAND', required=True)
-    for name, (module, text) in COMMANDS.items():
+    subparsers = made.add_subparsers(metavar='SUBCOMMAND', required=True)
+    for name, (module, text) in commands.items():
         part = importlib.import_module(module)
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
         part.add_arguments(command)
         command.set_defaults(run=part.run)
     return made
 
 
-def main(argv=None):
-    """Runs a subcommand; returns its exit status."""
-    args = parser().parse_args(argv)
+def main(argv=None, commands=COMMANDS):
+    """Runs one of the subcommands; returns its exit status."""
+    args = parser(commands).parse_args(argv)
     return run_main('show.bash', lambda: args.run(args))
 
 

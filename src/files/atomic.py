@@ -1,6 +1,7 @@
 """Files and folders that appear under their final name only when complete; locks, free disk space, digests."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,24 +12,40 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 BLOCK = 1 << 20  # bytes read at once for a digest
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file
 
 
 @contextlib.contextmanager
 def atomic_file(path, mode='wb', **options):
-    """A file to write, which replaces `path` when the block ends without an error; else nothing is left of it.
+    """A file to write, which replaces `path` when the block ends without an error; else it is removed.
 
-    mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError.
+    mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError that names the file.
     """
     path = Path(path)
     temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    file = open(temporary, mode, **options)  # noqa: SIM115
     try:
-        with open(temporary, mode, **options) as file:
+        with naming(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
+        file.close()
         os.replace(temporary, path)
     finally:
+        with contextlib.suppress(OSError):  # bytes that could not be written; the first error is the one to raise
+            file.close()
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Adds the name of a file to an OSError in this block that says that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def write_atomically(path, write):
@@ -60,14 +77,16 @@ def write_json(path, value, indent=1):
 
 @contextlib.contextmanager
 def atomic_folder(path):
-    """A new folder to fill, which replaces the folder `path` when the block ends without an error; else nothing is left of it.
+    """A new folder to fill, which replaces the folder `path` when the block ends without an error; else it is removed.
 
-    Its user holds the lock of `path`: what lies under the temporary names was left by a process that was killed.
+    The caller holds the lock of `path`, so that temporary folders are those of a process that was killed; they are removed.
     """
     path = Path(path)
     temporary, replaced = (path.with_name(path.name + ending) for ending in ('.tmp', '.old'))
-    for left in (temporary, replaced):
-        shutil.rmtree(left, ignore_errors=True)
+    if replaced.exists() and not path.exists():  # killed between the two renames
+        replaced.rename(path)
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -94,7 +113,7 @@ def sync(path):
 
 @contextlib.contextmanager
 def locked(path, on_wait=None, timeout=-1):
-    """Holds the lock of those who write `path`: the file `path`.lock, which the system releases however its process ends.
+    """Holds the lock of those who write `path`: the file `path`.lock, which the system releases when its process ends or dies.
 
     on_wait: called once if another process holds it; timeout: seconds to wait after that, -1 for ever. Raises filelock.Timeout,
     or OSError where the folder cannot be written.
@@ -121,9 +140,9 @@ def check_free_space(folder, needed, what, advice):
         raise OSError(f'{what}: needs {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; {advice}')
 
 
-def byte_bar(name, size):
-    """A progress bar in bytes, shown on a terminal."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, disable=None)
+def byte_bar(name, size, delay=0):
+    """A progress bar in bytes, shown on a terminal after `delay` seconds."""
+    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
 
 
 def sha256(path):

@@ -1,4 +1,4 @@
-"""Files by address, http(s)://, s3:// and hf://: downloaded whole or not at all, resumed after a cut, checked, cached."""
+"""Download files by address (http, https, s3, hf): each is complete or absent, resumed after a cut, verified, cached."""
 
 import hashlib
 import json
@@ -6,75 +6,44 @@ import os
 import re
 import shutil
 import sys
-import zlib
-from contextlib import closing, contextmanager
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+import time
+from functools import partial
 from pathlib import Path
-from time import sleep, time
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-from tqdm import tqdm
+from files import atomic
 
-TRIES = 5  # in a row without a byte, and beginnings anew, before a download is given up
-LONGEST_WAIT = 60  # seconds between two tries, whatever the server asks for
+TRIES = 5  # connections in a row that bring a download no further, before it is given up
 TIMEOUTS = (10, 60)  # seconds to connect; between two bytes
+MAX_WAIT = 60  # seconds between two requests, whatever the server asks for
+BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
 CHUNK = 1 << 17  # bytes
 SCHEMES = ('http://', 'https://', 's3://', 'hf://')
-FILES = {'.bin', '.csv', '.gz', '.json', '.npy', '.npz', '.pt', '.pth', '.safetensors', '.tsv', '.txt', '.zip'}
-# What of a repository on the hub makes a model here; its weights as .bin only where there are none as .safetensors.
+# The files of a repository on the hub that make a model; pytorch_model.bin only where it has no safetensors.
 SNAPSHOT = ['config.json', 'vocab.txt', 'tokenizer*.json', 'special_tokens_map.json', 'answers.json', 'README.md',
             '*.safetensors']
-OLD_WEIGHTS = 'pytorch_model.bin'
-HINTS = {401: 'it asks for a login: download it by hand', 403: 'you may not have it: ask its owner, or download it by hand',
-         404: 'check the address', 410: 'it is gone: look for another address'}
+HTML = 'expected a file, found an html page (of a login, or of an error)'
 
 
 class DownloadError(OSError):
-    """A file that cannot be had from its address, or is not what was promised."""
-
-    silent = False  # whether the server gave not a byte, however often it was asked
+    """A file cannot be downloaded, or is not what was expected. The message names the address and what to do."""
 
 
-class _Again(Exception):
-    """A cut or a busy server: the next try may go on from here. The second argument: seconds that the server asks to wait."""
+class Interrupted(Exception):
+    """A connection ended before the file was complete."""
 
 
-class _Changed(Exception):
-    """What has come so far cannot be gone on with: the file must be begun anew."""
-
-
-class Version(NamedTuple):
-    """What a server tells of a file by which another version is known. A strong ETag tells all; a date is kept beside none or
-    a weak one."""
-
-    etag: str | None
-    modified: str | None
-    total: int | None  # bytes; None: not told, and the server says itself where the body ends
-
-    @property
-    def resumable(self):
-        return self.total is not None and bool(self.etag or self.modified)
-
-
-class Answer(NamedTuple):
-    """A server's answer: where in the file it begins, of which version, the bytes as they come, and how to end it early."""
-
-    offset: int
-    version: Version
-    chunks: object
-    close: object
+class Unchanged(Exception):
+    """The server still has the version that is cached."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept that have no place of their own: LXRT_CACHE, else ~/.cache/lxrt."""
+    """The folder for files downloaded by cached_path: LXRT_CACHE, else ~/.cache/lxrt."""
     return Path(os.environ.get('LXRT_CACHE') or '~/.cache/lxrt').expanduser()
 
 
 def is_offline(offline=False) -> bool:
-    """Whether nothing may be downloaded: asked for, or by HF_HUB_OFFLINE, read now and not on import."""
+    """Whether downloads are forbidden, by the argument or by HF_HUB_OFFLINE (read at each call)."""
     return offline or os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on')
 
 
@@ -82,488 +51,287 @@ def is_address(name) -> bool:
     return str(name).startswith(SCHEMES)
 
 
-def fetch(address, path, size=None, sha256=None, tries=TRIES) -> Path:
-    """Downloads one file, whole, to `path` and returns that; a file that is there already is checked and kept.
+def fetch(address, path, size=None, sha256=None) -> Path:
+    """Download one file to `path` and return that; an existing file is verified and kept.
 
-    size: bytes, sha256: hexadecimal, if they are known; tries: how often in a row the server may give nothing. What has come
-    before a cut lies in `path`.part, with the version that it is of in `path`.part.json, and is gone on with, now and by later
-    calls. Of several processes one downloads, the others wait. Raises DownloadError, which names the address, what happened and
-    what to do.
+    size: bytes, sha256: hexadecimal, where they are known. An interrupted download stays in `path`.part, and later calls resume
+    it. If several processes fetch the same path, one downloads and the others wait. Raises DownloadError; OSError where the disk
+    cannot be written.
     """
-    path, there = Path(path), True
+    path = Path(path)
     if path.is_dir():
         raise DownloadError(f'{path}: expected the name of a file for {address}, found a folder; name a file in it')
     if not path.is_file():
-        with _locked(path):
-            if not (there := path.is_file()):
-                _obtain(address, path, size, sha256, tries)
-    if there and (fault := _fault(path, path, size, sha256)):
-        raise DownloadError(f'{path}: {fault}; remove it, and it is downloaded again from {address}')
+        with locked(path):
+            if not path.is_file():
+                obtain(address, path, size, sha256)
+                note_of(f'{path}.part').unlink(missing_ok=True)
+                return path
+    if fault := find_fault(path, size, sha256):
+        raise DownloadError(f'{path}: {fault}; remove it to download it again from {address}')
     return path
 
 
-def cached_path(name, offline=False, to=None) -> Path:
-    """The local path of a file or folder by its path, address or name on the hub, downloaded if need be.
+def cached_path(name, offline=False) -> Path:
+    """The local path of a file or folder, downloaded to cache_folder() if `name` is an address.
 
-    name: an existing path, which is returned as it is; an address, whose file is kept in cache_folder() and renewed when its
-    server has another version; hf://owner/name[@revision]/file; hf://owner/name[@revision] or owner/name, the folder of a
-    snapshot of the SNAPSHOT files. offline: use what is there and ask nobody. to: where the calling program looks for the
-    file, for the message. Raises FileNotFoundError for anything else, and DownloadError.
+    name: an http(s) or s3 address, whose cached copy is replaced if the server has another version;
+    hf://owner/name[@revision]/file; hf://owner/name[@revision], the folder of a model (the SNAPSHOT files); or a local path.
+    offline: use the cached copy, without a request. Raises FileNotFoundError, DownloadError; OSError where the disk cannot be
+    written.
     """
-    if not is_address(name) and Path(name).exists():
-        return Path(name)
-    name = str(name)
+    name, offline = str(name), is_offline(offline)
     if name.startswith('hf://'):
-        repository, revision, file = _hub_parts(name)
-        offline = is_offline(offline)
-        return _hub_file(name, offline, to) if file else _hub_snapshot(name, repository, revision, offline, to)
+        return hub_path(name, offline)
     if is_address(name):
-        return _cached(name, offline, to)
-    if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name, re.ASCII) and Path(name).suffix not in FILES:
-        return _hub_snapshot(name, name, None, is_offline(offline), to)
-    raise FileNotFoundError(f'{name}: no such file or folder, and no address ({", ".join(SCHEMES)}); check the name')
+        return cached_file(name, offline)
+    if not Path(name).exists():
+        raise FileNotFoundError(f'{name}: no such file or folder, and no address ({", ".join(SCHEMES)}); check the name')
+    return Path(name)
 
 
-# ---------------------------------------------------------------------------- one file
+def cached_file(address, offline):
+    """The cached copy of a file on an http(s) or s3 server; up to date, unless offline."""
+    name = Path(re.sub(r'[^\w.-]', '_', unquote(urlsplit(address).path).rstrip('/').rpartition('/')[2], flags=re.ASCII) or 'file')
+    path = cache_folder() / f'{name.stem[:80]}-{hashlib.sha256(address.encode()).hexdigest()[:16]}{name.suffix[:20]}'
+    if offline:
+        if not path.is_file():
+            raise absent(address, path)
+        return path
+    with locked(path):
+        try:
+            obtain(address, path, cached_version=read_note(path).get('version') if path.is_file() else None)
+            os.replace(note_of(f'{path}.part'), note_of(path))
+        except Unchanged:
+            pass
+        except DownloadError as error:
+            advice = f'; --offline uses the copy that was downloaded before, {path}' if path.is_file() else ''
+            raise DownloadError(f'{error}{advice}') from None
+    return path
 
 
-class _Part:
-    """The bytes of `path` that have come, and a note that says which version of which address they are of."""
-
-    def __init__(self, address, path):
-        self.address, self.path, self.note = address, Path(f'{path}.part'), Path(f'{path}.part.json')
-        self.version = _read_note(self.note, address)
-        if not (self.version and self.version.resumable and self.path.is_file()):
-            self.clear()
-
-    @property
-    def size(self):
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def begin(self, version):
-        self.path.write_bytes(b'')  # before the note: a kill in between must not put a new version's name on old bytes
-        _write_note(self.note, self.address, version)
-        self.version = version
-
-    def clear(self):
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-        self.version = None
-
-
-def _obtain(address, path, size=None, sha256=None, tries=TRIES):
-    """Downloads to `path`, whose lock the caller holds, over what is there. Returns the Version, of the hub's files None."""
-    part = _Part(address, path)
+def obtain(address, path, size=None, sha256=None, cached_version=None):
+    """Download to `path`, whose lock the caller holds, and replace what is there. Raises Unchanged if that is cached_version."""
+    part = Path(f'{path}.part')
     if address.startswith('hf://'):
-        _link(_hub_file(address, is_offline(), path), part.path)
+        source = hub_path(address, is_offline()).resolve()
+        for leftover in (part, note_of(part)):
+            leftover.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(source, part)
     elif is_offline():
-        raise DownloadError(_absent(address, path))
+        raise absent(address, path)
     else:
-        _download(address, part, size, tries)
-    if fault := _fault(part.path, path, size, sha256):
-        part.clear()
-        raise DownloadError(f'{address}: {fault}; what came is removed: check the address, then try again')
-    with open(part.path, 'rb') as file:
-        os.fsync(file.fileno())
-    os.replace(part.path, path)
-    part.note.unlink(missing_ok=True)
-    return part.version
+        download(address, part, size, cached_version)
+    if fault := find_fault(part, size, sha256):
+        part.unlink()
+        raise DownloadError(f'{address}: {fault}; the download is removed: check the address, then try again')
+    atomic.sync(part)
+    os.replace(part, path)
 
 
-def _download(address, part, size, tries):
-    """Fills `part` to the length that the server promises, over as many connections as it takes."""
-    ask, idle, begun = _ask(address), 0, 0
-    with tqdm(desc=part.path.stem, initial=part.size, unit='B', unit_scale=True, disable=None) as bar:
-        while True:
-            before = part.size
-            try:
-                return _receive(ask, part, size, bar)
-            except (_Again, _Changed) as error:
-                fault = error
-            reason, come = fault.args[0], part.size
-            if isinstance(fault, _Changed) or (come and not part.version.resumable):
-                part.clear()
-                begun, reason = begun + 1, f'{reason}; beginning anew'
-            else:
-                idle = 0 if come > before else idle + 1
-            if tries in (idle, begun):
-                error = DownloadError(f'{address}: {reason}, {tries} times; try again later, or download it by hand')
-                error.silent = not come
-                raise error
-            wait = min(fault.args[1] if fault.args[1:] else 2 ** idle / 2, LONGEST_WAIT)
-            tqdm.write(f'{address}: {reason}, after {come:,} bytes; trying again in {wait:.0f} s', file=sys.stderr)
-            sleep(wait)
-
-
-def _receive(ask, part, size, bar):
-    """One connection: appends to `part` what comes. Raises _Again if that is not all."""
-    offset = part.size
-    if offset and offset == part.version.total:  # a process was run_main between the last byte and the file's name
-        return
-    with closing(ask(offset, part.version if offset else None)) as answer:
-        if offset and (answer.offset, answer.version) != (offset, part.version):
-            raise _Changed('the file has changed, or the server cannot go on in the midst of it')
-        if answer.offset != offset:
-            raise _Changed(f'expected the file from byte {offset:,}, the server sends it from byte {answer.offset:,}')
-        total = answer.version.total
-        if None not in (size, total) and size != total:
-            part.clear()
-            raise DownloadError(f'{part.address}: expected {size:,} bytes, the server has {total:,}; check the address and size')
-        _check_room(part, (total or size or offset) - offset)
-        if not offset:
-            part.begin(answer.version)
-        bar.total, bar.n = total, offset
-        with open(part.path, 'ab') as file:
-            for chunk in answer.chunks:
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total is not None and part.size > total:
-        raise _Changed(f'expected {total:,} bytes, more came')
-    if total is not None and part.size < total:
-        raise _Again(f'the connection was cut: {total:,} bytes were promised')
-
-
-def _fault(file, path, size, sha256):
-    """What is wrong with a downloaded file that is to be `path`, or None."""
-    if size not in (None, found := file.stat().st_size):
-        return f'expected {size:,} bytes, found {found:,}'
+def find_fault(file, size, sha256):
+    """What is wrong with a downloaded file, or None."""
+    if size not in (None, actual := file.stat().st_size):
+        return f'expected {size:,} bytes, found {actual:,}'
     with open(file, 'rb') as opened:
         head = opened.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-        if head.startswith((b'<!doctype html', b'<html')) and not _is_page(path.name):
-            return 'expected a file, found an html page, as servers send that ask for a login or are sorry'
-        opened.seek(0)
-        if sha256 and (digest := hashlib.file_digest(opened, 'sha256').hexdigest()) != sha256.lower():
-            return f'expected sha256 {sha256}, found {digest}'
+    if head.startswith((b'<!doctype html', b'<html')):
+        return HTML
+    if sha256 and (digest := atomic.sha256(file)) != sha256.lower():
+        return f'expected sha256 {sha256}, found {digest}'
 
 
-def _is_page(name):
-    return name.lower().endswith(('.html', '.htm'))
+def locked(path):
+    return atomic.locked(path, lambda: print(f'{path}: another process downloads it; waiting', file=sys.stderr, flush=True))
 
 
-def _check_room(part, needed):
-    free = shutil.disk_usage(part.path.parent).free
-    if needed > free:
-        raise DownloadError(f'{part.address}: {needed:,} bytes are needed in {part.path.parent}, {free:,} are free; make '
-                            'room, or choose another place (of the cache: LXRT_CACHE)')
+def absent(address, path):
+    return DownloadError(f'{address}: not downloaded yet, and nothing is downloaded offline; put the file there as {path}')
 
 
-@contextmanager
-def _locked(path):
-    """Holds the lock of those who download `path`. Raises DownloadError where the folder cannot be written."""
-    lock = FileLock(f'{path}.lock')
+def note_of(file):
+    """The json file that records of which version of which address `file` is."""
+    return Path(f'{file}.json')
+
+
+def read_note(file):
+    """The {'address', 'version', 'total'} of a file; {} if it has no readable note."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        note = json.loads(note_of(file).read_text(encoding='utf-8'))
+        return note if note.keys() == {'address', 'version', 'total'} else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def one_line(error):
+    """A library's error in one line; of requests the cause, which it wraps."""
+    cause = getattr(error.args[0] if error.args else None, 'reason', None) or error
+    text = next((text for text in cause.args if isinstance(text, str)), cause)
+    return ' '.join(f'{type(cause).__name__}: {text}'.split())[:300]
+
+
+# ---------------------------------------------------------------------------- http and s3
+
+
+def download(address, part, size, cached_version):
+    """Complete the file `part`, over as many connections as it takes. Raises DownloadError after TRIES without progress."""
+    failures, largest = 0, part.stat().st_size if part.exists() else 0
+    with atomic.byte_bar(part.stem, size) as bar:
+        while True:
+            try:
+                return receive(address, part, size, cached_version, bar)
+            except Interrupted as error:
+                reason = error
+            received = part.stat().st_size if part.exists() else 0
+            failures = 0 if received > largest else failures + 1
+            largest = max(largest, received)
+            if failures == TRIES:
+                raise DownloadError(f'{address}: {reason}, {TRIES} times; try again later, or download it by hand')
+            bar.write(f'{address}: {reason}, after {received:,} bytes; trying again', file=sys.stderr)
+            time.sleep(2 ** failures / 2)
+
+
+def receive(address, part, size, cached_version, bar):
+    """Append to `part` what one connection brings. Raises Interrupted where it is not complete then, Unchanged, DownloadError."""
+    from urllib3.exceptions import HTTPError  # here and below: imported only to download, since these libraries take a second
+
+    note, offset, headers = read_note(part), 0, {}
+    if note.get('address') == address and note['version'] and note['total'] and part.exists():
+        offset = part.stat().st_size
+        if offset == note['total']:  # the process was killed before it could rename the file
+            return
+    if offset:
+        headers = {'Range': f'bytes={offset}-', 'If-Range': note['version']}
+    elif cached_version:
+        headers = {'If-None-Match' if '"' in cached_version else 'If-Modified-Since': cached_version}
+    with get(address, headers) as response:
+        status, (first, version, total) = response.status_code, describe(response)
+        if cached_version and not offset and (status == 304 or (status == 200 and version == cached_version)):
+            raise Unchanged
+        remote = {'address': address, 'version': version, 'total': total}
+        if first is None or (first > 0 and (first != offset or remote != note)):
+            part.unlink(missing_ok=True)
+            raise Interrupted('the file has changed on the server, or the server cannot resume; starting again')
+        check(address, response, total, size)
+        if first == 0:  # also where the file has changed, or the server does not know ranges
+            part.write_bytes(b'')  # before the note, which must never describe the bytes of another version
+            atomic.write_json(note_of(part), remote)
+        atomic.check_free_space(part.parent, (total or size or first) - first, address, 'make room')
+        bar.total, bar.n = total, first
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f'{path}: another process downloads it; waiting', file=sys.stderr, flush=True)
-            lock.acquire()
-        yield
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise DownloadError(f'{path}: cannot be written ({error.strerror or error}); see whether the disk is full, or choose '
-                            'another place (of the cache: LXRT_CACHE)') from None
-    finally:
-        lock.release()
+            with atomic.naming(part), open(part, 'ab') as file:
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        except HTTPError as error:
+            raise Interrupted(one_line(error)) from None
+    if total not in (None, part.stat().st_size):
+        raise Interrupted(f'expected {total:,} bytes, the connection was cut')
 
 
-def _read_note(path, address):
-    """The Version that a note tells, or None if there is none, or it is cut off or of another address."""
-    try:
-        note = json.loads(path.read_text(encoding='utf-8'))
-        return Version(note['etag'], note['modified'], note['size']) if note['address'] == address else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_note(path, address, version):
-    note = {'address': address, 'etag': version.etag, 'modified': version.modified, 'size': version.total}
-    path.write_text(json.dumps(note, indent=2) + '\n', encoding='utf-8')
-
-
-def _absent(address, *places):
-    return f'{address}: not there yet, and offline nothing is downloaded; put the file there as {" or ".join(map(str, places))}'
-
-
-# ---------------------------------------------------------------------------- the cache
-
-
-def _cached(address, offline, to):
-    path = cache_folder() / _cache_name(address)
-    note = Path(f'{path}.json')
-    if is_offline(offline):
-        if not _is_whole(path, _read_note(note, address)):
-            raise DownloadError(_absent(address, path, *([to] if to else [])))
-        return path
-    with _locked(path):
-        known = _read_note(note, address)
-        if not (known and _is_whole(path, known)):
-            _renew(address, path, note)
-            return path
-        try:
-            if _is_newer(address, known):
-                _renew(address, path, note)
-        except DownloadError as error:
-            print(f'{error}\nGoing on with the version that was downloaded before: {path}', file=sys.stderr, flush=True)
-    return path
-
-
-def _renew(address, path, note):
-    version = _obtain(address, path)
-    # After the file: killed in between, the old note makes the next call download once more.
-    _write_note(note, address, version._replace(total=path.stat().st_size))
-
-
-def _is_whole(path, known):
-    """Whether a cached file is as its note says. One that was put there by hand has none."""
-    return path.is_file() and (known is None or known.total == path.stat().st_size)
-
-
-def _is_newer(address, known):
-    """Whether the server has another version than the cached one; asks once."""
-    if not (known.etag or known.modified):  # of which nobody can tell
-        return True
-    try:
-        answer = _ask(address)(0, known)
-    except (_Again, _Changed) as error:
-        raise DownloadError(f'{address}: {error.args[0]}') from None
-    if answer is None:
-        return False
-    answer.close()
-    return answer.version._replace(total=answer.version.total or known.total) != known
-
-
-def _cache_name(address):
-    """The last part of an address, a digest of the whole, the suffix."""
-    last = Path(re.sub(r'[^\w.-]', '_', unquote(urlsplit(address).path).rstrip('/').rpartition('/')[2], flags=re.ASCII) or 'file')
-    return f'{last.stem[:80]}-{hashlib.sha256(address.encode()).hexdigest()[:16]}{last.suffix[:20]}'
-
-
-# ---------------------------------------------------------------------------- servers
-
-
-def _ask(address):
-    """A function ask(offset, known) -> Answer for the file at an address from byte `offset` on.
-
-    known: the Version that is wanted from there; with offset 0 the Version that is not wanted: None is returned if the server
-    has no other. The server may answer with another offset and version. Raises _Again, _Changed, DownloadError.
-    """
-    return _ask_s3(address) if address.startswith('s3://') else _ask_http(address)
-
-
-def _ask_http(address):
-    import requests  # read here and below: only downloads need these libraries, and they take a second
-
-    session = requests.Session()
-
-    def ask(offset, known):
-        headers = {'Accept-Encoding': 'identity'}  # packed, a file has another length, and no middle to go on from
-        if offset:
-            headers['Range'] = f'bytes={offset}-'
-            if not (known.etag or '').startswith('W/'):  # which If-Range may not hold; the answer is compared in any case
-                headers['If-Range'] = known.etag or known.modified
-        elif known and (known.etag or known.modified):
-            headers['If-None-Match' if known.etag else 'If-Modified-Since'] = known.etag or known.modified
-        try:
-            response = session.get(address, headers=headers, stream=True, timeout=TIMEOUTS)
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise _Again(_reason(error)) from None
-        except requests.RequestException as error:
-            raise DownloadError(f'{address}: {_reason(error)}; check the address') from None
-        try:
-            return None if response.status_code == 304 and known and not offset else _http_answer(address, response)
-        except BaseException:
-            response.close()
-            raise
-
-    return ask
-
-
-def _http_answer(address, response):
-    headers, offset = response.headers, 0
-    if response.status_code not in (200, 206):
-        raise _refusal(address, response.status_code, headers.get('Retry-After'))
-    if headers.get('Content-Type', '').startswith('text/html') and not _is_page(urlsplit(address).path):
-        raise DownloadError(f'{address}: expected a file, found an html page, as servers send that ask for a login or are sorry; '
-                            'open it in a browser, and download the file by hand')
-    total = int(length) if (length := headers.get('Content-Length', '')).isdigit() else None
-    if response.status_code == 206:
-        if not (told := re.fullmatch(r'bytes (\d+)-\d+/(\d+)', headers.get('Content-Range', ''))):
-            raise _Changed(f'expected a Content-Range with a length, found {headers.get("Content-Range")!r}')
-        offset, total = map(int, told.groups())
-    chunks, encoding = _http_chunks(response), headers.get('Content-Encoding', 'identity').lower()
-    if encoding in ('gzip', 'x-gzip') and not urlsplit(address).path.endswith(('.gz', '.tgz')):  # those are packed themselves
-        chunks, total = _unpacked(chunks), None
-    elif encoding not in ('identity', 'gzip', 'x-gzip'):
-        raise DownloadError(f'{address}: expected the file as it is, the server packs it ({encoding}); download it by hand')
-    elif total is None and not response.raw.chunked:
-        raise DownloadError(f'{address}: the server does not say how long the file is, so that a cut would not be seen; download '
-                            'it by hand')
-    return Answer(offset, _version(headers.get('ETag'), headers.get('Last-Modified'), total), chunks, response.close)
-
-
-def _http_chunks(response):
+def get(address, headers):
+    """The response to a request whose body is not read yet. Servers that are busy or cannot be reached are asked again."""
+    import requests
+    from urllib3 import Retry
     from urllib3.exceptions import HTTPError
 
+    retries = Retry(TRIES - 1, connect=2, status_forcelist=BUSY, raise_on_status=False, backoff_factor=0.5,
+                    retry_after_max=MAX_WAIT)
+    session = requests.Session()
+    for scheme in ('http://', 'https://'):
+        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
+    headers = headers | {'Accept-Encoding': 'identity'}  # a compressed body has another length, and cannot be resumed
+    url = s3_url(address) if address.startswith('s3://') else address
     try:
-        yield from response.raw.stream(CHUNK, decode_content=False)
-    except (HTTPError, OSError) as error:
-        raise _Again(_reason(error)) from None
+        return session.get(url, headers=headers, stream=True, timeout=TIMEOUTS)
+    except (requests.RequestException, HTTPError) as error:
+        raise DownloadError(f'{address}: {one_line(error)}; check the address and the connection') from None
 
 
-def _unpacked(chunks):
-    """The bytes within a gzip stream. Raises _Again if it is not whole."""
-    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        for chunk in chunks:
-            yield unpacking.decompress(chunk)
-    except zlib.error as error:
-        raise _Again(_reason(error)) from None
-    if not unpacking.eof or unpacking.unused_data:
-        raise _Again('the gzip stream is not whole')
+def describe(response):
+    """(first byte that the body has of the file, version, bytes of the file). version: ETag or Last-Modified, or None.
+
+    The first is None where the server does not send the range that was asked for, the last where it does not say.
+    """
+    length, etag = response.headers.get('Content-Length'), response.headers.get('ETag')
+    if etag and etag.startswith('W/'):  # a weak one, which may not be used to resume
+        etag = response.headers.get('Last-Modified', etag)
+    version = etag or response.headers.get('Last-Modified')
+    if response.status_code == 206:
+        numbers = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
+        return (int(numbers[1]), version, int(numbers[2])) if numbers else (None, version, None)
+    return None if response.status_code == 416 else 0, version, int(length) if length else None
 
 
-def _ask_s3(address):
+def check(address, response, total, size):
+    """Raises DownloadError if a response is not the file, or cannot be known to be complete."""
+    status, headers, path = response.status_code, response.headers, urlsplit(address).path
+    if status not in (200, 206):
+        raise DownloadError(f'{address}: the server answered {status} {response.reason}; check the address, try again later, or '
+                            'download it by hand')
+    if headers.get('Content-Type', '').startswith('text/html'):
+        raise DownloadError(f'{address}: {HTML}; open it in a browser, and download the file by hand')
+    if headers.get('Content-Encoding', 'identity') != 'identity' and not path.endswith(('.gz', '.tgz')):
+        raise DownloadError(f'{address}: the server compresses the file ({headers["Content-Encoding"]}); download it by hand')
+    if total is None and not response.raw.chunked:
+        raise DownloadError(f'{address}: the server does not send the length of the file, so that a cut cannot be detected; '
+                            'download it by hand')
+    if None not in (size, total) and size != total:
+        raise DownloadError(f'{address}: expected {size:,} bytes, the server has {total:,}; check the address')
+
+
+def s3_url(address):
+    """A signed https address of s3://bucket/key; boto3 knows the keys, if there are any, the region and the endpoint."""
     import boto3
     from botocore import UNSIGNED, exceptions
     from botocore.config import Config
 
     bucket, _, key = address.removeprefix('s3://').partition('/')
     try:
-        boto = boto3.Session()
-        client = boto.client('s3', config=Config(
-            signature_version=None if boto.get_credentials() else UNSIGNED, connect_timeout=TIMEOUTS[0], read_timeout=TIMEOUTS[1],
-            retries={'total_max_attempts': 1}, response_checksum_validation='when_required'))  # a part has no checksum
-    except (exceptions.BotoCoreError, ValueError) as error:
-        raise DownloadError(f'{address}: {_reason(error)}; see the settings of AWS on this machine') from None
-
-    def ask(offset, known):
-        wanted = {'Range': f'bytes={offset}-', 'IfMatch': known.etag} if offset else {'IfNoneMatch': known and known.etag}
-        try:
-            found = client.get_object(Bucket=bucket, Key=key, **{name: value for name, value in wanted.items() if value})
-        except exceptions.ClientError as error:
-            told = error.response['ResponseMetadata']
-            if told['HTTPStatusCode'] == 304 and known and not offset:
-                return None
-            raise _refusal(address, told['HTTPStatusCode'], told['HTTPHeaders'].get('retry-after')) from None
-        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
-            raise _Again(_reason(error)) from None
-        except exceptions.BotoCoreError as error:
-            raise DownloadError(f'{address}: {_reason(error)}; expected s3://bucket/key, and settings of AWS that hold') from None
-        told = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', found.get('ContentRange', f'bytes 0-0/{found["ContentLength"]}'))
-        if not told:
-            raise _Changed(f'expected a Content-Range with a length, found {found["ContentRange"]!r}')
-        first, total = map(int, told.groups())
-        return Answer(first, _version(found.get('ETag'), None, total), _s3_chunks(found['Body']), found['Body'].close)
-
-    return ask
-
-
-def _s3_chunks(body):
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        yield from body.iter_chunks(CHUNK)
-    except (BotoCoreError, OSError) as error:
-        raise _Again(_reason(error)) from None
-
-
-def _version(etag, modified, total):
-    return Version(etag, None if etag and not etag.startswith('W/') else modified, total)
-
-
-def _refusal(address, status, retry_after):
-    """The exception that a status other than 200, 206 and 304 is."""
-    phrase = f'the server answered {status}' + (f' {HTTPStatus(status).phrase}' if status in set(HTTPStatus) else '')
-    if status in (412, 416):
-        return _Changed(phrase)
-    if status in (408, 429) or status >= 500:
-        seconds = _seconds(retry_after)
-        return _Again(phrase) if seconds is None else _Again(phrase, seconds)
-    return DownloadError(f'{address}: {phrase}; {HINTS.get(status, "check the address")}')
-
-
-def _seconds(retry_after):
-    """Retry-After, a number of seconds or a date, in seconds from now; None if there is none that can be read."""
-    try:
-        return int(retry_after) if retry_after.isdigit() else max(0, parsedate_to_datetime(retry_after).timestamp() - time())
-    except (AttributeError, ValueError):
-        return None
-
-
-def _reason(error):
-    """A library's error in one line: of a chain of wrappings the innermost, which says what happened."""
-    inner = getattr(error.args[0] if error.args else None, 'reason', None) or error
-    text = inner.args[0] if inner.args and isinstance(inner.args[0], str) else inner
-    return ' '.join(f'{type(inner).__name__}: {text}'.split())[:300]
+        session = boto3.Session()
+        client = session.client('s3', config=Config(signature_version='s3v4' if session.get_credentials() else UNSIGNED))
+        client.head_object(Bucket=bucket, Key=key)  # raises what is wrong, and finds the bucket's region
+        return client.generate_presigned_url('get_object', {'Bucket': bucket, 'Key': key})
+    except (exceptions.ClientError, exceptions.BotoCoreError, ValueError) as error:
+        raise DownloadError(f"{address}: {one_line(error)}; check the address, the connection and this machine's AWS "
+                            'settings') from None
 
 
 # ---------------------------------------------------------------------------- the hub
 
 
-def _hub_parts(address):
-    """(owner/name, revision or None, file or None) of hf://owner/name[@revision][/file]."""
+def hub_path(address, offline):
+    """The path of a file, or of the folder of a model, in the hub's cache below cache_folder().
+
+    huggingface_hub resumes, verifies and updates it.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+
     parts = re.fullmatch(r'hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?', address)
     if not parts:
-        raise DownloadError(f'{address}: expected hf://owner/name[@revision][/path/in/repository]; mend the address')
+        raise DownloadError(f'{address}: expected hf://owner/name[@revision][/file]; correct the address')
     repository, revision, file = parts.groups()
-    return repository, revision and unquote(revision), file
-
-
-def _hub_file(address, offline=False, to=None):
-    from huggingface_hub import hf_hub_download
-
-    repository, revision, file = _hub_parts(address)
-    if not file:
-        raise DownloadError(f'{address}: expected a file, hf://owner/name/path/in/repository; mend the address')
-    with _hub_errors(address, repository, offline, to):
-        return Path(hf_hub_download(repository, file, revision=revision, **_hub_settings(offline)))
-
-
-def _hub_snapshot(name, repository, revision, offline, to):
-    from huggingface_hub import snapshot_download
-
-    def snapshot(patterns):
-        # Patterns of the hub match in folders too, where other frameworks' weights lie.
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns='*/*',
-                                      **_hub_settings(offline)))
-
-    with _hub_errors(name, repository, offline, to):
-        folder = snapshot(SNAPSHOT)
+    cache = cache_folder() / 'hub'
+    # Passed each time: the library reads the environment only when it is imported.
+    options = {'revision': revision and unquote(revision), 'cache_dir': cache, 'local_files_only': offline,
+               'endpoint': os.environ.get('HF_ENDPOINT')}
+    try:
+        if file:
+            return Path(hf_hub_download(repository, file, **options))
+        # A pattern matches in subfolders too, where weights of other frameworks lie.
+        snapshot = partial(snapshot_download, repository, ignore_patterns='*/*', **options)
+        folder = Path(snapshot(allow_patterns=SNAPSHOT))
         if not any(folder.glob('*.safetensors')):
-            snapshot([OLD_WEIGHTS])
-    if not folder.is_dir():
-        raise DownloadError(f'{name}: expected some of {", ".join([*SNAPSHOT, OLD_WEIGHTS])} in the repository, found none; '
-                            'check the name')
-    return folder
-
-
-def _hub_settings(offline):
-    # Told each time, since the library reads the environment only when it is imported.
-    return {'cache_dir': cache_folder() / 'hub', 'local_files_only': offline, 'endpoint': os.environ.get('HF_ENDPOINT')}
-
-
-@contextmanager
-def _hub_errors(name, repository, offline, to):
-    try:
-        yield
-    except Exception as error:  # the hub's library has a dozen kinds, some of them plain exceptions
+            snapshot(allow_patterns='pytorch_model.bin')
+    except Exception as error:  # huggingface_hub raises a dozen types, some of them without a common base
         if offline:
-            folder = cache_folder() / 'hub' / f'models--{repository.replace("/", "--")}'
-            raise DownloadError(f'{name}: not there yet, and offline nothing is downloaded; copy {folder} from a machine '
-                                'that has downloaded it' + (f', or put it there as {to}' if to else '')) from None
-        here = '' if is_address(name) else 'no such file or folder here, and '
-        told = DownloadError(f'{name}: {here}the hub does not give it ({_reason(error)}); check the name and the connection, and '
-                             'for a repository that asks for a login set HF_TOKEN')
-        told.silent = True
-        raise told from None
-
-
-def _link(source, path):
-    """Makes `path` another name of a file, or a copy where that cannot be."""
-    source = source.resolve()
-    try:
-        os.link(source, path)
-    except OSError:  # another disk, or one that has no links
-        shutil.copyfile(source, path)
+            raise DownloadError(f'{address}: not downloaded yet, and nothing is downloaded offline; copy '
+                                f'{cache}/models--{repository.replace("/", "--")} from a machine that has it') from None
+        raise DownloadError(f'{address}: the hub does not give it ({one_line(error)}); check the name and the connection; a '
+                            'repository that asks for a login needs HF_TOKEN') from None
+    if not folder.is_dir():
+        raise DownloadError(f'{address}: expected some of {", ".join(SNAPSHOT)} in the repository, found none; check the name')
+    return folder

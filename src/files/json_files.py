@@ -1,4 +1,4 @@
-"""Files of annotations, read with clear messages: whole where they are small, an item at a time where they may be large."""
+"""Json files read and written: at once where they are small, an item at a time where they may be large."""
 
 import gzip
 import io
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ijson
-from tqdm import tqdm
+
+from files.atomic import byte_bar
 
 
 class DataError(ValueError):
@@ -23,11 +24,11 @@ def read_json(path, what):
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: not whole, valid json ({error}); expected {what}') from None
+        raise DataError(f'{path}: incomplete or invalid json ({error}); expected {what}') from None
 
 
-class Counted(io.FileIO):
-    """A file of bytes that tells a bar how many are read."""
+class CountedFile(io.FileIO):
+    """A binary file that advances a progress bar by the bytes read."""
 
     def __init__(self, path, bar):
         super().__init__(path)
@@ -41,19 +42,19 @@ class Counted(io.FileIO):
 
 @contextmanager
 def opened(path):
-    """The bytes of a file, unpacked if its name ends in .gz, with a bar of what is read from disk.
+    """A file opened to read bytes, decompressed if its name ends in .gz, with a progress bar of what is read from disk.
 
-    Raises FileNotFoundError, or DataError if the archive is broken, which name the file.
+    Raises FileNotFoundError, or DataError if the gzip file is damaged; both name the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; download it, or check the name')
-    with (tqdm(desc=path.name, total=path.stat().st_size, unit='B', unit_scale=True, delay=1, disable=None) as bar,
-          io.BufferedReader(Counted(path, bar), 1 << 20) as file):
+    with (byte_bar(path.name, path.stat().st_size, delay=1) as bar,
+          io.BufferedReader(CountedFile(path, bar), 1 << 20) as file):
         try:
             yield gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f'{path}: not a whole gzip file ({error}); download it again') from None
+            raise DataError(f'{path}: incomplete or damaged gzip file ({error}); download it again') from None
 
 
 def stream(path, prefix, what, pairs=False):
@@ -61,7 +62,7 @@ def stream(path, prefix, what, pairs=False):
 
     path: .json or .json.gz; prefix: where they are, as in ijson ('questions.item'; '' with pairs); what: what they are, in the
     plural, for messages; pairs: yield the (key, value) pairs of an object. Raises FileNotFoundError, or DataError if the file
-    is broken off or no json, or has no such items.
+    is incomplete or no json, or has no such items.
     """
     count = 0
     with opened(path) as file:
@@ -71,7 +72,7 @@ def stream(path, prefix, what, pairs=False):
                 yield item
         except (ijson.JSONError, UnicodeDecodeError) as error:
             fault = ' '.join(str(error).split())  # the parser draws an arrow below the fault
-            raise DataError(f'{path}: not whole, valid json after {count:,} {what} ({fault}); download it again') from None
+            raise DataError(f'{path}: incomplete or invalid json after {count:,} {what} ({fault}); download it again') from None
     if not count:
         place = f'at {prefix.replace(".item", "[...]")}' if '.' in prefix else 'in a list'
         raise DataError(f'{path}: expected {what} {"as the values of one object" if pairs else place}, found none; is it the '
@@ -79,12 +80,12 @@ def stream(path, prefix, what, pairs=False):
 
 
 def field(item, key, kind, path):
-    """item[key], which must be a `kind` (a type). Raises DataError that names the file, the key and what was found."""
+    """item[key], which must be a `kind` (a type). Raises DataError that names the file, the key and the value found."""
     value = item.get(key) if isinstance(item, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        found = repr(item)
+        text = repr(item)
         raise DataError(f'{path}: key "{key}": expected {kind.__name__}, found {value!r} in '
-                        f'{found[:200] + "..." if len(found) > 200 else found}; is it the file that its name says?')
+                        f'{text[:200] + "..." if len(text) > 200 else text}; is it the file that its name says?')
     return value
 
 

@@ -1,158 +1,150 @@
-"""What there is to download (data/manifest.json), and what came of it (manifest.lock.json beside what was fetched)."""
+"""The published files (data/manifest.json), and the folder that they are downloaded to."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from files.json_files import DataError, field, read_json
-from regions.readers import progress
-from regions.store_files import write_json
+from files.atomic import locked, sha256, write_json
+from files.json_files import DataError, read_json
 
-SET_KEYS = {'about': str, 'size': str, 'source': str, 'instead': str, 'made': list, 'files': list}
-FILE_KEYS = {'path': str, 'addresses': list, 'members': list, 'size': int, 'format': str, 'note': str}
 NAME = r'\w[\w.-]*'
-ADDRESS = r'(https?|s3|hf)://\S+'
-LOCK = 'manifest.lock.json'
-MISSING, WHOLE, UNCHECKED, CHANGED = 'missing', 'whole', 'there, not fetched by this command', 'changed since it was fetched'
+PATH = rf'{NAME}(/{NAME})+'
+ADDRESS = r'(https?|s3)://\S+|hf://[^/\s]+/[^/\s]+/\S+'
+KEYS = {'size', 'sha256', 'mtime_ns', 'address', 'date'}  # of an entry of the record
+MISSING, COMPLETE, UNKNOWN, CHANGED = 'missing', 'complete', 'not downloaded by this command', 'changed since it was downloaded'
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to fetch: where it ends, below the target, and its addresses, the best first.
+    """A published file.
 
-    members: of a zip, the names of the files that are wanted of it, which end beside it. size: bytes, where known. format:
-    'jsonl' where a .json has a value a line. note: for people.
+    path: below the target folder; addresses: the best first; members: names of the files to extract from a zip, into its folder;
+    size: bytes, where known; format: 'jsonl' for a .json with one value a line; note: for people.
     """
 
     path: str
-    addresses: tuple
-    members: tuple = ()
+    addresses: list
+    members: list = ()
     size: int | None = None
     format: str = ''
     note: str = ''
 
+    def __post_init__(self):
+        valid = {
+            'path': matches(PATH, [self.path]), 'addresses': self.addresses and matches(ADDRESS, self.addresses),
+            'members': matches(NAME, self.members), 'size': self.size is None or type(self.size) is int,
+            'format': self.format in ('', 'jsonl')}
+        for key, is_valid in valid.items():
+            if not is_valid:
+                raise ValueError(f'invalid {key}: {getattr(self, key)!r}')
+
     @property
     def results(self):
-        """The paths that are wanted in the end."""
-        folder = self.path.rpartition('/')[0]
-        return tuple(f'{folder}/{member}' for member in self.members) or (self.path,)
+        """The paths to have in the end: of the members, or of the file itself."""
+        return [f'{self.path.rpartition("/")[0]}/{member}' for member in self.members] or [self.path]
 
 
 @dataclass(frozen=True)
-class Set:
-    """What one word of the command stands for.
+class FileSet:
+    """What one argument of the command stands for.
 
-    about: a sentence; size: a text, as published; source: whose it is, and its licence; instead: what to do where it cannot be
-    fetched, which also makes the paths `made`.
+    about: a sentence; files: list of File; size, source (whose it is, and its licence): for people; instead: how to get or make
+    the files without this command, and also the paths `made`, which are not published.
     """
 
-    name: str
     about: str
-    files: tuple
+    files: list
     size: str = ''
     source: str = ''
     instead: str = ''
-    made: tuple = ()
+    made: list = ()
+
+
+def matches(pattern, texts):
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) and re.fullmatch(pattern, text) for text in texts)
 
 
 def read(path):
-    """{name: Set} of a manifest. Raises FileNotFoundError or DataError that names the file and the key."""
+    """{name: FileSet} of a manifest. Raises FileNotFoundError, or DataError that names the file, the set and the key."""
     sets = read_json(path, 'the manifest of what can be downloaded')
-    if not isinstance(sets, dict):
-        raise DataError(f'{path}: expected an object of sets, found {type(sets).__name__}')
-    found = {name: read_set(name, values, f'{path}: {name}') for name, values in sets.items()}
-    seen = set()
-    for one in (result for each in found.values() for file in each.files for result in {file.path, *file.results}):
-        if one in seen:
-            raise DataError(f'{path}: expected each path once, found {one} twice')
-        seen.add(one)
-    return found
+    name, paths = 'expected an object of sets', []
+    try:
+        for name, values in sets.items():
+            sets[name] = FileSet(**values | {'files': [File(**file) for file in values['files']]})
+            paths += [path for file in sets[name].files for path in {file.path, *file.results}]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f'{path}: {name}: {error}') from None
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise DataError(f'{path}: expected each path once, found {", ".join(sorted(twice))} twice')
+    return sets
 
 
-def read_set(name, values, where):
-    values = checked(values, SET_KEYS, ('about', 'files'), where)
-    files = tuple(read_file(file, f'{where}.files[{place}]') for place, file in enumerate(values.pop('files')))
-    made = matching(values.pop('made', ()), rf'{NAME}(/{NAME})+', f'{where}.made')
-    return Set(name, files=files, made=made, **values)
+class Target:
+    """The folder that files are downloaded to, and the record of those downloaded, its manifest.lock.json: {path in the manifest:
+    size, sha256, mtime_ns, address, date}. The record is read anew each time, since another process may write it.
 
+    folder: default data, but snap for the pre-trained weights, where training looks for them.
+    """
 
-def read_file(values, where):
-    values = checked(values, FILE_KEYS, ('path', 'addresses'), where)
-    matching([values['path']], rf'{NAME}(/{NAME})+', f'{where}.path')
-    values['addresses'] = matching(values['addresses'], ADDRESS, f'{where}.addresses')
-    values['members'] = matching(values.get('members', ()), NAME, f'{where}.members')
-    if not values['addresses']:
-        raise DataError(f'{where}.addresses: expected at least one, found none')
-    if values.get('format', 'jsonl') != 'jsonl':
-        raise DataError(f'{where}.format: expected jsonl, or none, found {values["format"]!r}')
-    return File(**values)
+    def __init__(self, folder=None):
+        self.folder = Path(folder or 'data')
+        self.weights = self.folder if folder else Path('snap')
+        self.record = self.folder / 'manifest.lock.json'
 
+    def file(self, path):
+        """Where the file of a path of the manifest is."""
+        return (self.weights if path.startswith('pretrained/') else self.folder) / path
 
-def checked(values, keys, needed, where):
-    """A copy of an object whose keys are of {key: type}, `needed` among them; DataError if they are not."""
-    for key in values if isinstance(values, dict) else ():
-        if key not in keys:
-            raise DataError(f'{where}.{key}: there is no such key; expected {", ".join(keys)}')
-    return {key: field(values, key, kind, where) for key, kind in keys.items() if key in needed or key in values}
-
-
-def matching(texts, pattern, where):
-    """The texts as a tuple, each of which must match a pattern, else DataError."""
-    for text in texts:
-        if not isinstance(text, str) or not re.fullmatch(pattern, text):
-            raise DataError(f'{where}: expected texts like {pattern}, found {text!r}')
-    return tuple(texts)
-
-
-class Lock:
-    """What was fetched into a folder, by path as in the manifest: size, sha256, address, date, and the time of the file's last
-    change, so that what is whole is known without being read again. Read anew each time: another process may write too."""
-
-    def __init__(self, folder, held):
-        """held: what to hold while the file is read and written again, a function of a name that returns a context."""
-        self.path, self.held = Path(folder) / LOCK, held
+    def locked(self, path, on_wait=None):
+        """Holds the lock of a path of the manifest. Locks lie in one folder, so that none remain beside the files."""
+        return locked(self.folder / '.locks' / path.replace('/', '-'), on_wait)
 
     def entries(self):
-        """{path: {'size', 'sha256', 'mtime_ns', 'address', 'date'}}. Raises DataError if the file is broken."""
-        if not self.path.exists():
-            return {}
-        entries = read_json(self.path, 'a record of what was fetched')
-        try:
-            {(entry['size'] + entry['mtime_ns'], entry['sha256'] + entry['address'] + entry['date'])
-             for entry in entries.values()}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DataError(f'{self.path}: expected size, sha256, mtime_ns, address and date of each file, found a fault at '
-                            f'{error!r}; mend it, or remove it: then nothing that is there is checked') from None
+        """The record. Raises DataError if it is broken."""
+        entries = read_json(self.record, 'a record of downloaded files') if self.record.exists() else {}
+        if not isinstance(entries, dict) or any(not isinstance(entry, dict) or KEYS - entry.keys() for entry in entries.values()):
+            raise DataError(f'{self.record}: expected {", ".join(sorted(KEYS))} of each file; correct it, or remove it: then '
+                            'existing files are not verified')
         return entries
 
-    def get(self, path):
-        return self.entries().get(path)
-
-    def put(self, path, file, sha256, address):
-        """Records `file`, which is whole and is, or will be, the one of this path."""
+    def add(self, path, file, sha256, address, date=None):
+        """Records a complete `file`, which has, or gets afterwards, the name of this path."""
         status = file.stat()
-        with self.held(LOCK):
-            write_json(self.path, self.entries() | {path: {
-                'size': status.st_size, 'sha256': sha256, 'mtime_ns': status.st_mtime_ns, 'address': address,
-                'date': datetime.now(UTC).isoformat(timespec='seconds')}})
+        entry = {'size': status.st_size, 'sha256': sha256, 'mtime_ns': status.st_mtime_ns, 'address': address,
+                 'date': date or datetime.now(UTC).isoformat(timespec='seconds')}
+        with self.locked(self.record.name):
+            write_json(self.record, self.entries() | {path: entry})
 
-    def state(self, path, file):
-        """MISSING, WHOLE, UNCHECKED or CHANGED; the file is not read."""
+    def size(self, path, published=None):
+        """Bytes of the existing file of a path, else of the one that was downloaded, else the published number or None."""
+        file = self.file(path)
+        return file.stat().st_size if file.is_file() else self.entries().get(path, {}).get('size', published)
+
+    def state(self, path, verify=False):
+        """MISSING, UNKNOWN, COMPLETE or CHANGED, by the size and modification time of a file; with verify by its sha256."""
+        file, entry = self.file(path), self.entries().get(path)
         if not file.is_file():
             return MISSING
-        if (entry := self.get(path)) is None:
-            return UNCHECKED
+        if entry is None:
+            return UNKNOWN
+        if verify:
+            return COMPLETE if sha256(file) == entry['sha256'] else CHANGED
         status = file.stat()
-        return WHOLE if (status.st_size, status.st_mtime_ns) == (entry['size'], entry['mtime_ns']) else CHANGED
+        return COMPLETE if (status.st_size, status.st_mtime_ns) == (entry['size'], entry['mtime_ns']) else CHANGED
 
+    def exists(self, path, verify):
+        """Whether the file of a path is there. Raises DataError if it is not the one that was downloaded.
 
-def sha256_of(path):
-    """The digest of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file, progress(f'checking {path.name}', path.stat().st_size) as bar:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+        verify: compare the sha256 also where size and modification time are those of the record.
+        """
+        state, file = self.state(path), self.file(path)
+        if state == CHANGED or (verify and state == COMPLETE):
+            entry, digest = self.entries()[path], sha256(file)
+            if digest != entry['sha256']:
+                raise DataError(
+                    f'{file}: expected {entry["size"]:,} bytes, sha256 {entry["sha256"]}, downloaded from {entry["address"]} on '
+                    f'{entry["date"]}; found {file.stat().st_size:,} bytes, sha256 {digest}. Remove it to download it again, or '
+                    f'remove its entry "{path}" in {self.record} to keep it')
+            self.add(path, file, digest, entry['address'], entry['date'])  # only copied or touched
+        return state != MISSING

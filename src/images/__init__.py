@@ -1,1 +1,1 @@
-"""Pictures: which, and from file to array."""
+"""Finding and opening pictures."""

@@ -8,7 +8,7 @@ from bert.weights import WeightsError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
-from lxrt.modeling import answer_layers, layer_names
+from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
 from lxrt.pretraining import LXRTPretraining, label_counts
 from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining, read_task
 
@@ -86,13 +86,9 @@ class LxmertEncoder(Encoder):
     def hidden_states(self, batch):
         """(pooled (m, d), {layer: word states}, {layer: region states}), 0 at padding; layers: `layer_names`."""
         images = images_of_entries(batch)
-        pooled, words, regions = self.lxrt_encoder(batch['input_ids'], (images['features'], images['boxes']),
+        pooled, (words, regions) = self.lxrt_encoder(batch['input_ids'], (images['features'], images['boxes']),
                                                    images.get('visual_attention_mask'), hidden_states=True)
         return pooled, words, regions
-
-    def layer_names(self):
-        """The names of the layers of hidden_states: (of words, of regions)."""
-        return layer_names(self.config)
 
     def pooled_size(self, images):
         return images * self.config.hidden_size

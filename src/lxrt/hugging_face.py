@@ -9,9 +9,16 @@ from torch import nn
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, answer_layers
 from lxrt.pretraining import LXRTPretraining
-from lxrt.weights import DECODER, TASK_PREFIX
+from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, read_lxmert, read_task
+
+__all__ = ['HEAD_FILE', 'MAY_MISS', 'TOKENIZER', 'answer_count', 'architecture_of', 'complete', 'hf_config', 'hf_tensors',
+           'is_task', 'model_of', 'read_task', 'read_weights']
 
 PRETRAINING, ANSWERS, ENCODER = 'LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel'
+TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
+HEAD_FILE = NLVR2_HEAD  # the tensors that a class of transformers has no place for
+MAY_MISS = re.escape(DECODER),  # tied in transformers, so that its files lack it
+read_weights = read_lxmert
 
 
 def architecture_of(state, config):
@@ -38,6 +45,14 @@ def _images(state, config):
 
 def _region_losses(state):
     return [kind for kind in ('obj', 'attr', 'feat') if f'obj_predict_head.decoder_dict.{kind}.weight' in state]
+
+
+def complete(state):
+    """The tensors of a file of transformers without its buffers and with the tied decoder, as snapshots have them."""
+    state = {name: tensor for name, tensor in state.items() if not name.endswith('embeddings.position_ids')}
+    if 'cls.predictions.bias' in state and DECODER not in state:
+        state[DECODER] = state['bert.embeddings.word_embeddings.weight']
+    return state
 
 
 def model_of(state, config):

@@ -14,13 +14,13 @@ from PIL import Image
 
 import dist
 from cli import run_main
-from detector.workers import DETECTORS, WEIGHTS, Recipe, load
+from detector.registry import HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
 from explain.attention import MOST, drawings, look, most_relevant
 from explain.error_report import names_folder
 from files.json_files import DataError
 from images.pictures import ENDINGS, open_picture
-from regions.class_names import Names
+from regions.class_names import ClassNames
 from shapes.features import FEATURE_DIM
 from tasks.predictor import Predictor
 
@@ -51,21 +51,20 @@ class Asker:
     """Answers questions about pictures: a detector and an Answerer, kept for any number of questions."""
 
     def __init__(self, answerer, detector, names=None, min_boxes=36, max_boxes=36):
-        self.answerer, self.detector, self.names = answerer, detector, Names(names)
+        self.answerer, self.detector, self.names = answerer, detector, ClassNames(names)
         self.boxes = min_boxes, max_boxes
 
     @classmethod
     def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **boxes):
-        """snapshot: as Predictor.from_snapshot takes it; detector: one of DETECTORS, None: that of the snapshot's features;
+        """snapshot: as Predictor.from_snapshot takes it; detector: its name, None: that of the snapshot's features;
         weights: of the Faster R-CNN; names: folder of the names of the detector's classes, None: where they lie by themselves.
         Raises what is raised where files lack or do not fit."""
         answerer = Predictor.from_snapshot(snapshot, device)
-        size = answerer.head.encoder.config.visual_feat_dim
-        detector = detector or DETECTORS[size == FEATURE_DIM]
+        detector = detector or ('shapes' if answerer.feature_size == FEATURE_DIM else 'faster_rcnn')
         if detector == 'shapes' and weights:
             raise DataError(f'--weights {weights}: {snapshot} is of the sample world, whose detector has none; leave them out')
         names = names or names_folder(Path('data/shapes' if detector == 'shapes' else 'data'))
-        return cls(answerer, load(Recipe(detector, weights or WEIGHTS, bf16, 36, 36), device), names, **boxes)
+        return cls(answerer, load_detector(DetectorConfig(detector, weights, bf16), device), names, **boxes)
 
     @property
     def pictures(self):
@@ -170,7 +169,7 @@ def drawing_name(file, question, taken):
 def add_arguments(made):
     """Adds the flags that say which model answers and what it sees."""
     made.add_argument('--load', metavar='SNAPSHOT', help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)")
-    made.add_argument('--detector', choices=DETECTORS, help='(the one whose regions the snapshot was trained on)')
+    made.add_argument('--detector', metavar='NAME', help=f'{HELP} (the one whose regions the snapshot was trained on)')
     made.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     made.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     made.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')

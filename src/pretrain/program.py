@@ -105,7 +105,7 @@ class Program:
         bert = checkpoints.bert_folder(options, weights)
         model = options.model or checkpoints.model_type(weights)
         config = models.package(model).read_config(bert, options)
-        checkpoints.check_max_length(spec, config)
+        checkpoints.check_max_length(spec.max_length, config)
         tokenizer = checkpoints.read_tokenizer(bert, config)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)

@@ -1,67 +1,32 @@
-"""Regions in arrays, on disk or in RAM: looking images up by id and gathering batches, from one set, several or a part.
+"""Regions in arrays, on disk or in RAM: images are looked up by id, batches are gathered by row."""
 
-All of them have len(), ids, feature_size, max_regions, rows(img_ids), gather(rows), objects(rows), pick(rows, shares),
-subset(img_ids).
-"""
-
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from regions import tsv
-from regions.tsv import ImageRegions, RegionError
+from regions.tsv import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError
 
 OBJECTS = ('classes', 'class_conf', 'attributes', 'attribute_conf')
-DTYPES = {name: dtype for name, (_, dtype) in tsv.ARRAYS.items()}
+DTYPES = {name: dtype for name, (_, dtype) in ARRAYS.items()}
 
 
-class Regions:
-    """What one set of regions, several and a part of one have in common."""
-
-    def subset(self, img_ids: Sequence[str]) -> 'RegionSubset':
-        """Only these images, in this order, without copying. Raises RegionError naming ids that are not here."""
-        return RegionSubset(self, img_ids)
-
-    def rows(self, img_ids: Sequence[str]) -> np.ndarray:
-        """The row of each image id, (len(img_ids),) int64; -1 for ids that are not here."""
-        raise NotImplementedError
-
-    def gather(self, rows) -> dict[str, np.ndarray]:
-        """Features and boxes of b images, o being the most regions any of them has.
-
-        Returns features (b, o, f), float32 or float16 as they are kept (half the bytes to move; `.float()` them where
-        they are used); boxes (b, o, 4) float32, x1, y1, x2, y2 divided by the picture's width and height; mask (b, o)
-        bool, False where an image has fewer regions and the entries are 0.
-        Raises IndexError for a row that is not in 0..n-1, such as the -1 of an unknown id.
-        """
-        raise NotImplementedError
-
-    def objects(self, rows) -> dict[str, np.ndarray]:
-        """What the detector saw: classes, attributes (b, o) int64 and class_conf, attribute_conf (b, o) float32.
-
-        Padded with 0 as in `gather`, whose mask holds here too.
-        """
-        raise NotImplementedError
-
-    def pick(self, rows, shares) -> np.ndarray:
-        """The features (k, f) of one region of each of k images: that at a share (k,) from 0 to below 1 of its regions."""
-        raise NotImplementedError
-
-
-class RegionArrays(Regions):
+class RegionArrays:
     """n images whose regions lie one after the other in `arrays`, named as the files of a store are (see `store`).
 
-    `name` stands in messages. The features may be float32 or float16.
+    `name` is for messages. The features may be float32 or float16, or missing: boxes only.
     """
 
     def __init__(self, name, arrays: dict[str, np.ndarray], max_regions: int):
         self.name, self.arrays, self.max_regions = name, arrays, max_regions
-        self.even = len(arrays['features']) == len(self) * max_regions  # all images have as many regions
+        self.total = len(arrays['boxes'])
+        self.equal_counts = self.total == len(self) * max_regions  # all images have as many regions
 
     @classmethod
     def of_images(cls, name, images: Sequence[ImageRegions]) -> 'RegionArrays':
-        """Images of one feature size, at least one, put together in RAM."""
-        arrays = {field: np.concatenate([getattr(image, field) for image in images]) for field in DTYPES}
+        """Images with the same arrays, at least one, copied together in RAM."""
+        arrays = {column: np.concatenate([getattr(image, column) for image in images]) for column in COLUMNS
+                  if getattr(images[0], column) is not None}
         counts = [len(image.boxes) for image in images]
         sizes = [(image.height, image.width) for image in images]
         return cls(name, arrays | per_image([image.img_id for image in images], sizes, counts), max(counts))
@@ -71,14 +36,20 @@ class RegionArrays(Regions):
 
     @property
     def feature_size(self) -> int:
-        return self.arrays['features'].shape[1]
+        """Numbers in a region's features; 0: there are none."""
+        return self.size_of('features')
 
     @property
     def ids(self) -> np.ndarray:
         """(n,) bytes: the image ids in UTF-8, row by row, so in file order."""
         return self.arrays['ids']
 
+    def size_of(self, column: str) -> int:
+        """Numbers a region in 'features' or an optional column; 0: there is none."""
+        return self.arrays[column].shape[1] if column in self.arrays else 0
+
     def rows(self, img_ids: Sequence[str]) -> np.ndarray:
+        """The row of each image id, (len(img_ids),) int64; -1 for unknown ids."""
         keys = np.array([img_id.encode() for img_id in img_ids], np.bytes_)
         width = self.ids.dtype.itemsize
         too_long = np.char.str_len(keys) > width
@@ -88,18 +59,36 @@ class RegionArrays(Regions):
         return np.where((self.ids[rows] == keys) & ~too_long, rows, -1)
 
     def gather(self, rows) -> dict[str, np.ndarray]:
+        """Features and boxes of b images; o is the largest number of regions among them.
+
+        Returns features (b, o, f), float32 or float16 as they are stored (half the bytes to move; `.float()` them where
+        they are used), no such key if there are none; boxes (b, o, 4) float32, x1, y1, x2, y2 divided by the picture's width
+        and height; mask (b, o) bool, False where an image has fewer regions and the entries are 0.
+        Raises IndexError for a row that is not in 0..n-1, such as the -1 of an unknown id.
+        """
         rows, starts, counts = self.spans(rows)
         height_width = self.arrays['sizes'][rows].astype(np.float32)  # (b, 2)
-        boxes = self._read('boxes', starts, counts)
+        boxes = self._copy('boxes', starts, counts)
         boxes /= height_width[:, [1, 0, 1, 0]][:, None]  # (b, o, 4) / (b, 1, 4)
         mask = np.arange(counts.max(initial=0)) < counts[:, None]
-        return {'features': self._read('features', starts, counts), 'boxes': boxes, 'mask': mask}
+        features = {'features': self._copy('features', starts, counts)} if self.feature_size else {}
+        return features | {'boxes': boxes, 'mask': mask}
+
+    def read(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Some columns of b images, (b, o, ...) each, padded with 0 as in `gather`. Raises RegionError if one is missing."""
+        _, starts, counts = self.spans(rows)
+        for column in columns:
+            if column not in self.arrays:
+                raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; make '
+                                  'the region store from regions that have it')
+        return {column: self._copy(column, starts, counts) for column in columns}
 
     def objects(self, rows) -> dict[str, np.ndarray]:
-        _, starts, counts = self.spans(rows)
-        return {name: self._read(name, starts, counts) for name in OBJECTS}
+        """The detector's output: classes, attributes (b, o) int64, class_conf, attribute_conf (b, o) float32, as `read`."""
+        return self.read(rows, OBJECTS)
 
-    def pick(self, rows, shares) -> np.ndarray:
+    def gather_one(self, rows, shares) -> np.ndarray:
+        """The features (k, f) of one region of each of k images: that at a share (k,) from 0 to below 1 of its regions."""
         _, starts, counts = self.spans(rows)
         return self.arrays['features'][starts + (shares * counts).astype(np.int64)]
 
@@ -108,11 +97,12 @@ class RegionArrays(Regions):
         return self.arrays['sizes'][np.asarray(rows, np.int64)]
 
     def image(self, row: int) -> ImageRegions:
-        """The regions of one image as a TSV has them, features as float32 whatever is kept; nothing is checked."""
+        """The regions of one image; features are float32 even if they are stored as float16. Nothing is checked."""
         begin, end = self.arrays['offsets'][row:row + 2].tolist()
         height, width = self.arrays['sizes'][row].tolist()
-        return ImageRegions(self.ids[row].decode(), height, width,
-                            **{name: np.array(self.arrays[name][begin:end], dtype) for name, dtype in DTYPES.items()})
+        arrays = {name: np.array(self.arrays[name][begin:end], dtype) if name in self.arrays else None
+                  for name, (_, dtype) in COLUMNS.items()}
+        return ImageRegions(self.ids[row].decode(), height, width, **arrays)
 
     def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (b,), checked as by `gather`; where the regions of each start in the arrays (b,), and how many (b,)."""
@@ -121,33 +111,35 @@ class RegionArrays(Regions):
         starts = self.arrays['offsets'][rows]
         return rows, starts, self.arrays['offsets'][rows + 1] - starts
 
-    def _read(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """One array of b images, (b, o, ...): an indexing where all have o regions, else a block copy an image."""
+    def _copy(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """One array of b images, (b, o, ...): by one indexing if all images have o regions, else image by image."""
         array, o = self.arrays[name], counts.max(initial=0)
-        if self.even and len(starts):
+        if self.equal_counts and len(starts):
             return array.reshape(-1, self.max_regions, *array.shape[1:])[starts // self.max_regions]
-        taken = np.zeros((len(starts), o, *array.shape[1:]), array.dtype)
-        for place, start, count in zip(taken, starts.tolist(), counts.tolist(), strict=True):
-            place[:count] = array[start:start + count]
-        return taken
+        padded = np.zeros((len(starts), o, *array.shape[1:]), array.dtype)
+        for image, start, count in zip(padded, starts.tolist(), counts.tolist(), strict=True):
+            image[:count] = array[start:start + count]
+        return padded
 
 
-class RegionView(Regions):
-    """Several sets of regions as one, without copying: the rows of the second follow those of the first, and so on.
+class RegionView:
+    """Several RegionArrays as one, without copying: the rows of the second follow those of the first, and so on.
 
-    An id that is in several means the first of them. Raises RegionError if feature sizes differ.
+    All attributes and methods are as those of RegionArrays. An id that is in several means the first of them. Raises
+    RegionError if the sizes of features or of an optional column differ.
     """
 
-    def __init__(self, stores: Sequence[Regions]):
+    def __init__(self, stores: Sequence[RegionArrays]):
         if not stores:
             raise RegionError('expected at least one region store, found none; name a feature file')
         self.stores = list(stores)
         self.name = ' + '.join(str(store.name) for store in stores)
         self.feature_size = stores[0].feature_size
-        for store in stores:
-            if store.feature_size != self.feature_size:
-                raise RegionError(f'{store.name}: expected features of {self.feature_size} as in {stores[0].name}, '
-                                  f'found {store.feature_size}; use files made by one detector')
+        for store, column in itertools.product(stores, ('features', *OPTIONAL)):
+            expected, size = stores[0].size_of(column), store.size_of(column)
+            if size != expected and (column == 'features' or (size and expected)):
+                raise RegionError(f'{store.name}: expected {column} of {expected} as in {stores[0].name}, '
+                                  f'found {size}; use files made by one detector')
         self.max_regions = max(store.max_regions for store in stores)
         self.starts = np.cumsum([0] + [len(store) for store in stores])  # (stores + 1,)
 
@@ -156,107 +148,58 @@ class RegionView(Regions):
 
     @property
     def ids(self) -> np.ndarray:
-        """(n,) bytes, as RegionArrays.ids, but copied together on each call."""
         return np.concatenate([store.ids for store in self.stores])
+
+    def size_of(self, column: str) -> int:
+        """As RegionArrays.size_of; also 0 if only some of the stores have it."""
+        return min(store.size_of(column) for store in self.stores)
 
     def rows(self, img_ids: Sequence[str]) -> np.ndarray:
         rows = np.full(len(img_ids), -1, np.int64)
         for store, start in zip(self.stores, self.starts, strict=False):
             unknown = np.flatnonzero(rows < 0)
-            found = store.rows([img_ids[i] for i in unknown])
-            rows[unknown] = np.where(found < 0, -1, found + start)
+            local = store.rows([img_ids[i] for i in unknown])
+            rows[unknown] = np.where(local < 0, -1, local + start)
         return rows
 
     def gather(self, rows) -> dict[str, np.ndarray]:
-        return self._each('gather', rows)
+        return self._of_each(rows, lambda store, rows, _: store.gather(rows))
+
+    def read(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        return self._of_each(rows, lambda store, rows, _: store.read(rows, columns))
 
     def objects(self, rows) -> dict[str, np.ndarray]:
-        return self._each('objects', rows)
+        return self.read(rows, OBJECTS)
 
-    def pick(self, rows, shares) -> np.ndarray:
-        rows, owner, owners = self.owners(rows)
-        parts = [self.stores[which].pick(rows[owner == which] - self.starts[which], shares[owner == which]) for which in owners]
-        picked = np.zeros((len(rows), self.feature_size), np.result_type(np.float16, *parts))
-        for which, part in zip(owners, parts, strict=True):
-            picked[owner == which] = part
-        return picked
+    def gather_one(self, rows, shares) -> np.ndarray:
+        return self._of_each(rows, lambda store, rows, places: {'features': store.gather_one(rows, shares[places])})['features']
 
     def image_sizes(self, rows) -> np.ndarray:
-        """As RegionArrays.image_sizes."""
-        rows, owner, owners = self.owners(rows)
-        sizes = np.zeros((len(rows), 2), np.int32)
-        for which in owners:
-            sizes[owner == which] = self.stores[which].image_sizes(rows[owner == which] - self.starts[which])
-        return sizes
+        return self._of_each(rows, lambda store, rows, _: {'sizes': store.image_sizes(rows)})['sizes']
 
     def image(self, row: int) -> ImageRegions:
-        """As RegionArrays.image."""
-        _, _, (which,) = self.owners([row])
-        return self.stores[which].image(row - int(self.starts[which]))
+        return self._of_each([row], lambda store, rows, _: store.image(int(rows[0])))
 
-    def owners(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows (b,), checked as by `gather`; which of the sets each is of (b,); which of them occur, in order."""
+    def _of_each(self, rows, read) -> dict[str, np.ndarray]:
+        """What read(store, its rows, their places in `rows`) returns, for each store that has some of them, copied together."""
         rows = np.asarray(rows, np.int64)
         check_rows(rows, len(self), self.name)
-        owner = np.searchsorted(self.starts, rows, side='right') - 1
-        return rows, owner, np.unique(owner)
-
-    def _each(self, read: str, rows) -> dict[str, np.ndarray]:
-        rows, owner, owners = self.owners(rows)
-        if len(owners) <= 1:  # the usual batch is of one store: nothing to put together
-            which = int(owners[0]) if len(owners) else 0
-            return getattr(self.stores[which], read)(rows - self.starts[which])
-        parts = [getattr(self.stores[which], read)(rows[owner == which] - self.starts[which]) for which in owners]
+        store_of = np.searchsorted(self.starts, rows, side='right') - 1
+        places = {i: np.flatnonzero(store_of == i) for i in np.unique(store_of).tolist() or [0]}
+        parts = [read(self.stores[i], rows[of_store] - self.starts[i], of_store) for i, of_store in places.items()]
+        if len(parts) == 1:  # most batches are of one store
+            return parts[0]
         batch = {}
         for key in parts[0]:
-            o = max(part[key].shape[1] for part in parts)
+            shape = len(rows), max(part[key].shape[1] for part in parts), *parts[0][key].shape[2:]
             dtype = np.result_type(*(part[key] for part in parts))  # float32 if one of the stores has it
-            batch[key] = np.zeros((len(rows), o, *parts[0][key].shape[2:]), dtype)
-            for which, part in zip(owners, parts, strict=True):
-                batch[key][owner == which, :part[key].shape[1]] = part[key]
+            batch[key] = np.zeros(shape, dtype)
+            for of_store, part in zip(places.values(), parts, strict=True):
+                batch[key][of_store, :part[key].shape[1]] = part[key]
         return batch
 
 
-class RegionSubset(Regions):
-    """Some images of `regions`: row i here is that of the i-th of `img_ids` there, and nothing is copied."""
-
-    def __init__(self, regions: Regions, img_ids: Sequence[str]):
-        img_ids = list(img_ids)
-        self.regions, self.where = regions, regions.rows(img_ids)  # (n,) int64: the row there
-        missing = [img_ids[i] for i in np.flatnonzero(self.where < 0)]
-        if missing:
-            raise RegionError(f'{regions.name}: expected regions of {len(img_ids)} images, found none of {len(missing)}: '
-                              f'{", ".join(missing[:3])}; leave them out, or extract their regions')
-        self.name, self.feature_size, self.max_regions = regions.name, regions.feature_size, regions.max_regions
-        self._order = np.argsort(self.where, kind='stable')
-
-    def __len__(self) -> int:
-        return len(self.where)
-
-    @property
-    def ids(self) -> np.ndarray:
-        return self.regions.ids[self.where]
-
-    def rows(self, img_ids: Sequence[str]) -> np.ndarray:
-        there = self.regions.rows(img_ids)
-        if not len(self):
-            return np.full(len(there), -1, np.int64)
-        rows = self._order[np.minimum(np.searchsorted(self.where, there, sorter=self._order), len(self) - 1)]
-        return np.where((there >= 0) & (self.where[rows] == there), rows, -1)
-
-    def gather(self, rows) -> dict[str, np.ndarray]:
-        return self.regions.gather(self._there(rows))
-
-    def objects(self, rows) -> dict[str, np.ndarray]:
-        return self.regions.objects(self._there(rows))
-
-    def pick(self, rows, shares) -> np.ndarray:
-        return self.regions.pick(self._there(rows), shares)
-
-    def _there(self, rows) -> np.ndarray:
-        rows = np.asarray(rows, np.int64)
-        check_rows(rows, len(self), self.name)
-        return self.where[rows]
+Regions = RegionArrays | RegionView
 
 
 def per_image(img_ids: Sequence[str], sizes: Sequence, counts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -266,9 +209,9 @@ def per_image(img_ids: Sequence[str], sizes: Sequence, counts: Sequence[int]) ->
             'ids': ids, 'order': np.argsort(ids).astype('<i8')}
 
 
-def check_rows(rows: np.ndarray, length: int, where) -> None:
-    """Raise IndexError, naming `where`, for rows that are not in 0..length-1."""
+def check_rows(rows: np.ndarray, length: int, name) -> None:
+    """Raise IndexError, naming the regions, for rows that are not in 0..length-1."""
     wrong = (rows < 0) | (rows >= length)
     if wrong.any():
-        raise IndexError(f'{where}: expected rows from 0 to {length - 1}, found {rows[wrong][0]}; leave images out '
+        raise IndexError(f'{name}: expected rows from 0 to {length - 1}, found {rows[wrong][0]}; leave images out '
                          'whose id is unknown (row -1)')

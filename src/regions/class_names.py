@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from regions.readers import RegionError
+from regions.tsv import RegionError
 
 FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
 
 
-class Names:
-    """`name(kind, id)` for kind 'classes' or 'attributes'; without a folder, or past its names, the id itself.
+class ClassNames:
+    """`name(kind, id)` for kind 'classes' or 'attributes'; without a folder, or for ids it has no name for, the id itself.
 
     `folder` holds objects_vocab.txt and, optionally, attributes_vocab.txt: a line a class, in the order of the ids, as
     the published detector has them. Of synonyms (`gray,grey`) the first counts. Line 1 is id 0: the background, which

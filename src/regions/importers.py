@@ -4,8 +4,9 @@ An image has these arrays, o being its regions; the first name is ours, the othe
 
     features (o, f) float; boxes (o, 4) pixels x1, y1, x2, y2; size (2,) height, width, or height and width
     optional: classes, attributes (o,) whole numbers, without the background; class_conf, attribute_conf (o,) 0..1
+    optional, for a region store only: class_probabilities (o, num_classes) 0..1
 
-What is optional and missing becomes 0: with confidence 0 it weighs nothing in pre-training.
+Missing classes, attributes and confidences become 0: with confidence 0 a class has no weight in pre-training.
 
     folder of .npz      <id>.npz with these arrays
     folder of .npy      <id>.npy is features, <id>.boxes.npy, <id>.size.npy and so on the others
@@ -23,16 +24,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from regions import readers, tsv
-from regions.readers import RegionError
-from regions.tsv import ImageRegions
+from regions import tsv
+from regions.tsv import ImageRegions, RegionError
 
 ALIASES = {'features': ('x', 'feature'), 'boxes': ('bbox', 'bboxes'), 'size': ('image_size', 'img_size'),
            'height': ('img_h', 'image_h', 'image_height'), 'width': ('img_w', 'image_w', 'image_width'),
            'classes': ('objects_id', 'object_ids', 'objects'), 'class_conf': ('objects_conf', 'confidences', 'conf', 'scores'),
-           'attributes': ('attrs_id', 'attribute_ids'), 'attribute_conf': ('attrs_conf',)}
+           'attributes': ('attrs_id', 'attribute_ids'), 'attribute_conf': ('attrs_conf',), 'class_probabilities': ('cls_prob',)}
 KNOWN = {key for name, others in ALIASES.items() for key in (name, *others)}
-PER_REGION = ('features', 'boxes', 'classes', 'class_conf', 'attributes', 'attribute_conf')
+WIDE = ('features', 'boxes', *tsv.OPTIONAL)  # arrays with a row a region; the others have a number a region
+PER_REGION_KEYS = {key for name in tsv.COLUMNS for key in (name, *ALIASES[name])}
 
 Get = Callable[[str], np.ndarray | None]  # an array by the name it is saved under; None: there is none
 Images = Iterator[tuple[str, str, Callable[[], Get]]]  # the id of each, where it is for messages, and what opens it
@@ -49,45 +50,47 @@ def read(path) -> Iterator[ImageRegions]:
     for img_id, where, load in _files(path) if path.is_dir() else _hdf5(path):
         try:
             image = tsv.check(_image(img_id, load()), f)
-        except (ValueError, *readers.ZIP_ERRORS) as error:
+        except (ValueError, *tsv.ZIP_ERRORS) as error:
             faults.append(f'{where}: {error}')
             continue
         f = image.features.shape[1]
         yield image
     if faults:
         raise RegionError(f'{path}: expected whole images only, found {len(faults)} faulty; nothing was written. Mend or remove '
-                          f'them:\n{readers.listed(faults)}')
+                          f'them:\n{tsv.listed(faults)}')
     if f is None:
         raise RegionError(f'{path}: expected at least one image, found none')
 
 
 def _image(img_id: str, get: Get) -> ImageRegions:
-    found = {name: next((array for key in (name, *others) if (array := get(key)) is not None), None)
-             for name, others in ALIASES.items()}
+    values = {name: next((array for key in (name, *others) if (array := get(key)) is not None), None)
+              for name, others in ALIASES.items()}
     for name in ('features', 'boxes'):
-        if found[name] is None:
+        if values[name] is None:
             raise RegionError(f'key "{name}": expected an array, found none of this name, nor of '
                               f'{", ".join(ALIASES[name])}; save it under one of them')
-    size = found['size']
+    size = values['size']
     if size is None:
-        if found['height'] is None or found['width'] is None:
+        if values['height'] is None or values['width'] is None:
             raise RegionError('key "size": expected the height and width of the picture in pixels, found neither size nor '
                               'height and width; save it')
-        size = np.concatenate([np.ravel(found['height']), np.ravel(found['width'])])
+        size = np.concatenate([np.ravel(values['height']), np.ravel(values['width'])])
     size = np.asarray(size)
     if size.shape != (2,) or size.dtype.kind not in 'iuf' or (size != np.round(size)).any():
         raise RegionError(f'key "size": expected height and width, two whole numbers, found {size.tolist()!r:.60}')
-    o = len(found['features']) if np.ndim(found['features']) else 0
+    o = len(values['features']) if np.ndim(values['features']) else 0
     arrays = {}
-    for name in PER_REGION:
-        dtype = np.dtype(tsv.ARRAYS[name][1])
-        array = np.zeros(o, dtype) if found[name] is None else np.asarray(found[name])
+    for name, (_, dtype) in tsv.COLUMNS.items():
+        if values[name] is None and name in tsv.OPTIONAL:
+            continue
+        dtype = np.dtype(dtype)
+        array = np.zeros(o, dtype) if values[name] is None else np.asarray(values[name])
         if array.dtype.kind not in ('iu' if dtype.kind == 'i' else 'iuf'):
             raise RegionError(f'key "{name}": expected {"whole " if dtype.kind == "i" else ""}numbers, found {array.dtype}')
-        if array.ndim != (2 if name in ('features', 'boxes') else 1):
-            raise RegionError(f'key "{name}": expected {"a row" if name in ("features", "boxes") else "a number"} a region, '
+        if array.ndim != (2 if name in WIDE else 1):
+            raise RegionError(f'key "{name}": expected {"a row" if name in WIDE else "a number"} a region, '
                               f'found an array of shape {array.shape}')
-        with np.errstate(over='ignore'):  # what float32 cannot hold becomes infinite, and a fault
+        with np.errstate(over='ignore'):  # a number that is too large for the dtype becomes infinite, and a fault
             arrays[name] = np.ascontiguousarray(array, dtype)
     return ImageRegions(img_id, int(size[0]), int(size[1]), **arrays)
 
@@ -146,22 +149,21 @@ def _columns(path: Path, file) -> Images:
     img_ids = [img_id.decode() if isinstance(img_id, bytes) else str(img_id) for img_id in file['ids'][:]]
     n = len(img_ids)
     offsets, counts = (file[key][:] if key in file else None for key in ('offsets', 'num_boxes'))
-    per_region = {key for name in PER_REGION for key in (name, *ALIASES[name])}
     length = n if offsets is None else int(offsets[-1]) if len(offsets) == n + 1 else -1
     if length < 0 or (offsets is not None and (np.diff(offsets, prepend=0) < 0).any()):
         raise RegionError(f'{path}: key "offsets": expected {n + 1} numbers that grow from 0, found {len(offsets)}')
     if counts is not None and len(counts) != n:
         raise RegionError(f'{path}: key "num_boxes": expected {n} numbers, one an image, found {len(counts)}')
     for key in sorted(KNOWN & set(file)):
-        expected = length if key in per_region else n
+        expected = length if key in PER_REGION_KEYS else n
         if not file[key].ndim or len(file[key]) != expected:
             raise RegionError(f'{path}: key "{key}": expected {expected} rows, found an array of shape {file[key].shape}')
     for row, img_id in enumerate(tqdm(img_ids, desc=path.name, unit=' images', disable=None)):
         def get(key, row=row):
             if key not in file:
                 return None
-            if key in per_region and offsets is not None:
+            if key in PER_REGION_KEYS and offsets is not None:
                 return file[key][int(offsets[row]):int(offsets[row + 1])]
-            return file[key][row] if counts is None or key not in per_region else file[key][row][:int(counts[row])]
+            return file[key][row] if counts is None or key not in PER_REGION_KEYS else file[key][row][:int(counts[row])]
 
         yield img_id, f'{path}: row {row}, image {img_id}', lambda get=get: get

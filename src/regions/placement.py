@@ -1,22 +1,23 @@
-"""Where regions stay while batches are gathered from them: on disk by memory map, in RAM, or on the GPU (--featDevice)."""
+"""Where regions are kept while batches are gathered from them: on disk by memory map, in RAM, or on the GPU (--featDevice)."""
 
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from regions.arrays import RegionArrays, Regions, RegionView, check_rows
-from regions.tsv import RegionError
+from regions.tsv import OPTIONAL, RegionError
 
 CHUNK = 1 << 14  # regions that are copied to the device at once
 SPARE = 1 << 30  # bytes of the device's memory that regions leave to others at the least
 _LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, device) -> its Table, shared by splits
 
 
-def place(regions: Regions, where: str, device: torch.device) -> Regions:
+def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDevice':
     """The regions where --featDevice says: 'cpu' as they are, 'ram' read into RAM once, 'cuda' on `device`.
 
-    Raises RegionError if they do not fit on the device, telling their size and the memory that is free.
+    Raises RegionError, naming their size and the free memory, if they do not fit on the device.
     """
     if where == 'ram':
         return in_ram(regions)
@@ -25,73 +26,79 @@ def place(regions: Regions, where: str, device: torch.device) -> Regions:
     return OnDevice(regions, device) if where == 'cuda' else regions
 
 
-def see(regions: Regions, rows: np.ndarray, whole: bool = False) -> dict[str, np.ndarray]:
-    """The regions of b rows, for a batch, and their mask (b, o); of a row that is -1, every region is masked and empty.
+def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: bool = False,
+                 columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The regions of b rows for a batch, and their mask (b, o). The regions of a row that is -1 are all masked and 0.
 
-    Features and boxes as from `gather`, or, of regions on a device, places (b, o) int64; `finish` takes either. whole: o is the
-    most regions that any image has, not any of these.
+    Features and boxes are those of `gather`, or, of regions on a device, places (b, o) int64; `to_device` takes either.
+    static_shape: o is the largest number of regions of any image, not of these. columns: names of optional columns, each
+    returned (b, o, ...) under its own name; RegionError if the regions have no such column.
     """
+    known = np.maximum(rows, 0)
     if isinstance(regions, OnDevice):
         places = regions.places(rows)
-        places = widen(places, regions.max_regions, -1) if whole else places
-        return {'places': places, 'mask': places >= 0}
-    seen = regions.gather(np.maximum(rows, 0))
-    if whole:
-        seen = {name: widen(array, regions.max_regions) for name, array in seen.items()}
-    blind = rows < 0
-    if blind.any():
-        seen = {name: np.where(blind.reshape(-1, *[1] * (array.ndim - 1)), 0, array) for name, array in seen.items()}
-    return seen
+        batch, fill = {'places': places, 'mask': places >= 0}, {'places': -1}
+    else:
+        batch, fill = regions.gather(known), {}
+    if columns:
+        # Row 0, which is read instead of -1, may have more regions than the places.
+        batch |= {name: pad_regions(array[:, :batch['mask'].shape[1]], batch['mask'].shape[1])
+                  for name, array in regions.read(known, columns).items()}
+    if static_shape:
+        batch = {name: pad_regions(array, regions.max_regions, fill.get(name, 0)) for name, array in batch.items()}
+    missing = rows < 0
+    if missing.any():
+        for name, array in batch.items():
+            batch[name] = np.where(missing.reshape(-1, *[1] * (array.ndim - 1)), array.dtype.type(fill.get(name, 0)), array)
+    return batch
 
 
-def widen(array: np.ndarray, o: int, fill=0) -> np.ndarray:
-    """(b, n, ...) -> (b, o, ...), filled up."""
+def gather_noise(regions: 'Regions | OnDevice', rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of one region of each of k rows: noise (k, f) as by `gather_one`, or, on a device, noise_places (k,)."""
+    if isinstance(regions, OnDevice):
+        places = regions.places(rows)  # (k, o)
+        return {'noise_places': places[np.arange(len(rows)), (shares * (places >= 0).sum(1)).astype(np.int64)]}
+    return {'noise': regions.gather_one(rows, shares)}
+
+
+def pad_regions(array: np.ndarray, o: int, fill=0) -> np.ndarray:
+    """(b, n, ...) -> (b, o, ...)."""
     more = o - array.shape[1]
     return np.pad(array, [(0, 0), (0, more), *[(0, 0)] * (array.ndim - 2)], constant_values=fill) if more else array
 
 
-def finish(regions: Regions, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch that has reached the device: features of places that are there, or float32 of features that crossed in half; and
-    likewise `noise` (k, f) of what was picked."""
+def to_device(regions: 'Regions | OnDevice', batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch that was copied to the device, with features and boxes instead of places, noise (k, f) instead of noise_places,
+    and float32 instead of float16."""
     if 'noise_places' in batch:
         batch['noise'] = regions.look_up(batch.pop('noise_places'))['features']
     if 'places' in batch:
         batch |= regions.look_up(batch.pop('places'))
-    return batch | {name: batch[name].float() for name in ('features', 'noise') if name in batch}
+    return batch | {name: batch[name].float() for name in ('features', 'noise', *OPTIONAL) if name in batch}
 
 
-def pick(regions: Regions, rows: np.ndarray, shares: np.ndarray) -> dict[str, np.ndarray]:
-    """One region's features of each of k rows, as `Regions.pick`: noise (k, f), or, of regions on a device, noise_places (k,)."""
-    if isinstance(regions, OnDevice):
-        places = regions.places(rows)  # (k, o)
-        return {'noise_places': places[np.arange(len(rows)), (shares * (places >= 0).sum(1)).astype(np.int64)]}
-    return {'noise': regions.pick(rows, shares)}
-
-
-def in_ram(regions: RegionArrays | RegionView) -> RegionArrays | RegionView:
-    """The same regions with features and boxes in the RAM of this process; a worker that is forked shares it."""
+def in_ram(regions: Regions) -> Regions:
+    """The same regions with all arrays in the RAM of this process; a worker that is forked shares it."""
     if isinstance(regions, RegionView):
         return RegionView([in_ram(store) for store in regions.stores])
     return RegionArrays(regions.name, {name: np.array(array) for name, array in regions.arrays.items()}, regions.max_regions)
 
 
 class OnDevice:
-    """Regions whose features (half precision) and boxes are on a device as a whole; a batch reaches it as places.
+    """Regions whose features (half precision) and boxes are all on a device; a batch is copied there as places.
 
-    `places` runs where batches are prepared, in any process, and touches no device; `look_up` runs on the device and
-    waits for nothing. Otherwise as the regions it was made of.
+    `places` runs where batches are prepared, in any process, and uses no device; `look_up` runs on the device without waiting
+    for it. All else is as in the regions it was made of.
     """
 
-    def __init__(self, regions: RegionArrays | RegionView, device: torch.device):
+    def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
-        self.name, self.feature_size, self.max_regions, self.ids = (
-            regions.name, regions.feature_size, regions.max_regions, regions.ids)
-        self.objects = regions.objects
-        self.rows, self.stores = regions.rows, getattr(regions, 'stores', [regions])
-        totals = [len(store.arrays['features']) for store in self.stores]
-        self.starts = np.cumsum([0] + totals).tolist()  # of each store's regions, among those of all
+        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'objects', 'image', 'image_sizes'):
+            setattr(self, name, getattr(regions, name))
+        self.stores = getattr(regions, 'stores', [regions])
+        self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # of each store's regions, among all
         missing = [store for store in self.stores if _key(store, device) not in _LOADED]
-        check_room(sum(_size(store) for store in missing), regions.name, device)
+        check_gpu_memory(sum(_size(store) for store in missing), regions.name, device)
         self.tables = []
         for store in self.stores:
             table = _LOADED.get(_key(store, device)) or Table(store, device)
@@ -102,58 +109,58 @@ class OnDevice:
         return len(self.regions)
 
     def places(self, rows) -> np.ndarray:
-        """Where the regions of b images are, (b, o) int64, -1 for padding, and in the whole of a row that is -1."""
+        """Where the regions of b images are, (b, o) int64, -1 for padding and for all regions of a row that is -1."""
         rows = np.asarray(rows, np.int64)
-        seen = rows >= 0
-        check_rows(rows[seen], len(self), self.name)
+        known = rows >= 0
+        check_rows(rows[known], len(self), self.name)
         starts, counts = np.zeros(len(rows), np.int64), np.ones(len(rows), np.int64)
         row_starts = np.cumsum([0] + [len(store) for store in self.stores])
-        owner = np.searchsorted(row_starts, rows, side='right') - 1
-        for which, store in enumerate(self.stores):
-            own = seen & (owner == which)
-            _, start, counts[own] = store.spans(rows[own] - row_starts[which])
-            starts[own] = start + self.starts[which]
+        store_of = np.searchsorted(row_starts, rows, side='right') - 1
+        for i, store in enumerate(self.stores):
+            local = known & (store_of == i)
+            _, start, counts[local] = store.spans(rows[local] - row_starts[i])
+            starts[local] = start + self.starts[i]
         step = np.arange(counts.max(initial=0))
-        return np.where(seen[:, None] & (step < counts[:, None]), starts[:, None] + step, -1)
+        return np.where(known[:, None] & (step < counts[:, None]), starts[:, None] + step, -1)
 
     def look_up(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features (b, o, f) and boxes (b, o, 4), float32 as from `gather`, of places (b, o) int64 on the device."""
-        features = boxes = None
+        """Features (..., f), unless there are none, and boxes (..., 4), float32 as from `gather`, of places (...) int64 on the
+        device."""
+        batch = {}
         for table, start, end in zip(self.tables, self.starts, self.starts[1:], strict=False):
-            own = ((places >= start) & (places < end))[..., None]  # (b, o, 1)
-            local = (places - start).clamp(0, end - start - 1)
-            found = torch.where(own, table.features[local], 0), torch.where(own, table.boxes[local], 0)
-            # Each place is of one store and 0 in the others, so that their sum is exact.
-            features, boxes = found if features is None else (features + found[0], boxes + found[1])
-        return {'features': features.float(), 'boxes': boxes}
+            local = ((places >= start) & (places < end))[..., None]  # (..., 1)
+            index = (places - start).clamp(0, end - start - 1)
+            for name, array in table.arrays.items():
+                rows = torch.where(local, array[index], 0)
+                # Each place is of one store and 0 in the others, so that their sum is exact.
+                batch[name] = batch[name] + rows if name in batch else rows
+        return {name: array.float() for name, array in batch.items()}
 
 
 class Table:
-    """A store's features (total, f) float16 and boxes (total, 4) float32, scaled to 0..1, on a device."""
+    """A store's features (total, f) float16, unless it has none, and boxes (total, 4) float32, scaled to 0..1, on a device."""
 
     def __init__(self, store: RegionArrays, device: torch.device):
-        arrays, total = store.arrays, len(store.arrays['features'])
-        self.features = torch.empty(total, store.feature_size, dtype=torch.float16, device=device)
-        self.boxes = torch.empty(total, 4, device=device)
-        scale = arrays['sizes'][:, [1, 0, 1, 0]].astype(np.float32)  # (n, 4)
-        image_of = np.repeat(np.arange(len(store)), np.diff(arrays['offsets']))  # (total,)
+        boxes = torch.empty(store.total, 4, device=device)
+        features = torch.empty(store.total, store.feature_size, dtype=torch.float16, device=device)
+        scale = store.arrays['sizes'][:, [1, 0, 1, 0]].astype(np.float32)  # (n, 4)
+        image_of = np.repeat(np.arange(len(store)), np.diff(store.arrays['offsets']))  # (total,)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        for start in range(0, total, CHUNK):
+        for start in range(0, store.total, CHUNK):
             part = slice(start, start + CHUNK)
-            # A copy: PyTorch has no tensors that cannot be written.
-            self.features[part] = torch.from_numpy(np.array(arrays['features'][part])).to(device)
-            self.boxes[part] = torch.from_numpy(arrays['boxes'][part] / scale[image_of[part]]).to(device)
-            finite &= torch.isfinite(self.features[part]).all()
+            boxes[part] = torch.from_numpy(store.arrays['boxes'][part] / scale[image_of[part]]).to(device)
+            if store.feature_size:
+                # A copy: PyTorch has no tensors that cannot be written.
+                features[part] = torch.from_numpy(np.array(store.arrays['features'][part])).to(device)
+                finite &= torch.isfinite(features[part]).all()
         if not finite:
             raise RegionError(f'{store.name}: has features too large for half precision (over 65504); give --featDevice ram')
+        self.arrays = ({'features': features} if store.feature_size else {}) | {'boxes': boxes}
 
 
-def check_room(size: int, name, device: torch.device, free: int | None = None) -> None:
-    """Raise RegionError if `size` bytes more do not fit on a GPU, with room to spare; `free` is for tests."""
-    if free is None:
-        if device.type != 'cuda':
-            return
-        free = torch.cuda.mem_get_info(device)[0]
+def check_gpu_memory(size: int, name, device: torch.device) -> None:
+    """Raise RegionError if `size` bytes more do not fit on a GPU next to the model."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else np.inf
     if size > free - SPARE:
         raise RegionError(f'--featDevice cuda: the regions of {name} take {size / 1e9:.1f} GB in half precision, and '
                           f'{free / 1e9:.1f} GB of {device} are free, of which {SPARE / 1e9:.1f} GB are left to the model at the '
@@ -162,12 +169,9 @@ def check_room(size: int, name, device: torch.device, free: int | None = None) -
 
 def _size(store: RegionArrays) -> int:
     """Bytes of a store's Table."""
-    return len(store.arrays['features']) * (2 * store.feature_size + 4 * 4)
+    return store.total * (2 * store.feature_size + 4 * 4)
 
 
 def _key(store: RegionArrays, device: torch.device):
     # What was read for --tiny has no stamp: it is another one each time.
     return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), str(device)
-
-
-gather_batch, to_device, gather_noise, pad_regions = see, finish, pick, widen

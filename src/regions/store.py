@@ -5,10 +5,13 @@
     features (total, f) float32 or float16, boxes (total, 4) float32 pixels, classes and attributes (total,) int64,
     class_conf and attribute_conf (total,) float32: the regions, image after image, in the order of the TSV
     offsets (n + 1,) int64: image i's regions are offsets[i] to offsets[i + 1]
-    sizes (n, 2) int32: height, width; ids (n,) bytes: UTF-8; order (n,) int64: the argsort of ids, for looking up
+    sizes (n, 2) int32: height, width; ids (n,) bytes: UTF-8; order (n,) int64: the argsort of ids, to look them up
     meta.json: format version, counts, dtypes, source (name, size, mtime_ns, sha256 of the TSV), provenance
 
-Opening costs the same for any number of images, and every process shares the pages. A row is an image's position in
+A store that was not made from a TSV may lack the features (feature_size 0), and may hold optional columns, which meta.json
+lists with their sizes: class_probabilities (total, num_classes) float16.
+
+Opening takes the same time for any number of images, and every process shares the pages. A row is an image's position in
 the order of the file. The store appears under its name only when complete; writers hold a lock beside it.
 """
 
@@ -17,23 +20,24 @@ import hashlib
 import os
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from regions import conversion, readers, store_files, tsv
-from regions.arrays import OBJECTS, RegionArrays, RegionView
-from regions.readers import Source
-from regions.tsv import ImageRegions, RegionError
+from files.atomic import write_json
+from regions import store_files, tsv
+from regions.arrays import RegionArrays, RegionView
+from regions.tsv import ImageRegions, RegionError, TsvFile
 
-__all__ = ['OBJECTS', 'RegionArrays', 'RegionStore', 'RegionView', 'convert', 'fresh', 'open_all', 'open_regions', 'read_few',
-           'store_folder', 'tsv_of', 'write']
+AHEAD = 16  # images that are decoded before they are written
 
 
 class RegionStore(RegionArrays):
-    """The regions of n images in one folder. Picklable: the copy maps the same files again, or says they changed.
+    """The regions of n images in one folder. Picklable: the copy maps the same files again, or raises if they changed.
 
     `arrays` are the memory-mapped arrays by name (see the head of this file), `meta` is meta.json. Raises
     RegionError, naming the file, if one is missing, damaged, or of another format version.
@@ -54,10 +58,10 @@ class RegionStore(RegionArrays):
         self.from_disk = True
 
     def gather(self, rows) -> dict[str, np.ndarray]:
-        # Where the last batch came from the disk, the disk is told of the whole next one first: of reads one after the
-        # other it does several times fewer a second. Of what is in the page cache, telling would take half the time.
+        # If the last batch came from the disk, the system is asked for the whole next one first: reads one after the other
+        # are several times slower. For what is in the page cache, asking would take half the time.
         before = _blocks_read()
-        if self.from_disk:
+        if self.from_disk and self.feature_size:
             _, starts, counts = self.spans(rows)
             store_files.read_ahead(self.arrays['features'], starts, counts)
         batch = super().gather(rows)
@@ -73,32 +77,18 @@ def _blocks_read() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
 
 
+# Opening
+
 def open_all(tsv_paths: Sequence, store_root=None) -> RegionStore | RegionView:
     """Open the stores of several TSVs (see `open_regions`) as one; a single one is returned as it is."""
     stores = [open_regions(path, store_root) for path in tsv_paths]
     return stores[0] if len(stores) == 1 else RegionView(stores)
 
 
-def tsv_of(path) -> Path:
-    """The name of the TSV for which a store stands that is named itself; any other path as it is."""
-    path = Path(path)
-    return path.with_suffix('.tsv') if path.suffix == '.store' else path
-
-
-def store_folder(tsv_path, store_root=None) -> Path:
-    """Where the store of a TSV lies: beside it, or under `store_root` with a name no other TSV's store has."""
-    path = Path(os.path.abspath(tsv_path))
-    stem = path.name.removesuffix('.tsv')
-    if store_root is None:
-        return path.with_name(f'{stem}.store')
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    return Path(os.path.abspath(store_root)) / f'{path.parent.name}-{stem}-{digest}.store'
-
-
 def open_regions(tsv_path, store_root=None) -> RegionStore:
     """Open the store of a TSV, named as either, making it first if it is missing, damaged, or older than the TSV.
 
-    A zip of the TSV's name beside it stands for a TSV that is missing (see `origin`). Of several processes one makes
+    A zip of the TSV's name beside it stands for a TSV that is missing (see `tsv`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
     are float16 is as good as one of float32. Raises RegionError, saying what to do, if there is neither, if the TSV has
     faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
@@ -116,73 +106,50 @@ def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
 
 def fresh(tsv_path, store_root=None) -> RegionStore | None:
     """The store of a TSV if it can be opened as it is and without reading the TSV; else None. Makes nothing."""
-    source, folder = readers.find(tsv_path), store_folder(tsv_path, store_root)
-    if source is None:
-        return _without_source(tsv_path, folder)
-    return _fresh_store(folder, source, read=False)[0]
+    file, folder = tsv.find(tsv_path), store_folder(tsv_path, store_root)
+    if file is None:
+        return _without_file(tsv_path, folder)
+    return _fresh_store(folder, file, read=False)[0]
 
 
-def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> RegionArrays | None:
-    """Into RAM, without a store: of each set of image ids so many images of the TSV, the first; None if there are none.
-
-    Of a line that is not asked for only the image id is read, and none after the last that is needed. Raises
-    RegionError that lists the faulty lines among those asked for.
-    """
-    source, faults, images = readers.find(tsv_path), [], []
-    left, keys = list(limits), [{img_id.encode() for img_id in ids} for ids in wanted]
-
-    def asked(img_id: bytes) -> bool:
-        return any(more and img_id in ids for more, ids in zip(left, keys, strict=True))
-
-    for _, image in tsv.read(source, faults.append, asked):
-        images.append(image)
-        left = [more - bool(more and image.img_id.encode() in ids) for more, ids in zip(left, keys, strict=True)]
-        if not any(left):
-            break
-    if faults:
-        raise RegionError(f'{source.where}: expected whole lines for the images asked for, found {len(faults)} faulty ones; mend '
-                          f'the file or fetch it again:\n{readers.listed(faults)}')
-    return RegionArrays.of_images(source.where, images) if images else None
+def tsv_of(path) -> Path:
+    """The name of the TSV for a store that is named itself; any other path as it is."""
+    path = Path(path)
+    return path.with_suffix('.tsv') if path.suffix == '.store' else path
 
 
-def write(folder, images: Iterable[ImageRegions], provenance: dict, source: dict | None = None,
-          dtype: str = 'float32') -> None:
-    """Write a store of `images`, whatever their number, in the memory of one; it replaces an older one.
-
-    `provenance` says how the features were made (anything json can hold); `source` is {name, size, mtime_ns, sha256}
-    of the TSV they come from, None if there is none; `dtype` is that of the features in the store, float32 or float16.
-    Raises RegionError, and leaves no store, for an image that `tsv.check` refuses, an id that comes twice (naming both
-    positions), no images, or a folder that cannot be written.
-    """
-    folder = Path(os.path.abspath(folder))
-    with store_files.lock(folder), store_files.Writer(folder, dtype) as writer:
-        for image in images:
-            writer.append(image)
-        writer.commit(provenance, source)
+def store_folder(tsv_path, store_root=None) -> Path:
+    """Where the store of a TSV lies: beside it, or under `store_root` with a name no other TSV's store has."""
+    path = Path(os.path.abspath(tsv_path))
+    stem = path.name.removesuffix('.tsv')
+    if store_root is None:
+        return path.with_name(f'{stem}.store')
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    return Path(os.path.abspath(store_root)) / f'{path.parent.name}-{stem}-{digest}.store'
 
 
 def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
     path, folder = Path(tsv_path), store_folder(tsv_path, store_root)
-    source = readers.find(path)
-    if source is None:
-        store = _without_source(path, folder)
-        if dtype not in (None, store.meta['dtypes']['features']):
+    file = tsv.find(path)
+    if file is None:
+        store = _without_file(path, folder)
+        if dtype not in (None, store.meta['dtypes'].get('features', dtype)):
             raise RegionError(f'{folder}: its features are {np.dtype(store.meta["dtypes"]["features"])}; {path}, to make others '
                               'from, is not there: bring it back')
         return store
-    store, _ = _fresh_store(folder, source, dtype)
+    store, _ = _fresh_store(folder, file, dtype)
     if store is None:
         with store_files.lock(folder):
-            store, why = _fresh_store(folder, source, dtype)  # another process may have made it while we waited
+            store, why = _fresh_store(folder, file, dtype)  # another process may have made it while we waited
             if store is None:
-                tqdm.write(f'Making {folder} from {source.path}' + (f' again: {why}' if folder.exists() else ''), file=sys.stderr)
-                conversion.run(source, folder, np.dtype(dtype or '<f4').name)
+                tqdm.write(f'Making {folder} from {file.path}' + (f' again: {why}' if folder.exists() else ''), file=sys.stderr)
+                _convert(file, folder, np.dtype(dtype or '<f4').name)
                 store = RegionStore(folder)
     return store
 
 
-def _without_source(path, folder: Path) -> RegionStore:
-    """The store of a TSV that is not there."""
+def _without_file(path, folder: Path) -> RegionStore:
+    """The store of a TSV that does not exist."""
     if not folder.is_dir():
         raise RegionError(f'{path}: expected this file or its region store {folder}, found neither; fetch or '
                           'extract the regions, or correct the path (--dataRoot)')
@@ -192,8 +159,8 @@ def _without_source(path, folder: Path) -> RegionStore:
         raise RegionError(f'{error}; {path}, to make it anew from, is not there: bring it back') from None
 
 
-def _fresh_store(folder: Path, source: Source, dtype: str | None = None, read: bool = True) -> tuple[RegionStore | None, str]:
-    """The store if it is whole and made from the TSV as it is now, else None and why not.
+def _fresh_store(folder: Path, file: TsvFile, dtype: str | None = None, read: bool = True) -> tuple[RegionStore | None, str]:
+    """The store if it is complete and made from the TSV as it is now, else None and the reason.
 
     `read` False: a TSV that may have changed is not read to find out, and counts as changed.
     """
@@ -203,18 +170,103 @@ def _fresh_store(folder: Path, source: Source, dtype: str | None = None, read: b
         store = RegionStore(folder)
     except RegionError as error:
         return None, str(error)
-    made_from = store.meta['source']
-    if made_from is None:
-        raise RegionError(f'{folder}: was not made from {source.path}, so that it is not clear which of them is meant; '
+    source = store.meta['source']
+    if source is None:
+        raise RegionError(f'{folder}: was not made from {file.path}, so that it is not clear which of them is meant; '
                           'remove one of the two')
-    if source.size != made_from['size']:
-        return None, f'the file has {source.size} bytes, the store was made from {made_from["size"]}'
+    if file.size != source['size']:
+        return None, f'the file has {file.size} bytes, the store was made from {source["size"]}'
     if dtype not in (None, store.meta['dtypes']['features']):
         return None, f'its features are {np.dtype(store.meta["dtypes"]["features"])}'
-    if source.mtime_ns != made_from['mtime_ns']:
-        if not read or source.sha256() != made_from['sha256']:
+    if file.mtime_ns != source['mtime_ns']:
+        if not read or file.sha256() != source['sha256']:
             return None, 'the file has changed'
-        store.meta['source'] = source.meta(made_from['sha256'])
-        with contextlib.suppress(OSError):  # a read-only store is as good; the digest is only taken again next time
-            store_files.write_json(folder / 'meta.json', store.meta)
+        store.meta['source'] = file.meta(source['sha256'])
+        with contextlib.suppress(OSError):  # a read-only store is as good; the digest is only computed again next time
+            write_json(folder / 'meta.json', store.meta)
     return store, ''
+
+
+# Making
+
+def write(folder, images: Iterable[ImageRegions], provenance: dict, source: dict | None = None,
+          dtype: str = 'float32') -> None:
+    """Write a store of `images`, whatever their number, in the memory of one; it replaces an older one.
+
+    All images have features, or none; the same for each optional array. `provenance` says how the features were made (anything
+    json can hold); `source` is {name, size, mtime_ns, sha256} of the TSV they come from, None if there is none; `dtype` is that
+    of the features in the store, float32 or float16. Raises RegionError, and leaves no store, for an image that `tsv.check`
+    refuses, an id that comes twice (naming both positions), no images, or a folder that cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    with store_files.lock(folder), store_files.StoreWriter(folder, dtype) as writer:
+        for image in tsv.checked(folder, images):
+            writer.add(image)
+        writer.finish(provenance, source)
+
+
+def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
+    """Make the store of a TSV, or raise one RegionError about all faulty lines. The caller holds the store's lock."""
+    provenance, faults, digest, count = tsv.provenance(file), [], hashlib.sha256(), 0
+
+    def images():
+        for number, line, image in tsv.read_lines(file, faults.append):
+            digest.update(line)  # all lines, if the store is made: faulty ones are not passed on
+            try:
+                if dtype == 'float16':
+                    store_files.check_half(image.features)
+            except RegionError as error:
+                faults.append(RegionError(f'{file.where}:{number}: image {image.img_id}: {error}'))
+            else:
+                yield image
+
+    with store_files.StoreWriter(folder, dtype) as writer:
+        for image in prefetch(images(), AHEAD):
+            count += 1
+            if not faults:
+                writer.add(image)
+        stat = file.path.stat()
+        if stat.st_mtime_ns != file.mtime_ns or (file.member is None and stat.st_size != file.size):
+            raise RegionError(f'{file.path}: changed while it was read; start again when it is complete')
+        if faults:
+            raise RegionError(f'{file.where}: expected whole lines only, found {len(faults)} faulty and {count} '
+                              'good images; no region store was made. Mend the file or fetch it again, then start again:\n'
+                              + tsv.listed(faults))
+        if not count:
+            raise RegionError(f'{file.where}: expected an image a line, found no line at all; fetch or extract it again')
+        writer.finish(provenance | {'converted from': os.path.abspath(file.path)}, file.meta(digest.hexdigest()))
+
+
+def prefetch(items: Iterator, ahead: int) -> Iterator:
+    """The items of an iterator, computed in a second thread, up to `ahead` of them in advance."""
+    end, pending = object(), deque()
+    with ThreadPoolExecutor(1) as thread:
+        while True:
+            while len(pending) <= ahead:
+                pending.append(thread.submit(next, items, end))
+            if (item := pending.popleft().result()) is end:
+                return
+            yield item
+
+
+def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> RegionArrays | None:
+    """Into RAM, without a store: of each set of image ids so many images of the TSV, the first; None if there are none.
+
+    Of other lines only the image id is read, and no line after the last that is needed. Raises RegionError that lists the
+    faulty lines among those needed.
+    """
+    file, faults, images = tsv.find(tsv_path), [], []
+    left, keys = list(limits), [{img_id.encode() for img_id in ids} for ids in wanted]
+
+    def needed(img_id: bytes) -> bool:
+        return any(more and img_id in ids for more, ids in zip(left, keys, strict=True))
+
+    for _, image in tsv.read(file, faults.append, needed):
+        images.append(image)
+        left = [more - bool(more and image.img_id.encode() in ids) for more, ids in zip(left, keys, strict=True)]
+        if not any(left):
+            break
+    if faults:
+        raise RegionError(f'{file.where}: expected whole lines for the images asked for, found {len(faults)} faulty ones; mend '
+                          f'the file or fetch it again:\n{tsv.listed(faults)}')
+    return RegionArrays.of_images(file.where, images) if images else None

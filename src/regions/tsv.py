@@ -4,12 +4,19 @@ Ten fields, tab separated, no header: img_id, img_h, img_w, objects_id (int64), 
 (int64), attrs_conf (float32), num_boxes, boxes (float32, pixels, num_boxes x 4), features (float32, num_boxes x f).
 The arrays are base64 of their little-endian bytes. Lines end in CR LF, as Python's csv.DictWriter left them in the
 published files; a bare LF is read as well. num_boxes may differ from line to line, f may not.
+
+The published .zip files are read as streams, never unpacked: if `train2014_obj36.tsv` is missing, or the zip itself is named,
+`train2014_obj36.zip` is opened and its member of that name (in any folder inside), or else its only `.tsv`, is read.
 """
 
 import base64
 import binascii
 import contextlib
+import hashlib
+import io
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,17 +25,24 @@ from pathlib import Path
 import numpy as np
 import pybase64
 
-from regions import readers
-from regions.readers import RegionError, Source
+from files.atomic import atomic_file, byte_bar
+from files.json_files import read_json
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
 # Array of ImageRegions -> its field in the file and its dtype, in the file's order.
 ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
           'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
-TWICE = 'field "img_id": expected a new id, found that of line {}; remove one of the two lines'
+OPTIONAL = {'class_probabilities': '<f2'}  # arrays (o, any number) that a region store may hold in addition, not a TSV
+COLUMNS = ARRAYS | {name: (name, dtype) for name, dtype in OPTIONAL.items()}
 DAMAGED = 'damaged: fetch the file again, or extract the image anew'
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
+BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
+ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or unknown compression
+
+
+class RegionError(ValueError):
+    """Regions that cannot be used; the message names file, line or image, what was expected, found, and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +50,8 @@ class ImageRegions:
     """The o regions of one image, with f numbers a region; height and width in pixels.
 
     The background column is already removed from the ids: classes are 0..1599 and attributes 0..399 for the
-    published Visual Genome detector.
+    published Visual Genome detector. class_probabilities keeps the detector's order of classes; VL-BERT expects 1601, the
+    background first.
     """
 
     img_id: str
@@ -47,35 +62,144 @@ class ImageRegions:
     attributes: np.ndarray  # (o,) int64
     attribute_conf: np.ndarray  # (o,) float32
     boxes: np.ndarray  # (o, 4) float32, pixels x1, y1, x2, y2
-    features: np.ndarray  # (o, f) float32
+    features: np.ndarray | None  # (o, f) float32; None: boxes only
+    class_probabilities: np.ndarray | None = None  # (o, num_classes) float16, 0..1
 
 
-def read(source, on_fault: Callable[[RegionError], None] | None = None,
+# Where the lines come from
+
+@dataclass(frozen=True)
+class TsvFile:
+    """`size` bytes of TSV in the file `path`; if that is a zip, `member` is their name in it. `where` is for messages."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    member: str | None = None
+
+    @property
+    def where(self) -> str:
+        return f'{self.path}/{self.member}' if self.member else str(self.path)
+
+    @contextlib.contextmanager
+    def open(self):
+        """The TSV's bytes from its start, a binary stream. Raises RegionError, also for read errors in the block."""
+        errors = OSError if self.member is None else ZIP_ERRORS
+        try:
+            if self.member is None:
+                with open(self.path, 'rb', BUFFER) as file:
+                    yield file
+            else:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                    yield io.BufferedReader(file, BUFFER)
+        except errors as error:
+            advice = 'check the path and its rights' if isinstance(error, OSError) else 'the zip is damaged, fetch it again'
+            raise RegionError(f'{self.where}: cannot be read ({error}); {advice}') from error
+
+    def lines(self) -> Iterator[bytes]:
+        """Each line with its end, one at a time, under a progress bar in bytes. Raises RegionError as `open`."""
+        with self.open() as stream, byte_bar(self.path.name, self.size) as bar:
+            while line := stream.readline(LINE_LIMIT):
+                if len(line) == LINE_LIMIT and not line.endswith(b'\n'):
+                    raise RegionError(f'{self.where}: expected lines of up to {LINE_LIMIT} bytes, found a longer one that '
+                                      f'begins with {line[:40]!r}; is it such a TSV? Fetch it again')
+                bar.update(len(line))
+                yield line
+
+    def sha256(self) -> str:
+        """The digest of the TSV, the same whether it comes from a zip or not."""
+        digest = hashlib.sha256()
+        for line in self.lines():
+            digest.update(line)
+        return digest.hexdigest()
+
+    def meta(self, sha256: str) -> dict:
+        """What a store's meta.json records as its source; size and sha256 are those of the TSV text."""
+        return {'name': self.path.name, 'size': self.size, 'mtime_ns': self.mtime_ns, 'sha256': sha256}
+
+
+def find(path) -> TsvFile | None:
+    """The TSV at `path`, or in the zip of that name, or in `path` if that is a .zip. None if there is neither.
+
+    Raises RegionError for a zip without it.
+    """
+    path = Path(path)
+    archive = path.with_suffix('.zip') if path.suffix == '.tsv' and not path.exists() else path
+    if not archive.is_file():
+        return None
+    stat = archive.stat()
+    if archive.suffix != '.zip':
+        return TsvFile(path, stat.st_size, stat.st_mtime_ns)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [info for info in opened.infolist() if info.filename.endswith('.tsv')]
+    except ZIP_ERRORS as error:
+        raise RegionError(f'{archive}: expected a whole zip file, found none ({error}); fetch it again') from None
+    name = path.with_suffix('.tsv').name
+    matches = [info for info in members if os.path.basename(info.filename) == name] or members
+    if len(matches) != 1:
+        names = ', '.join(info.filename for info in matches[:3]) or 'none'
+        raise RegionError(f'{archive}: expected one {name} in it, found {names}; extract the file by hand')
+    return TsvFile(archive, matches[0].file_size, stat.st_mtime_ns, matches[0].filename)
+
+
+def need(path) -> TsvFile:
+    """As `find`, but raises RegionError where that returns None."""
+    if (file := find(path)) is None:
+        raise RegionError(f'{path}: cannot be read, there is no such file (nor, of a .tsv, a .zip); correct the path')
+    return file
+
+
+def provenance_path(tsv_path) -> Path:
+    """The json file that says how a TSV was made, for which the TSV itself has no room."""
+    path = Path(tsv_path)
+    return Path(f'{path.with_suffix(".tsv") if path.suffix == ".zip" else path}.provenance.json')
+
+
+def provenance(file: TsvFile) -> dict:
+    """How the TSV was made, {} if no file at `provenance_path` says so. Raises DataError or RegionError if that is no object."""
+    path, what = provenance_path(file.path), f'a json object that says how {file.path.name} was made'
+    content = read_json(path, what) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise RegionError(f'{path}: expected {what}, found {type(content).__name__}; mend or remove it')
+    return content
+
+
+def listed(faults: list, most: int = 20) -> str:
+    """Faults for a message, a line each: the first ones, and how many more there are."""
+    more = f'\n  and {len(faults) - most} more' if len(faults) > most else ''
+    return '\n'.join(f'  {fault}' for fault in faults[:most]) + more
+
+
+# Reading and writing
+
+def read(file, on_fault: Callable[[RegionError], None] | None = None,
          wanted: Callable[[bytes], bool] | None = None) -> Iterator[tuple[int, ImageRegions]]:
     """Yield (line number from 1, ImageRegions) for each whole line of a TSV, holding one line at a time.
 
-    `source` is a path (of a TSV, or of a published zip) or an readers.Source. A faulty line, or one whose image id an
-    earlier line has, raises RegionError; with `on_fault` the error is handed to it and reading goes on. The first whole
-    line sets the feature size f. With `wanted` only lines for whose image id (bytes) it returns True are decoded and
-    checked. Raises RegionError too if the file cannot be read to its end; lines before a zip's damage may have suffered.
+    `file` is a TsvFile, or the path of a TSV or of a published zip. A faulty line, or one whose image id an earlier line
+    has, raises RegionError; with `on_fault` the error is passed to it and reading goes on. The first whole line sets the
+    feature size f. With `wanted` only lines for whose image id (bytes) it returns True are decoded and checked. Raises
+    RegionError too if the file cannot be read to its end; lines before a zip's damage may be wrong.
     """
-    for number, _, image in read_lines(source, on_fault, wanted):
+    for number, _, image in read_lines(file, on_fault, wanted):
         yield number, image
 
 
-def read_lines(source, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, ImageRegions]]:
+def read_lines(file, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, ImageRegions]]:
     """As `read`, but yields (line number, the line's bytes as they are in the file, ImageRegions)."""
-    source = source if isinstance(source, Source) else readers.need(source)
+    file = file if isinstance(file, TsvFile) else need(file)
     f, f_line, lines_of = None, 0, {}
-    for number, line in enumerate(source.lines(), 1):
+    for number, line in enumerate(file.lines(), 1):
         if wanted and not wanted(line.split(b'\t', 1)[0]):
             continue
         try:
             image = parse(line, f, f_line)
             if image.img_id in lines_of:
-                raise RegionError(TWICE.format(lines_of[image.img_id]))
+                raise RegionError(f'field "img_id": expected a new id, found that of line {lines_of[image.img_id]}; remove one '
+                                  'of the two lines')
         except RegionError as error:
-            fault = RegionError(f'{source.where}:{number}: image {label(line)}: {error}')
+            fault = RegionError(f'{file.where}:{number}: image {label(line)}: {error}')
             if on_fault is None:
                 raise fault from None
             on_fault(fault)
@@ -89,15 +213,14 @@ def read_lines(source, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes,
 def write(path, images: Iterable[ImageRegions]) -> int:
     """Write `images` to `path` and return how many; the file appears under its name only when complete.
 
-    Raises RegionError for an image that `read` would refuse, naming it and its position from 1.
+    Raises RegionError, naming the image and its position from 1, for one that `read` would refuse, or that has no features
+    or has an optional array: a TSV has no field for these.
     """
-    f, positions = None, {}
-    with writing(path) as file:
-        for position, image in enumerate(images, 1):
-            image = check_next(image, f, positions, position, path)
-            f = image.features.shape[1]
+    count = 0
+    with atomic_file(path) as file:
+        for count, image in enumerate(checked(path, images, check_for_tsv), 1):  # noqa: B007, returned after the loop
             file.write(encode(image))
-    return len(positions)
+    return count
 
 
 def encode(image: ImageRegions) -> bytes:
@@ -108,37 +231,13 @@ def encode(image: ImageRegions) -> bytes:
     return ('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode()
 
 
-@contextlib.contextmanager
-def writing(path):
-    """A binary file to write, which appears as `path`, in place of what is there, when the block has run_main well."""
-    temporary = Path(f'{path}.tmp-{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_next(image: ImageRegions, f: int | None, positions: dict[str, int], position: int, path) -> ImageRegions:
-    """`check` for writers: also refuses an id in `positions` (id -> position of the images before), then enters it."""
-    try:
-        image = check(image, f)
-        if image.img_id in positions:
-            raise RegionError(f'expected a new id, found that of number {positions[image.img_id]}')
-    except RegionError as error:
-        raise RegionError(f'{path}: image {image.img_id} (number {position} to be written): {error}; nothing was '
-                          'written, mend the regions that were given') from None
-    positions[image.img_id] = position
-    return image
-
+# Checks
 
 def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     """Return `image` with its boxes clipped to the picture, or raise RegionError saying which field is wrong.
 
-    Boxes may lie up to a pixel outside, for a detector's rounding. `f` is the feature size expected, if known.
+    Boxes may lie up to a pixel outside, for a detector's rounding. `f` is the feature size expected, if known; without
+    it, or with 0, features may be None.
     """
     img_id = image.img_id
     if not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable():
@@ -150,10 +249,13 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     o = len(image.classes) if np.ndim(image.classes) else 0
     if o < 1:
         raise RegionError('field "num_boxes": expected at least 1, found 0')
-    for name, (field, dtype) in ARRAYS.items():
+    for name, (field, dtype) in COLUMNS.items():
         array = getattr(image, name)
-        if name == 'features':
-            shape = (o, f or max(1, np.shape(array)[-1] if np.ndim(array) else 1))
+        if array is None and (name in OPTIONAL or (name == 'features' and not f)):
+            continue
+        if name == 'features' or name in OPTIONAL:
+            size = f if name == 'features' else None
+            shape = (o, size or max(1, np.shape(array)[-1] if np.ndim(array) else 1))
         else:
             shape = (o, 4) if name == 'boxes' else (o,)
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
@@ -163,9 +265,11 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         if dtype == '<i8' and array.min() < 0:
             raise RegionError(f'field "{field}": expected ids of 0 and more, found {array.min()} in region '
                               f'{array.argmin()}')
-        if dtype == '<f4' and not np.isfinite(array).all():
+        if dtype != '<i8' and not np.isfinite(array).all():
             region = np.argwhere(~np.isfinite(array))[0, 0]
             raise RegionError(f'field "{field}": expected finite numbers, found NaN or infinity in region {region}')
+        if name == 'class_probabilities' and not (array.min() >= 0 and array.max() <= 1):
+            raise RegionError(f'field "{field}": expected numbers from 0 to 1, found {array.min()} to {array.max()}')
     limits = np.array([image.width, image.height] * 2, np.float32)
     boxes = image.boxes
     wrong = (boxes[:, :2] > boxes[:, 2:]) | (boxes < -ROUNDING)[:, :2] | (boxes > limits + ROUNDING)[:, 2:]  # (o, 2)
@@ -177,6 +281,49 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         image = replace(image, boxes=np.clip(boxes, np.float32(0), limits))
     return image
 
+
+def check_for_tsv(image: ImageRegions) -> ImageRegions:
+    """As `check`, but also raises RegionError for what a TSV has no field for."""
+    if image.features is None:
+        raise RegionError('field "features": expected an array, found none: a TSV always has features; write a region store')
+    for name in OPTIONAL:
+        if getattr(image, name) is not None:
+            raise RegionError(f'field "{name}": a TSV has no such field; write a region store, or leave it out '
+                              f'(dataclasses.replace(image, {name}=None))')
+    return check(image)
+
+
+def array_sizes(image: ImageRegions) -> dict[str, int]:
+    """Numbers a region of the arrays that may be missing or of any size; 0 of those that are missing."""
+    arrays = {name: getattr(image, name) for name in ('features', *OPTIONAL)}
+    return {name: 0 if array is None else array.shape[1] for name, array in arrays.items()}
+
+
+def checked(path, images: Iterable[ImageRegions], check_image=check) -> Iterator[ImageRegions]:
+    """The images to be written to `path`, one after the other, as `check_image` returns them.
+
+    Raises RegionError, naming image and position from 1, for one that is refused, whose id came before, or whose arrays are
+    others than those of the first image.
+    """
+    sizes, positions = None, {}
+    for position, image in enumerate(images, 1):
+        try:
+            image = check_image(image)
+            if image.img_id in positions:
+                raise RegionError(f'expected a new id, found that of number {positions[image.img_id]}')
+            sizes = sizes or array_sizes(image)
+            for name, size in array_sizes(image).items():
+                if size != sizes[name]:
+                    raise RegionError(f'field "{name}": expected {sizes[name]} numbers a region as in the first image, '
+                                      f'found {size}')
+        except RegionError as error:
+            raise RegionError(f'{path}: image {image.img_id} (number {position} to be written): {error}; nothing was '
+                              'written, mend the regions that were given') from None
+        positions[image.img_id] = position
+        yield image
+
+
+# A line
 
 def parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
     """One line of the file as ImageRegions; `f` is the feature size that line `f_line` set, if any did."""

@@ -1,136 +1,121 @@
-"""From pixels to the things in a picture: the sample world's own detector, for pictures of which nobody knows the scene.
+"""Detects the things in a picture of the sample world from its pixels alone, for pictures whose scene is unknown.
 
-It finds patches of one colour, and of every shape, size and place the one that explains a patch best. What it finds becomes
-regions by the same rules as the scenes of the world (`detect`), so that a model trained there answers about fresh pictures.
+It segments the picture into patches of one colour, and fits to each patch the shape, size and place that explain it best. The
+detections become regions by the rules of `simulate_regions`, so that a model trained in the world can answer about new pictures.
 """
 import hashlib
-from functools import cache
+from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image, ImageDraw
 
 from images.pictures import PictureError
 from regions import tsv
 from shapes import simulate_regions
-from shapes.draw import OUTLINES
+from shapes.draw import template
 from shapes.features import PROTOTYPES
 from shapes.scene import BACKGROUNDS, COLOURS, HEIGHT, RADII, SHAPES, WIDTH, Scene, Thing
+from shapes.simulate_regions import NUM_BOXES
 
-FAR = 45.0  # in RGB, from a colour to what is none
-LEAST_PATCH = 24  # pixels; smaller ones are mixed colours at the edge of a thing
-HIDDEN = 0.3  # how much a pixel counts against a shape that shows another colour: something in front may hide the thing
-WORST = 0.35  # of a shape's pixels, how many may be unexplained
-VISIBLE = 0.7  # of a thing's side, how much something in front leaves at least
+BACKGROUND = -1
+MAX_COLOUR_DISTANCE = 45.0  # in RGB, from a pixel to the nearest colour; further away is background
+MIN_PATCH = 24  # pixels; smaller patches are mixed colours at the edge of a thing
+OCCLUSION_COST = 0.3  # of a pixel of another colour inside a shape: a thing in front may hide it; background costs 1
+MAX_COST = 0.35  # per pixel of a shape; a worse fit is no detection
+MIN_VISIBLE = 0.7  # of a thing's side that things in front leave visible
 RADIUS_STEP = 0.5
 
 
 class Detector:
-    """As detector.faster_rcnn.Detector, for pictures of the sample world."""
+    """Has the interface of detector.faster_rcnn.Detector, for pictures of the sample world."""
 
     @property
     def provenance(self):
         return {'detector': 'shapes.detector, from the pixels of pictures of the sample world'}
 
-    def regions(self, pictures, ids, min_boxes=simulate_regions.NUM_BOXES, max_boxes=simulate_regions.NUM_BOXES):
-        """A list of ImageRegions, one a picture, the same for the same pixels.
+    def regions(self, pictures, ids, min_boxes=NUM_BOXES, max_boxes=NUM_BOXES):
+        """A list of ImageRegions, one per picture; equal pixels give equal regions.
 
-        pictures: list of uint8 (HEIGHT, WIDTH, 3) RGB; ids: their image ids. There are 36 regions in each, the `max_boxes` most
-        confident of which are returned. Raises PictureError that names the id of a picture that is not of the sample world.
+        pictures: list of uint8 (HEIGHT, WIDTH, 3) RGB; ids: their image ids. Of the 36 regions of a picture the `max_boxes` most
+        confident are returned. Raises ValueError for impossible numbers of boxes, and PictureError that names the id of a picture
+        that is not of the sample world.
         """
-        if not 1 <= min_boxes <= max_boxes or min_boxes > simulate_regions.NUM_BOXES:
-            raise ValueError(f'minBoxes, maxBoxes: expected 1 <= minBoxes <= maxBoxes, and minBoxes up to {simulate_regions.NUM_BOXES} of '
-                             f'the sample world, found {min_boxes} and {max_boxes}')
-        return [_first(_regions(img_id, picture), max_boxes) for img_id, picture in zip(ids, pictures, strict=True)]
-
-
-def _first(image, most):
-    return tsv.ImageRegions(image.img_id, image.height, image.width, **{name: getattr(image, name)[:most] for name in tsv.ARRAYS})
+        if not 1 <= min_boxes <= max_boxes or min_boxes > NUM_BOXES:
+            raise ValueError(f'minBoxes, maxBoxes: expected 1 <= minBoxes <= maxBoxes, and minBoxes up to {NUM_BOXES} of the '
+                             f'sample world, found {min_boxes} and {max_boxes}')
+        images = (_regions(img_id, picture) for img_id, picture in zip(ids, pictures, strict=True))
+        return [replace(image, **{name: getattr(image, name)[:max_boxes] for name in tsv.ARRAYS}) for image in images]
 
 
 def _regions(img_id, picture):
-    things = find(picture) if picture.shape == (HEIGHT, WIDTH, 3) else ()
+    height, width, _ = picture.shape
+    right_size = (height, width) == (HEIGHT, WIDTH)
+    things = detect(picture) if right_size else ()
     if not things:
-        height, width, _ = picture.shape
         raise PictureError(f'{img_id}: expected a picture of the sample world, {WIDTH} x {HEIGHT} pixels with coloured shapes, '
-                           f'found {width} x {height} {"without any" if (height, width) == (HEIGHT, WIDTH) else ""}'.rstrip()
-                           + '; photographs need the Faster R-CNN (bash run/download.bash detector) and a model trained on its '
-                           'regions')
+                           f'found {width} x {height}{" without any" if right_size else ""}; photographs need the Faster R-CNN '
+                           '(bash run/download.bash detector) and a model trained on its regions')
     seed = int.from_bytes(hashlib.sha256(picture.tobytes()).digest()[:8], 'little')
     return simulate_regions.regions(img_id, Scene(BACKGROUNDS[0], things), picture, np.random.default_rng(seed))
 
 
-def find(pixels: np.ndarray) -> tuple[Thing, ...]:
+def detect(pixels: np.ndarray) -> tuple[Thing, ...]:
     """The things in a picture, uint8 (HEIGHT, WIDTH, 3), the largest first."""
     squares = ((pixels.astype(np.float32)[:, :, None] - PROTOTYPES) ** 2).sum(3)  # (h, w, colours)
-    colours = np.where(squares.min(2) < FAR ** 2, squares.argmin(2), -1)  # (h, w), -1: background
-    patches = [(number, patch) for number in range(len(COLOURS)) for patch in _patches(colours == number)]
-    things = []
-    for number, patch in sorted(patches, key=lambda one: -one[1].sum()):
-        if thing := _best(tuple(COLOURS)[number], patch, colours, number):
-            things.append(thing)
-    return tuple(things)
+    colours = np.where(squares.min(2) < MAX_COLOUR_DISTANCE ** 2, squares.argmin(2), BACKGROUND)  # (h, w)
+    patches = [(colour, patch) for colour in range(len(COLOURS)) for patch in _connected_components(colours == colour)]
+    fits = (_best_fit(colour, patch, colours) for colour, patch in sorted(patches, key=lambda item: -item[1].sum()))
+    return tuple(thing for thing in fits if thing)
 
 
-def _patches(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected pieces of a mask (h, w), each a mask of its own."""
-    left, found = mask.copy(), []
-    while left.any():
-        patch = np.zeros_like(left)
-        patch[np.unravel_index(left.argmax(), left.shape)] = True
+def _connected_components(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected components of a mask (h, w) with at least MIN_PATCH pixels, each as a mask."""
+    rest, components = mask.copy(), []
+    while rest.any():
+        patch = np.zeros_like(rest)
+        patch[np.unravel_index(rest.argmax(), rest.shape)] = True
         size = 0
         while size != (size := int(patch.sum())):
-            for _ in range(8):  # the sum is taken less often
+            for _ in range(8):  # several steps per sum, which is the slow part
                 patch[1:] |= patch[:-1]
                 patch[:-1] |= patch[1:]
                 patch[:, 1:] |= patch[:, :-1]
                 patch[:, :-1] |= patch[:, 1:]
                 patch &= mask
-        left &= ~patch
-        if size >= LEAST_PATCH:
-            found.append(patch)
-    return found
+        rest &= ~patch
+        if size >= MIN_PATCH:
+            components.append(patch)
+    return components
 
 
-def _best(name: str, patch: np.ndarray, colours: np.ndarray, number: int) -> Thing | None:
-    """The thing that explains a patch best; None where none does, as of the mixed colours along an edge."""
+def _best_fit(colour: int, patch: np.ndarray, colours: np.ndarray) -> Thing | None:
+    """The thing that explains a patch of one colour best; None if none does, as for mixed colours along an edge.
+
+    patch: mask (h, w); colours: (h, w), the colour of each pixel or BACKGROUND.
+    """
     y, x = np.nonzero(patch)
     box = x.min(), y.min(), x.max() + 1, y.max() + 1
     side = max(box[2] - box[0], box[3] - box[1])
-    cost = np.where(colours == -1, 1.0, np.where(colours == number, 0.0, HIDDEN)) - patch
-    found = []  # (share of the pixels that is not explained, thing)
+    cost = np.where(colours == BACKGROUND, 1.0, np.where(colours == colour, 0.0, OCCLUSION_COST)) - patch
+    fits = []  # (cost per pixel, thing)
     for size, (low, high) in RADII.items():
         for radius in np.arange(low, high + RADIUS_STEP / 2, RADIUS_STEP).tolist():
-            if side / 2 - 1 <= radius <= side / 2 / VISIBLE + 1:
+            if side / 2 - 1 <= radius <= side / 2 / MIN_VISIBLE + 1:
                 for shape in SHAPES:
-                    share, x, y = _fit(_template(shape, radius), cost, box, patch.sum())
-                    found.append((share, Thing(shape, name, size, x, y, radius)))
-    share, thing = min(found, key=lambda one: one[0], default=(np.inf, None))
-    return thing if share < WORST else None
+                    share, x, y = _place(template(shape, radius, 2 * int(np.ceil(radius)), 8), cost, box, patch.sum())
+                    fits.append((share, Thing(shape, tuple(COLOURS)[colour], size, x, y, radius)))
+    share, thing = min(fits, key=lambda fit: fit[0], default=(np.inf, None))
+    return thing if share < MAX_COST else None
 
 
-def _fit(template: np.ndarray, cost: np.ndarray, box: tuple[int, ...], patch: int) -> tuple[float, float, float]:
-    """Where around the `box` of a patch of so many pixels a template (k, k) costs least: (cost a pixel, x, y of the middle)."""
+def _place(shape: np.ndarray, cost: np.ndarray, box: tuple[int, ...], pixels: int) -> tuple[float, float, float]:
+    """Where around the `box` of a patch of so many pixels a shape (k, k) costs least: (cost per pixel, x, y of its centre)."""
     x1, y1, x2, y2 = box
-    k = len(template)
+    k = len(shape)
     top, left = max(0, y2 - 1 - k), max(0, x2 - 1 - k)
     crop = cost[top:y1 + 2 + k, left:x1 + 2 + k]
     if min(crop.shape) < k:
         return np.inf, 0.0, 0.0
-    sums = np.einsum('yxij,ij->yx', sliding_window_view(crop, (k, k)), template) + patch
+    sums = np.einsum('yxij,ij->yx', sliding_window_view(crop, (k, k)), shape) + pixels
     down, right = np.unravel_index(sums.argmin(), sums.shape)
-    return sums[down, right] / template.sum(), float(left + right + k / 2), float(top + down + k / 2)
-
-
-@cache
-def _template(shape: str, radius: float) -> np.ndarray:
-    """How much of each pixel a shape covers whose centre is the middle of the square."""
-    k, finer = 2 * int(np.ceil(radius)), 8
-    canvas = Image.new('L', (k * finer, k * finer))
-    pen, middle = ImageDraw.Draw(canvas), k * finer / 2
-    if shape in OUTLINES:
-        pen.polygon([(middle + x * radius * finer, middle + y * radius * finer) for x, y in OUTLINES[shape]], fill=255)
-    else:
-        pen.ellipse((middle - radius * finer, middle - radius * finer, middle + radius * finer - 1, middle + radius * finer - 1),
-                    fill=255)
-    return np.asarray(canvas.resize((k, k), Image.Resampling.BOX)) / 255
+    return sums[down, right] / shape.sum(), float(left + right + k / 2), float(top + down + k / 2)

@@ -1,12 +1,13 @@
-"""From a scene to pixels."""
+"""Draws scenes and single shapes."""
 import math
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shapes.scene import COLOURS, HEIGHT, WIDTH, Scene, Thing
+from shapes.scene import COLOURS, HEIGHT, WIDTH, Scene
 
-FINER = 3  # drawn at this many times the size, then averaged, so that edges are smooth
+SUPERSAMPLING = 3  # a picture is drawn at this many times its size and averaged, so that edges are smooth
 
 
 def _outlines() -> dict[str, list[tuple[float, float]]]:
@@ -27,32 +28,34 @@ OUTLINES = _outlines()
 
 
 def picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw `scene`.
-
-    Returns:
-        (HEIGHT, WIDTH, 3) uint8. `rng` decides what no question asks for: the texture and the exact shades.
-    """
+    """The picture of a scene, (HEIGHT, WIDTH, 3) uint8. `rng` draws its texture and the exact shades."""
     canvas = _background(scene.background, rng)
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
         shade = np.clip(np.array(COLOURS[thing.colour]) + rng.integers(-10, 11, 3), 0, 255)
-        _draw(pen, thing, tuple(int(value) for value in shade))
+        _draw_shape(pen, thing.shape, thing.x, thing.y, thing.radius, SUPERSAMPLING, tuple(shade.tolist()))
     return np.asarray(canvas.resize((WIDTH, HEIGHT), Image.Resampling.BOX))
 
 
+@cache
+def template(shape: str, radius: float, size: int, supersampling: int) -> np.ndarray:
+    """The share of each cell of a grid (size, size) that a shape in its middle covers; radius in cells."""
+    canvas = Image.new('L', (size * supersampling, size * supersampling))
+    _draw_shape(ImageDraw.Draw(canvas), shape, size / 2, size / 2, radius, supersampling, 255)
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) / 255
+
+
 def _background(tint: tuple[int, int, int], rng: np.random.Generator) -> Image.Image:
-    """A soft, cloudy texture in one tint: coarse noise, smoothly enlarged."""
+    """A cloudy texture in one tint: coarse noise, smoothly enlarged."""
     noise = rng.normal(0, 9, (10, 13, 1)) + rng.normal(0, 3, (10, 13, 3)) + np.array(tint)
     small = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
-    return small.resize((WIDTH * FINER, HEIGHT * FINER), Image.Resampling.BICUBIC)
+    return small.resize((WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), Image.Resampling.BICUBIC)
 
 
-def _draw(pen: ImageDraw.ImageDraw, thing: Thing, shade: tuple[int, int, int]) -> None:
-    if thing.shape == 'circle':
-        # PIL counts the last pixel in, hence the 1.
-        x1, y1, x2, y2 = (value * FINER for value in thing.box)
-        pen.ellipse((x1, y1, x2 - 1, y2 - 1), fill=shade)
-        return
-    corners = [((thing.x + thing.radius * x) * FINER, (thing.y + thing.radius * y) * FINER)
-               for x, y in OUTLINES[thing.shape]]
-    pen.polygon(corners, fill=shade)
+def _draw_shape(pen, shape: str, x: float, y: float, radius: float, scale: int, fill) -> None:
+    """Draws a shape of this centre and radius on a canvas that is enlarged `scale` times."""
+    if shape == 'circle':
+        left, top, right, bottom = ((centre + side) * scale for side in (-radius, radius) for centre in (x, y))
+        pen.ellipse((left, top, right - 1, bottom - 1), fill=fill)  # PIL includes the last pixel
+    else:
+        pen.polygon([((x + radius * dx) * scale, (y + radius * dy) * scale) for dx, dy in OUTLINES[shape]], fill=fill)

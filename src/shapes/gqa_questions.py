@@ -1,99 +1,102 @@
-"""Questions in the manner of GQA: each a small program over the scene (select, relate, query, verify, choose, and, or, compare).
+"""Questions as in GQA: each is a small program over the scene (select, relate, query, verify, choose, and, or, compare).
 
-`question_type` is GQA's structural type. The answer is one word and sure; `answer_type` is 'open' for query and 'binary' for
-all others, as in the official evaluator.
+`question_type` is GQA's structural type. The answer is one word with a hard label; `answer_type` is 'open' for query and 'binary'
+for all others, as in the official evaluator.
 """
 import random
 
 from shapes import questions as vqa
-from shapes.questions import FIELDS, MARGIN, SIDES, YES_NO, Description, Form, ahead, clear, guess, sure, unique, unique_pair
+from shapes.questions import FIELDS, MARGIN, SIDES, YES_NO, Description, QuestionFamily, hard_label
 from shapes.scene import SHAPES, Scene
 
 SHARES = {'query': 0.40, 'verify': 0.25, 'choose': 0.15, 'logical': 0.12, 'compare': 0.08}
 ANSWERS = (*YES_NO, *FIELDS['colour'], *SHAPES, *FIELDS['size'], 'left', 'right', 'top', 'bottom', 'above', 'below')
 
 
-def exists_beside(*fields):
-    """Is there such a thing to that side of another? One is in the picture, but perhaps elsewhere."""
-    def propose(scene, rng):
-        x, side, found = guess(scene, rng, fields), rng.choice(tuple(SIDES)), unique(scene, rng, ('colour', 'shape'))
-        things = [thing for thing in x.among(scene) if found and thing != found[1]]
-        there = any(clear(thing, found[1], side) for thing in things)
-        if not things or (not there and any(ahead(thing, found[1], side) > -MARGIN / 2 for thing in things)):
+def exists_related(*fields):
+    """Is there such a thing on this side of another? There is one in the picture, but perhaps elsewhere."""
+    def sample(scene, rng):
+        x, side = vqa.random_description(scene, rng, fields), rng.choice(tuple(SIDES))
+        if not (match := vqa.unique_thing(scene, rng, ('colour', 'shape'))):
             return None
-        return {'x': x, 'where': side, 'y': found[0]}, sure(there)
-    return propose
+        y, anchor = match
+        things = [thing for thing in x.matching(scene) if thing != anchor]
+        exists = any(vqa.clearly_beside(thing, anchor, side) for thing in things)
+        if not things or (not exists and any(vqa.offset(thing, anchor, side) > -MARGIN / 2 for thing in things)):
+            return None
+        return {'x': x, 'where': side, 'y': y}, hard_label(exists)
+    return sample
 
 
 def choose(field, *named):
-    """Is the thing of these names of this colour, shape or size, or of that one?"""
-    def propose(scene, rng):
-        if not (found := unique(scene, rng, named)):
+    """Does the described thing have this colour, shape or size, or that one?"""
+    def sample(scene, rng):
+        if not (match := vqa.unique_thing(scene, rng, named)):
             return None
-        right, wrong = getattr(found[1], field), getattr(guess(scene, rng, [field]), field)
-        if right == wrong or {right, wrong} == {'diamond', 'square'}:
+        x, thing = match
+        right, wrong = getattr(thing, field), getattr(vqa.random_description(scene, rng, [field]), field)
+        if right == wrong or vqa.ambiguous(right, wrong):
             return None
         values = [Description(shape=value) if field == 'shape' else value for value in (right, wrong)]
         rng.shuffle(values)
-        return {'x': found[0], 'value': values[0], 'other': values[1]}, sure(right)
-    return propose
+        return {'x': x, 'value': values[0], 'other': values[1]}, hard_label(right)
+    return sample
 
 
-def choose_beside(answers, *named):
-    """Does one thing lie to this side of another, or to the opposite one?"""
-    def propose(scene, rng):
-        if not (pair := unique_pair(scene, rng, named)):
+def choose_relation(answers, *named):
+    """Does one thing lie to this side of another, or to the opposite side?"""
+    def sample(scene, rng):
+        if not (pair := vqa.unique_pair(scene, rng, named)):
             return None
         x, one, y, other = pair
-        return next((({'x': x, 'y': y}, sure(side)) for side in answers if clear(one, other, side)), None)
-    return propose
+        return next((({'x': x, 'y': y}, hard_label(side)) for side in answers if vqa.clearly_beside(one, other, side)), None)
+    return sample
 
 
 def exist_both(logic, *fields):
     """Are there such things and (`logic` is all) or (any) such others?"""
-    def propose(scene, rng):
-        x, y = guess(scene, rng, fields), guess(scene, rng, fields)
-        return ({'x': x, 'y': y}, sure(logic(bool(z.among(scene)) for z in (x, y)))) if x != y else None
-    return propose
+    def sample(scene, rng):
+        x, y = vqa.random_description(scene, rng, fields), vqa.random_description(scene, rng, fields)
+        return ({'x': x, 'y': y}, hard_label(logic(bool(z.matching(scene)) for z in (x, y)))) if x != y else None
+    return sample
 
 
 def verify_both(logic, fields, *named):
-    """Is the thing of these names of this size and (`logic` is all) or (any) of that colour?"""
-    def propose(scene, rng):
-        if not (found := unique(scene, rng, named)):
+    """Does the described thing have this size and (`logic` is all) or (any) that colour?"""
+    def sample(scene, rng):
+        if not (match := vqa.unique_thing(scene, rng, named)):
             return None
-        values = [getattr(guess(scene, rng, [field]), field) for field in fields]
-        holds = logic(getattr(found[1], field) == value for field, value in zip(fields, values, strict=True))
-        return {'x': found[0], 'value': values[0], 'other': values[1]}, sure(holds)
-    return propose
+        x, thing = match
+        values = [getattr(vqa.random_description(scene, rng, [field]), field) for field in fields]
+        truth = logic(getattr(thing, field) == value for field, value in zip(fields, values, strict=True))
+        return {'x': x, 'value': values[0], 'other': values[1]}, hard_label(truth)
+    return sample
 
 
-def which(*by):
-    """Which of two things is larger, or further to a side? Their shapes tell."""
-    def propose(scene, rng):
-        pair, more = unique_pair(scene, rng, ['colour', 'shape']), rng.choice(by)
+def which(*relations):
+    """Which of two things is larger, or further to a side? The answer is its shape."""
+    def sample(scene, rng):
+        pair, more = vqa.unique_pair(scene, rng, ['colour', 'shape']), rng.choice(relations)
         if not pair or pair[1].shape == pair[3].shape:
             return None
         x, one, y, other = pair
-        ordered = [(one, other), (other, one)]
-        if more in SIDES:
-            most = next((first for first, second in ordered if clear(first, second, more)), None)
-        else:
-            most = next((first for first, second in ordered if first.size == more != second.size), None)
-        return ({'x': x, 'y': y, 'more': more}, sure(most.shape)) if most else None
-    return propose
+        for first, second in ((one, other), (other, one)):
+            if vqa.clearly_beside(first, second, more) if more in SIDES else first.size == more != second.size:
+                return {'x': x, 'y': y, 'more': more}, hard_label(first.shape)
+        return None
+    return sample
 
 
-def negated(propose):
-    """The same question with yes for no."""
-    def proposed(scene, rng):
-        found = propose(scene, rng)
-        return found and (found[0], sure('yes' not in found[1]))
-    return proposed
+def negate(sample):
+    """The same question with yes and no exchanged."""
+    def negated(scene, rng):
+        question = sample(scene, rng)
+        return question and (question[0], hard_label('yes' not in question[1]))
+    return negated
 
 
-EXISTS_BESIDE = ('Is there {x.a} {where} the {y.one}?', 'Are there any {x.many} {where} the {y.one}?',
-                 'Do you see {x.a} {where} the {y.one}?', 'Can you see any {x.many} {where} the {y.one}?')
+EXISTS_RELATION = ('Is there {x.a} {where} the {y.one}?', 'Are there any {x.many} {where} the {y.one}?',
+                   'Do you see {x.a} {where} the {y.one}?', 'Can you see any {x.many} {where} the {y.one}?')
 CHOOSE = ('Is the {x.one} {value} or {other}?', 'Does the {x.one} look {value} or {other}?',
           'What is the {x.one}, {value} or {other}?')
 CHOOSE_SHAPE = ('Is the {x.one} {value.a} or {other.a}?', 'What is the {x.one}, {value.a} or {other.a}?',
@@ -115,49 +118,49 @@ WHICH = ('Which is {more}, the {x.one} or the {y.one}?', 'What is {more}, the {x
          'Which shape is {more}, the {x.one} or the {y.one}?')
 
 _COLOURS = FIELDS['colour']
-FORMS = (
-    Form('query', _COLOURS, vqa.COLOUR, vqa.query('colour', 'shape')),
-    Form('query', _COLOURS, vqa.COLOUR, vqa.query('colour', 'size', 'shape')),
-    Form('query', SHAPES, vqa.SHAPE, vqa.query('shape', 'colour')),
-    Form('query', SHAPES, vqa.SHAPE, vqa.query('shape', 'size', 'colour')),
-    Form('query', _COLOURS, vqa.COLOUR_BESIDE, vqa.query_beside('colour')),
-    Form('query', SHAPES, vqa.SHAPE_BESIDE, vqa.query_beside('shape')),
-    Form('query', _COLOURS, vqa.COLOUR_EDGE, vqa.query_edge('colour')),
-    Form('query', SHAPES, vqa.SHAPE_EDGE, vqa.query_edge('shape')),
-    Form('verify', YES_NO, vqa.EXISTENCE, vqa.existence('shape')),
-    Form('verify', YES_NO, vqa.EXISTENCE, vqa.existence('colour', 'shape')),
-    Form('verify', YES_NO, vqa.IS_VALUE, vqa.verify('colour', 'shape')),
-    Form('verify', YES_NO, vqa.IS_VALUE, vqa.verify('size', 'colour', 'shape')),
-    Form('verify', YES_NO, vqa.IS_SHAPE, vqa.verify('shape', 'colour')),
-    Form('verify', YES_NO, vqa.BESIDE, vqa.beside('colour', 'shape')),
-    Form('verify', YES_NO, EXISTS_BESIDE, exists_beside('shape')),
-    Form('choose', _COLOURS, CHOOSE, choose('colour', 'shape')),
-    Form('choose', FIELDS['size'], CHOOSE, choose('size', 'colour', 'shape')),
-    Form('choose', SHAPES, CHOOSE_SHAPE, choose('shape', 'colour')),
-    Form('choose', ('left', 'right'), vqa.LEFT_RIGHT, vqa.half(('left', 'right'), 'colour', 'shape')),
-    Form('choose', ('top', 'bottom'), vqa.TOP_BOTTOM, vqa.half(('top', 'bottom'), 'colour', 'shape')),
-    Form('choose', ('left', 'right'), CHOOSE_LEFT_RIGHT, choose_beside(('left', 'right'), 'colour', 'shape')),
-    Form('choose', ('above', 'below'), CHOOSE_ABOVE_BELOW, choose_beside(('above', 'below'), 'colour', 'shape')),
-    Form('logical', YES_NO, AND, exist_both(all, 'shape')),
-    Form('logical', YES_NO, AND, exist_both(all, 'colour')),
-    Form('logical', YES_NO, OR, exist_both(any, 'colour', 'shape')),
-    Form('logical', YES_NO, IS_BOTH, verify_both(all, ('size', 'colour'), 'shape')),
-    Form('logical', YES_NO, IS_EITHER, verify_both(any, ('size', 'colour'), 'shape')),
-    Form('compare', YES_NO, vqa.about('color', vqa.SAME), vqa.same('colour', 'shape')),
-    Form('compare', YES_NO, vqa.about('color', vqa.SAME), vqa.same('colour', 'size', 'shape')),
-    Form('compare', YES_NO, vqa.about('color', DIFFERENT), negated(vqa.same('colour', 'size', 'shape'))),
-    Form('compare', SHAPES, WHICH, which('large', 'small')),
-    Form('compare', SHAPES, WHICH, which(*SIDES)),
+FAMILIES = (
+    QuestionFamily('query', _COLOURS, vqa.COLOUR, vqa.query('colour', 'shape')),
+    QuestionFamily('query', _COLOURS, vqa.COLOUR, vqa.query('colour', 'size', 'shape')),
+    QuestionFamily('query', SHAPES, vqa.SHAPE, vqa.query('shape', 'colour')),
+    QuestionFamily('query', SHAPES, vqa.SHAPE, vqa.query('shape', 'size', 'colour')),
+    QuestionFamily('query', _COLOURS, vqa.COLOUR_RELATION, vqa.query_related('colour')),
+    QuestionFamily('query', SHAPES, vqa.SHAPE_RELATION, vqa.query_related('shape')),
+    QuestionFamily('query', _COLOURS, vqa.COLOUR_OUTERMOST, vqa.query_outermost('colour')),
+    QuestionFamily('query', SHAPES, vqa.SHAPE_OUTERMOST, vqa.query_outermost('shape')),
+    QuestionFamily('verify', YES_NO, vqa.EXISTENCE, vqa.exists('shape')),
+    QuestionFamily('verify', YES_NO, vqa.EXISTENCE, vqa.exists('colour', 'shape')),
+    QuestionFamily('verify', YES_NO, vqa.IS_VALUE, vqa.verify('colour', 'shape')),
+    QuestionFamily('verify', YES_NO, vqa.IS_VALUE, vqa.verify('size', 'colour', 'shape')),
+    QuestionFamily('verify', YES_NO, vqa.IS_SHAPE, vqa.verify('shape', 'colour')),
+    QuestionFamily('verify', YES_NO, vqa.RELATION, vqa.verify_relation('colour', 'shape')),
+    QuestionFamily('verify', YES_NO, EXISTS_RELATION, exists_related('shape')),
+    QuestionFamily('choose', _COLOURS, CHOOSE, choose('colour', 'shape')),
+    QuestionFamily('choose', FIELDS['size'], CHOOSE, choose('size', 'colour', 'shape')),
+    QuestionFamily('choose', SHAPES, CHOOSE_SHAPE, choose('shape', 'colour')),
+    QuestionFamily('choose', ('left', 'right'), vqa.LEFT_RIGHT, vqa.query_half(('left', 'right'), 'colour', 'shape')),
+    QuestionFamily('choose', ('top', 'bottom'), vqa.TOP_BOTTOM, vqa.query_half(('top', 'bottom'), 'colour', 'shape')),
+    QuestionFamily('choose', ('left', 'right'), CHOOSE_LEFT_RIGHT, choose_relation(('left', 'right'), 'colour', 'shape')),
+    QuestionFamily('choose', ('above', 'below'), CHOOSE_ABOVE_BELOW, choose_relation(('above', 'below'), 'colour', 'shape')),
+    QuestionFamily('logical', YES_NO, AND, exist_both(all, 'shape')),
+    QuestionFamily('logical', YES_NO, AND, exist_both(all, 'colour')),
+    QuestionFamily('logical', YES_NO, OR, exist_both(any, 'colour', 'shape')),
+    QuestionFamily('logical', YES_NO, IS_BOTH, verify_both(all, ('size', 'colour'), 'shape')),
+    QuestionFamily('logical', YES_NO, IS_EITHER, verify_both(any, ('size', 'colour'), 'shape')),
+    QuestionFamily('compare', YES_NO, vqa.name_field('color', vqa.SAME), vqa.verify_same('colour', 'shape')),
+    QuestionFamily('compare', YES_NO, vqa.name_field('color', vqa.SAME), vqa.verify_same('colour', 'size', 'shape')),
+    QuestionFamily('compare', YES_NO, vqa.name_field('color', DIFFERENT), negate(vqa.verify_same('colour', 'size', 'shape'))),
+    QuestionFamily('compare', SHAPES, WHICH, which('large', 'small')),
+    QuestionFamily('compare', SHAPES, WHICH, which(*SIDES)),
 )
 
 
-def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random) -> list[dict]:
-    """The questions of one split, in the form of LXMERT's GQA annotations; arguments and errors as in `questions.ask`.
+def generate(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random) -> list[dict]:
+    """The questions of one split in the format of LXMERT's GQA annotations; arguments and errors as in `questions.generate`.
 
     Returns:
         {'img_id', 'question_id' (a str), 'sent', 'label': {answer: 1.0}, 'answer_type', 'question_type'} each.
     """
-    asked = vqa.ask(scenes, per_image, first_id, rng, FORMS, SHARES)
     return [{**question, 'question_id': str(question['question_id']),
-             'label': sure(max(question['label'], key=question['label'].get)),
-             'answer_type': 'open' if question['question_type'] == 'query' else 'binary'} for question in asked]
+             'label': hard_label(max(question['label'], key=question['label'].get)),
+             'answer_type': 'open' if question['question_type'] == 'query' else 'binary'}
+            for question in vqa.generate(scenes, per_image, first_id, rng, FAMILIES, SHARES)]

@@ -1,51 +1,51 @@
-"""Statements about two pictures in the manner of NLVR2, true or false.
+"""Statements about two pictures as in NLVR2, true or false.
 
-A set is four pairs of pictures and up to two sentences, each true of two pairs and false of two, so that words alone say nothing.
-The first sentence decides the pairs: two couples, of which the one pair becomes the other, and the truth changes, when one
-picture is exchanged. So the picture that stays says nothing either.
+A set is four pairs of pictures and up to two sentences, each true of two pairs and false of two, so that a sentence alone says
+nothing of its truth. The first sentence determines the pairs: two couples of pairs that differ in one picture, one of them true,
+one false. So a single picture says nothing either.
 """
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shapes.questions import FIELDS, NUMBER_WORDS, Description, about, deck, sentence
+from shapes.questions import FIELDS, NUMBER_WORDS, Description, ambiguous, fill, name_field, sample_kinds
 from shapes.scene import Scene, Thing
 
-# Of the kinds of first sentences. Most say that something is there: were as many to deny it, a word and its picture would go
-# together with false as often as with true.
+# Of the kinds of first sentences. Most say that something is there: if as many denied it, a word and its object in the picture
+# would go together with false as often as with true.
 SHARES = {'side': 0.46, 'both': 0.16, 'either': 0.12, 'one': 0.05, 'neither': 0.03, 'lacking': 0.04,
           'counting': 0.07, 'comparison': 0.05, 'agreement': 0.02}
 PAIRS = 4  # of a set
-TRIES = 60  # draws of pictures for one couple
-TOPICS = (('shape',), ('colour',), ('colour', 'shape'))
+TRIES = 60  # samples of pictures for one couple
+FIELD_SETS = (('shape',), ('colour',), ('colour', 'shape'))
 
 Things = tuple[Thing, ...]
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A way to state something of the things that fit a description, given a number (which most do not use)."""
+class StatementFamily:
+    """Templates of a statement about the things that match a description, and its truth."""
     kind: str
     templates: tuple[str, ...]
-    holds: Callable[[Things, Things, int], bool | None]  # of the left and the right picture; None: no honest statement
-    topics: tuple[tuple[str, ...], ...] = TOPICS  # what the description names
+    holds: Callable[[Things, Things, int], bool | None]  # of the left and the right picture and a number; None: ambiguous
+    field_sets: tuple[tuple[str, ...], ...] = FIELD_SETS  # choices of the attributes in the description
 
 
 def _counts(holds):
-    """A rule on how many things there are, as one on the things."""
+    """A `holds` from a rule on the numbers of things on the left and on the right."""
     return lambda left, right, number: holds(len(left), len(right), number)
 
 
 def _agree(field, same):
-    """Whether the only such thing of each picture has the same colour or shape (`same`), or another."""
+    """A `holds`: whether the only such thing of each picture has the same colour or shape (`same`), or another."""
     def holds(left, right, _):
         values = {getattr(thing, field) for thing in (*left, *right)}
-        return None if len(left) != 1 or len(right) != 1 or values == {'diamond', 'square'} else (len(values) == 1) == same
+        return None if len(left) != 1 or len(right) != 1 or ambiguous(*values) else (len(values) == 1) == same
     return holds
 
 
 def _right(templates):
-    """The same said of the right picture."""
+    """The templates with left and right exchanged."""
     swap = {'left': 'right', 'right': 'left'}
     return tuple(' '.join(swap.get(word, word) for word in template.split(' ')) for template in templates)
 
@@ -76,116 +76,117 @@ EQUAL = ('Both {picture}s contain the same number of {x.many}.', 'There are as m
 SAME = ('The {x.one} has the same {field} in both {picture}s.', 'Both {picture}s show {x.a} of the same {field}.')
 DIFFERENT = ('The {x.one} has a different {field} in each {picture}.', 'The {x.many} of the two {picture}s differ in {field}.')
 
-_FEW = (('shape',), ('colour',))
-STATEMENTS = (
-    Statement('side', LEFT, _counts(lambda left, right, n: left > 0)),
-    Statement('side', _right(LEFT), _counts(lambda left, right, n: right > 0)),
-    Statement('lacking', LEFT_NO, _counts(lambda left, right, n: left == 0)),
-    Statement('lacking', _right(LEFT_NO), _counts(lambda left, right, n: right == 0)),
-    Statement('both', BOTH, _counts(lambda left, right, n: left > 0 and right > 0)),
-    Statement('lacking', NOT_BOTH, _counts(lambda left, right, n: left == 0 or right == 0)),
-    Statement('neither', NEITHER, _counts(lambda left, right, n: left + right == 0)),
-    Statement('either', EITHER, _counts(lambda left, right, n: left + right > 0)),
-    Statement('one', ONE, _counts(lambda left, right, n: (left > 0) != (right > 0))),
-    Statement('counting', TOTAL, _counts(lambda left, right, n: left + right == n), _FEW),
-    Statement('counting', AT_LEAST, _counts(lambda left, right, n: left + right >= n), _FEW),
-    Statement('counting', FEWER, _counts(lambda left, right, n: left + right < n), _FEW),
-    Statement('counting', LEFT_COUNT, _counts(lambda left, right, n: left == n), _FEW),
-    Statement('counting', _right(LEFT_COUNT), _counts(lambda left, right, n: right == n), _FEW),
-    Statement('comparison', LEFT_MORE, _counts(lambda left, right, n: left > right), _FEW),
-    Statement('comparison', _right(LEFT_MORE), _counts(lambda left, right, n: left < right), _FEW),
-    Statement('comparison', EQUAL, _counts(lambda left, right, n: left == right), _FEW),
-    Statement('agreement', about('color', SAME), _agree('colour', True), (('shape',),)),
-    Statement('agreement', about('color', DIFFERENT), _agree('colour', False), (('shape',),)),
-    Statement('agreement', about('shape', SAME), _agree('shape', True), (('colour',),)),
-    Statement('agreement', about('shape', DIFFERENT), _agree('shape', False), (('colour',),)),
+_ONE_FIELD = (('shape',), ('colour',))
+FAMILIES = (
+    StatementFamily('side', LEFT, _counts(lambda left, right, n: left > 0)),
+    StatementFamily('side', _right(LEFT), _counts(lambda left, right, n: right > 0)),
+    StatementFamily('lacking', LEFT_NO, _counts(lambda left, right, n: left == 0)),
+    StatementFamily('lacking', _right(LEFT_NO), _counts(lambda left, right, n: right == 0)),
+    StatementFamily('both', BOTH, _counts(lambda left, right, n: left > 0 and right > 0)),
+    StatementFamily('lacking', NOT_BOTH, _counts(lambda left, right, n: left == 0 or right == 0)),
+    StatementFamily('neither', NEITHER, _counts(lambda left, right, n: left + right == 0)),
+    StatementFamily('either', EITHER, _counts(lambda left, right, n: left + right > 0)),
+    StatementFamily('one', ONE, _counts(lambda left, right, n: (left > 0) != (right > 0))),
+    StatementFamily('counting', TOTAL, _counts(lambda left, right, n: left + right == n), _ONE_FIELD),
+    StatementFamily('counting', AT_LEAST, _counts(lambda left, right, n: left + right >= n), _ONE_FIELD),
+    StatementFamily('counting', FEWER, _counts(lambda left, right, n: left + right < n), _ONE_FIELD),
+    StatementFamily('counting', LEFT_COUNT, _counts(lambda left, right, n: left == n), _ONE_FIELD),
+    StatementFamily('counting', _right(LEFT_COUNT), _counts(lambda left, right, n: right == n), _ONE_FIELD),
+    StatementFamily('comparison', LEFT_MORE, _counts(lambda left, right, n: left > right), _ONE_FIELD),
+    StatementFamily('comparison', _right(LEFT_MORE), _counts(lambda left, right, n: left < right), _ONE_FIELD),
+    StatementFamily('comparison', EQUAL, _counts(lambda left, right, n: left == right), _ONE_FIELD),
+    StatementFamily('agreement', name_field('color', SAME), _agree('colour', True), (('shape',),)),
+    StatementFamily('agreement', name_field('color', DIFFERENT), _agree('colour', False), (('shape',),)),
+    StatementFamily('agreement', name_field('shape', SAME), _agree('shape', True), (('colour',),)),
+    StatementFamily('agreement', name_field('shape', DIFFERENT), _agree('shape', False), (('colour',),)),
 )
 
 
 class Album:
-    """Pictures to be drawn from by what they show."""
+    """Pictures, to be sampled by what they show."""
 
     def __init__(self, scenes: dict[str, Scene]):
-        self.scenes, self.shown = scenes, {}
-        self.alike = len(scenes) < PAIRS  # so few that a picture may have to stand beside itself
+        self.scenes, self.cache = scenes, {}
+        self.few = len(scenes) < PAIRS  # then both pictures of a pair may be the same
 
-    def show(self, x: Description) -> tuple[dict[str, Things], list[str], list[str]]:
-        """What fits `x` in each picture; the pictures that show something of it; those that do not."""
-        if x not in self.shown:
-            things = {img_id: tuple(x.among(scene)) for img_id, scene in self.scenes.items()}
-            self.shown[x] = things, [i for i in things if things[i]], [i for i in things if not things[i]]
-        return self.shown[x]
+    def matching(self, x: Description) -> tuple[dict[str, Things], list[str], list[str]]:
+        """The things of each picture that match `x`; the pictures with such things; the pictures without."""
+        if x not in self.cache:
+            things = {img_id: tuple(x.matching(scene)) for img_id, scene in self.scenes.items()}
+            self.cache[x] = things, [i for i in things if things[i]], [i for i in things if not things[i]]
+        return self.cache[x]
 
-    def couple(self, holds, x: Description, number: int, side: int, rng: random.Random) -> list[tuple[str, str]] | None:
-        """Two pairs that differ in the picture of that side (0: left, 1: right), one true and one false."""
-        things, *piles = self.show(x)
-        if not all(piles):
-            return None
-        for _ in range(TRIES):
-            left, right, other = (rng.choice(rng.choice(piles)) for _ in range(3))
+    def couple(self, holds, x: Description, number: int, side: int, rng: random.Random) -> list[tuple[str, str]]:
+        """Two pairs that differ in the picture of this side (0: left, 1: right), one true and one false; [] if none was found."""
+        things, *groups = self.matching(x)
+        for _ in range(TRIES if all(groups) else 0):
+            left, right, other = (rng.choice(rng.choice(groups)) for _ in range(3))
             couple = [(left, right), (left, other) if side else (other, right)]
             truths = {holds(things[one], things[two], number) for one, two in couple}
-            if truths == {True, False} and (self.alike or all(one != two for one, two in couple)):
+            if truths == {True, False} and (self.few or all(one != two for one, two in couple)):
                 return couple
-        return None
+        return []
 
     def pairs(self, holds, x: Description, number: int, rng: random.Random) -> list[tuple[str, str]] | None:
-        """Four different pairs, two of them true: a couple that differs on the left and one on the right, where that can be."""
-        found = []
+        """Four different pairs, two of them true: if possible a couple that differs on the left and one on the right."""
+        pairs = []
         for side in (0, 1):
-            found += (self.couple(holds, x, number, side, rng) or self.couple(holds, x, number, 1 - side, rng) or ())
-        rng.shuffle(found)
-        return found if len(set(found)) == PAIRS else None
+            pairs += self.couple(holds, x, number, side, rng) or self.couple(holds, x, number, 1 - side, rng)
+        rng.shuffle(pairs)
+        return pairs if len(set(pairs)) == PAIRS else None
 
     def truths(self, holds, x: Description, number: int, pairs: list[tuple[str, str]]) -> list[bool | None]:
-        things = self.show(x)[0]
+        things = self.matching(x)[0]
         return [holds(things[left], things[right], number) for left, right in pairs]
 
 
-def state(scenes: dict[str, Scene], sets: int, split: str, rng: random.Random) -> list[dict]:
-    """The statements of one split, in the form of LXMERT's NLVR2 annotations.
+def generate(scenes: dict[str, Scene], sets: int, split: str, rng: random.Random) -> list[dict]:
+    """The statements of one split in the format of LXMERT's NLVR2 annotations.
 
     Args:
         scenes: by image id.
-        sets: how many sets of pairs.
+        sets: number of sets of pairs.
         split: the first field of identifiers.
     Returns:
         {'uid', 'identifier', 'img0', 'img1', 'sent', 'label': 1 for true or 0, 'question_type'} each. The identifier is
         split-set-pair-sentence; consistency groups identifiers without their third field.
     Raises:
-        ValueError: the scenes do not allow it.
+        ValueError: the scenes are too few or too much alike.
     """
     album, examples = Album(scenes), []
-    for number, kind in enumerate(deck(SHARES, sets, rng)):
-        stated = next(filter(None, (_set(album, tried, rng) for tried in [*[kind] * TRIES, *[*SHARES] * TRIES])), None)
-        if stated is None:
+    for number, kind in enumerate(sample_kinds(SHARES, sets, rng)):
+        kinds = [*[kind] * TRIES, *[*SHARES] * TRIES]
+        statements = next(filter(None, (_statements(album, kind, rng) for kind in kinds)), None)
+        if statements is None:
             raise ValueError(f'{len(scenes)} pictures give no pairs for {split}; choose more --images')
-        for i, (form, said, shown, truths) in enumerate(stated):
-            for pair, ((left, right), truth) in enumerate(zip(shown, truths, strict=True)):
-                examples.append({'uid': f'nlvr2_{split}_{len(examples)}', 'identifier': f'{split}-{number}-{pair}-{i}',
-                                 'img0': left, 'img1': right, 'sent': said, 'label': int(truth), 'question_type': form.kind})
+        for i, (family, sentence, pairs, truths) in enumerate(statements):
+            for pair, ((left, right), truth) in enumerate(zip(pairs, truths, strict=True)):
+                examples.append({
+                    'uid': f'nlvr2_{split}_{len(examples)}', 'identifier': f'{split}-{number}-{pair}-{i}', 'img0': left,
+                    'img1': right, 'sent': sentence, 'label': int(truth), 'question_type': family.kind})
     return examples
 
 
-def _draw(kind: str, rng: random.Random) -> tuple[Statement, Description, int]:
-    """A statement of that kind, what it is about, and its number."""
-    form = rng.choice([form for form in STATEMENTS if form.kind == kind])
-    x = Description(**{field: rng.choice(FIELDS[field]) for field in rng.choice(form.topics)})
-    return form, x, rng.choice(tuple(NUMBER_WORDS))
+def _sample(kind: str, rng: random.Random) -> tuple[StatementFamily, Description, int]:
+    """A family of this kind, the description that it is about, and its number (which most families do not use)."""
+    family = rng.choice([family for family in FAMILIES if family.kind == kind])
+    x = Description(**{field: rng.choice(FIELDS[field]) for field in rng.choice(family.field_sets)})
+    return family, x, rng.choice(tuple(NUMBER_WORDS))
 
 
-def _set(album: Album, kind: str, rng: random.Random) -> list[tuple] | None:
-    """(statement, sentence, pairs, truths) of a first sentence of that kind, and of a second on the same pairs; or None."""
-    form, x, number = _draw(kind, rng)
-    if not (pairs := album.pairs(form.holds, x, number, rng)):
-        return None
-    stated = []
+def _statements(album: Album, kind: str, rng: random.Random) -> list[tuple]:
+    """A set: [(family, sentence, pairs, truths)] of a statement of this kind, and of a second one about the same pairs if one was
+    found; [] if no pairs were found."""
+    family, x, number = _sample(kind, rng)
+    if not (pairs := album.pairs(family.holds, x, number, rng)):
+        return []
+    statements = []
     for _ in range(TRIES):
-        truths = album.truths(form.holds, x, number, pairs)
+        truths = album.truths(family.holds, x, number, pairs)
         if truths.count(True) == truths.count(False) == PAIRS // 2:
-            said = sentence(form.templates, {'x': x, 'number': number}, rng)
-            if stated and said != stated[0][1]:
-                return [*stated, (form, said, pairs, truths)]
-            stated = stated or [(form, said, pairs, truths)]
-        form, x, number = _draw(*rng.choices([*SHARES], [*SHARES.values()]), rng)
-    return stated
+            sentence = fill(family.templates, {'x': x, 'number': number}, rng)
+            if statements and sentence != statements[0][1]:
+                return [*statements, (family, sentence, pairs, truths)]
+            statements = statements or [(family, sentence, pairs, truths)]
+        family, x, number = _sample(*rng.choices([*SHARES], [*SHARES.values()]), rng)
+    return statements

@@ -1,13 +1,11 @@
-"""Questions about scenes, with soft answers: honest, varied, and balanced so that words alone say little.
+"""Questions about scenes with soft answers: unambiguous, varied, and balanced, so that words alone say little of the answer.
 
-The questions of VQA, and what those of GQA (`gqa_questions`), the statements of NLVR2 (`pairs`) and `captions` are made of too.
-
-A `Form` is one way to ask: what it mentions, how it is worded, and a function that proposes such a question about a
-scene together with its answer. `ask` draws proposals and takes the one whose answer its form has given least so far:
-so the answers of each form come out equally often, whatever the scenes make likely.
+As in CLEVR (Johnson et al., 2017) a question belongs to a family: templates of its wording, and a program that computes the
+answer from the scene. `generate` samples questions of a family and takes the one whose answer the family has had least often, so
+that the answers of each family are about equally frequent. The questions of GQA (`gqa_questions`), the statements of NLVR2
+(`pairs`) and `captions` are built from the same parts.
 """
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,15 +15,15 @@ from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, Thing
 
 SHARES = {'existence': 0.12, 'verification': 0.10, 'colour': 0.14, 'shape': 0.14, 'size': 0.08,
           'counting': 0.17, 'comparison': 0.10, 'relation': 0.15}
-FIELDS = {'size': ('small', 'large'), 'colour': tuple(COLOURS), 'shape': SHAPES}
+FIELDS = {'size': ('small', 'large'), 'colour': tuple(COLOURS), 'shape': SHAPES}  # attributes of a Thing and their values
 COUNTS = ('0', '1', '2', '3', '4')
 YES_NO = ('yes', 'no')
 SIDES = {'left': (-1, 0), 'right': (1, 0), 'above': (0, -1), 'below': (0, 1)}  # unit steps, y points down
 ANSWERS = (*YES_NO, *COUNTS, *FIELDS['colour'], *SHAPES, *FIELDS['size'], 'left', 'right', 'top', 'bottom')
 
-MIDDLE = Thing('', '', '', WIDTH / 2, HEIGHT / 2, 0.0)  # of the picture
-MARGIN = 14.0  # pixels between two centres, from which on one lies clearly to a side of the other
-TRIES = 24  # proposals of one form for one question
+CENTRE = Thing('', '', '', WIDTH / 2, HEIGHT / 2, 0.0)  # of the picture
+MARGIN = 14.0  # pixels between two centres from which on one lies clearly to a side of the other
+TRIES = 24  # samples of one family for one question
 
 SIZE_WORDS = {'small': ('small', 'little'), 'large': ('large', 'big')}
 WHERE_WORDS = {'left': ('to the left of', 'left of', 'on the left side of'),
@@ -37,23 +35,20 @@ EDGE_WORDS = {'left': ('furthest to the left', 'closest to the left edge'),
 MORE_WORDS = {'large': ('larger', 'bigger'), 'small': ('smaller',), 'left': ('further to the left',),
               'right': ('further to the right',), 'above': ('higher up',), 'below': ('lower down',)}
 NUMBER_WORDS = {2: ('two', '2'), 3: ('three', '3'), 4: ('four', '4')}
-# How the plain words in each slot of a template are said.
+# Slot of a template: {value: its wordings}; other values are used as they are.
 WORDS = {'where': WHERE_WORDS, 'edge': EDGE_WORDS, 'value': SIZE_WORDS, 'other': SIZE_WORDS, 'more': MORE_WORDS,
          'number': NUMBER_WORDS}
 
 
 @dataclass(frozen=True)
 class Description:
-    """Some of the three names of a thing; '' is not said."""
+    """Some attributes of a thing; '' is left out."""
     size: str = ''
     colour: str = ''
     shape: str = ''
 
-    def matches(self, thing: Thing) -> bool:
-        return all(getattr(self, field) in ('', getattr(thing, field)) for field in FIELDS)
-
-    def among(self, scene: Scene) -> list[Thing]:
-        return [thing for thing in scene.things if self.matches(thing)]
+    def matching(self, scene: Scene) -> list[Thing]:
+        return [thing for thing in scene.things if all(getattr(self, field) in ('', getattr(thing, field)) for field in FIELDS)]
 
     def phrase(self, rng: random.Random) -> 'Phrase':
         size = rng.choice(SIZE_WORDS[self.size]) if self.size else ''
@@ -63,7 +58,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A description in words; templates write `{x.one}`, `{x.a}` and `{x.many}`."""
+    """A description in words; templates use `{x.one}`, `{x.a}` and `{x.many}`."""
     one: str
 
     @property
@@ -75,214 +70,205 @@ class Phrase:
         return self.one + ('es' if self.one.endswith('ss') else 's')
 
 
-NAMED = re.compile(rf'\bthe (?:({"|".join(way for ways in SIZE_WORDS.values() for way in ways)}) )?'
-                   rf'(?:({"|".join(COLOURS)}) )?({"|".join(SHAPES)}|thing|object)\b', re.IGNORECASE)
-NAMES = {way: size for size, ways in SIZE_WORDS.items() for way in ways} | {'thing': '', 'object': ''}
-
-
-def named(sentence: str) -> list[Description]:
-    """The descriptions that follow a "the", in their order."""
-    return [Description(*(NAMES.get(word, word) for word in (word.lower() for word in found)))
-            for found in NAMED.findall(sentence)]
-
-
-# A proposal: what fills the template's slots (descriptions or plain words), and the soft answer, the best one first.
-Proposal = tuple[dict[str, Description | str], dict[str, float]]
+# What fills the slots of a template (descriptions or words), and the soft answer {answer: score}, the best one first.
+Question = tuple[dict[str, Description | str], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Form:
+class QuestionFamily:
     kind: str
-    answers: tuple[str, ...]  # those that it can have
+    answers: tuple[str, ...]  # all possible ones
     templates: tuple[str, ...]
-    propose: Callable[[Scene, random.Random], Proposal | None]  # None: this draw makes no honest question
+    sample: Callable[[Scene, random.Random], Question | None]  # None: the sampled question would be ambiguous
 
     @property
     def answer_type(self) -> str:
-        """VQA's name for the kind of answer."""
+        """VQA's name of the type of answer."""
         return {YES_NO: 'yes/no', COUNTS: 'number'}.get(self.answers, 'other')
 
 
-# ---- what the proposals are made of
+# ---- parts of the programs
 
-def sure(answer: str | bool) -> dict[str, float]:
-    """One answer that nobody would doubt."""
+def hard_label(answer: str | bool) -> dict[str, float]:
+    """The label of an answer that nobody would doubt; a bool is yes or no."""
     return {answer if isinstance(answer, str) else 'yes' if answer else 'no': 1.0}
 
 
-def _shape_answer(shape: str) -> dict[str, float]:
-    """A diamond is a square on its corner, and some would say so."""
-    return {'diamond': 1.0, 'square': 0.3} if shape == 'diamond' else {shape: 1.0}
+def _attribute_label(field: str, thing: Thing) -> dict[str, float]:
+    value = getattr(thing, field)
+    return {'diamond': 1.0, 'square': 0.3} if value == 'diamond' else hard_label(value)  # a diamond is a square on its corner
 
 
-def _soft(field: str, thing: Thing) -> dict[str, float]:
-    return _shape_answer(thing.shape) if field == 'shape' else sure(getattr(thing, field))
+def ambiguous(*values: str) -> bool:
+    """Whether people could disagree if two shapes are the same: a diamond is a square on its corner."""
+    return {*values} == {'diamond', 'square'}
 
 
 def describe(thing: Thing, fields: Iterable[str]) -> Description:
     return Description(**{field: getattr(thing, field) for field in fields})
 
 
-def guess(scene: Scene, rng: random.Random, fields: Iterable[str]) -> Description:
-    """A description that may or may not fit something; near misses (a colour here, a shape there) are common."""
+def random_description(scene: Scene, rng: random.Random, fields: Iterable[str]) -> Description:
+    """A description that matches some thing or none; near misses (a colour here, a shape there) are common."""
     thing = rng.choice(scene.things)
     return Description(**{field: rng.choice((getattr(thing, field), getattr(rng.choice(scene.things), field),
                                              rng.choice(FIELDS[field]))) for field in fields})
 
 
-def unique(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
-    """A thing that is the only one of its description."""
+def unique_thing(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
+    """(description, thing) where the description matches this thing alone."""
     thing = rng.choice(scene.things)
     x = describe(thing, fields)
-    return (x, thing) if len(x.among(scene)) == 1 else None
+    return (x, thing) if len(x.matching(scene)) == 1 else None
 
 
 def unique_pair(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple | None:
-    """Two things, each the only one of its description: (x, its thing, y, its thing)."""
-    first, second = unique(scene, rng, fields), unique(scene, rng, fields)
+    """Two different things, each with a description that matches it alone: (x, its thing, y, its thing)."""
+    first, second = unique_thing(scene, rng, fields), unique_thing(scene, rng, fields)
     return first + second if first and second and first != second else None
 
 
-def ahead(thing: Thing, other: Thing, side: str) -> float:
-    """How far, in pixels, `thing` lies to that side of `other` (negative: on the opposite side)."""
+def offset(thing: Thing, other: Thing, side: str) -> float:
+    """How far, in pixels, `thing` lies to that side of `other` (negative: to the opposite side)."""
     dx, dy = SIDES[side]
     return (thing.x - other.x) * dx + (thing.y - other.y) * dy
 
 
-def clear(thing: Thing, other: Thing, side: str) -> bool:
-    """Whether nobody would hesitate to say so: `thing` is not, for example, far more above than it is left."""
-    return ahead(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
+def clearly_beside(thing: Thing, other: Thing, side: str) -> bool:
+    """Whether nobody would doubt that `thing` lies to that side of `other`: it is not, for example, far more above than left."""
+    return offset(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
 
 
-def placed(thing: Thing, side: str) -> bool:
+def in_half(thing: Thing, side: str) -> bool:
     """Whether `thing` clearly lies in that half of the picture."""
-    return ahead(thing, MIDDLE, side) >= MARGIN
+    return offset(thing, CENTRE, side) >= MARGIN
 
 
-def furthest(scene: Scene, side: str) -> Thing | None:
-    """The thing furthest to that side; None where another competes, by its centre or by its outline."""
-    first, *others = sorted(scene.things, key=lambda thing: -ahead(thing, MIDDLE, side))
-    far = all(ahead(first, other, side) + min(0, first.radius - other.radius) >= MARGIN / 2 for other in others)
-    return first if far else None
+def outermost(scene: Scene, side: str) -> Thing | None:
+    """The thing furthest to that side; None if the centre or the outline of another is nearly as far."""
+    first, *others = sorted(scene.things, key=lambda thing: -offset(thing, CENTRE, side))
+    clear = all(offset(first, other, side) + min(0, first.radius - other.radius) >= MARGIN / 2 for other in others)
+    return first if clear else None
 
 
-# ---- the forms, a function a pattern: each returns `propose`
+# ---- the programs: each function returns the `sample` of a family; `named` are the attributes by which a thing is described
 
-def existence(*fields):
-    def propose(scene, rng):
-        x = guess(scene, rng, fields)
-        return {'x': x}, sure(bool(x.among(scene)))
-    return propose
+def exists(*fields):
+    def sample(scene, rng):
+        x = random_description(scene, rng, fields)
+        return {'x': x}, hard_label(bool(x.matching(scene)))
+    return sample
 
 
 def verify(field, *named):
-    """Is the thing of these names of that colour, shape or size?"""
-    def propose(scene, rng):
-        if not (found := unique(scene, rng, named)):
+    """Does the described thing have this colour, shape or size?"""
+    def sample(scene, rng):
+        if not (match := unique_thing(scene, rng, named)):
             return None
-        value = getattr(guess(scene, rng, [field]), field)
-        if {value, getattr(found[1], field)} == {'diamond', 'square'}:
-            return None  # the one pair of shapes that people could argue about
-        said = Description(shape=value) if field == 'shape' else value
-        return {'x': found[0], 'value': said}, sure(value == getattr(found[1], field))
-    return propose
+        x, thing = match
+        value, truth = getattr(random_description(scene, rng, [field]), field), getattr(thing, field)
+        if ambiguous(value, truth):
+            return None
+        return {'x': x, 'value': Description(shape=value) if field == 'shape' else value}, hard_label(value == truth)
+    return sample
 
 
 def query(field, *named):
-    """Of which colour, shape or size is the thing of these names?"""
-    def propose(scene, rng):
-        found = unique(scene, rng, named)
-        return ({'x': found[0]}, _soft(field, found[1])) if found else None
-    return propose
+    """Which colour, shape or size does the described thing have?"""
+    def sample(scene, rng):
+        match = unique_thing(scene, rng, named)
+        return ({'x': match[0]}, _attribute_label(field, match[1])) if match else None
+    return sample
 
 
 def count(*fields):
-    def propose(scene, rng):
-        x = guess(scene, rng, fields)
-        things = x.among(scene)
+    def sample(scene, rng):
+        x = random_description(scene, rng, fields)
+        things = x.matching(scene)
         if len(things) >= len(COUNTS):
             return None
-        label = sure(str(len(things)))
+        label = hard_label(str(len(things)))
         if any(scene.partly_hidden(thing) for thing in things):
-            label[str(len(things) - 1)] = 0.3  # a viewer may overlook the one behind
+            label[str(len(things) - 1)] = 0.3  # a viewer may overlook the hidden one
         return {'x': x}, label
-    return propose
+    return sample
 
 
-def more(field):
-    def propose(scene, rng):
-        x, y = guess(scene, rng, [field]), guess(scene, rng, [field])
-        return ({'x': x, 'y': y}, sure(len(x.among(scene)) > len(y.among(scene)))) if x != y else None
-    return propose
+def compare_counts(field):
+    def sample(scene, rng):
+        x, y = random_description(scene, rng, [field]), random_description(scene, rng, [field])
+        return ({'x': x, 'y': y}, hard_label(len(x.matching(scene)) > len(y.matching(scene)))) if x != y else None
+    return sample
 
 
-def same(field, *named):
-    def propose(scene, rng):
+def verify_same(field, *named):
+    def sample(scene, rng):
         if not (pair := unique_pair(scene, rng, named)):
             return None
         x, one, y, other = pair
-        if field == 'shape' and {one.shape, other.shape} == {'diamond', 'square'}:
-            return None
-        return {'x': x, 'y': y}, sure(getattr(one, field) == getattr(other, field))
-    return propose
+        values = getattr(one, field), getattr(other, field)
+        return None if ambiguous(*values) else ({'x': x, 'y': y}, hard_label(values[0] == values[1]))
+    return sample
 
 
-def bigger(*named):
-    def propose(scene, rng):
+def compare_sizes(*named):
+    def sample(scene, rng):
         pair = unique_pair(scene, rng, named)
         if not pair or pair[1].size == pair[3].size:
-            return None  # two things of one size are never quite equal
-        return {'x': pair[0], 'y': pair[2]}, sure(pair[1].size == 'large')
-    return propose
+            return None  # two things of one size are never exactly equal
+        return {'x': pair[0], 'y': pair[2]}, hard_label(pair[1].size == 'large')
+    return sample
 
 
-def beside(*named):
-    """Does one thing lie to that side of another?"""
-    def propose(scene, rng):
+def verify_relation(*named):
+    """Does one thing lie to this side of another?"""
+    def sample(scene, rng):
         side = rng.choice(tuple(SIDES))
         if not (pair := unique_pair(scene, rng, named)):
             return None
         x, one, y, other = pair
-        if not clear(one, other, side) and not clear(other, one, side):
+        if not clearly_beside(one, other, side) and not clearly_beside(other, one, side):
             return None
-        return {'x': x, 'where': side, 'y': y}, sure(clear(one, other, side))
-    return propose
+        return {'x': x, 'where': side, 'y': y}, hard_label(clearly_beside(one, other, side))
+    return sample
 
 
-def query_beside(field, *named):
-    """What is the one thing of these names to that side of another?"""
-    def propose(scene, rng):
+def query_related(field, *named):
+    """Which colour or shape has the one thing of this description that lies to this side of another?"""
+    def sample(scene, rng):
         side = rng.choice(tuple(SIDES))
         thing = rng.choice(scene.things)
         x = describe(thing, named)
-        found = unique(scene, rng, ('colour', 'shape'))
-        if not found or len(x.among(scene)) == 1:  # the relation must be needed
+        match = unique_thing(scene, rng, ('colour', 'shape'))
+        if not match or len(x.matching(scene)) == 1:  # without the relation x would be unique too
             return None
-        others = [other for other in x.among(scene) if other not in (thing, found[1])]
-        if not clear(thing, found[1], side) or any(ahead(o, found[1], side) > -MARGIN / 2 for o in others):
+        y, anchor = match
+        others = [other for other in x.matching(scene) if other not in (thing, anchor)]
+        if not clearly_beside(thing, anchor, side) or any(offset(other, anchor, side) > -MARGIN / 2 for other in others):
             return None
-        return {'x': x, 'where': side, 'y': found[0]}, _soft(field, thing)
-    return propose
+        return {'x': x, 'where': side, 'y': y}, _attribute_label(field, thing)
+    return sample
 
 
-def query_edge(field):
-    """What is the thing furthest to that side?"""
-    def propose(scene, rng):
+def query_outermost(field):
+    """Which colour or shape has the thing furthest to this side?"""
+    def sample(scene, rng):
         side = rng.choice(tuple(SIDES))
-        most = furthest(scene, side)
-        return ({'edge': side}, _soft(field, most)) if most else None
-    return propose
+        thing = outermost(scene, side)
+        return ({'edge': side}, _attribute_label(field, thing)) if thing else None
+    return sample
 
 
-def half(answers, *named):
-    """In which half of the picture is it?"""
-    def propose(scene, rng):
-        if not (found := unique(scene, rng, named)):
+def query_half(answers, *named):
+    """In which half of the picture is the described thing?"""
+    def sample(scene, rng):
+        if not (match := unique_thing(scene, rng, named)):
             return None
+        x, thing = match
         sides = ('left', 'right') if answers[0] == 'left' else ('above', 'below')
-        lies = next((answer for answer, side in zip(answers, sides, strict=True) if placed(found[1], side)), None)
-        return ({'x': found[0]}, sure(lies)) if lies else None
-    return propose
+        return next((({'x': x}, hard_label(answer)) for answer, side in zip(answers, sides, strict=True) if in_half(thing, side)),
+                    None)
+    return sample
 
 
 EXISTENCE = ('Is there {x.a} in the {picture}?', 'Can you see {x.a}?', 'Does the {picture} show {x.a}?',
@@ -311,19 +297,19 @@ SAME = ('Are the {x.one} and the {y.one} the same {field}?', 'Does the {x.one} h
         'Do the {x.one} and the {y.one} share the same {field}?')
 BIGGER = ('Is the {x.one} bigger than the {y.one}?', 'Is the {x.one} larger than the {y.one}?',
           'Is the {y.one} smaller than the {x.one}?', 'Does the {x.one} look larger than the {y.one}?')
-BESIDE = ('Is the {x.one} {where} the {y.one}?', 'Does the {x.one} lie {where} the {y.one}?',
-          'Is it true that the {x.one} is {where} the {y.one}?',
-          'In the {picture}, is the {x.one} {where} the {y.one}?')
-COLOUR_BESIDE = ('What color is the {x.one} {where} the {y.one}?',
-                 'What is the colour of the {x.one} {where} the {y.one}?',
-                 'The {x.one} {where} the {y.one} is what color?',
-                 'Tell me the color of the {x.one} {where} the {y.one}.')
-SHAPE_BESIDE = ('What shape is the {x.one} {where} the {y.one}?', 'What is the {x.one} {where} the {y.one}?',
-                'The {x.one} {where} the {y.one} has what shape?', 'Which shape lies {where} the {y.one}?')
-COLOUR_EDGE = ('What color is the thing {edge}?', 'What is the colour of the object {edge}?',
-               'Which color does the thing {edge} have?', 'The object {edge} is what color?')
-SHAPE_EDGE = ('What shape is the thing {edge}?', 'What is the object {edge}?', 'Which shape is {edge}?',
-              'The object {edge} has what shape?')
+RELATION = ('Is the {x.one} {where} the {y.one}?', 'Does the {x.one} lie {where} the {y.one}?',
+            'Is it true that the {x.one} is {where} the {y.one}?',
+            'In the {picture}, is the {x.one} {where} the {y.one}?')
+COLOUR_RELATION = ('What color is the {x.one} {where} the {y.one}?',
+                   'What is the colour of the {x.one} {where} the {y.one}?',
+                   'The {x.one} {where} the {y.one} is what color?',
+                   'Tell me the color of the {x.one} {where} the {y.one}.')
+SHAPE_RELATION = ('What shape is the {x.one} {where} the {y.one}?', 'What is the {x.one} {where} the {y.one}?',
+                  'The {x.one} {where} the {y.one} has what shape?', 'Which shape lies {where} the {y.one}?')
+COLOUR_OUTERMOST = ('What color is the thing {edge}?', 'What is the colour of the object {edge}?',
+                    'Which color does the thing {edge} have?', 'The object {edge} is what color?')
+SHAPE_OUTERMOST = ('What shape is the thing {edge}?', 'What is the object {edge}?', 'Which shape is {edge}?',
+                   'The object {edge} has what shape?')
 LEFT_RIGHT = ('Is the {x.one} on the left or on the right?',
               'Which side of the {picture} is the {x.one} on, left or right?',
               'Is the {x.one} in the right or the left half?', 'On which side is the {x.one}, right or left?')
@@ -332,86 +318,86 @@ TOP_BOTTOM = ('Is the {x.one} at the top or at the bottom?',
               'Is the {x.one} in the bottom or the top half?', 'Is the {x.one} nearer to the top or the bottom?')
 
 
-def about(field: str, templates: tuple[str, ...]) -> tuple[str, ...]:
+def name_field(field: str, templates: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(template.replace('{field}', field) for template in templates)
 
 
 _COLOURS = FIELDS['colour']
-FORMS = (
-    Form('existence', YES_NO, EXISTENCE, existence('shape')),
-    Form('existence', YES_NO, EXISTENCE, existence('colour')),
-    Form('existence', YES_NO, EXISTENCE, existence('colour', 'shape')),
-    Form('existence', YES_NO, EXISTENCE, existence('size', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, verify('colour', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, verify('colour', 'size', 'shape')),
-    Form('verification', YES_NO, IS_VALUE, verify('size', 'colour', 'shape')),
-    Form('verification', YES_NO, IS_SHAPE, verify('shape', 'colour')),
-    Form('verification', YES_NO, IS_SHAPE, verify('shape', 'size', 'colour')),
-    Form('colour', _COLOURS, COLOUR, query('colour', 'shape')),
-    Form('colour', _COLOURS, COLOUR, query('colour', 'size', 'shape')),
-    Form('colour', _COLOURS, COLOUR, query('colour', 'size')),
-    Form('shape', SHAPES, SHAPE, query('shape', 'colour')),
-    Form('shape', SHAPES, SHAPE, query('shape', 'size', 'colour')),
-    Form('shape', SHAPES, SHAPE, query('shape', 'size')),
-    Form('size', FIELDS['size'], SIZE, query('size', 'shape')),
-    Form('size', FIELDS['size'], SIZE, query('size', 'colour')),
-    Form('size', FIELDS['size'], SIZE, query('size', 'colour', 'shape')),
-    Form('counting', COUNTS, COUNT, count('shape')),
-    Form('counting', COUNTS, COUNT, count('colour')),
-    Form('counting', COUNTS, COUNT, count('size')),
-    Form('comparison', YES_NO, MORE, more('shape')),
-    Form('comparison', YES_NO, MORE, more('colour')),
-    Form('comparison', YES_NO, about('color', SAME), same('colour', 'shape')),
-    Form('comparison', YES_NO, about('shape', SAME), same('shape', 'size', 'colour')),
-    Form('comparison', YES_NO, BIGGER, bigger('colour', 'shape')),
-    Form('relation', YES_NO, BESIDE, beside('colour', 'shape')),
-    Form('relation', YES_NO, BESIDE, beside('shape')),
-    Form('relation', _COLOURS, COLOUR_BESIDE, query_beside('colour')),
-    Form('relation', _COLOURS, COLOUR_BESIDE, query_beside('colour', 'shape')),
-    Form('relation', SHAPES, SHAPE_BESIDE, query_beside('shape')),
-    Form('relation', _COLOURS, COLOUR_EDGE, query_edge('colour')),
-    Form('relation', SHAPES, SHAPE_EDGE, query_edge('shape')),
-    Form('relation', ('left', 'right'), LEFT_RIGHT, half(('left', 'right'), 'colour', 'shape')),
-    Form('relation', ('top', 'bottom'), TOP_BOTTOM, half(('top', 'bottom'), 'colour', 'shape')),
+FAMILIES = (
+    QuestionFamily('existence', YES_NO, EXISTENCE, exists('shape')),
+    QuestionFamily('existence', YES_NO, EXISTENCE, exists('colour')),
+    QuestionFamily('existence', YES_NO, EXISTENCE, exists('colour', 'shape')),
+    QuestionFamily('existence', YES_NO, EXISTENCE, exists('size', 'shape')),
+    QuestionFamily('verification', YES_NO, IS_VALUE, verify('colour', 'shape')),
+    QuestionFamily('verification', YES_NO, IS_VALUE, verify('colour', 'size', 'shape')),
+    QuestionFamily('verification', YES_NO, IS_VALUE, verify('size', 'colour', 'shape')),
+    QuestionFamily('verification', YES_NO, IS_SHAPE, verify('shape', 'colour')),
+    QuestionFamily('verification', YES_NO, IS_SHAPE, verify('shape', 'size', 'colour')),
+    QuestionFamily('colour', _COLOURS, COLOUR, query('colour', 'shape')),
+    QuestionFamily('colour', _COLOURS, COLOUR, query('colour', 'size', 'shape')),
+    QuestionFamily('colour', _COLOURS, COLOUR, query('colour', 'size')),
+    QuestionFamily('shape', SHAPES, SHAPE, query('shape', 'colour')),
+    QuestionFamily('shape', SHAPES, SHAPE, query('shape', 'size', 'colour')),
+    QuestionFamily('shape', SHAPES, SHAPE, query('shape', 'size')),
+    QuestionFamily('size', FIELDS['size'], SIZE, query('size', 'shape')),
+    QuestionFamily('size', FIELDS['size'], SIZE, query('size', 'colour')),
+    QuestionFamily('size', FIELDS['size'], SIZE, query('size', 'colour', 'shape')),
+    QuestionFamily('counting', COUNTS, COUNT, count('shape')),
+    QuestionFamily('counting', COUNTS, COUNT, count('colour')),
+    QuestionFamily('counting', COUNTS, COUNT, count('size')),
+    QuestionFamily('comparison', YES_NO, MORE, compare_counts('shape')),
+    QuestionFamily('comparison', YES_NO, MORE, compare_counts('colour')),
+    QuestionFamily('comparison', YES_NO, name_field('color', SAME), verify_same('colour', 'shape')),
+    QuestionFamily('comparison', YES_NO, name_field('shape', SAME), verify_same('shape', 'size', 'colour')),
+    QuestionFamily('comparison', YES_NO, BIGGER, compare_sizes('colour', 'shape')),
+    QuestionFamily('relation', YES_NO, RELATION, verify_relation('colour', 'shape')),
+    QuestionFamily('relation', YES_NO, RELATION, verify_relation('shape')),
+    QuestionFamily('relation', _COLOURS, COLOUR_RELATION, query_related('colour')),
+    QuestionFamily('relation', _COLOURS, COLOUR_RELATION, query_related('colour', 'shape')),
+    QuestionFamily('relation', SHAPES, SHAPE_RELATION, query_related('shape')),
+    QuestionFamily('relation', _COLOURS, COLOUR_OUTERMOST, query_outermost('colour')),
+    QuestionFamily('relation', SHAPES, SHAPE_OUTERMOST, query_outermost('shape')),
+    QuestionFamily('relation', ('left', 'right'), LEFT_RIGHT, query_half(('left', 'right'), 'colour', 'shape')),
+    QuestionFamily('relation', ('top', 'bottom'), TOP_BOTTOM, query_half(('top', 'bottom'), 'colour', 'shape')),
 )
 
 
-# ---- asking
+# ---- generation
 
-def ask(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random,
-        forms: tuple[Form, ...] = FORMS, shares: dict[str, float] = SHARES) -> list[dict]:
-    """The questions of one split, in the form of LXMERT's VQA annotations.
+def generate(scenes: dict[str, Scene], per_image: int, first_id: int, rng: random.Random,
+             families: tuple[QuestionFamily, ...] = FAMILIES, shares: dict[str, float] = SHARES) -> list[dict]:
+    """The questions of one split in the format of LXMERT's VQA annotations.
 
     Args:
         scenes: by image id.
         per_image: questions about each image, all different.
         first_id: question id of the first; the others follow.
-        forms: ways to ask, some for each kind in `shares`.
+        families: at least one for each kind in `shares`.
     Returns:
-        {'img_id', 'question_id', 'sent', 'label': {answer: score}, 'answer_type', 'question_type'} each.
-        The kinds have the shares of `shares`, but for a few questions; the answers of each form are about equally
-        frequent.
+        {'img_id', 'question_id', 'sent', 'label': {answer: score}, 'answer_type', 'question_type'} each. The kinds have the
+        shares of `shares`, up to a few questions; the answers of each family are about equally frequent.
     Raises:
-        ValueError: a scene does not give so many different questions.
+        ValueError: a scene has too few different questions.
     """
-    kinds = deck(shares, len(scenes) * per_image, rng)
-    given = defaultdict(Counter)  # form -> its answers so far
+    kinds = sample_kinds(shares, len(scenes) * per_image, rng)
+    answers = defaultdict(Counter)  # index of a family: its answers so far
     questions = []
     for img_id, scene in scenes.items():
-        said = set()
+        asked = set()
         for _ in range(per_image):
-            # A kind that makes no honest question here stays first in line for the next scene.
-            # At the very end the few kinds still due may not fit the last scenes: there any kind will do.
-            turns = ((turn, _question(forms, kind, scene, given, said, rng)) for turn, kind in enumerate(chain(kinds, shares)))
-            turn, found = next((one for one in turns if one[1]), (0, None))
-            if found is None:
-                raise ValueError(f'{img_id}: nothing more to ask; choose fewer --questions')
+            # A kind without a question about this scene stays first in line for the next scene. At the very end the few kinds
+            # that are left may not fit the last scenes: then any kind is taken.
+            tries = ((turn, _question(families, kind, scene, answers, asked, rng))
+                     for turn, kind in enumerate(chain(kinds, shares)))
+            turn, question = next((item for item in tries if item[1]), (0, None))
+            if question is None:
+                raise ValueError(f'{img_id}: no more different questions; choose fewer --questions')
             del kinds[min(turn, len(kinds) - 1)]
-            questions.append({'img_id': img_id, 'question_id': first_id + len(questions), **found})
+            questions.append({'img_id': img_id, 'question_id': first_id + len(questions), **question})
     return questions
 
 
-def deck(shares: dict[str, float], total: int, rng: random.Random) -> list[str]:
+def sample_kinds(shares: dict[str, float], total: int, rng: random.Random) -> list[str]:
     """`total` kinds in their shares (the largest remainders are rounded up), in random order."""
     exact = {kind: share * total for kind, share in shares.items()}
     counts = {kind: int(value) for kind, value in exact.items()}
@@ -422,36 +408,38 @@ def deck(shares: dict[str, float], total: int, rng: random.Random) -> list[str]:
     return kinds
 
 
-def _question(forms: tuple[Form, ...], kind: str, scene: Scene, given: dict, said: set[tuple], rng: random.Random) -> dict | None:
-    """A question of that kind about `scene`; None if there is none that asks for something not yet in `said`."""
-    indices = [index for index, form in enumerate(forms) if form.kind == kind]
+def _question(families, kind: str, scene: Scene, answers: dict, asked: set, rng: random.Random) -> dict | None:
+    """A question of this kind about a scene, added to `answers` and `asked`; None if none was sampled that is not in `asked`."""
+    indices = [index for index, family in enumerate(families) if family.kind == kind]
     for index in rng.sample(indices, len(indices)):
-        form = forms[index]
-        least = min(given[index][answer] for answer in form.answers)
+        family, counts = families[index], answers[index]
+        least = min(counts[answer] for answer in family.answers)
         best = None
         for _ in range(TRIES):
-            if (proposal := form.propose(scene, rng)) is None:
+            if (question := family.sample(scene, rng)) is None:
                 continue
-            slots, label = proposal
+            slots, label = question
             answer = next(iter(label))
-            asks = index, *slots.values()  # in whatever words
-            if asks not in said and (best is None or given[index][answer] < given[index][best[0]]):
-                best = answer, label, slots, asks
-                if given[index][answer] == least:
+            key = index, *slots.values()  # whatever the wording
+            if key not in asked and (best is None or counts[answer] < counts[best[0]]):
+                best = answer, label, slots, key
+                if counts[answer] == least:
                     break
         if best:
-            answer, label, slots, asks = best
-            given[index][answer] += 1
-            said.add(asks)
-            return {'sent': sentence(form.templates, slots, rng), 'label': label,
-                    'answer_type': form.answer_type, 'question_type': kind}
+            answer, label, slots, key = best
+            counts[answer] += 1
+            asked.add(key)
+            return {'sent': fill(family.templates, slots, rng), 'label': label,
+                    'answer_type': family.answer_type, 'question_type': kind}
     return None
 
 
-def sentence(templates: tuple[str, ...], slots: dict, rng: random.Random, said: dict[str, dict] = WORDS) -> str:
-    """One of the templates, filled with the slots in one of the ways to say them, as in WORDS; others are plain words."""
+def fill(templates: tuple[str, ...], slots: dict, rng: random.Random, wordings: dict[str, dict] = WORDS) -> str:
+    """One of the templates, its slots filled in one of their `wordings` (as in WORDS)."""
     words = {'picture': rng.choice(('picture', 'image'))}
-    for name, value in slots.items():
-        ways = said.get(name, {})
-        words[name] = value.phrase(rng) if isinstance(value, Description) else rng.choice(ways.get(value, (value,)))
+    for slot, value in slots.items():
+        if isinstance(value, Description):
+            words[slot] = value.phrase(rng)
+        else:
+            words[slot] = rng.choice(wordings.get(slot, {}).get(value, (value,)))
     return rng.choice(templates).format(**words)

@@ -1,4 +1,4 @@
-"""Predictions read against the baselines: `python src/shapes/report.py data/shapes snap/vqa/NAME/minival_predict.json`."""
+"""Compares predictions with the baselines: `python src/shapes/report.py data/shapes snap/vqa/NAME/minival_predict.json`."""
 import argparse
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from files.json_files import DataError, read_json
 from shapes.baselines import score_table, soft_label
 
-TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines learn from
+TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines are fitted on
 
 
 def read_split(world: Path, task: str, split: str) -> list[dict]:
@@ -14,41 +14,41 @@ def read_split(world: Path, task: str, split: str) -> list[dict]:
 
 
 def read_predictions(path: Path, task: str) -> dict:
-    """{id of the question or pair: predicted answer} of the file that the task's program writes."""
+    """{id of a question or pair: predicted answer} from the file that the task's program writes."""
     try:
         if task == 'nlvr2':
             return dict(line.rsplit(',', 1) for line in path.read_text().splitlines())
         key, answer = {'vqa': ('question_id', 'answer'), 'gqa': ('questionId', 'prediction')}[task]
-        return {one[key]: one[answer] for one in read_json(path, f'the predictions of {task}')}
+        return {prediction[key]: prediction[answer] for prediction in read_json(path, f'the predictions of {task}')}
     except (KeyError, TypeError, ValueError) as error:
-        form = 'lines such as valid-0-0-0,True' if task == 'nlvr2' else f'a list of objects with {key} and {answer}'
-        raise DataError(f'{path}: expected {form}, as src/tasks/{task}.py writes them; is this of --task {task}?') from error
+        expected = 'lines such as valid-0-0-0,True' if task == 'nlvr2' else f'a list of objects with {key} and {answer}'
+        raise DataError(f'{path}: expected {expected}, as src/tasks/{task}.py writes them; is this of --task {task}?') from error
 
 
-def scores_of(scored: list[dict], predictions: dict) -> list[float]:
-    """The score from 0 to 1 of each question's prediction. Raises DataError where one lacks."""
-    key = 'identifier' if 'identifier' in scored[0] else 'question_id'
-    if lacking := [question[key] for question in scored if question[key] not in predictions]:
-        raise DataError(f'expected a prediction for each of {len(scored)}, {len(lacking)} lack one, such as {lacking[0]}')
-    return [soft_label(question).get(predictions[question[key]], 0.0) for question in scored]
+def scores_of(questions: list[dict], predictions: dict) -> list[float]:
+    """The score from 0 to 1 of the prediction for each question. Raises DataError if one is missing."""
+    key = 'identifier' if 'identifier' in questions[0] else 'question_id'
+    if missing := [question[key] for question in questions if question[key] not in predictions]:
+        raise DataError(f'expected a prediction for each of {len(questions)}, {len(missing)} lack one, such as {missing[0]}')
+    return [soft_label(question).get(predictions[question[key]], 0.0) for question in questions]
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='shapes/report.py', description=__doc__.splitlines()[0].split(':')[0] + '.')
     parser.add_argument('world', type=Path, help='folder of the sample world')
     parser.add_argument('predictions', type=Path, help='a file such as minival_predict.json or valid_predict.csv')
-    parser.add_argument('--task', choices=TRAIN, default='vqa', help='the task that was predicted (default: vqa)')
+    parser.add_argument('--task', choices=TRAIN, default='vqa', help='the task of the predictions (default: vqa)')
     options = parser.parse_args(argv)
     split = options.predictions.stem.removesuffix('_predict')
     try:
-        train = [one for name in TRAIN[options.task] for one in read_split(options.world, options.task, name)]
-        scored = read_split(options.world, options.task, split)
-        if 'label' not in scored[0]:
+        train = [question for name in TRAIN[options.task] for question in read_split(options.world, options.task, name)]
+        questions = read_split(options.world, options.task, split)
+        if 'label' not in questions[0]:
             raise DataError(f'{options.predictions}: the split {split} has no labels; expected predictions of one that has')
-        scores = scores_of(scored, read_predictions(options.predictions, options.task))
+        scores = scores_of(questions, read_predictions(options.predictions, options.task))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    table, score, baseline = score_table(train, scored, scores)
+    table, score, baseline = score_table(train, questions, scores)
     print(f'{table}\n\nScore {score:.1f}, the better baseline {baseline:.1f}: {score - baseline:+.1f} points.')
 
 

@@ -1,65 +1,60 @@
-"""Regions as a detector would return them: right boxes, sloppy ones, parts of things, pieces of background."""
+"""Fabricates the regions of a known scene as a detector would return them: accurate boxes, inaccurate ones, parts of things,
+pieces of background."""
 import numpy as np
 
 from regions import tsv
 from shapes.features import extract
-from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, Thing, covered
+from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, covered
 
 NUM_BOXES = 36
 CLASSES = (*SHAPES, 'background')
 ATTRIBUTES = (*COLOURS, 'plain')
-SLOPPY, PARTS = 3, 1  # boxes a thing, besides the right one: 6 things and the whole picture still leave room
+INACCURATE = 3  # inaccurate boxes per thing; with an accurate one and a part, those of 6 things still leave room for background
 
 
 def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> tsv.ImageRegions:
-    """The 36 regions of a picture, the most confident first.
+    """The 36 regions of a picture, sorted by falling confidence.
 
-    Boxes and class confidences come from `scene` and `rng`, as if a detector had found them; features from `pixels`
-    (height, width, 3) alone.
+    Boxes, classes and confidences come from `scene` and `rng`; features from `pixels` (height, width, 3) alone.
     """
-    found = []  # (box, class, attribute, confidence)
+    candidates = []  # (box, class, attribute, confidence)
     for thing in scene.things:
         names = SHAPES.index(thing.shape), ATTRIBUTES.index(thing.colour)
-        found.append((_inside(np.array(thing.box) + rng.normal(0, 0.5, 4)), *names, rng.uniform(0.8, 0.98)))
-        for _ in range(SLOPPY):
+        candidates.append((_clip(np.array(thing.box) + rng.normal(0, 0.5, 4)), *names, rng.uniform(0.8, 0.98)))
+        for _ in range(INACCURATE):
             shift, scale = rng.uniform(-0.5, 0.5, 2) * thing.radius, rng.uniform(0.75, 1.4, 2) * thing.radius
             centre = np.array([thing.x, thing.y]) + shift
-            box = _inside(np.concatenate([centre - scale, centre + scale]))
-            found.append((box, *names, rng.uniform(0.35, 0.7) * _fit(box, thing)))
-        for _ in range(PARTS):
-            box, edge = np.array(thing.box), rng.integers(4)
-            box[edge] = (thing.x, thing.y)[edge % 2]  # one edge moved to the middle: half of the thing
-            found.append((_inside(box), *names, rng.uniform(0.2, 0.4)))
-    found.append((np.array([0, 0, WIDTH, HEIGHT], float), *_names(scene, (0, 0, WIDTH, HEIGHT)), 0.15))
-    while len(found) < NUM_BOXES:
-        wide, high = rng.uniform(14, 60, 2)
-        x, y = rng.uniform(0, WIDTH - wide), rng.uniform(0, HEIGHT - high)
-        box = np.array([x, y, x + wide, y + high])
-        found.append((box, *_names(scene, box), rng.uniform(0.03, 0.15)))
+            box = _clip(np.concatenate([centre - scale, centre + scale]))
+            fit = min(covered(box, thing.box), covered(thing.box, box))
+            candidates.append((box, *names, rng.uniform(0.35, 0.7) * fit))
+        part, edge = np.array(thing.box), rng.integers(4)
+        part[edge] = (thing.x, thing.y)[edge % 2]  # one edge moved to the centre: half of the thing
+        candidates.append((_clip(part), *names, rng.uniform(0.2, 0.4)))
+    picture = np.array([0, 0, WIDTH, HEIGHT], float)
+    candidates.append((picture, *_largest_inside(scene, picture), 0.15))
+    while len(candidates) < NUM_BOXES:
+        width, height = rng.uniform(14, 60, 2)
+        x, y = rng.uniform(0, WIDTH - width), rng.uniform(0, HEIGHT - height)
+        box = np.array([x, y, x + width, y + height])
+        candidates.append((box, *_largest_inside(scene, box), rng.uniform(0.03, 0.15)))
 
-    found.sort(key=lambda one: -one[3])
-    boxes = np.array([one[0] for one in found], np.float32)
-    conf = np.array([one[3] for one in found], np.float32)
+    candidates.sort(key=lambda candidate: -candidate[3])
+    boxes, classes, attributes, conf = (
+        np.array(column, dtype) for column, dtype in
+        zip(zip(*candidates, strict=True), (np.float32, np.int64, np.int64, np.float32), strict=True))
     return tsv.ImageRegions(
-        img_id=img_id, height=HEIGHT, width=WIDTH,
-        classes=np.array([one[1] for one in found], np.int64), class_conf=conf,
-        attributes=np.array([one[2] for one in found], np.int64), attribute_conf=conf * np.float32(0.9),
-        boxes=boxes, features=extract(pixels, boxes))
+        img_id=img_id, height=HEIGHT, width=WIDTH, classes=classes, class_conf=conf, attributes=attributes,
+        attribute_conf=conf * np.float32(0.9), boxes=boxes, features=extract(pixels, boxes))
 
 
-def _inside(box: np.ndarray) -> np.ndarray:
-    """`box` cut to the picture."""
+def _clip(box: np.ndarray) -> np.ndarray:
+    """The part of a box that lies inside the picture."""
     return np.clip(box, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])
 
 
-def _fit(box, thing: Thing) -> float:
-    """How well a box fits a thing, 0 to 1: the smaller of the two shares that they have in common."""
-    return min(covered(box, thing.box), covered(thing.box, box))
-
-
-def _names(scene: Scene, box) -> tuple[int, int]:
-    """Class and attribute of a box that aims at nothing: those of the thing that fills most of it, if one does."""
-    best = max(scene.things, key=lambda thing: covered(box, thing.box))
-    if covered(box, best.box) < 0.2:
+def _largest_inside(scene: Scene, box) -> tuple[int, int]:
+    """Class and attribute of a box drawn at random: of the thing that fills most of it, or background if none fills 20 %."""
+    largest = max(scene.things, key=lambda thing: covered(box, thing.box))
+    if covered(box, largest.box) < 0.2:
         return CLASSES.index('background'), ATTRIBUTES.index('plain')
-    return SHAPES.index(best.shape), ATTRIBUTES.index(best.colour)
+    return SHAPES.index(largest.shape), ATTRIBUTES.index(largest.colour)

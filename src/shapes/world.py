@@ -1,15 +1,15 @@
-"""The sample world on disk, laid out as LXMERT's real data is below `data/`.
+"""The sample world on disk, in the layout of LXMERT's real data below `data/`.
 
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
-    <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions, the same questions
+    <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
     <out>/bert/{vocab.txt,config.json}
     <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
-    <out>/world.json                                 the settings it was made with
+    <out>/world.json                                 its settings, and the name of the detector for new pictures
 """
 import contextlib
 import json
@@ -28,26 +28,28 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from bert.tokenization import SPECIAL_TOKENS
+from files.atomic import atomic_folder
 from regions import tsv
 from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
-FORMAT = 3  # raise it whenever the same settings begin to give other bytes
+FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
+DETECTOR = 'shapes'  # the --detector for pictures of this world
 
-# GQA and NLVR2 see the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
+# GQA and NLVR2 use the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
 FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test2015', 'submit': 'val2014'},
            'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'}}
 TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_testdev': ('test2015',),
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
-UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # the split to be submitted, which gives nothing away
-SECRET = ('label', 'answer_type', 'question_type')
+UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
+LABEL_KEYS = ('label', 'answer_type', 'question_type')
 ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
 
-# Pre-training: the sources of each file's sentences, captions first. The last fifth of train2014's pictures plays Visual Genome.
+# Pre-training: the sources of each file's sentences, captions first. The last fifth of train2014 stands for Visual Genome.
 COCO = ('mscoco', 'vqa', 'gqa')
 SOURCES = {'mscoco_train': COCO, 'mscoco_nominival': COCO, 'mscoco_minival': COCO, 'vgnococo': ('vg', 'gqa')}
 
-# A small LXMERT that learns this world from scratch on two CPU cores; names as in BERT's and Hugging Face's configs.
-# Vectors this short want larger initial weights than BERT's 0.02; what else was tried: experience_in_pretraining.md.
+# A small LXMERT that learns this world from scratch on two CPU cores; keys as in BERT's and Hugging Face's configs. Vectors this
+# short need larger initial weights than BERT's 0.02; what else was tried: experience_in_pretraining.md.
 CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256, 'hidden_act': 'gelu',
           'l_layers': 1, 'r_layers': 1, 'x_layers': 2,
           'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.05,
@@ -58,10 +60,10 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the bytes of a world depend on."""
+    """A world's bytes depend on these settings alone."""
     images: int = 2000
     seed: int = 9595
-    questions: int = 10  # of VQA per image, and of GQA; of NLVR2 twice as many statements
+    questions: int = 10  # per image, of VQA and of GQA; NLVR2 has twice as many statements
     captions: int = 5  # per image of pre-training
 
     def __post_init__(self):
@@ -90,43 +92,37 @@ class Settings:
                 for split, folder in FOLDERS[task].items()}
 
 
-def is_made(out: Path, settings: Settings) -> bool:
-    """Whether `out` holds a complete world of these settings.
+def exists(out: Path, settings: Settings) -> bool:
+    """Whether the folder `out` holds a complete world with these settings.
 
     Raises:
         FileExistsError: `out` holds something else.
     """
     if not out.exists():
         return False
-    wanted = {'format': FORMAT, **asdict(settings)}
+    expected = {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}
     record = out / 'world.json'
-    found = json.loads(record.read_text()) if record.exists() else None
-    if found != wanted:
-        raise FileExistsError(f'{out}: holds {found or "no world.json"}, expected {wanted}; '
+    existing = json.loads(record.read_text()) if record.exists() else {}
+    if {'detector': DETECTOR, **existing} != expected:  # worlds made before the key was introduced lack it
+        raise FileExistsError(f'{out}: holds {existing or "no world.json"}, expected {expected}; '
                               'remove the folder or choose another --out')
     return True
 
 
 def make(out: Path, settings: Settings, processes: int | None = None) -> dict[str, dict[str, list[dict]]]:
-    """Make a world; `out` appears only when it is complete.
+    """Makes a world; `out` appears only when it is complete.
 
-    The bytes do not depend on `processes` (default: one a core).
+    The bytes do not depend on `processes` (default: one per core).
 
     Returns:
-        The annotations of each split of each task, all with their labels, also where they are not written anywhere; under
-        'lxmert' those of pre-training, by file.
+        {task: {split: annotations}}, all with their labels, also those that no file contains; under 'lxmert' those of
+        pre-training, by file.
     """
-    building = out.with_name(f'{out.name}.tmp-{os.getpid()}')
-    building.mkdir(parents=True)
-    try:
-        asked = _fill(building, settings, processes or len(os.sched_getaffinity(0)))
-        os.rename(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)  # there only if something went wrong
-    return asked
+    with atomic_folder(out) as folder:
+        return _write(folder, settings, processes or len(os.sched_getaffinity(0)))
 
 
-def _fill(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, list[dict]]]:
+def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, list[dict]]]:
     folders = {}  # images of nominival and minival share a folder and a TSV
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
@@ -135,46 +131,47 @@ def _fill(out: Path, settings: Settings, processes: int) -> dict[str, dict[str, 
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
-    with Pool(processes) as pool, tqdm(total=settings.images, desc='pictures', unit='', disable=None) as bar:
-        waiting = {task: {split: pool.apply_async(_ask, (settings, task, split)) for split in settings.splits(task)}
+    with Pool(processes) as pool:
+        pending = {task: {split: pool.apply_async(_generate, (settings, task, split)) for split in settings.splits(task)}
                    for task in (*UNLABELLED, 'lxmert')}
         for folder, indices in folders.items():
-            found = pool.imap(partial(_picture, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
-            tsv.write(tsvs[folder], _counted(found, bar))
-        asked = {task: {split: result.get() for split, result in splits.items()} for task, splits in waiting.items()}
-    told = asked['lxmert']
-    asked['lxmert'] = pretraining(told, asked)
+            regions = pool.imap(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
+            tsv.write(tsvs[folder], tqdm(regions, folder, len(indices), unit=' pictures', disable=None))
+        annotations = {task: {split: result.get() for split, result in splits.items()} for task, splits in pending.items()}
+    captions_of = annotations['lxmert']
+    annotations['lxmert'] = pretraining(captions_of, annotations)
 
     for name, parts in TSVS.items():
         _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
-    for task, splits in asked.items():
+    for task, splits in annotations.items():
         for split, items in splits.items():
-            secret = SECRET if split == UNLABELLED.get(task) else ()
-            _dump(out / task / f'{split}.json', [{k: v for k, v in item.items() if k not in secret} for item in items])
+            left_out = LABEL_KEYS if split == UNLABELLED.get(task) else ()
+            _dump(out / task / f'{split}.json', [{k: v for k, v in item.items() if k not in left_out} for item in items])
     for task, answers in ANSWERS.items():
         _dump(out / task / 'trainval_label2ans.json', list(answers))
         _dump(out / task / 'trainval_ans2label.json', {answer: i for i, answer in enumerate(answers)})
     _dump(out / 'lxmert/all_ans.json', answer_table())
-    pieces = vocabulary([*(item['sent'] for task in UNLABELLED for items in asked[task].values() for item in items),
-                         *(sentence for images in told.values() for sentences in images.values() for sentence in sentences)])
-    _lines(out / 'bert/vocab.txt', pieces)
+    pieces = vocabulary([
+        *(item['sent'] for task in UNLABELLED for items in annotations[task].values() for item in items),
+        *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences)])
+    _write_lines(out / 'bert/vocab.txt', pieces)
     _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
-    _lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
-    _lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
-    _dump(out / 'world.json', {'format': FORMAT, **asdict(settings)}, indent=2)
-    return asked
+    _write_lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
+    _write_lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
+    _dump(out / 'world.json', {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}, indent=2)
+    return annotations
 
 
 def _join(parts: list[Path], path: Path) -> None:
-    """The lines of `parts` under another name; of a single part without a copy where the disk can do that."""
+    """Concatenates files; a single one is linked where the file system can do that."""
     if len(parts) == 1:
         with contextlib.suppress(OSError):
             os.link(parts[0], path)
             return
-    with open(path, 'wb') as whole:
+    with open(path, 'wb') as target:
         for part in parts:
-            with open(part, 'rb') as lines:
-                shutil.copyfileobj(lines, whole)
+            with open(part, 'rb') as source:
+                shutil.copyfileobj(source, target)
 
 
 def _img_id(folder: str, index: int) -> str:
@@ -182,66 +179,60 @@ def _img_id(folder: str, index: int) -> str:
 
 
 def scene_of(seed: int, img_id: str) -> scene.Scene:
-    """What is in a picture of the world `seed`, by its id."""
+    """The scene of a picture of the world `seed`, by its image id."""
     return scene.sample(seed, int(img_id.rpartition('_')[2]) - 1)
 
 
-def _picture(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
-    """Draw picture `index`, save it, and find its regions. Its own generator makes it independent of all others."""
+def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
+    """Draws and saves picture `index`; returns its regions. A generator per picture makes it independent of all others."""
     rng = np.random.default_rng((seed, index))
-    made = scene.sample(seed, index)
-    pixels = draw.picture(made, rng)
+    truth = scene.sample(seed, index)
+    pixels = draw.picture(truth, rng)
     img_id = _img_id(folder, index)
     Image.fromarray(pixels).save(images / f'{img_id}.png')
-    return simulate_regions.regions(img_id, made, pixels, rng)
+    return simulate_regions.regions(img_id, truth, pixels, rng)
 
 
-def _ask(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:
-    """The annotations of a split of a task; of `lxmert` the captions of a file by image id."""
+def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:
+    """The annotations of a split of a task; for `lxmert` {image id: captions} of a file."""
     splits = settings.splits(task)
     folder, indices = splits[split]
     scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
     if task == 'vqa':
         rng = random.Random(f'questions {settings.seed} {split}')
-        return questions.ask(scenes, settings.questions, indices[0] * settings.questions, rng)
+        return questions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
     rng = random.Random(f'{task} {settings.seed} {split}')
     if task == 'lxmert':
-        told = captions.tell(scenes, settings.captions, rng)
-        return {img_id: [caption.sent for caption in found] for img_id, found in told.items()}
+        by_image = captions.generate(scenes, settings.captions, rng)
+        return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
     if task == 'gqa':
-        return gqa_questions.ask(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
-    sentences = 2 * pairs.PAIRS  # examples of a set
-    return pairs.state(scenes, -(-2 * len(scenes) * settings.questions // sentences), split, rng)
+        return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
+    examples_per_set = 2 * pairs.PAIRS
+    return pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // examples_per_set), split, rng)
 
 
-def pretraining(told: dict[str, dict[str, list[str]]], asked: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
-    """{file: [{'img_id', 'sentf', 'labelf'}, ...]}, an object an image, in the form of LXMERT's pre-training data.
+def pretraining(captions_of: dict[str, dict[str, list[str]]], annotations: dict[str, dict[str, list[dict]]]) -> dict[str, list]:
+    """{file: [{'img_id', 'sentf', 'labelf'}, ...]}, an object per image, in the format of LXMERT's pre-training data.
 
     Args:
-        told: {file: {img_id: its captions}}.
-        asked: the annotations of `make`, of which the labelled questions about these images are taken as they are.
+        captions_of: {file: {img_id: captions}}.
+        annotations: as `make` returns them; the labelled questions of VQA and GQA about these images are copied.
     """
-    about = {task: defaultdict(list) for task in ANSWERS}
-    for task, images in about.items():
-        for split, items in asked[task].items():
+    by_image = {task: defaultdict(list) for task in ANSWERS}
+    for task, images in by_image.items():
+        for split, items in annotations[task].items():
             for item in items if split != UNLABELLED[task] else ():
                 images[item['img_id']].append(item)
     return {file: [{'img_id': img_id,
-                    'sentf': {told_by: sentences, **{task: [item['sent'] for item in about[task][img_id]] for task in asked_by}},
-                    'labelf': {task: [item['label'] for item in about[task][img_id]] for task in asked_by}}
-                   for img_id, sentences in told[file].items()] for file, (told_by, *asked_by) in SOURCES.items()}
+                    'sentf': {caption: sentences, **{task: [item['sent'] for item in by_image[task][img_id]] for task in tasks}},
+                    'labelf': {task: [item['label'] for item in by_image[task][img_id]] for task in tasks}}
+                   for img_id, sentences in captions_of[file].items()] for file, (caption, *tasks) in SOURCES.items()}
 
 
 def answer_table() -> list[dict]:
-    """all_ans.json: {'ans', 'dsets'} of each answer of VQA and GQA, in alphabetical order. As they stand they are normalised."""
+    """all_ans.json: {'ans', 'dsets'} of each answer of VQA and GQA, in alphabetical order; all are normalised."""
     return [{'ans': answer, 'dsets': [task for task, answers in ANSWERS.items() if answer in answers]}
             for answer in sorted(set().union(*ANSWERS.values()))]
-
-
-def _counted(items, bar: tqdm):
-    for item in items:
-        bar.update()
-        yield item
 
 
 def vocabulary(sentences: list[str]) -> list[str]:
@@ -250,9 +241,8 @@ def vocabulary(sentences: list[str]) -> list[str]:
     letters = list('abcdefghijklmnopqrstuvwxyz0123456789')
     trainer.train_from_iterator(sentences, vocab_size=4000, min_frequency=1, special_tokens=list(SPECIAL_TOKENS),
                                 initial_alphabet=letters, show_progress=False)
-    # The trainer goes through a hash table, so the order of its pieces, and which pieces between a letter and a
-    # whole word it adds, may differ from run to run. Letters and whole words cover all sentences; sorted, they are
-    # the same each time.
+    # The trainer iterates over a hash table, so the order of its pieces, and which pieces between a letter and a complete word it
+    # adds, may differ from run to run. Letters and complete words cover all sentences; sorted they are the same in each run.
     words = {word for sentence in sentences for word, _ in
              trainer.pre_tokenizer.pre_tokenize_str(trainer.normalizer.normalize_str(sentence))}
     letters = {*letters, *(f'##{letter}' for letter in letters)}
@@ -263,5 +253,5 @@ def _dump(path: Path, content, indent: int | None = None) -> None:
     path.write_text(json.dumps(content, indent=indent) + '\n')
 
 
-def _lines(path: Path, lines) -> None:
+def _write_lines(path: Path, lines) -> None:
     path.write_text('\n'.join(lines) + '\n')

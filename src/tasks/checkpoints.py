@@ -108,10 +108,10 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
-def check_max_length(spec, config):
-    """Raises DataError if sentences of a dataset are longer than the model's positions."""
-    if spec.max_length > config.max_position_embeddings:
-        raise DataError(f'sentences of {spec.max_length} tokens do not fit the model: max_position_embeddings is '
+def check_max_length(max_length, config):
+    """Raises DataError if sentences may be longer than the model's positions."""
+    if max_length > config.max_position_embeddings:
+        raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
                         f'{config.max_position_embeddings}')
 
 

@@ -1,11 +1,15 @@
 """NLVR2: is a statement true of two photographs? (Suhr et al., 2019). The program behind run/nlvr2_{finetune,test}.bash."""
 
+import json
 import sys
+
+import numpy as np
 
 from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
-from tasks.metrics import consistency
+from files.json_files import DataError, field, opened
 from tasks.program import main
+from tasks.scoring import PredictionFaults, Question, Scores, first_character, label_score, match_predictions, read_split
 from tasks.task import Task
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
@@ -31,7 +35,7 @@ class NLVR2(Task):
         right = dataset.scores(predictions[0][:, 0]) == 1
         try:
             share = consistency(dataset.examples.names(), right)
-            groups = f'\nConsistency (statements judged rightly about all of their pairs): {share:.2f}'
+            groups = f'\nConsistency (statements judged correctly about all of their pairs): {share:.2f}'
         except ValueError:  # identifiers of another dataset
             groups = ''
         return super().table(dataset, predictions) + groups
@@ -41,6 +45,71 @@ class NLVR2(Task):
         """Writes (identifier, True or False) rows as the leaderboard takes them, and returns how many."""
         with open(path, 'w', encoding='utf-8') as file:
             return sum(bool(file.write(f'{key},{answer}\n')) for key, answer in rows)
+
+    @staticmethod
+    def evaluate(predictions, annotations):
+        """The figures of a file of predictions; annotations: the official json lines, or a split of the project."""
+        faults = PredictionFaults(predictions)
+        answers = read_predictions(predictions, faults)
+        scores, identifiers, right, count = Scores(), [], [], 0
+        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score):
+            count += 1
+            if score is not None:
+                scores.add(score, {})
+                identifiers.append(question.id)
+                right.append(score == 1)
+        figures = scores.figures(count, 'accuracy')
+        if identifiers:
+            try:
+                figures['consistency'] = consistency(identifiers, right)
+            except ValueError as error:
+                raise DataError(f'{annotations}: {error}') from None
+        return figures
+
+
+def read_predictions(path, faults):
+    """{identifier: 'True' or 'False'} of lines `identifier,True`."""
+    predictions = {}
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            key, _, answer = line.decode(errors='replace').strip().partition(',')
+            if not key or answer.lower() not in ('true', 'false'):  # in any case, as in the official evaluator
+                faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
+            elif key in predictions:
+                faults.add('questions answered again', f'{key} in line {number}')
+            else:
+                predictions[key] = answer.capitalize()
+    return predictions
+
+
+def read_questions(path):
+    """Yields the Questions of the official file, a json object a line, or of a split of the project."""
+    if first_character(path) == b'[':
+        yield from read_split(path, PAIR, {})
+        return
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            where = f'{path}:{number}'
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise DataError(f'{where}: expected one json object a line, found {error}') from None
+            if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
+                raise DataError(f'{where}: key "label": expected "True" or "False", found {label!r}')
+            yield Question(field(item, 'identifier', str, where), None if label is None else {label: 1.0})
+
+
+def consistency(identifiers, right):
+    """Per cent of NLVR2's statements that are judged correctly about every pair of photographs, as in the official metrics.py.
+
+    identifiers: n texts such as dev-354-0-1 (split, set, pair, sentence), a statement being what is left without the third
+    field; right: n bool. Raises ValueError for an identifier without four fields.
+    """
+    fields = [identifier.split('-') for identifier in identifiers]
+    if wrong := [identifier for identifier, parts in zip(identifiers, fields, strict=True) if len(parts) != 4]:
+        raise ValueError(f'expected identifiers like dev-354-0-1, found {len(wrong):,} others, the first is {wrong[0]!r}')
+    _, group = np.unique([f'{split}-{collection}-{sentence}' for split, collection, _, sentence in fields], return_inverse=True)
+    return 100 * float((np.bincount(group, weights=~np.asarray(right, dtype=bool)) == 0).mean())
 
 
 if __name__ == '__main__':

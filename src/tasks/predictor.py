@@ -73,7 +73,7 @@ class Predictor:
     def answer(self, regions, questions, best=1, batch_size=32):
         """A list for each question: its `best` answers as (answer, probability), the most probable first.
 
-        regions: an ImageRegions (boxes in pixels, as regions.source reads them from TSV files and stores), which all questions
+        regions: an ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores), which all questions
         are about, or a list with one for each question; of a task about two images a question, a list of pairs. questions: a
         list of n texts; one text is a list of one. Images may have different numbers of regions. Raises RegionError for regions
         that are damaged or do not fit the model, ValueError for anything else that was not expected.

@@ -102,7 +102,7 @@ class Program:
         model = options.model or checkpoints.model_type(weights)
         config = models.package(model).read_config(bert, options)
         tokenizer = checkpoints.read_tokenizer(bert, config)
-        checkpoints.check_max_length(spec, config)
+        checkpoints.check_max_length(spec.max_length, config)
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)

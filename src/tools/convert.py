@@ -1,27 +1,32 @@
 """Snapshots in the form of Hugging Face's transformers and back, .pth to .safetensors and back: `python -m tools.convert`.
 
-Nothing here needs transformers, with which the tests load what is written.
+Nothing here needs transformers, with which the tests load what is written. Names of tensors: the model's `hugging_face` module.
 """
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
+import models
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
 from bert.weights import compare, save_state
-from files.atomic import write_atomically
+from cli import run_main
+from files.atomic import write_atomically, write_text
 from files.json_files import DataError, read_json
-from lxrt.config import LxrtConfig
-from lxrt.hugging_face import answer_count, architecture_of, hf_config, hf_tensors, is_task, model_of
-from lxrt.weights import DECODER, NLVR2_HEAD, read_lxmert, read_task
-from tasks.checkpoints import PRETRAINED, answers_beside, find_weights, has_vocabulary, read_tokenizer, sidecar_files
+from tasks.checkpoints import (
+    PRETRAINED,
+    answers_beside,
+    find_weights,
+    has_vocabulary,
+    model_type,
+    read_tokenizer,
+    sidecar_files,
+)
 from tools.model_card import model_card
 
-TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
-BESIDE = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
+SIDECARS = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
 
 
 def main(argv=None):
@@ -46,58 +51,58 @@ def main(argv=None):
     file.add_argument('source', type=Path)
     file.add_argument('target', type=Path)
     args = parser.parse_args(argv)
-    try:
-        if args.part == 'to-hf':
-            made_of = find_weights(args.snapshot, PRETRAINED, args.offline)
-            to_hf(made_of, args.folder, args.push or str(args.folder), args.bert, args.answers)
-            if args.push:
-                push(args.folder, args.push)
-        elif args.part == 'from-hf':
-            from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert, args.answers)
-        else:
-            change(args.source, args.target)
-    except (ValueError, OSError) as error:
-        print(f'convert: error: {error}', file=sys.stderr)
-        return 1
+    return run_main('convert', lambda: convert(args))
+
+
+def convert(args):
+    """Runs a subcommand; returns the exit status."""
+    if args.part == 'to-hf':
+        weights = find_weights(args.snapshot, PRETRAINED, args.offline)
+        to_hf(weights, args.folder, args.push or str(args.folder), args.bert, args.answers)
+        if args.push:
+            push(args.folder, args.push)
+    elif args.part == 'from-hf':
+        from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert, args.answers)
+    else:
+        change(args.source, args.target)
     return 0
 
 
 def to_hf(weights, folder, name, bert=None, answers=None):
-    """Writes a folder that transformers loads from a file of weights and what lies beside it: LxmertForQuestionAnswering of VQA
-    and GQA, LxmertForPreTraining of pre-trained weights; of NLVR2, for which it has no class, LxmertModel and its head.
+    """Writes a folder that transformers loads from a file of weights and its sidecars: LxmertForQuestionAnswering of VQA and GQA,
+    LxmertForPreTraining of pre-trained weights; of NLVR2, for which it has no class, LxmertModel and its head.
 
     name: of the model, for its card; bert: folder of config.json and vocab.txt, answers: file of answers, for what does not lie
     beside the weights. Raises ValueError or OSError, which name the file.
     """
-    config, tokenizer = read_beside(weights, bert)
-    state = read_task(weights)
-    answers = answers_of(weights, state, answers)
-    print(compare(model_of(state, config), state, str(weights), (re.escape(DECODER),)))
-    architecture, (tensors, head) = architecture_of(state, config), hf_tensors(state, config)
+    model = model_type(weights)
+    hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
+    state = hf.read_task(weights)
+    answers = answers_of(weights, hf.answer_count(state), answers)
+    print(compare(hf.model_of(state, config), state, str(weights), hf.MAY_MISS))
+    architecture, (tensors, head) = hf.architecture_of(state, config), hf.hf_tensors(state, config)
     texts = {
-        'vocab.txt': sidecar_files('lxmert', config, tokenizer, [])['vocab.txt'],
-        'tokenizer_config.json': json.dumps(TOKENIZER, indent=2) + '\n',
-        'config.json': json.dumps(hf_config(config, state, answers), indent=2) + '\n',
+        'vocab.txt': sidecar_files(model, config, tokenizer, [])['vocab.txt'],
+        'tokenizer_config.json': json.dumps(hf.TOKENIZER, indent=2) + '\n',
+        'config.json': json.dumps(hf.hf_config(config, state, answers), indent=2) + '\n',
         'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
     }
-    write_new({folder / 'model.safetensors': tensors, **({folder / NLVR2_HEAD: head} if head else {})}, texts)
-    print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {NLVR2_HEAD}" if head else ""}, config, vocabulary, '
+    write_new({folder / 'model.safetensors': tensors, **({folder / hf.HEAD_FILE: head} if head else {})}, texts)
+    print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {hf.HEAD_FILE}" if head else ""}, config, vocabulary, '
           f'{f"{len(answers):,} answers" if answers else "no names of answers (none lie beside the weights)"}, model card')
 
 
 def from_hf(weights, snapshot, bert=None, answers=None):
     """Writes a snapshot from a file of weights in a folder of transformers, with config, vocabulary and, if their names are
     known, answers beside it. snapshot: path without its ending. The others, and what is raised, as in to_hf."""
-    config, tokenizer = read_beside(weights, bert)
-    state = read_task(weights)
-    answers = answers_of(weights, state, answers)
-    state = {name: tensor for name, tensor in state.items() if not name.endswith('embeddings.position_ids')}
-    if 'cls.predictions.bias' in state and DECODER not in state:
-        state[DECODER] = state['bert.embeddings.word_embeddings.weight']
-    print(compare(model_of(state, config), state, str(weights)))
-    target = Path(str(snapshot).removesuffix('.pth').removesuffix('_LXRT')
-                  + ('.pth' if is_task(state) else '_LXRT.pth'))
-    texts = sidecar_files('lxmert', config, tokenizer, answers) | options_of(weights)
+    model = model_type(weights)
+    hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
+    state = hf.complete(hf.read_task(weights))
+    answers = answers_of(weights, hf.answer_count(state), answers)
+    print(compare(hf.model_of(state, config), state, str(weights)))
+    ending = '.pth' if hf.is_task(state) else '_LXRT.pth'
+    target = Path(str(snapshot).removesuffix('.pth').removesuffix('_LXRT') + ending)
+    texts = sidecar_files(model, config, tokenizer, answers) | options_of(weights)
     if answers is None:
         del texts['answers.json']
     write_new({target: state}, texts)
@@ -106,13 +111,13 @@ def from_hf(weights, snapshot, bert=None, answers=None):
 
 
 def change(source, target):
-    """Writes a file of weights as another one, .pth or .safetensors, with what lies beside it. Raises ValueError or OSError."""
+    """Writes a file of weights as another one, .pth or .safetensors, with its sidecars. Raises ValueError or OSError."""
     if target.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
-    state = read_lxmert(source)
-    beside = [source.with_name(name) for name in BESIDE if source.with_name(name).is_file()]
-    write_new({target: state}, {path.name: path.read_text(encoding='utf-8') for path in beside})
-    print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in beside) or "nothing"}')
+    state = models.package(model_type(source), 'hugging_face').read_weights(source)
+    sidecars = [source.with_name(name) for name in SIDECARS if source.with_name(name).is_file()]
+    write_new({target: state}, {path.name: path.read_text(encoding='utf-8') for path in sidecars})
+    print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in sidecars) or "nothing"}')
 
 
 def push(folder, name):
@@ -128,22 +133,22 @@ def push(folder, name):
                       f'folder {folder} is whole') from None
 
 
-def read_beside(weights, bert):
-    """The LxrtConfig and BertTokenizer of a file of weights, from beside it or from the folder `bert`."""
+def read_sidecars(model, weights, bert):
+    """The config and BertTokenizer of a file of weights, from beside it or from the folder `bert`."""
     folders = (weights.parent, *([bert] if bert else []))
     config = next((folder for folder in folders if (folder / 'config.json').is_file()), None)
     words = next((folder for folder in folders if has_vocabulary(folder)), None)
     if not config or not words:
         raise FileNotFoundError(f'{weights.parent}: expected config.json and vocab.txt beside {weights.name}; give --bert '
                                 'FOLDER, which has them')
-    config = LxrtConfig.from_json(config / 'config.json')
+    config = models.package(model).config_from_json(config / 'config.json')
     return config, read_tokenizer(words, config)
 
 
-def answers_of(weights, state, file):
-    """The answers of the head of a file of weights, as they stand beside it or in another file, a list or a table; None where
-    nobody tells. Raises DataError if they are not as many as the head has rows."""
-    answers, rows = answers_beside(weights), answer_count(state)
+def answers_of(weights, rows, file):
+    """The answers of a head of so many rows, from beside the weights or from another file, a list or a table; None where neither
+    has them. Raises DataError if they are not as many as the rows."""
+    answers = answers_beside(weights)
     if answers is None and file:
         table = read_json(file, 'the answers of the weights')
         is_table = isinstance(table, list) and table and isinstance(table[0], dict)
@@ -154,27 +159,27 @@ def answers_of(weights, state, file):
 
 
 def options_of(weights):
-    """{'options.json': its text} of the run that made the weights, if it is beside them: it says how answers were learned."""
+    """{'options.json': its text} of the run that made the weights, if it lies beside them: it says how answers were trained."""
     path = weights.with_name('options.json')
     return {path.name: path.read_text(encoding='utf-8')} if path.is_file() else {}
 
 
 def write_new(files, texts):
     """Writes {path: tensors} of one folder, and {name: text} beside them. Raises FileExistsError, before anything is written, if
-    a file is there, or what would be taken for a part of it though it is of something else."""
+    a file exists, or one that would be taken for a sidecar though it belongs to something else."""
     folder = next(iter(files)).parent
     for path in files:
         if path.is_file():
-            raise FileExistsError(f'{path}: is there; choose another place')
-    for name in {*BESIDE, *texts}:
-        beside = folder / name
-        if beside.is_file() and beside.read_text(encoding='utf-8') != texts.get(name):
-            raise FileExistsError(f'{beside}: is there, and belongs to something else; choose another place')
+            raise FileExistsError(f'{path}: exists; choose another place')
+    for name in {*SIDECARS, *texts}:
+        path = folder / name
+        if path.is_file() and path.read_text(encoding='utf-8') != texts.get(name):
+            raise FileExistsError(f'{path}: exists, and belongs to something else; choose another place')
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding='utf-8')
+        write_text(folder / name, text)
     for path, state in files.items():
-        write_atomically(path, lambda part, path=path, state=state: save_state(state, part, path.suffix))
+        write_atomically(path, lambda temporary, path=path, state=state: save_state(state, temporary, path.suffix))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""Fetching published files: `python -m tools.download WHAT ...` (run/download.bash), see --help.
+"""Downloads the published files: `python -m tools.download WHAT ...` (run/download.bash), see --help.
 
-Exit status 0: all that was asked for is there; 1: something is missing, the rest was fetched all the same; 2: wrong usage; 130:
-stopped by Ctrl-C, the same command goes on.
+Exit status 0: all files are there; 1: some are missing, the others were downloaded; 2: wrong usage; 130: stopped by Ctrl-C, the
+same command resumes.
 """
 
 import argparse
@@ -9,244 +9,156 @@ import os
 import shlex
 import sys
 from collections import deque
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import ijson
-from filelock import FileLock, Timeout
 
+from cli import run_main
 from files import download, manifest
-from files.download import DownloadError
+from files.atomic import atomic_file, sha256
+from files.download import DownloadError, is_offline
 from files.json_files import DataError, opened
-from files.manifest import CHANGED, MISSING, WHOLE, Lock, sha256_of
-from files.unpack import UnpackError, unpack
+from files.manifest import COMPLETE, MISSING, Target
+from files.unpack import extract
 
 MANIFEST = Path(__file__).resolve().parents[2] / 'data/manifest.json'
-FAULTS = (OSError, UnpackError, DataError)  # of one file; the others are fetched all the same
-
-
-class Target:
-    """Where files end: below `to`, which is data where it is None; then the pre-trained weights are in snap, where training
-    looks for them."""
-
-    def __init__(self, to):
-        self.folder = Path(to or 'data')
-        self.weights = Path('snap') if to is None else self.folder
-        self.lock = Lock(self.folder, self.held)
-        self.silent = set()  # hosts that gave nothing, which are asked but once for the next files
-
-    def place(self, path):
-        """Where the file of a path of the manifest is."""
-        return (self.weights if path.startswith('pretrained/') else self.folder) / path
-
-    @contextmanager
-    def held(self, path):
-        """Only one process at a time works on a path; another waits, and says so."""
-        folder = self.folder / '.locks'
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / path.replace('/', '-'))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f'{path}: another process is at work on it; waiting', flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def state(self, path, verify=False):
-        """What the lock says of a path's file: a state of `manifest`. verify: its digest is taken, also of what looks whole."""
-        state = self.lock.state(path, self.place(path))
-        if verify and state in (WHOLE, CHANGED):
-            state = WHOLE if sha256_of(self.place(path)) == self.lock.get(path)['sha256'] else CHANGED
-        return state
-
-    def is_there(self, path, verify):
-        """Whether a path's file is there; DownloadError if it is not what was fetched. Nothing is overwritten."""
-        file, entry = self.place(path), self.lock.get(path)
-        state = self.lock.state(path, file)
-        if state == CHANGED or (verify and state == WHOLE):
-            if (found := sha256_of(file)) != entry['sha256']:
-                raise DownloadError(
-                    f'{file}: expected {entry["size"]:,} bytes, sha256 {entry["sha256"]}, which came from {entry["address"]} on '
-                    f'{entry["date"]}; found {file.stat().st_size:,} bytes, sha256 {found}. Remove it to fetch it again, or, to '
-                    f'keep it, its entry "{path}" in {self.lock.path}')
-            if state == CHANGED:  # only copied or touched
-                self.lock.put(path, file, found, entry['address'])
-        return state != MISSING
+PROGRAM = 'run/download.bash'
 
 
 def get(file, target, options):
-    """Brings one file of the manifest to its place, unless it is there, and unpacks it. Raises one of FAULTS."""
-    archive = target.place(file.path)
+    """Downloads and extracts one file of the manifest, unless it is there. Raises DataError or OSError."""
+    archive = target.file(file.path)
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with target.held(file.path):
-        missing = [path for path in file.results if not target.is_there(path, options.verify)]
-        if missing and not target.is_there(file.path, options.verify):
-            try:
-                fetch(file, target, options)
-            finally:
-                remove(archive, '.from*.lock')  # of file_utils, which nobody else waits for while this path is held
+    with target.locked(file.path, lambda: print(f'{file.path}: another process downloads it; waiting', flush=True)):
+        missing = [path for path in file.results if not target.exists(path, options.verify)]
+        if missing and not target.exists(file.path, options.verify):
+            fetch(file, target, options.offline)
         if not file.members or options.keepZips:
             return
-
-        def done(name, part, sha256):
-            path = file.results[file.members.index(name)]
-            target.lock.put(path, part, sha256, (target.lock.get(file.path) or {}).get('address', str(archive)))
-            os.replace(part, target.place(path))
-
-        if missing:
-            unpack(archive, [Path(path).name for path in missing], archive.parent, done)
-        # Not a zip that somebody put there, nor one of which something else lies there than what is in it.
-        if all(target.state(path) == WHOLE for path in (file.path, *file.results)):
+        source = target.entries().get(file.path, {}).get('address', str(archive))
+        for path in missing:
+            with atomic_file(target.file(path)) as output:
+                digest = extract(archive, Path(path).name, output)
+                output.flush()
+                target.add(path, Path(output.name), digest, source)
+        # Zips and members that this command did not download are kept.
+        if all(target.state(path) == COMPLETE for path in (file.path, *file.results)):
             archive.unlink()
 
 
-def fetch(file, target, options):
-    """Fetches a file under a temporary name from the first address that gives it, checks it, records it, renames it."""
-    path, entry = target.place(file.path), target.lock.get(file.path) or {}
-    if download.is_offline(options.offline):
-        raise DownloadError(f'{path}: is missing, and nothing is fetched offline')
-    # What has come from one address is not lost while another is tried.
-    news = {path.with_name(f'{path.name}.from{number}'): address for number, address in enumerate(file.addresses, 1)}
-    for new in sorted(news, key=lambda new: not new.with_name(f'{new.name}.part').exists()):
-        print(f'{path}: from {news[new]}', flush=True)
-        host = 'hf' if news[new].startswith('hf:') else urlsplit(news[new]).netloc
-        if host == 'hf' and host in target.silent:  # whose library tries often by itself
-            print('The hub gave nothing before: not asked again.', file=sys.stderr, flush=True)
-            continue
-        try:
-            download.fetch(news[new], new, size=entry.get('size', file.size), sha256=entry.get('sha256'),
-                             tries=1 if host in target.silent else download.TRIES)
-            if path.suffix == '.json':
-                check_json(new, file.format == 'jsonl')
-            break
-        except (DownloadError, DataError) as error:
-            if getattr(error, 'silent', False):
-                target.silent.add(host)
-            new.unlink(missing_ok=True)
-            print(error, file=sys.stderr, flush=True)
-    else:
-        known = entry and (f'. What came on {entry["date"]} from {entry["address"]} had {entry["size"]:,} bytes and sha256 '
-                           f'{entry["sha256"]}; if there is a new edition, and it is wanted, remove the entry "{file.path}" '
-                           f'of {target.lock.path}, and what was made of the old one')
-        raise DownloadError(f'{path}: none of its addresses gave it{known or ""}')
-    target.lock.put(file.path, new, sha256_of(new), news[new])
-    os.replace(new, path)
-    remove(path, '.from*')
+def fetch(file, target, offline):
+    """Downloads a file from the first address that gives it, checks it, and records it."""
+    path, entry = target.file(file.path), target.entries().get(file.path, {})
+    if is_offline(offline):
+        raise DownloadError(f'{path}: missing, and nothing is downloaded offline')
+    # One temporary name for each address, so that a download is not lost while another address is tried.
+    names = {path.with_name(f'{path.name}.from{number}'): address for number, address in enumerate(file.addresses, 1)}
+    try:
+        for name in sorted(names, key=lambda name: not name.with_name(f'{name.name}.part').exists()):
+            print(f'{path}: from {names[name]}', flush=True)
+            try:
+                download.fetch(names[name], name, entry.get('size', file.size), entry.get('sha256'))
+                if path.suffix == '.json':
+                    check_json(name, file.format == 'jsonl')
+                target.add(file.path, name, sha256(name), names[name])
+                os.replace(name, path)
+                return
+            except (DownloadError, DataError) as error:
+                name.unlink(missing_ok=True)
+                print(error, file=sys.stderr, flush=True)
+    finally:
+        for leftover in path.parent.glob(f'{path.name}.from*' if path.exists() else f'{path.name}.from*.lock'):
+            leftover.unlink()
+    known = entry and (f'. The file of {entry["date"]} from {entry["address"]} had {entry["size"]:,} bytes and sha256 '
+                       f'{entry["sha256"]}. To accept a new edition, remove the entry "{file.path}" in {target.record}, and '
+                       'what was made of the old one')
+    raise DownloadError(f'{path}: no address gave it{known or ""}')
 
 
-def remove(path, endings):
-    """Removes what lies beside a path under its name with more at the end, a pattern."""
-    for left in path.parent.glob(path.name + endings):
-        left.unlink()
-
-
-def check_json(path, many):
-    """Reads a json file to its end, or many values one after the other. Raises DataError if it is none, or broken off."""
+def check_json(path, multiple_values):
+    """Reads a json file to its end. Raises DataError if it is incomplete or no json."""
     try:
         with opened(path) as file:
-            deque(ijson.basic_parse(file, multiple_values=many), maxlen=0)
+            deque(ijson.basic_parse(file, multiple_values=multiple_values), maxlen=0)
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: expected json, found something else, or only a part ({" ".join(str(error).split())}); it is '
-                        'removed') from None
+        raise DataError(f'{path}: expected complete json ({" ".join(str(error).split())}); it is removed') from None
 
 
-def show(sets, target, verify):
-    """Prints every file: where it ends, its size, whether it is there and whole, and its addresses."""
-    for one in sets:
-        print(f'{one.name}: {one.about}' + ''.join(f' ({text})' for text in (one.size, one.source) if text))
-        for file in one.files:
-            for path in file.results:
-                print(f'  {target.place(path)}  {size_of(path, file, target)}  {target.state(path, verify)}')
-            if file.members:
-                print(f'    out of {target.place(file.path)}  {size_of(file.path, file, target)}  '
-                      f'{target.state(file.path, verify)}')
-            print(''.join(f'    {address}\n' for address in file.addresses) + (f'    {file.note}\n' if file.note else ''), end='')
-        if one.made:
-            print(f'  {", ".join(str(target.place(path)) for path in one.made)}: not published. {one.instead}')
+def show(sets, target, options):
+    """Prints path, size and state of every file, and how to get those that are missing, with --list how to get each.
+
+    Returns whether none is missing.
+    """
+    is_complete = True
+    for name, files in sets.items():
+        print(f'{name}: {files.about}' + ''.join(f' ({text})' for text in (files.size, files.source) if text))
+        missing = False
+        for file in files.files:
+            is_zipped = options.keepZips and target.state(file.path) != MISSING
+            paths = {file.path} if is_zipped else dict.fromkeys([*file.results, file.path] if options.list else file.results)
+            states = {path: target.state(path, options.list and options.verify) for path in paths}
+            for path, state in states.items():
+                size = target.size(path, file.size if path == file.path else None)
+                print(f'  {target.file(path)!s:48}{"size unknown" if size is None else f"{size:,} bytes":>22}  {state}')
+            if options.list or MISSING in states.values():
+                print(''.join(f'    {line}\n' for line in (*file.addresses, file.note) if line), end='')
+            missing |= MISSING in states.values()
+        if options.list and files.made:
+            print(f'  not published: {", ".join(str(target.file(path)) for path in files.made)}')
+        if files.instead and (options.list or missing):
+            print(f'  {files.instead}')
+        is_complete &= not missing
+    return is_complete
 
 
-def size_of(path, file, target):
-    """The size of a path's file as a text: as it is there, was fetched, or stands in the manifest."""
-    there = target.place(path)
-    size = there.stat().st_size if there.is_file() else (target.lock.get(path) or {}).get('size') or (
-        file.size if path == file.path else None)
-    return 'size unknown' if size is None else f'{size:,} bytes'
+def make_parser(sets):
+    words = '\n'.join(f'  {name:16}{files.about}' + (f' ({files.size})' if files.size else '') for name, files in sets.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        description=f'Downloads published files, resumes interrupted downloads, verifies them. WHAT: one or more of\n\n{words}',
+        epilog='Exit status: 0 all files are there, 1 some are missing (the others were downloaded), 2 wrong usage.')
+    parser.add_argument('what', nargs='+', metavar='WHAT', choices=sets, help='see above')
+    parser.add_argument('--to', metavar='FOLDER', help='target folder (default: data, and snap/pretrained for the pre-trained '
+                        'weights; with --to FOLDER/pretrained)')
+    parser.add_argument('--list', action='store_true', help='only show each file, its path, size, state and addresses, without '
+                        'a network')
+    parser.add_argument('--offline', action='store_true', help='download nothing: only verify, extract, and list what is missing')
+    parser.add_argument('--verify', action='store_true', help='also compare the sha256 of existing files')
+    parser.add_argument('--keepZips', action='store_true', help='keep zips and do not extract them: training reads features from '
+                        'zips too, and a region store is made from either')
+    return parser
 
 
-def report(sets, target, keep_zips, offline):
-    """Prints what is where, then what is missing and how to get it. Returns whether all is there."""
-    missing, instead = [], {}
-    print()
-    for one in sets:
-        for file in one.files:
-            zipped = keep_zips and target.state(file.path) != MISSING
-            for path in (file.path,) if zipped else file.results:
-                state = target.state(path)
-                print(f'{one.name:16}{target.place(path)!s:48}{size_of(path, file, target):>22}  {state}')
-                if state == MISSING:
-                    missing.append(file)
-                    instead[one.instead] = None
-    if missing:
-        again = 'The same command without --offline gets' if offline else 'The same command tries again to get'
-        print(f'\n{again} what is missing, from where it stopped. Or put there by hand:')
-    for file in dict.fromkeys(missing):
-        print(f'  {target.place(file.path)}  from {" or ".join(file.addresses)}')
-    print(''.join(f'\n{text}\n' for text in instead if text), end='')
-    return not missing
-
-
-def parser(sets):
-    told = '\n'.join(f'  {one.name:16}{one.about}' + (f' ({one.size})' if one.size else '') for one in sets.values())
-    made = argparse.ArgumentParser(
-        prog='run/download.bash', formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description=f'Fetches published files, goes on where it stopped, checks what came. WHAT is one or more of:\n\n{told}',
-        epilog='Exit status: 0 all there, 1 something is missing (the rest was fetched), 2 wrong usage.')
-    made.add_argument('what', nargs='+', metavar='WHAT', choices=sets, help='see above')
-    made.add_argument('--to', metavar='FOLDER', help='folder to put them below (data; the pre-trained weights into '
-                      'snap/pretrained, but with --to into FOLDER/pretrained)')
-    made.add_argument('--list', action='store_true', help='only show each file, where it ends, its size, whether it is there and '
-                      'whole, and its addresses; touches no network')
-    made.add_argument('--offline', action='store_true', help='fetch nothing: only check, unpack, and say what is missing')
-    made.add_argument('--verify', action='store_true', help='also take the digests of files that are there')
-    made.add_argument('--keepZips', action='store_true', help='keep zips and do not unpack them: training reads features from '
-                      'them as well, and a region store is made from either')
-    return made
+def run(sets, options):
+    """Runs the program on {name: FileSet}; returns the exit status."""
+    target, failed = Target(options.to), False
+    if options.list:
+        show(sets, target, options)
+        return 0
+    for file in (file for files in sets.values() for file in files.files):
+        try:
+            get(file, target, options)
+        except (OSError, DataError) as error:  # the other files are downloaded all the same
+            failed = True
+            print(f'{file.path}: {error}', file=sys.stderr, flush=True)
+    if show(sets, target, options):
+        return int(failed)
+    print(f'The same command {"without --offline " if is_offline(options.offline) else ""}downloads what is missing, and resumes '
+          'what was interrupted. Files can also be downloaded by hand from the addresses above.')
+    return 1
 
 
 def main(argv, path=MANIFEST):
     """Runs the program with a manifest; returns the exit status."""
     try:
-        every = manifest.read(path)
+        sets = manifest.read(path)
     except (DataError, OSError) as error:
-        print(f'run/download.bash: {error}', file=sys.stderr)
+        print(f'{PROGRAM}: error: {error}', file=sys.stderr)
         return 2
-    options = parser(every).parse_args(argv)
-    target, sets = Target(options.to), [every[name] for name in dict.fromkeys(options.what)]
-    try:
-        if options.list:
-            show(sets, target, options.verify)
-            return 0
-        failed = False
-        for file in (file for one in sets for file in one.files):
-            try:
-                get(file, target, options)
-            except FAULTS as error:
-                failed = True
-                told = isinstance(error, (ValueError, DownloadError))  # what to do, too
-                print(error if told else f'{file.path}: {error}; look whether {target.folder} can be written', file=sys.stderr,
-                      flush=True)
-        return 0 if report(sets, target, options.keepZips, download.is_offline(options.offline)) and not failed else 1
-    except (DataError, OSError) as error:  # of the lock
-        print(f'run/download.bash: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = f'bash run/download.bash {shlex.join(argv)}'
-        print(f'\nStopped. What came is kept; the same command goes on: {again}', file=sys.stderr)
-        return 130
+    options = make_parser(sets).parse_args(argv)
+    chosen = {name: sets[name] for name in options.what}
+    return run_main(PROGRAM, lambda: run(chosen, options), 'interrupted; what was downloaded is kept, and the same command '
+                    f'resumes: bash {PROGRAM} {shlex.join(argv)}')
 
 
 if __name__ == '__main__':

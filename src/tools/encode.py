@@ -1,15 +1,13 @@
-"""Representations of (image, sentence) pairs, written to .npz for those who take them apart. The program behind run/encode.bash.
+"""Representations of (image, sentence) pairs, written to .npz for analysis. The program behind run/encode.bash.
 
-Exit status 0: well; 1: a fault of what was given; 2: wrong usage.
+Exit status 0: well; 1: a fault of the input; 2: wrong usage.
 """
 
 import argparse
-import contextlib
-import shutil
+import os
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +15,18 @@ import torch
 from tqdm import tqdm
 
 import dist
-from annotations.dataset import QuestionDataset
+import models
+from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
+from bert.speed import accelerate
 from cli import run_main
-from files.atomic import write_atomically
+from files.atomic import check_free_space, write_atomically
 from files.json_files import DataError, field, opened, some, stream
-from lxrt.entry import LXRTEncoder
-from lxrt.modeling import layer_names
-from lxrt.weights import load_lxmert
-from param import Options
+from param import Options, add_flags
 from regions import placement, store
-from tasks import start
-from tasks.snapshot import check_beside
-from train import autocast, batches, evaluation_parts
+from tasks import checkpoints
+from tasks.program import check_features
+from train import autocast, evaluation_batches, load_batches
 
 STATES = ('pooled', 'words', 'regions')
 
@@ -55,7 +52,7 @@ Examples:
   bash run/encode.bash cpu data/vqa/minival.json --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/vqa/mine/BEST
       --states words,regions --layers lang0,lang9,rel5,cross1,cross5 --out states.npz
 
-Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.
+Exit status: 0 well, 1 a fault of the input, 2 wrong usage.
 '''
 
 
@@ -80,7 +77,7 @@ def json_pairs(path):
 
 def line_pairs(path):
     """Yields the pairs of a text; broken lines are named all at once, after the last."""
-    broken, found = [], None
+    broken, first = [], None
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -91,220 +88,173 @@ def line_pairs(path):
                 yield img_id, sentence
             else:
                 broken.append(str(number))
-                found = line if found is None else found
+                first = line if first is None else first
     if broken:
         raise DataError(f'{path}: line{"s" * (len(broken) > 1)} {some(broken)}: expected img_id<TAB>sentence in UTF-8, found '
-                        f'{found[:60]!r} in the first')
+                        f'{first[:60]!r} in the first')
 
 
-def chosen_layers(config, states, wanted):
+def choose_layers(names, states, wanted):
     """{'words': names, 'regions': names} of the layers of --layers, where --states wants them; the last where none is named.
 
-    Raises ValueError for a layer that there is not, or that no state wanted has, and for states of which no layer is named.
+    names: all layers of words and of regions. Raises ValueError for a layer that does not exist, or that no wanted state has, and
+    for states of which no layer is named.
     """
-    there = {state: names for state, names in zip(('words', 'regions'), layer_names(config), strict=True) if state in states}
-    if not there:
+    by_state = {state: layers for state, layers in zip(('words', 'regions'), names, strict=True) if state in states}
+    if not by_state:
         if wanted:
             raise ValueError(f'--layers {",".join(wanted)}: only words and regions have layers; add them to --states')
         return {}
-    told = '; '.join(f'of {state} there are {", ".join(names)}' for state, names in there.items())
+    existing = '; '.join(f'of {state} there are {", ".join(layers)}' for state, layers in by_state.items())
     for name in wanted:
-        if not any(name in names for names in there.values()):
-            raise ValueError(f'--layers: unknown layer "{name}"; {told}')
-    chosen = {state: [name for name in names if name in wanted] if wanted else names[-1:] for state, names in there.items()}
-    for state, names in chosen.items():
-        if not names:
-            raise ValueError(f'--layers {",".join(wanted)}: names no layer of {state}; {told}')
+        if not any(name in layers for layers in by_state.values()):
+            raise ValueError(f'--layers: unknown layer "{name}"; {existing}')
+    chosen = {state: [name for name in layers if name in wanted] if wanted else layers[-1:] for state, layers in by_state.items()}
+    for state, layers in chosen.items():
+        if not layers:
+            raise ValueError(f'--layers {",".join(wanted)}: names no layer of {state}; {existing}')
     return chosen
 
 
-class Arrays:
-    """Arrays (n, ...) that grow row by row in files of a folder, until they are put together in one .npz.
+def encode(flags):
+    """Writes the .npz; returns the exit status. Faults of the pairs are found before the weights are read."""
+    device = dist.start(flags.device)
+    options = Options(load=flags.load, bert=flags.bert, batchSize=flags.batchSize, bf16=flags.bf16, device=flags.device,
+                      storeRoot=flags.storeRoot, offline=flags.offline)
+    weights = checkpoints.starting_weights(options)
+    bert = checkpoints.bert_folder(options, weights)
+    package = models.package(model := checkpoints.model_type(weights))
+    config = package.read_config(bert, options)
+    tokenizer = checkpoints.read_tokenizer(bert, config)
+    checkpoints.check_max_length(flags.maxLength, config)
+    checkpoints.check_sidecars(model, weights, config, tokenizer)
+    layers = choose_layers(package.layer_names(config), flags.states, flags.layers)
+    img_ids, sentences = read_pairs(flags.pairs)
+    regions, files = store.open_all(flags.features, flags.storeRoot), ', '.join(flags.features)
+    check_features(regions, config, files, bert)
+    rows = regions.rows(img_ids)
+    if unknown := [img_id for img_id, row in zip(img_ids, rows, strict=True) if row < 0]:
+        raise DataError(f'{flags.pairs}: {len(unknown):,} of {len(rows):,} pairs are about {len(set(unknown)):,} images without '
+                        f'regions in {files} ({some(unknown)}); add a file that has them to --features, or leave these pairs out')
+    encoder, report = package.load_encoder(weights, config)
+    print(report)
+    encoder.tokenizer = tokenizer
+    accelerate(encoder.to(device).eval(), options)
+    examples = Examples.unlabelled([[img_id] for img_id in img_ids], sentences)
+    dataset = ExampleDataset(examples, regions, rows[:, None], encoder, [], flags.maxLength)
+    batches = hidden_states(encoder, dataset, 'pooled' in flags.states, layers, options, device)
+    texts = {'img_ids': np.array(img_ids), 'sentences': np.array(sentences)}
+    shapes = write_states(flags.out, texts, layout(dataset, config.hidden_size, 'pooled' in flags.states, layers), batches)
+    print(f'{flags.out}: ' + ', '.join(f'{name} {shape}' for name, shape in shapes.items()))
+    return 0
 
-    layout: {name: (dtype, shape)} of all of them.
+
+def layout(dataset, d, pooled, layers):
+    """{name: (dtype, shape)} of the arrays besides the texts, in the order in which they are written."""
+    n = len(dataset)
+    length = {'words': int(dataset.lengths[dataset.sentence].max()), 'regions': int(dataset.regions.max_regions)}
+    return {
+        'num_words': (np.int32, (n,)), 'num_regions': (np.int32, (n,)), 'input_ids': (np.int32, (n, length['words'])),
+        **({'pooled': (np.float32, (n, d))} if pooled else {}),
+        **{f'{side}.{name}': (np.float32, (n, length[side], d)) for side, names in layers.items() for name in names},
+    }
+
+
+@torch.no_grad()
+def hidden_states(encoder, dataset, pooled, layers, options, device):
+    """Yields (first row, {name: (b, ...)}) of the arrays of `layout`, batch by batch."""
+    micro_batches = evaluation_batches(len(dataset), options)
+    for one, batch in zip(micro_batches, load_batches(dataset, micro_batches, options, device), strict=True):
+        with autocast(options, device):
+            if layers:
+                vectors, *by_side = encoder.hidden_states(batch)
+            else:
+                vectors, by_side = encoder(batch).pooled, ({}, {})
+        ids, mask = batch['input_ids'], batch.get('visual_attention_mask')
+        arrays = {'input_ids': ids, 'num_words': (ids != 0).sum(1),
+                  'num_regions': torch.full((len(ids),), batch['features'].shape[1]) if mask is None else mask.sum(1)}
+        if pooled:
+            arrays['pooled'] = vectors.float()
+        for side, by_layer in zip(('words', 'regions'), by_side, strict=True):
+            arrays |= {f'{side}.{name}': by_layer[name].float() for name in layers.get(side, ())}
+        yield one.first, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+
+
+def write_states(out, texts, arrays, batches):
+    """Writes the .npz, which appears under its name only when complete; returns {name: shape}.
+
+    texts: {name: (n,) array}; arrays: a `layout`, filled from the batches as memory-mapped files, one after the other zipped and
+    removed, so that only one of them is on the disk twice.
     """
+    sizes = [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in arrays.values()]
+    sizes += [array.nbytes for array in texts.values()]
+    check_free_space(out.parent, sum(sizes) + max(sizes), f'--out {out}', 'name fewer --layers, or another disk')
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as folder:
+        files = {name: Path(folder) / f'{name}.npy' for name in (*texts, *arrays)}
+        for name, array in texts.items():
+            np.save(files[name], array)
+        mapped = {name: allocate(files[name], dtype, shape) for name, (dtype, shape) in arrays.items()}
+        n = len(next(iter(texts.values())))
+        with tqdm(total=n, desc='Encoding', unit=' pairs', disable=None) as bar:
+            for first, batch in batches:
+                for name, array in mapped.items():
+                    rows = batch[name]
+                    rows = placement.pad_regions(rows, array.shape[1]) if rows.ndim > 1 else rows  # padded with 0
+                    array[first:first + len(rows)] = rows
+                bar.update(len(rows))
+        mapped.clear()
 
-    def __init__(self, folder, layout):
-        self.folder, self.layout, self.files = Path(folder), layout, {}
+        def zip_files(path):
+            with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
+                for name, file in files.items():
+                    archive.write(file, f'{name}.npy')
+                    file.unlink()
 
-    def __enter__(self):
-        for name, (dtype, shape) in self.layout.items():
-            file = self.files[name] = open(self.folder / f'{name}.npy', 'wb')
-            header = {'descr': np.lib.format.dtype_to_descr(np.dtype(dtype)), 'fortran_order': False, 'shape': shape}
-            np.lib.format.write_array_header_1_0(file, header)
-        return self
-
-    def __exit__(self, *_):
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # of what has just been told, or is whole
-                file.close()
-
-    def append(self, name, rows):
-        """Adds (b, ...) rows, whose second dimension is filled up with 0."""
-        dtype, shape = self.layout[name]
-        rows = placement.widen(rows, shape[1]) if len(shape) > 1 else rows
-        try:
-            self.files[name].write(np.ascontiguousarray(rows, dtype))
-            self.files[name].flush()
-        except OSError as error:
-            raise OSError(f'{self.folder.parent}: cannot be written ({error.strerror}); make room, and start again') from None
-
-    def put_together(self, path):
-        """Writes the .npz, when all rows are there; a file that is in it is removed, so that no more is there twice than one."""
-        for file in self.files.values():
-            file.close()
-        with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as together:
-            for name in self.files:
-                together.write(self.folder / f'{name}.npy', f'{name}.npy')
-                (self.folder / f'{name}.npy').unlink()
+        write_atomically(out, zip_files)
+    return {name: array.shape for name, array in texts.items()} | {name: shape for name, (_, shape) in arrays.items()}
 
 
-def sizes(layout):
-    """Bytes of each array."""
-    return [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in layout.values()]
-
-
-def check_room(layout, out):
-    """Raises OSError if the disk of `out` cannot hold the arrays, the largest of them twice (see `put_together`)."""
-    needed, free = sum(sizes(layout)) + max(sizes(layout)), shutil.disk_usage(out.parent).free
-    if needed > free:
-        raise OSError(f'--out {out}: needs {needed / 1e9:.1f} GB while it is made, and {free / 1e9:.1f} GB are free there; name '
-                      'fewer --layers, or another disk')
-
-
-@dataclass
-class Encoding:
-    """Pairs, the encoder and the layers that are asked for, all checked."""
-
-    img_ids: list
-    sentences: list
-    dataset: QuestionDataset
-    encoder: LXRTEncoder
-    pooled: bool
-    layers: dict  # {'words': names, 'regions': names}
-    options: Options
-    device: torch.device
-
-    @classmethod
-    def prepare(cls, flags):
-        """Reads all that is needed; faults of the pairs are found before the weights are."""
-        device = dist.start(flags.device)
-        options = Options(load=flags.load, bert=flags.bert, batchSize=flags.batchSize, bf16=flags.bf16, device=flags.device,
-                          storeRoot=flags.storeRoot, offline=flags.offline)
-        path = start.starting_weights(options)
-        bert = start.bert_folder(options, path)
-        config = start.read_config(bert, options)
-        tokenizer = start.read_tokenizer(bert, config)
-        check_beside(path, config, tokenizer)
-        layers = chosen_layers(config, flags.states, flags.layers)
-        img_ids, sentences = read_pairs(flags.pairs)
-        regions, files = store.open_all(flags.features, flags.storeRoot), ', '.join(flags.features)
-        start.check_features(regions, config, files, bert)
-        examples, rows = Examples.unlabelled([[img_id] for img_id in img_ids], sentences), regions.rows(img_ids)
-        if unknown := [img_id for img_id, row in zip(img_ids, rows, strict=True) if row < 0]:
-            raise DataError(f'{flags.pairs}: {len(unknown):,} of {len(rows):,} pairs are about {len(set(unknown)):,} images '
-                            f'without regions in {files} ({some(unknown)}); add a file that has them to --features, or leave '
-                            'these pairs out')
-        dataset = QuestionDataset(examples, regions, rows[:, None], tokenizer, [], flags.maxLength)
-        encoder = LXRTEncoder(config, max_seq_length=flags.maxLength, mode='lxr' if layers else 'x')
-        dist.print0(load_lxmert(encoder.model, path)[0])
-        return cls(img_ids, sentences, dataset, start.place(encoder, options, device).eval(), 'pooled' in flags.states, layers,
-                   options, device)
-
-    def layout(self):
-        """{name: (dtype, shape)} of the arrays, in the order in which they are written."""
-        n, d, dataset = len(self.dataset), self.encoder.dim, self.dataset
-        wide = {'words': int(dataset.lengths[dataset.sentence].max()), 'regions': int(dataset.regions.max_regions)}
-        states = {f'{side}.{name}': (np.float32, (n, wide[side], d)) for side, names in self.layers.items() for name in names}
-        return {
-            'img_ids': (text_dtype(self.img_ids), (n,)), 'sentences': (text_dtype(self.sentences), (n,)),
-            'num_words': (np.int32, (n,)), 'num_regions': (np.int32, (n,)), 'input_ids': (np.int32, (n, wide['words'])),
-            **({'pooled': (np.float32, (n, d))} if self.pooled else {}), **states,
-        }
-
-    @torch.no_grad()
-    def batches(self):
-        """Yields {name: (b, ...)} of the arrays, batch by batch."""
-        parts = evaluation_parts(len(self.dataset), self.options)
-        for part, batch in zip(parts, batches(self.dataset, parts, self.options, self.device), strict=True):
-            ids, features, mask = batch['input_ids'], batch['features'], batch.get('visual_attention_mask')
-            with autocast(self.options, self.device):
-                found = self.encoder(ids, (features, batch['boxes']), mask, hidden_states=bool(self.layers))
-            (_, pooled), hidden = found if self.layers else ((None, found), ({}, {}))
-            pairs = slice(part.first, part.first + len(ids))
-            states = {f'{side}.{name}': by_layer[name] for side, by_layer in zip(('words', 'regions'), hidden, strict=True)
-                      for name in self.layers.get(side, ())}
-            yield {
-                'img_ids': self.img_ids[pairs], 'sentences': self.sentences[pairs], 'input_ids': ids.cpu(),
-                'num_words': (ids != 0).sum(1).cpu(),
-                'num_regions': np.full(len(ids), features.shape[1]) if mask is None else mask.sum(1).cpu(),
-                **{name: state.float().cpu() for name, state in (('pooled', pooled), *states.items())},
-            }
-
-    def write(self, out):
-        """Computes everything and writes it to `out`, which appears under its name only when complete."""
-        layout = self.layout()
-        check_room(layout, out)
-        bar = tqdm(total=len(self.dataset), desc='Encoding', unit=' pairs', disable=None)
-        with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as folder, Arrays(folder, layout) as arrays, bar:
-            for batch in self.batches():
-                for name in layout:
-                    arrays.append(name, np.asarray(batch[name]))
-                bar.update(len(batch['img_ids']))
-            write_atomically(out, arrays.put_together)
-        return layout
-
-
-def text_dtype(texts):
-    return np.dtype(f'U{max(1, max(map(len, texts)))}')
+def allocate(path, dtype, shape):
+    """A new memory-mapped .npy file. Raises OSError if the disk is full: later, writing to the map would kill the process."""
+    array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
+    with open(path, 'r+b') as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+    return array
 
 
 def parser():
     def names(text):
         return list(dict.fromkeys(name for name in text.split(',') if name))
 
-    made = argparse.ArgumentParser(prog='run/encode.bash', allow_abbrev=False, epilog=EPILOG,
-                                   description='Writes hidden states and pooled vectors of (image, sentence) pairs to .npz.',
-                                   formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   usage='bash run/encode.bash GPU|cpu PAIRS --features TSV,... --load FILE --out X.npz [flags]')
-    made.add_argument('pairs', type=Path, metavar='PAIRS', help='lines img_id<TAB>sentence, or a json list of {img_id, sent}')
-    made.add_argument('--features', type=names, required=True, metavar='A.tsv,B.tsv', help='the regions of the images')
-    made.add_argument('--load', required=True, metavar='FILE', help="pre-trained LXMERT or a task's snapshot")
-    made.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='replaces what is there, when complete')
-    made.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (pooled)')
-    made.add_argument('--layers', type=names, default=[], help='of words and regions, separated by commas (the last)')
-    made.add_argument('--batchSize', type=int, default=256, help='pairs in one batch (256)')
-    made.add_argument('--maxLength', type=int, default=20, help="tokens of a sentence; a dataset's max_length (20)")
-    made.add_argument('--bert', default=Options.bert, metavar='FOLDER',
-                      help=f'vocab.txt and config.json, where they do not lie beside --load ({Options.bert})')
-    made.add_argument('--storeRoot', metavar='FOLDER', help='for region stores where the folder of the TSV cannot be written')
-    made.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
-    made.add_argument('--offline', action='store_true', help='download nothing')
-    made.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
-    return made
+    parser = argparse.ArgumentParser(
+        prog='run/encode.bash', allow_abbrev=False, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Writes hidden states and pooled vectors of (image, sentence) pairs to .npz.',
+        usage='bash run/encode.bash GPU|cpu PAIRS --features TSV,... --load FILE --out X.npz [flags]')
+    parser.add_argument('pairs', type=Path, metavar='PAIRS', help='lines img_id<TAB>sentence, or a json list of {img_id, sent}')
+    parser.add_argument('--features', type=names, required=True, metavar='A.tsv,B.tsv', help='the regions of the images')
+    parser.add_argument('--load', required=True, metavar='FILE', help="pre-trained weights or a task's snapshot")
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='replaces an existing file, when complete')
+    parser.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (pooled)')
+    parser.add_argument('--layers', type=names, default=[], help='of words and regions, separated by commas (the last)')
+    parser.add_argument('--maxLength', type=int, default=20, help="tokens of a sentence; a dataset's max_length (20)")
+    add_flags(parser, 'batchSize', 'bert', 'storeRoot', 'bf16', 'offline', 'device')
+    return parser
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    made = parser()
-    flags = made.parse_args(argv)
+    arguments = parser()
+    flags = arguments.parse_args(argv)
     if unknown := [name for name in flags.states if name not in STATES]:
-        made.error(f'--states: unknown "{unknown[0]}"; there are: {", ".join(STATES)}')
+        arguments.error(f'--states: unknown "{unknown[0]}"; there are: {", ".join(STATES)}')
     if not flags.states or not flags.features:
-        made.error(f'--{"features" if flags.states else "states"}: expected at least one, found none')
+        arguments.error(f'--{"features" if flags.states else "states"}: expected at least one, found none')
     if flags.maxLength < 3:
-        made.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
+        arguments.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
     if flags.out.suffix != '.npz':
-        made.error(f'--out: expected a name ending in .npz, found {flags.out}')
-    return run_main('encode.bash', lambda: encode(flags), 'interrupted; nothing was written')
-
-
-def encode(flags):
-    """Writes the .npz; returns the exit status."""
+        arguments.error(f'--out: expected a name ending in .npz, found {flags.out}')
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    layout = Encoding.prepare(flags).write(flags.out)
-    print(f'{flags.out}: ' + ', '.join(f'{name} {shape}' for name, (_, shape) in layout.items()))
-    return 0
+    return run_main('encode.bash', lambda: encode(flags), 'interrupted; nothing was written')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""One prediction of several: the mean of their probabilities (run/ensemble.bash). A file is what --dumpProbs wrote.
+"""One submission of several models: the mean of their probabilities, as --dumpProbs wrote them (run/ensemble.bash).
 
-An answer that a file does not list counts as 0 there, so --dumpProbs should be about 10, or all where answers are few.
+An answer that a file does not list counts as 0, so --dumpProbs should be about 10, or all where answers are few.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
 from tasks.registry import TASKS, task_class
@@ -37,23 +38,24 @@ def mean(paths):
         yield rows[0]['id'], total
 
 
+def ensemble(options):
+    """Writes the submission; returns the exit status."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
+    bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
+    write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
+    print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
+    return 0
+
+
 def main(argv=None):
+    """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='ensemble.bash', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('task', choices=TASKS)
     parser.add_argument('--out', type=Path, required=True, help='the file to write, as the leaderboard takes it')
     parser.add_argument('files', nargs='+', type=Path, help='what --dumpProbs wrote: SPLIT_probs.json of each model')
     options = parser.parse_args(argv)
-    task = task_class(options.task)
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
-        bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
-        write_atomically(options.out, lambda part: count.append(task.write(part, bar)))
-    except (ValueError, OSError) as error:
-        print(f'ensemble.bash: error: {error}', file=sys.stderr)
-        return 1
-    print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
-    return 0
+    return run_main('ensemble.bash', lambda: ensemble(options))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,109 @@
+"""The checkpoint of an extraction: its finished lines, kept next to the result, so that it can be resumed."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from files.atomic import atomic_file, locked, write_json
+from regions import store, tsv
+from regions.tsv import RegionError
+
+
+class ExtractionCheckpoint:
+    """The folder X.unfinished: TSV lines of the finished images, in any order, and what they were made with.
+
+    Use as a context manager, which holds a lock and removes a folder without lines. `done`: {image id: (offset, size)} of the
+    lines in their file; `size`: of that file in bytes.
+    """
+
+    def __init__(self, out):
+        self.out = Path(out)
+        self.folder = self.out.with_name(f'{self.out.name}.unfinished')
+        self.lines, self.made_with = self.folder / 'lines', self.folder / 'made_with.json'
+        self.lock, self.done, self.size, self.file = locked(self.lines, self._refuse), {}, 0, None
+
+    def __enter__(self):
+        with self._explained():
+            self.lock.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        if self.file:
+            with contextlib.suppress(OSError):  # the write that met a full disk has reported it
+                self.file.close()
+        if not self._has_lines():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.__exit__(*error)
+
+    def resume(self, made_with):
+        """Reads the lines of an interrupted run, and removes an incomplete one. made_with: a dict that json can hold.
+
+        Raises ValueError if the lines were made with something else.
+        """
+        made_with = json.loads(json.dumps(made_with))  # tuples become lists, as in the file
+        if self._has_lines():
+            earlier = json.loads(self.made_with.read_text(encoding='utf-8'))
+            different = [f'{name}: {earlier.get(name)!r} there, {value!r} now' for name, value in made_with.items()
+                         if earlier.get(name) != value]
+            if different:
+                raise ValueError(f'{self.folder}: the interrupted extraction was made with something else: '
+                                 f'{"; ".join(different)}; remove the folder to start again, or choose another --out')
+        with self._explained():
+            write_json(self.made_with, made_with)
+            self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving
+        self.file.seek(0)
+        for line in self.file:
+            try:
+                img_id = tsv.parse(line, None, 0).img_id
+            except RegionError:
+                break
+            if not line.endswith(b'\n'):
+                break
+            self._enter(img_id, line)
+        self.file.truncate(self.size)
+
+    def append(self, img_id, line):
+        """Adds the line of a finished image."""
+        with self._explained():
+            self.file.write(line)
+            self.file.flush()
+        self._enter(img_id, line)
+
+    def finish(self, img_ids, provenance):
+        """Writes the result, the lines of those images that are done, in the order of img_ids, and removes the folder."""
+        lines = (self._line(img_id) for img_id in img_ids if img_id in self.done)
+        if self.out.suffix == '.store':
+            store.write(self.out, (tsv.parse(line, None, 0) for line in lines), provenance)
+        else:
+            with self._explained():
+                result = self.folder / 'result'  # a killed process leaves nothing outside of the folder
+                with atomic_file(result) as file:
+                    file.writelines(lines)
+                write_json(tsv.provenance_path(self.out), provenance)
+                os.replace(result, self.out)
+        shutil.rmtree(self.folder)
+
+    def _has_lines(self):
+        return self.lines.exists() and self.lines.stat().st_size > 0
+
+    def _enter(self, img_id, line):
+        self.done[img_id] = self.size, len(line)
+        self.size += len(line)
+
+    def _line(self, img_id):
+        offset, size = self.done[img_id]
+        self.file.seek(offset)
+        return self.file.read(size)
+
+    def _refuse(self):
+        raise ValueError(f'{self.folder}: another process is writing there; wait for it, or stop it')
+
+    @contextlib.contextmanager
+    def _explained(self):
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f'{self.out}: cannot be written ({error}); make room, or correct --out or its permissions, and start '
+                          'again (finished images are kept)') from None

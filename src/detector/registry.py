@@ -1,0 +1,39 @@
+"""Detectors by name: the Faster R-CNN, and the detector of any package that has one."""
+
+import importlib
+from dataclasses import dataclass
+
+FASTER_RCNN = 'faster_rcnn'
+WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # those that made the published regions
+HELP = f'{FASTER_RCNN}, or a package NAME with a class Detector in its module NAME.detector'  # of a flag --detector
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """A detector and how many regions it returns per picture."""
+
+    name: str = FASTER_RCNN
+    weights: str | None = None  # file, of the Faster R-CNN; None: WEIGHTS
+    bf16: bool = False  # of the Faster R-CNN
+    min_boxes: int = 36
+    max_boxes: int = 36
+
+
+def load_detector(config, device='cpu'):
+    """The detector of a DetectorConfig on a device.
+
+    It has `provenance`, a dict, and `regions(pictures, ids, min_boxes, max_boxes)`, which returns a list of ImageRegions and
+    raises PictureError or RegionError for a picture that it cannot use. Raises ValueError for an unknown name, and what loading
+    the weights raises.
+    """
+    name = config.name
+    if name == FASTER_RCNN:
+        from detector import weights  # imported here: other detectors start several times faster without PyTorch
+        return weights.load(config.weights or WEIGHTS, device, config.bf16)
+    if not name.isidentifier():
+        raise ValueError(f'--detector: expected {HELP}, found {name!r}')
+    try:
+        kind = importlib.import_module(f'{name}.detector').Detector
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'--detector {name}: expected {HELP}; tried {name}.detector.Detector, found none ({error})') from None
+    return kind()

@@ -1,0 +1,70 @@
+"""The pointing game on the sample world, where the box of the object that a question names is known."""
+import random
+import re
+from pathlib import Path
+
+from explain import pointing
+from files.json_files import DataError, field, read_json
+from regions import readers
+from shapes import world
+from shapes.questions import SIZE_WORDS, Description
+from shapes.scene import COLOURS, SHAPES
+from tasks.predictor import Predictor
+
+KINDS = ('verification', 'colour', 'shape', 'size')  # kinds of questions that name exactly one thing
+
+DESCRIPTION = re.compile(rf'\bthe (?:({"|".join(word for words in SIZE_WORDS.values() for word in words)}) )?'
+                         rf'(?:({"|".join(COLOURS)}) )?({"|".join(SHAPES)}|thing|object)\b', re.IGNORECASE)
+VALUES = {word: size for size, words in SIZE_WORDS.items() for word in words} | {'thing': '', 'object': ''}
+
+
+def parse_descriptions(sentence):
+    """The descriptions that follow a "the", in their order."""
+    return [Description(*(VALUES.get(word.lower(), word.lower()) for word in match)) for match in DESCRIPTION.findall(sentence)]
+
+
+def read_seed(folder):
+    """The seed of the world in a folder. Raises FileNotFoundError or DataError if it holds no world of this version."""
+    path = folder / 'world.json'
+    settings = read_json(path, "the settings of a sample world; give --world the folder that run/shapes.bash made")
+    if (version := field(settings, 'format', int, path)) != world.FORMAT:
+        raise DataError(f'{path}: key "format": expected {world.FORMAT}, found {version}; make the world again with '
+                        'run/shapes.bash')
+    return field(settings, 'seed', int, path)
+
+
+def questions_with_boxes(folder):
+    """Yields (question of minival.json, box of the one thing that it names), for the questions of KINDS."""
+    path, seed = folder / 'vqa/minival.json', read_seed(folder)
+    for question in read_json(path, "the world's questions"):
+        if question['question_type'] in KINDS:
+            description, = parse_descriptions(question['sent'])
+            thing, = description.matching(world.scene_of(seed, question['img_id']))
+            yield question, thing.box
+
+
+def run(flags):
+    """Plays the game and prints the results; returns the exit status."""
+    if flags.questions < 1:
+        raise ValueError(f'--questions: expected at least 1, found {flags.questions}')
+    predictor = Predictor.from_snapshot(flags.load)
+    if (k := predictor.images) > 1:
+        raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
+    questions = list(questions_with_boxes(flags.world))
+    if not questions:
+        raise DataError(f'{flags.world}/vqa/minival.json: expected questions of the kinds {", ".join(KINDS)}, found none; make a '
+                        'world with more --images')
+    questions = random.Random(flags.seed).sample(questions, min(flags.questions, len(questions)))
+    ids = sorted({question['img_id'] for question, _ in questions})
+    regions = readers.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
+    print(pointing.report(pointing.play(predictor, questions, {image.img_id: image for image in regions})))
+    return 0
+
+
+def add_arguments(parser):
+    """Adds the flags of the subcommand to its parser."""
+    parser.add_argument('--load', required=True, metavar='SNAPSHOT',
+                        help='of VQA on the sample world, such as snap/vqa/NAME/BEST')
+    parser.add_argument('--world', type=Path, default=Path('data/shapes'), metavar='DIR', help='the sample world (data/shapes)')
+    parser.add_argument('--questions', type=int, default=200, metavar='N', help='of minival, at most (200)')
+    parser.add_argument('--seed', type=int, default=9595, help='of the choice of questions (9595)')

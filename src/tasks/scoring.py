@@ -1,0 +1,134 @@
+"""Official files of predictions and questions: read, matched (every question must be answered exactly once) and scored."""
+
+import gzip
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from files.json_files import DataError, stream
+
+
+class Question(NamedTuple):
+    """A question to be answered. label: {answer: score}, or people's answers (a list of str), or None if it is not known."""
+
+    id: int | str
+    label: dict | list | None
+    types: dict = {}  # {'answer type': 'yes/no', ...}  # noqa: RUF012
+    balanced: bool = True  # GQA scores only its balanced questions
+    entailed: tuple = ()  # ids of questions whose answers follow from this one's
+    detailed: str = ''  # GQA's most detailed type
+
+
+class PredictionFaults:
+    """Faults of a file of predictions, collected so that one message lists them all."""
+
+    def __init__(self, path):
+        self.path, self.counts, self.first = path, {}, {}
+
+    def add(self, kind, name):
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self.counts[kind] <= 3:
+            self.first.setdefault(kind, []).append(str(name))
+
+    def check(self):
+        """Raises DataError if there are any, with each kind's count and first offenders."""
+        if self.counts:
+            raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
+                f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
+                for kind, count in self.counts.items()))
+
+
+class Scores:
+    """Sums of scores over all questions and over those of each type."""
+
+    def __init__(self):
+        self.sums = {'all': {'': [0, 0.0]}}
+
+    def add(self, score, types):
+        for kind, name in (('all', ''), *types.items()):
+            entry = self.sums.setdefault(kind, {}).setdefault(name, [0, 0.0])
+            entry[0] += 1
+            entry[1] += score
+
+    def figures(self, count, measure, *notes):
+        """{'questions': n, 'accuracy': per cent, 'by': {kind: {type: the same two}}, 'measure', 'notes'} of `count` questions,
+        or, of a split without labels, only that its questions are all answered."""
+        if not self.sums['all'][''][0]:
+            return {'questions': count,
+                    'notes': [f'All {count:,} questions are answered, but none to be scored has a label: no score.']}
+        by = {kind: {name: {'questions': count, 'accuracy': 100 * total / count}
+                     for name, (count, total) in sorted(names.items())} for kind, names in self.sums.items()}
+        return by.pop('all')[''] | {'by': by, 'measure': measure, 'notes': list(notes)}
+
+
+def first_character(path):
+    """The first byte of a json file that is no space; b'' where it cannot be read, which a complete read will report."""
+    try:
+        with (gzip.open if Path(path).suffix == '.gz' else open)(path, 'rb') as file:
+            return file.read(1000).lstrip()[:1]
+    except (OSError, EOFError, zlib.error):
+        return b''
+
+
+def read_json_predictions(path, id_key, id_type, answer_key, faults):
+    """{question id: answer} of a list [{id_key: ..., answer_key: ...}, ...]; faulty items are added to `faults`."""
+    expected = f'{{"{id_key}": {"a whole number" if id_type is int else "a text"}, "{answer_key}": a text}}'
+    if first_character(path) not in (b'[', b''):
+        raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations?')
+    predictions = {}
+    for i, item in enumerate(stream(path, 'item', 'predictions')):
+        key, answer = (item.get(id_key), item.get(answer_key)) if isinstance(item, dict) else (None, None)
+        if type(key) is not id_type or not isinstance(answer, str):
+            faults.add(f'predictions that are not {expected}', f'number {i} is {json.dumps(item)[:100]}')
+        elif key in predictions:
+            faults.add('questions answered again', key)
+        else:
+            predictions[key] = sys.intern(answer)  # few answers, millions of questions
+    return predictions
+
+
+def read_split(path, schema, types):
+    """Yields the Questions of the project's own json (data/README.md). types: what its keys are called, {key: name}."""
+    for i, item in enumerate(stream(path, 'item', 'questions')):
+        if wrong := schema.first_fault(item):
+            raise DataError(f'{path}: example {i}: key "{wrong[0]}": expected {wrong[1]}, found {json.dumps(item)[:200]}')
+        label = schema.scores(item) if 'label' in item else None
+        yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
+
+
+def match_predictions(questions, predictions, path, faults, score):
+    """Yields (Question, the score of its prediction from 0 to 1, or None without a label) of the questions that are answered.
+
+    At the end raises DataError if the predictions are not exactly one for each question. Of GQA's unbalanced questions all
+    or none may be answered. path: of the questions, for messages; raises DataError if one is there twice.
+    """
+    ids, spared, extra, labelled = set(), [], 0, None
+    for question in questions:
+        if question.id in ids:
+            raise DataError(f'{path}: question {question.id} is there twice; expected each once')
+        ids.add(question.id)
+        labelled = question.label is not None if labelled is None else labelled
+        if (question.label is not None) != labelled:
+            raise DataError(f'{path}: question {question.id}: expected labels on all questions of a file or on none')
+        if question.id in predictions:
+            extra += not question.balanced
+            yield question, None if question.label is None else score(predictions[question.id], question.label)
+        elif question.balanced:
+            faults.add('questions not answered', question.id)
+        else:
+            spared.append(question.id)
+    if not ids:
+        raise DataError(f'{path}: expected questions, found an empty file')
+    for key in spared if extra else ():
+        faults.add('unbalanced questions not answered, though others are', key)
+    for key in predictions:
+        if key not in ids:
+            faults.add(f'answers to questions that are not in {path}', key)
+    faults.check()
+
+
+def label_score(prediction, label):
+    """The score of a prediction by a label {answer: score}."""
+    return label.get(prediction, 0.0)
