@@ -9,8 +9,13 @@ import torch
 import torch.nn.functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
+import lxrt.optimization
+import lxrt.tokenization
 from bert import layers
+from bert.optimization import BertAdam
 from bert.tokenization import BertTokenizer
+from lxrt import modeling
+from lxrt import pretraining as pretraining_module
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import (
     LxrtConfig,
@@ -629,6 +634,13 @@ def test_parameter_names_are_the_originals():
     assert set(LXRTFeatureExtraction(tiny()).state_dict()) == bert
     assert set(LXRTModel(tiny()).state_dict()) == set(BODY)
     assert set(LXRTEncoder(tiny()).state_dict()) == {f'model.{name}' for name in bert}
+
+
+def test_the_import_paths_of_the_original_code_work():
+    assert modeling.LXRTPretraining is pretraining_module.LXRTPretraining
+    assert lxrt.tokenization.BertTokenizer is BertTokenizer and lxrt.optimization.BertAdam is BertAdam
+    with pytest.raises(AttributeError, match='LXRTPreTraining'):
+        modeling.LXRTPreTraining  # noqa: B018
 
 
 def test_the_word_decoder_is_tied_to_the_word_embeddings():
