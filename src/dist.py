@@ -15,6 +15,7 @@ from cli import DeviceError
 from files.atomic import write_text
 
 STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
+SIGNAL_STATUS = 'SIGNAL_STATUS'  # environment variable: the exit status of a program that a signal has ended
 _watcher = None
 
 
@@ -41,18 +42,10 @@ def start(wanted=None):
 
     wanted: 'cpu', 'cuda' or None for the GPU if there is one. A machine without any NVIDIA device falls back to the CPU with a
     message; a device whose driver does not answer is a DeviceError, since a run on the CPU would take weeks. Raises ValueError
-    if two machines have the same NODE_RANK. Ends the process if the program has ended before torchrun restarted it.
+    if two machines have the same NODE_RANK. Ends a process that torchrun restarted although the program has ended.
     """
-    global _watcher
     several = {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized()
-    store = None
-    if several and STATUS_FILE in os.environ:
-        store = _store()
-        _watcher = Watcher(store)
-        if os.path.exists(os.environ[STATUS_FILE]):
-            os._exit(end(Path(os.environ[STATUS_FILE]).read_text()))
-        if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
-            raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
+    store = _join() if several and STATUS_FILE in os.environ else None
     device = _device(wanted)
     if several:
         if device.type == 'cuda':
@@ -62,47 +55,65 @@ def start(wanted=None):
     return device
 
 
-def _store():
-    """The store in which processes find each other. Rank 0 holds it, open to the address MASTER_ADDR only."""
-    address, port, master = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
-    listener = None
-    if master:
-        with contextlib.suppress(OSError):  # an address that this machine does not have itself, as behind a router
+def _join():
+    """The store in which the processes of src/launch.py find each other. Rank 0 serves it, at MASTER_ADDR only."""
+    global _watcher
+    _watcher, ended = Watcher(), _status()
+    if ended is None:
+        _watcher.start()
+    address, port, first = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
+    listener = None  # a TCPStore's own socket listens on all addresses of the machine
+    if first:
+        with contextlib.suppress(OSError):  # MASTER_ADDR is no address of this machine, as behind a router
             listener = socket.create_server((address, port)).detach()
-    return torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), master, wait_for_workers=False,
-                               master_listen_fd=listener)
+    store = torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), first, wait_for_workers=False,
+                                master_listen_fd=listener)
+    _watcher.store = store.clone()
+    if ended is not None:
+        os._exit(end(ended))
+    if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
+        raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
+    return store
+
+
+def _status():
+    """The exit status with which the program has ended: what a process left, or that of a signal to src/launch.py; or None."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(os.environ[STATUS_FILE]).read_text()
+    return os.environ.get(SIGNAL_STATUS)
 
 
 class Watcher(threading.Thread):
-    """Ends this process if another one has ended with an error, for which it may wait in a collective, or if the launcher was
-    killed."""
+    """Ends this process if another one has ended with an error, since a collective may wait for that one for ever, or if the
+    launcher was killed."""
 
     INTERVAL = 0.5  # seconds
+    store = None  # a connection of its own, since a call that waits blocks others
 
-    def __init__(self, store):
+    def __init__(self):
         super().__init__(daemon=True)
-        self.store, self.stopped = store.clone(), threading.Event()  # a connection of its own: one call blocks others
-        self.start()
+        self.launcher, self.stopped = os.getppid(), threading.Event()
 
     def run(self):
-        launcher = os.getppid()
         while not self.stopped.wait(self.INTERVAL):
-            if os.getppid() != launcher:
+            if os.getppid() != self.launcher:
                 os._exit(1)
-            with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, is gone
-                if self.store.check(['status']):
+            with contextlib.suppress(RuntimeError):  # rank 0, which serves the store, has ended
+                if self.store and self.store.check(['status']):  # set on any machine
                     write_text(os.environ[STATUS_FILE], self.store.get('status').decode())
-                    os._exit(0)
-
-    def end_all(self, status):
-        """Ends the other processes; `status` becomes the program's exit status on all machines."""
-        self.stop()
-        self.store.set('status', str(status))
-        time.sleep(3 * self.INTERVAL)  # until they have read it: rank 0 holds the store
+            if os.path.exists(os.environ[STATUS_FILE]):
+                os._exit(0)
 
     def stop(self):
         self.stopped.set()
-        self.join()
+        if self.is_alive():
+            self.join()
+
+    def end_others(self, status):
+        """Ends the other processes with an exit status of the program."""
+        if self.store:
+            self.store.set('status', str(status))
+            time.sleep(3 * self.INTERVAL)  # until they have read it: rank 0 serves it
 
 
 def stop():
@@ -118,15 +129,17 @@ def stop():
 
 
 def end(status):
-    """Leaves the program's exit status to src/launch.py, and ends the other processes if there was an error (no stop() before).
+    """Leaves the program's exit status to src/launch.py, and ends the other processes too unless stop() came before.
 
     Returns the exit status of this process: 0 if launch.py started it, since torchrun restarts processes that end with another.
     """
     if STATUS_FILE not in os.environ:
         return status
+    if _watcher:
+        _watcher.stop()
     write_text(os.environ[STATUS_FILE], str(status))
     if _watcher:
-        _watcher.end_all(status)
+        _watcher.end_others(status)
     return 0
 
 

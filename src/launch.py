@@ -25,7 +25,7 @@ def main(arguments):
         os.environ['STATUS_FILE'] = str(status)
         # Else restarted processes get the addresses of those that died (PyTorch 2.13).
         os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
-        pass_on_signals(status)
+        pass_on_signals()
         # One machine meets itself in a file, without an open port; there is no other machine to tell that it is alive.
         one_machine = ['--rdzv-backend=c10d', f'--rdzv-endpoint={folder}/rendezvous', '--local-addr=127.0.0.1',
                        '--rdzv-conf=store_type=file,keep_alive_interval=86400']
@@ -39,12 +39,14 @@ def main(arguments):
             code, error = 1, f'the machines do not meet: {str(failed.__cause__ or failed).partition(chr(10))[0]}'
         if status.exists():
             return int(status.read_text())
+        if 'SIGNAL_STATUS' in os.environ:
+            return int(os.environ['SIGNAL_STATUS'])
     if error:
         print(f'launch.py: error: {error}', file=sys.stderr)
     return code
 
 
-def pass_on_signals(status):
+def pass_on_signals():
     """Passes SIGTERM, SIGHUP (as SIGTERM) and SIGINT on to the processes; kills those that have not ended GRACE seconds later."""
     def signal_processes(number):
         for process in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split():
@@ -52,8 +54,7 @@ def pass_on_signals(status):
                 os.kill(int(process), number)
 
     def pass_on(number, _):
-        if not status.exists():
-            status.write_text(str(128 + number))  # of processes that end without leaving another
+        os.environ['SIGNAL_STATUS'] = str(128 + number)  # for processes that end without leaving another, and are restarted
         signal.alarm(GRACE)
         signal_processes(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 

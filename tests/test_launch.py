@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -138,14 +139,15 @@ def watcher(monkeypatch, tmp_path):
     monkeypatch.setenv(dist.STATUS_FILE, str(tmp_path / 'status'))
     monkeypatch.setattr(dist.Watcher, 'INTERVAL', 0.01)
     store = torch_dist.TCPStore('127.0.0.1', 0, is_master=True)
-    watcher = dist.Watcher(store)
-    watcher.exits = []
+    watcher = dist.Watcher()
+    watcher.store, watcher.exits = store.clone(), []
 
     def leave(status):
         watcher.exits.append(status)
         watcher.stopped.set()
 
     monkeypatch.setattr(os, '_exit', leave)
+    watcher.start()
     yield watcher
     watcher.stop()
 
@@ -159,7 +161,7 @@ def test_a_process_ends_when_another_has_failed(watcher, tmp_path):
 def test_a_process_ends_when_its_launcher_was_killed(watcher, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getppid', lambda: 1)
     watcher.join(30)
-    assert watcher.exits == [1] and not (tmp_path / 'status').exists()
+    assert watcher.exits[0] == 1 and not (tmp_path / 'status').exists()
 
 
 @pytest.mark.parametrize(('rank', 'printed'), [('0', 1), ('1', 0)])
@@ -175,10 +177,11 @@ def test_wrong_flags_are_told_once_a_machine_and_leave_2(monkeypatch, tmp_path, 
 def run_launch(monkeypatch):
     """run_launch(work): the exit status of launch.main when torchrun does work()."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)}
-    for name in ('STATUS_FILE', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'):
-        monkeypatch.setenv(name, '')
+    for name in (dist.STATUS_FILE, dist.SIGNAL_STATUS, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'):
+        monkeypatch.setenv(name, '')  # what launch.main sets is undone
 
     def run(work):
+        os.environ.pop(dist.SIGNAL_STATUS, None)
         monkeypatch.setattr(torchrun, 'main', lambda arguments: work())
         return launch.main([])
 
@@ -241,14 +244,32 @@ def test_flags_of_torchrun(variables, expected):
     assert set(expected) <= set(run.stdout.split('\n')), run.stdout + run.stderr
 
 
-def test_a_node_rank_given_twice_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv(dist.STATUS_FILE, str(tmp_path / 'status'))
-    for name, value in {'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'RANK': '1', 'GROUP_RANK': '1', 'NODE_RANK': '0'}.items():
+@pytest.fixture
+def rank1(monkeypatch, tmp_path):
+    """The environment of rank 1, the only process of its machine, with rank 0's store."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    for name, value in {'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'RANK': '1', 'GROUP_RANK': '1', 'NODE_RANK': '1',
+                        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'STATUS_FILE': str(tmp_path / 'status')}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dist, '_store', lambda: torch_dist.TCPStore('127.0.0.1', 0, is_master=True))
+    monkeypatch.setattr(dist.Watcher, 'INTERVAL', 0.01)
+    yield torch_dist.TCPStore('127.0.0.1', port, is_master=True)
+    dist.stop()
+
+
+def test_a_node_rank_given_twice_is_named(rank1, monkeypatch):
+    monkeypatch.setenv('NODE_RANK', '0')
     with pytest.raises(ValueError, match='NODE_RANK: 0 is given to more than one machine'):
         dist.start('cpu')
-    dist.stop()
+
+
+def test_what_is_restarted_after_the_end_ends_at_once_on_all_machines(rank1, monkeypatch, tmp_path):
+    monkeypatch.setenv(dist.SIGNAL_STATUS, '143')
+    monkeypatch.setattr(os, '_exit', sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        dist.start('cpu')
+    assert ended.value.code == 0 and (tmp_path / 'status').read_text() == '143' and rank1.get('status') == b'143'
 
 
 def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatch):
