@@ -106,8 +106,8 @@ def build_parser():
     add_arguments(parser)
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: only this machine)')
     parser.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
-    parser.add_argument('--world', type=Path, metavar='DIR', help='folder, such as a sample world, whose pictures and questions are '
-                        "examples, and whose detector and names are used (the run's --dataRoot)")
+    parser.add_argument('--world', type=Path, metavar='DIR', help='data folder, such as a sample world: its pictures and '
+                        "questions are the examples, and its detector and names are used (the run's --dataRoot)")
     return parser
 
 
