@@ -121,7 +121,7 @@ def build(demo, examples):
 
         # preprocess=False: the pictures arrive as files, which Gradio would otherwise change, or reject with its own messages
         gr.on([ask.click, question.submit], answer, [question, *pictures], [answers, words, *annotated], preprocess=False,
-              api_name='ask')
+              show_progress_on=answers, api_name='ask')
     return page
 
 
