@@ -4,4 +4,4 @@
 # Faster R-CNN on a CPU some seconds a picture. Listens on this machine alone and needs no network.
 # Exit status 130 ended by Ctrl-C, 1 a fault of what was given, 2 wrong usage.
 source "$(dirname "$0")/launch.bash"
-exec "$PYTHON" -m predict.demo_program "$@"
+exec "$PYTHON" -m predict.demo "$@"

@@ -15,7 +15,7 @@ from explain.error_analysis import ErrorAnalysis
 from files.atomic import write_atomically
 from files.json_files import DataError, some
 from param import Options, add_flags
-from regions.class_names import FILES, ClassNames
+from regions.class_names import ClassNames, names_folder
 from tasks.predictor import read_run
 from tasks.program import Program
 from tasks.registry import TASKS, task_class
@@ -130,11 +130,6 @@ def as_uri(photo, side=SIDE):
     photo.thumbnail((side, side))
     photo.save(data, 'JPEG', quality=QUALITY)
     return f'data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'
-
-
-def names_folder(root):
-    """Where the names of the detector's classes are by themselves: the first of two folders that has them, else None."""
-    return next((folder for folder in (root / 'detector', root) if (folder / FILES['classes']).is_file()), None)
 
 
 def page(data):
