@@ -180,3 +180,10 @@ def gather(value):
     values = [None] * world_size()
     torch_dist.all_gather_object(values, value)
     return values
+
+
+def sum_by_name(sums):
+    """Adds {name: number or tensor} over all ranks; ranks may have different names."""
+    by_rank = gather({name: float(value) for name, value in sums.items()})
+    names = dict.fromkeys(name for rank_sums in by_rank for name in rank_sums)
+    return {name: sum(rank_sums.get(name, 0.0) for rank_sums in by_rank) for name in names}

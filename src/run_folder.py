@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from dist import gather, is_main, print0, restarted
+from dist import gather, is_main, print0, restarted, sum_by_name
 from files.atomic import write_atomically, write_text
 
 STATE = 'RUN_STATE.pth'
@@ -166,10 +166,9 @@ class RunFolder:
 
     def save_state(self, options, progress, head, optimizer_step):
         """Saves what a resumed run needs. It needs no random states, since each step is seeded (train.seed_step)."""
-        by_rank = gather(progress.sums)
-        total = {name: sum(sums.get(name, 0.0) for sums in by_rank) for name in by_rank[0]}
+        sums = sum_by_name(progress.sums)
         if is_main():
-            progress = dataclasses.replace(progress, sums=total, log_size=(self.path / 'log.log').stat().st_size)
+            progress = dataclasses.replace(progress, sums=sums, log_size=(self.path / 'log.log').stat().st_size)
             state = {
                 'progress': dataclasses.asdict(progress), 'options': dataclasses.asdict(options),
                 'model': head.original_state(), **optimizer_step.state_dict(),

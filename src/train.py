@@ -265,14 +265,7 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
             raise Interrupted(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, the run state is saved; '
                               'repeat the command with --resume')
     bar.close()
-    return sum_by_name(sums)
-
-
-def sum_by_name(sums):
-    """Adds {name: number or tensor} over all ranks; ranks may have different names."""
-    by_rank = dist.gather({name: float(value) for name, value in sums.items()})
-    names = dict.fromkeys(name for rank_sums in by_rank for name in rank_sums)
-    return {name: sum(rank_sums.get(name, 0.0) for rank_sums in by_rank) for name in names}
+    return dist.sum_by_name(sums)
 
 
 def count_skipped(progress, folder, finite, step):
@@ -348,7 +341,7 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
             sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
         bar.update()
     bar.close()
-    sums = sum_by_name(sums)
+    sums = dist.sum_by_name(sums)
     losses = {name.removeprefix('loss/'): value for name, value in sums.items() if name.startswith('loss/')}
     return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 

@@ -146,9 +146,9 @@ def answers_beside(weights):
     names = config.get('id2label') if isinstance(config, dict) else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
-    if not isinstance(names, dict) or set(names) != {str(place) for place in range(len(names))}:
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {str(names)[:100]}')
-    return check_answers([names[str(place)] for place in range(len(names))], f'{path}: key "id2label"')
+    return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 
 def check_sidecars(model, weights, config, tokenizer):
