@@ -207,7 +207,7 @@ def test_a_file_is_uploaded_and_errors_are_shown_on_the_page(running, files, tmp
         wait(page, 'document.querySelector("#regions1 img.mask") && document.querySelector("#answers .confidence-set")')
         assert not page.text('.toast-body')
         hostile = '<img src=x onerror="hacked=1">'
-        monkeypatch.setattr(Pipeline, 'answer', lambda *_: open(hostile))
+        monkeypatch.setattr(Pipeline, 'answer', lambda *_: Path(hostile).read_bytes())
         press(page)
         assert hostile in message(page)
         assert page.run("typeof hacked + document.querySelectorAll('.toast-body img').length") == 'undefined0'
