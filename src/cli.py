@@ -1,5 +1,7 @@
 """main() of every program: device and seed, faults of the input as one line in place of a traceback, exit status."""
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -34,13 +36,18 @@ def train_main(prepare, argv=None):
     import torch  # programs that need no PyTorch start without it
 
     import dist
+    from bert.speed import warn_slow_bf16
     from param import parse_args
     from train import Interrupted
 
-    options, name = parse_args(argv), Path(sys.argv[0]).name
-    program = None
+    name, program = Path(sys.argv[0]).name, None
     try:
+        quiet = os.environ.get('LOCAL_RANK', '0') != '0'  # one process of a machine prints what is wrong with the flags
+        with contextlib.redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            options = parse_args(argv)
         device = dist.start(options.device)
+        if options.bf16:
+            warn_slow_bf16(device)
         options.resume |= options.test is None and dist.restarted()
         if options.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
@@ -58,7 +65,9 @@ def train_main(prepare, argv=None):
         return dist.end(1)
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted; to resume a run that was training, repeat its command with --resume', file=sys.stderr)
-        return 130
+        return dist.end(130)
+    except SystemExit as wrong_flags:
+        return dist.end(wrong_flags.code or 0)
     finally:
         if program is not None:
             program.folder.close()

@@ -1,13 +1,22 @@
 """One process or several: rank, device, printing, gathering."""
 
+import contextlib
 import gc
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 
 from cli import DeviceError
+from files.atomic import write_text
+
+STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
+SIGNAL_STATUS = 'SIGNAL_STATUS'  # environment variable: the exit status of a program that a signal has ended
+_watcher = None
 
 
 def rank():
@@ -29,34 +38,109 @@ def print0(*lines):
 
 
 def start(wanted=None):
-    """Joins the processes that torchrun started, if it did, and returns this one's device.
+    """Joins the other processes if torchrun started this one; returns its device.
 
-    wanted: 'cpu', 'cuda' or None for the GPU where there is one. A machine without any NVIDIA device goes on with the
-    CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
+    wanted: 'cpu', 'cuda' or None for the GPU if there is one. A machine without any NVIDIA device falls back to the CPU with a
+    message; a device whose driver does not answer is a DeviceError, since a run on the CPU would take weeks. Raises ValueError
+    if two machines have the same NODE_RANK. Ends a process that torchrun restarted although the program has ended.
     """
+    several = {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized()
+    store = _join() if several and STATUS_FILE in os.environ else None
     device = _device(wanted)
-    if {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized():
+    if several:
         if device.type == 'cuda':
             torch.cuda.set_device(device)
-        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=int(os.environ['RANK']),
+                                      world_size=int(os.environ['WORLD_SIZE']))
     return device
 
 
+def _join():
+    """The store in which the processes of src/launch.py find each other. Rank 0 serves it, at MASTER_ADDR only."""
+    global _watcher
+    _watcher, ended = Watcher(), _status()
+    if ended is None:
+        _watcher.start()
+    address, port, first = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
+    listener = None  # a TCPStore's own socket listens on all addresses of the machine
+    if first:
+        with contextlib.suppress(OSError):  # MASTER_ADDR is no address of this machine, as behind a router
+            listener = socket.create_server((address, port)).detach()
+    store = torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), first, wait_for_workers=False,
+                                master_listen_fd=listener)
+    _watcher.store = store.clone()
+    if ended is not None:
+        os._exit(end(ended))
+    if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
+        raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
+    return store
+
+
+def _status():
+    """The exit status with which the program has ended: what a process left, or that of a signal to src/launch.py; or None."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(os.environ[STATUS_FILE]).read_text()
+    return os.environ.get(SIGNAL_STATUS)
+
+
+class Watcher(threading.Thread):
+    """Ends this process if another one has ended with an error, since a collective may wait for that one for ever, or if the
+    launcher was killed."""
+
+    INTERVAL = 0.5  # seconds
+    store = None  # a connection of its own, since a call that waits blocks others
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.launcher, self.stopped = os.getppid(), threading.Event()
+
+    def run(self):
+        while not self.stopped.wait(self.INTERVAL):
+            if os.getppid() != self.launcher:
+                os._exit(1)
+            with contextlib.suppress(RuntimeError):  # rank 0, which serves the store, has ended
+                if self.store and self.store.check(['status']):  # set on any machine
+                    write_text(os.environ[STATUS_FILE], self.store.get('status').decode())
+            if os.path.exists(os.environ[STATUS_FILE]):
+                os._exit(0)
+
+    def stop(self):
+        self.stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def end_others(self, status):
+        """Ends the other processes with an exit status of the program."""
+        if self.store:
+            self.store.set('status', str(status))
+            time.sleep(3 * self.INTERVAL)  # until they have read it: rank 0 serves it
+
+
 def stop():
-    """Parts from the other processes, when all have come to their end."""
+    """Leaves the process group, when all processes have finished."""
+    global _watcher
     if torch_dist.is_initialized():
         torch_dist.barrier()
         gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
         torch_dist.destroy_process_group()
+    if _watcher:
+        _watcher.stop()
+        _watcher = None
 
 
 def end(status):
-    """Tells src/machines.py, where it started this process, that starting it anew is of no use. Returns its exit status."""
-    if path := os.environ.get('END_FILE'):
-        part = Path(f'{path}.{os.getpid()}')
-        part.write_text(str(status))
-        part.replace(path)
-    return status
+    """Leaves the program's exit status to src/launch.py, and ends the other processes too unless stop() came before.
+
+    Returns the exit status of this process: 0 if launch.py started it, since torchrun restarts processes that end with another.
+    """
+    if STATUS_FILE not in os.environ:
+        return status
+    if _watcher:
+        _watcher.stop()
+    write_text(os.environ[STATUS_FILE], str(status))
+    if _watcher:
+        _watcher.end_others(status)
+    return 0
 
 
 def restarted():

@@ -136,7 +136,7 @@ def checkout(template, tmp_path):
 def run(folder, language, code):
     """Runs a command of the documents, made quick, or a Python example; returns what it printed."""
     if language == 'bash':
-        # One process for several GPUs: several are tested in test_machines.py.
+        # One process for several GPUs: several are tested in test_launch.py.
         words = shlex.split(code.replace('0,1,2,3 --multiGPU', 'cpu').replace('NAME', 'name').replace('PATH', 'corpus'))
         command = [*words, *QUICK.get(words[1], [])]
     else:

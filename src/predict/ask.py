@@ -11,6 +11,7 @@ from PIL import Image
 
 import dist
 from annotations.spec import DatasetSpec
+from bert.speed import warn_slow_bf16
 from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
@@ -139,8 +140,10 @@ def default_snapshot(root=Path('snap/vqa')):
 
 def load_pipeline(flags):
     """(path of the snapshot, Pipeline) of the flags of `add_arguments`."""
-    snapshot = flags.load or default_snapshot()
-    return snapshot, Pipeline.load(snapshot, flags.detector, flags.weights, dist.start(flags.device), flags.bf16, flags.names,
+    snapshot, device = flags.load or default_snapshot(), dist.start(flags.device)
+    if flags.bf16:
+        warn_slow_bf16(device)
+    return snapshot, Pipeline.load(snapshot, flags.detector, flags.weights, device, flags.bf16, flags.names,
                                    min_boxes=flags.minBoxes, max_boxes=flags.maxBoxes)
 
 

@@ -18,7 +18,7 @@ import dist
 import models
 from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
-from bert.speed import accelerate
+from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
 from files.atomic import check_free_space, write_atomically
 from files.json_files import DataError, field, opened, some, stream
@@ -119,6 +119,8 @@ def choose_layers(names, states, wanted):
 def encode(flags):
     """Writes the .npz; returns the exit status. Faults of the pairs are found before the weights are read."""
     device = dist.start(flags.device)
+    if flags.bf16:
+        warn_slow_bf16(device)
     options = Options(load=flags.load, bert=flags.bert, batchSize=flags.batchSize, bf16=flags.bf16, device=flags.device,
                       storeRoot=flags.storeRoot, offline=flags.offline)
     weights = checkpoints.starting_weights(options)
