@@ -21,7 +21,7 @@ from bert.tokenization import BertTokenizer
 from lxrt.heads import read_config
 from lxrt.pretraining import class_loss, feature_loss, label_counts
 from param import Options
-from pretrain.program import Program, check_flags, published
+from pretrain.program import PretrainingProgram, check_flags, published
 from train import MicroBatch, evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
@@ -63,14 +63,14 @@ def test_counts_by_hand():
 
 @pytest.fixture
 def program(world, tmp_path):
-    """program(**options): a Program of the world, with its head and datasets."""
+    """program(**options): a PretrainingProgram of the world, with its head and datasets."""
     made = []
 
     def make(**changes):
         given = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True, 'dataRoot': str(world),
                  'bert': str(world / 'bert'), 'train': 'mscoco_train', 'valid': 'mscoco_minival', 'fromScratch': True,
                  'output': str(tmp_path / f'program{len(made)}'), 'device': 'cpu', 'dropout': 0.0}
-        made.append(Program.prepare(Options(**{**given, **changes}), torch.device('cpu')))
+        made.append(PretrainingProgram.prepare(Options(**{**given, **changes}), torch.device('cpu')))
         return made[-1], *made[-1].make()[1:]
 
     yield make
@@ -260,7 +260,7 @@ def test_sigterm_saves_the_state_and_says_so(pretrain, tmp_path):
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as schedulers do
         printed = process.communicate()[0]
-        assert process.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d, all saved', printed), printed
+        assert process.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d, the run state is saved', printed), printed
     assert pretrain(*flags, '--resume', name='stopped').returncode == 0
     assert_same(weights(tmp_path / 'whole', 'Epoch25_LXRT.pth'), weights(tmp_path / 'stopped', 'Epoch25_LXRT.pth'))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'stopped/log.log').read_text()

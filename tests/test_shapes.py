@@ -675,7 +675,7 @@ def test_program(tmp_path, capsys):
     assert record.pop('detector') == 'shapes'
     (out / 'world.json').write_text(json.dumps(record))  # as worlds were made before it named its detector
     make.main(argv)
-    assert 'nothing to do' in capsys.readouterr().out
+    assert 'nothing to do' in capsys.readouterr().out and contents(out) == before
     with pytest.raises(SystemExit):
         make.main([*argv, '--seed', '4'])
     assert 'choose another --out' in capsys.readouterr().err

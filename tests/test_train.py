@@ -18,7 +18,7 @@ from heads import Answers, Head, Recipe
 from lxrt.config import LxrtConfig
 from param import Options
 from run_folder import Progress, RunFolder
-from tasks.program import Program
+from tasks.program import TaskProgram
 from tasks.vqa import VQA
 from train import (
     DeferredMetrics,
@@ -205,7 +205,7 @@ def test_the_visual_side_of_the_last_cross_layer_is_neither_trained_nor_decayed(
         assert not (tmp_path / name / 'BEST.pth').exists()  # no validation: only LAST is written
     options = Options(fromScratch=True, dropout=0.0, dataRoot=str(world), bert=str(world / 'bert'), train='train',
                       valid='minival', output=str(tmp_path / 'initial'))
-    program = Program.prepare(VQA, options, torch.device('cpu'))
+    program = TaskProgram.prepare(VQA, options, torch.device('cpu'))
     initial = program.build().original_state()
     program.folder.close()
     for name, value in initial.items():

@@ -17,7 +17,7 @@ from files.json_files import DataError, some
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
 from tasks.predictor import read_run
-from tasks.program import Program
+from tasks.program import TaskProgram
 from tasks.registry import TASKS, task_class
 from tasks.task import warn_same_predictions
 from train import evaluate
@@ -59,7 +59,7 @@ def run(args):
     if args.images and not args.images.is_dir():
         raise FileNotFoundError(f'--images {args.images}: no such folder')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:  # Program needs a run folder
+    with tempfile.TemporaryDirectory() as folder:  # TaskProgram needs a run folder
         data = predict_split(args, folder)
     write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
     dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
@@ -71,7 +71,7 @@ def predict_split(args, folder):
     """The data of the page, for json. folder: the run folder of the program."""
     names = ClassNames(args.names or names_folder(Path(args.dataRoot)))
     options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in ('load', 'test', *SHARED_FLAGS)})
-    program = Program.prepare(task_class(args.task), options, dist.start(args.device))
+    program = TaskProgram.prepare(task_class(args.task), options, dist.start(args.device))
     task = program.task_class(options)
     try:
         options.mceLoss = bool(read_run(program.weights).get('options', {}).get('mceLoss'))  # softmax or sigmoid

@@ -1,24 +1,14 @@
 """Pre-training on sentences and regions (LXMERT paper, section 3). The program behind run/lxmert_pretrain.bash."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-import models
 from annotations.answer_table import read_table
 from annotations.pretraining import load_sentences
 from annotations.pretraining_text import KIND
 from annotations.spec import DatasetSpec
-from bert.speed import accelerate
-from bert.tokenization import BertTokenizer
 from cli import train_main
 from files.json_files import DataError
-from param import Options
-from run_folder import RunFolder
-from tasks import checkpoints
-from tasks.program import check_features, train
+from tasks.program import Program, check_features, read_spec, train
 from train import evaluate_losses, warn_constant_logits
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
@@ -76,56 +66,25 @@ def published(root):
     }, root, root)
 
 
-@dataclass
-class Program:
-    """A pre-training run: options, files, config, tokenizer and answers."""
-
-    model: str  # key of models.MODELS
-    options: Options
-    device: torch.device
-    folder: RunFolder
-    spec: DatasetSpec
-    weights: Path | None  # initial weights; None: BERT's, or random
-    bert: Path  # folder of vocabulary, config and, optionally, BERT's weights
-    config: object
-    tokenizer: BertTokenizer
-    answers: list  # the answer table, in the order of the answer head; empty without --taskQA
+class PretrainingProgram(Program):
+    """Trains on the objectives of pre-training."""
 
     @classmethod
     def prepare(cls, options, device):
-        """Reads and checks the small files first, so that errors appear before large files are loaded."""
+        """Reads and checks flags and small files."""
         check_flags(options)
-        spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
-        if spec.kind != KIND:
-            raise DataError(f'{options.dataset}: key "kind": expected "{KIND}" for this program, found "{spec.kind}"')
+        spec = read_spec(options, KIND, published)
         for flag in ('train', 'valid') if options.valid else ('train',):
             spec.named(getattr(options, flag), flag)
         answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
-        weights = checkpoints.starting_weights(options)
-        bert = checkpoints.bert_folder(options, weights)
-        model = options.model or checkpoints.model_type(weights)
-        config = models.package(model).read_config(bert, options)
-        checkpoints.check_max_length(spec.max_length, config)
-        tokenizer = checkpoints.read_tokenizer(bert, config)
-        if weights:
-            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        return cls(model, options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
+        return cls.read(options, device, spec, answers)
 
     def run(self):
-        sidecars = checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
-        train(self.options, self.folder, sidecars, self.make, PretrainingTask.kind, self.device)
-
-    def build(self):
-        """The head with its initial weights, on the device."""
-        torch.manual_seed(self.options.seed)
-        head = models.build(self.model, PretrainingTask.kind, self.config, self.answers, self.options)
-        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
-        accelerate(head.to(self.device), self.options)
-        return head
+        train(self.options, self.folder, self.sidecars(), self.make, PretrainingTask.kind, self.device)
 
     def make(self):
         """(task, head, training set, validation set or None)."""
-        head = self.build()
+        head = self.build(PretrainingTask.kind)
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
@@ -161,4 +120,4 @@ def check_flags(options):
 
 
 if __name__ == '__main__':
-    sys.exit(train_main(Program.prepare))
+    sys.exit(train_main(PretrainingProgram.prepare))

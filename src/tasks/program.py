@@ -27,7 +27,7 @@ from train import evaluate, fit, warn_constant_logits
 
 def main(task_class, argv=None):
     """Runs a task's program; returns its exit status."""
-    return train_main(partial(Program.prepare, task_class), argv)
+    return train_main(partial(TaskProgram.prepare, task_class), argv)
 
 
 def check_features(regions, config, names, folder):
@@ -68,9 +68,9 @@ def train(options, folder, sidecars, make, task_kind, device):
 
 @dataclass
 class Program:
-    """A run of a task: options, files, config, tokenizer and answers."""
+    """A run of a task or of pre-training: options, files, config, tokenizer and answers."""
 
-    task_class: type
+    kind: str  # of the dataset
     model: str  # key of models.MODELS
     options: Options
     device: torch.device
@@ -83,11 +83,51 @@ class Program:
     answers: list  # of str, in the order of the answer head
 
     @classmethod
+    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED):
+        """Reads and checks the small files, so that errors appear before large files are loaded.
+
+        endings: those that the path of --load may omit.
+        """
+        weights = checkpoints.starting_weights(options, endings)
+        bert = checkpoints.bert_folder(options, weights)
+        model = options.model or checkpoints.model_type(weights)
+        config = models.package(model).read_config(bert, options)
+        tokenizer = checkpoints.read_tokenizer(bert, config)
+        checkpoints.check_max_length(spec.max_length, config)
+        if weights:
+            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
+        return cls(spec.kind, model, options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
+
+    def build(self, kind):
+        """The head for a task or for 'pretrain', with its initial weights, on the device."""
+        torch.manual_seed(self.options.seed)
+        head = models.build(self.model, kind, self.config, self.answers, self.options)
+        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
+        accelerate(head.to(self.device), self.options)
+        return head
+
+    def sidecars(self):
+        """{file name: content} of the files beside snapshots."""
+        return checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
+
+
+def read_spec(options, kind, published):
+    """The DatasetSpec of --dataset, else published(data folder). Raises DataError unless it is of this kind."""
+    spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
+    if spec.kind != kind:
+        raise DataError(f'{options.dataset}: key "kind": expected "{kind}" for this program, found "{spec.kind}"')
+    return spec
+
+
+class TaskProgram(Program):
+    """Trains or tests a task."""
+
+    task_class: type  # set by prepare
+
+    @classmethod
     def prepare(cls, task_class, options, device):
-        """Reads and checks the small files first, so that errors appear before large files are loaded."""
-        spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
-        if spec.kind != task_class.kind:
-            raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
+        """Reads and checks flags and small files."""
+        spec = read_spec(options, task_class.kind, task_class.spec)
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
@@ -96,17 +136,10 @@ class Program:
                 spec.named(getattr(options, flag), flag)
         if options.loadLXMERTQA and len(task_class.schema.images) > 1:
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
-        weights = checkpoints.starting_weights(options, SNAPSHOT)
-        folder = RunFolder(options.output)
-        bert = checkpoints.bert_folder(options, weights)
-        model = options.model or checkpoints.model_type(weights)
-        config = models.package(model).read_config(bert, options)
-        tokenizer = checkpoints.read_tokenizer(bert, config)
-        checkpoints.check_max_length(spec.max_length, config)
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
-        if weights:
-            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        return cls(task_class, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
+        program = cls.read(options, device, spec, answers, SNAPSHOT)
+        program.task_class = task_class
+        return program
 
     def examples(self, names):
         """The Examples of splits separated by commas. Raises DataError."""
@@ -129,12 +162,9 @@ class Program:
         return dataset
 
     def build(self):
-        """The head with its initial weights, on the device."""
-        torch.manual_seed(self.options.seed)
-        head = models.build(self.model, self.task_class.kind, self.config, self.answers, self.options)
+        """The head of the task, with its initial weights, on the device."""
+        head = super().build(self.kind)
         head.encoder.tokenizer = self.tokenizer
-        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
-        accelerate(head.to(self.device), self.options)
         return head
 
     def run(self):
@@ -145,8 +175,7 @@ class Program:
 
     def train(self):
         options, folder = self.options, self.folder
-        sidecars = checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
-        trained = train(options, folder, sidecars, self.make, self.task_class.kind, self.device)
+        trained = train(options, folder, self.sidecars(), self.make, self.kind, self.device)
         if trained is None:
             print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
