@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import loop, model
 from bench.model import ANSWERS, HUGGING_FACE, LR, SMALL, HuggingFace, Ours, PlainBertAdam, forward_flops, make_batch, make_head
+from bert import speed
 from bert.optimization import BertAdam
 from bert.speed import ApexAdam, accelerate
 from lxrt.config import LxrtConfig
@@ -172,6 +173,29 @@ def test_the_rate_of_matrix_products_is_measured_within_seconds_on_any_processor
     for mode, rate, largest in ((model.MODES['bf16'], 1e9, 256), ({}, 1e12, 2048)):
         assert model.matrix_rate(mode, CPU) == pytest.approx(rate) and max(sizes) == largest
         sizes.clear()
+
+
+@pytest.mark.parametrize(('slow', 'warns'), [(0.5e9, True), (25e9, True), (100e9, False)])
+def test_bf16_is_advised_against_where_it_is_slow(monkeypatch, capsys, slow, warns):
+    """On processors of 40 GFLOP/s in float32, and of `slow` in bfloat16."""
+    seconds = 0
+
+    class Matrix:
+        def __init__(self, size, _, dtype):
+            self.seconds = 2 * size ** 3 / (slow if dtype == torch.bfloat16 else 40e9)
+
+        def __matmul__(self, other):
+            nonlocal seconds
+            seconds += self.seconds
+
+    monkeypatch.setattr(torch, 'ones', Matrix)
+    monkeypatch.setattr(speed.matrix_rate, '__defaults__', (lambda: seconds,))
+    speed.warn_slow_bf16(CPU)
+    printed = capsys.readouterr().out
+    assert (f'{slow / 1e9:.1f} GFLOP/s in bfloat16, 40.0 in float32. Leave out --bf16' in printed) == warns
+    assert bool(printed) == warns and seconds < 0.1
+    speed.warn_slow_bf16(torch.device('cuda'))
+    assert capsys.readouterr().out == ''
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""--checkpointing, --compile and --apex: how a model is computed. Results and parameter names stay the same."""
+"""How a model is computed: --checkpointing, --compile and --apex, with the same results and parameter names; --bf16."""
 
 import importlib
+import time
 
 import torch
 from torch import nn
@@ -27,6 +28,30 @@ def accelerate(model, options, backend='inductor'):
         for name in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # fail here, not at the first step
             import_apex(name)
         fuse_layer_norms(model, import_apex('apex.normalization').FusedLayerNorm)
+
+
+def warn_slow_bf16(device):
+    """Print a warning if this CPU multiplies matrices more slowly in bfloat16 than in float32. Takes milliseconds."""
+    if device.type != 'cpu':
+        return
+    bf16, fp32 = matrix_rate(torch.bfloat16), matrix_rate(torch.float32)
+    if bf16 < 0.75 * fp32:
+        print(f'Warning: --bf16 is slow on this CPU: matrix products reach {bf16 / 1e9:.1f} GFLOP/s in bfloat16, '
+              f'{fp32 / 1e9:.1f} in float32. Leave out --bf16.', flush=True)
+
+
+def matrix_rate(dtype, clock=time.perf_counter):
+    """FLOP/s of the CPU, by a product of 512 x 512 matrices, or of 128 x 128 if the larger one would take long."""
+    for size in (128, 512):
+        matrix = torch.ones(size, size, dtype=dtype)
+        seconds = []
+        for _ in range(3):  # the first one is slower
+            start = clock()
+            matrix @ matrix
+            seconds.append(clock() - start)
+        if min(seconds) > 0.0005:  # the larger product takes 64 times as long, or more
+            break
+    return 2 * size ** 3 / min(seconds)
 
 
 def import_apex(name):
