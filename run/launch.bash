@@ -56,8 +56,9 @@ torchrun_flags() {  # torchrun_flags PROCESSES: sets `torchrun` to src/launch.py
 
 launch() {
     local program start=$2 gpus=$3 flag several=no
-    # Threads that wait spin for long by default, which brings training to a crawl where something else uses a core.
-    export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
+    # OpenMP threads spin while they wait for each other. Beside other processes long spinning multiplies the time of an epoch by 6,
+    # 500 rounds by 2.3; on idle cores 500 rounds cost a tenth (docs/results.md, "Speed").
+    export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-500}
     program=${1#src/} program=${program%.py} program=${program//\//.}  # a module, so that its folder is not on sys.path
     shift 3
     local -a flags=("$@") torchrun=()

@@ -1,4 +1,4 @@
-"""One process or several: rank, device, printing, gathering."""
+"""Distributed training: rank, device, printing, collective operations. With one process they do nothing."""
 
 import contextlib
 import gc
@@ -37,16 +37,16 @@ def print0(*lines):
         print(*lines, flush=True)
 
 
-def start(wanted=None):
-    """Joins the other processes if torchrun started this one; returns its device.
+def start(device_type=None):
+    """Initializes the process group if torchrun started this process. Returns the device.
 
-    wanted: 'cpu', 'cuda' or None for the GPU if there is one. A machine without any NVIDIA device falls back to the CPU with a
-    message; a device whose driver does not answer is a DeviceError, since a run on the CPU would take weeks. Raises ValueError
-    if two machines have the same NODE_RANK. Ends a process that torchrun restarted although the program has ended.
+    device_type: 'cpu', 'cuda' or None. None falls back to the CPU, with a message, only on a machine without an NVIDIA device;
+    if there is one that PyTorch cannot use, raises DeviceError, since a run on the CPU would take weeks. Raises ValueError if two
+    machines have the same NODE_RANK. Ends a process that torchrun restarted although the program has ended.
     """
     several = {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized()
     store = _join() if several and STATUS_FILE in os.environ else None
-    device = _device(wanted)
+    device = _device(device_type)
     if several:
         if device.type == 'cuda':
             torch.cuda.set_device(device)
@@ -117,11 +117,11 @@ class Watcher(threading.Thread):
 
 
 def stop():
-    """Leaves the process group, when all processes have finished."""
+    """Waits for the other processes and destroys the process group."""
     global _watcher
     if torch_dist.is_initialized():
         torch_dist.barrier()
-        gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
+        gc.collect()  # frees DistributedDataParallel, whose reference cycles keep the group's threads alive
         torch_dist.destroy_process_group()
     if _watcher:
         _watcher.stop()
@@ -144,39 +144,46 @@ def end(status):
 
 
 def restarted():
-    """Whether processes were started anew after one had died. All of them must ask: on some machines torchrun counts none."""
+    """Whether torchrun restarted the processes after one failed. Collective: torchrun counts restarts only on some machines."""
     return any(gather(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0))
 
 
-def _device(wanted):
-    if wanted == 'cpu':
+def _device(device_type):
+    if device_type == 'cpu':
         return torch.device('cpu')
     if torch.cuda.is_available() and torch.cuda.device_count():
         local = int(os.environ.get('LOCAL_RANK', 0))
         if local >= torch.cuda.device_count():
             raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are {torch.cuda.device_count()}')
         return torch.device('cuda', local)
-    if wanted == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
+    if device_type == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
             raise DeviceError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')
-        raise DeviceError('a GPU is wanted, but PyTorch cannot use one: see whether `nvidia-smi` answers and whether '
-                          f'this PyTorch ({torch.__version__}) is built for CUDA; or use cpu')
+        raise DeviceError('PyTorch cannot use a GPU: check that `nvidia-smi` works and that this PyTorch '
+                          f'({torch.__version__}) is built for CUDA; or use cpu')
     if int(os.environ.get('RANK', 0)) == 0:
-        print('No NVIDIA device on this machine: going on with the CPU.', flush=True)
+        print('No NVIDIA device on this machine: using the CPU.', flush=True)
     return torch.device('cpu')
 
 
 def sum_over_ranks(tensor):
-    """Adds a tensor up over all ranks, in place, and returns it."""
+    """Sums a tensor over all ranks in place and returns it."""
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value):
-    """A list of every rank's value, on every rank."""
+    """The list of all ranks' values, on every rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
     torch_dist.all_gather_object(values, value)
     return values
+
+
+def sum_by_name(sums):
+    """Adds {name: number or tensor} over all ranks; ranks may have different names."""
+    by_rank = gather({name: float(value) for name, value in sums.items()})
+    names = dict.fromkeys(name for rank_sums in by_rank for name in rank_sums)
+    return {name: sum(rank_sums.get(name, 0.0) for rank_sums in by_rank) for name in names}

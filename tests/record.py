@@ -31,9 +31,12 @@ import torch
 
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1,
          'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
-SKIP = re.compile(r'/src/|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')  # files that are not recorded
-VOLATILE = {'stamp', 'mtime_ns', 'provenance', 'code', 'made_from', 'extracted from', 'extracted at', 'converted from'}  # keys of json
-TEXT = ((r'[\d,.]+ (images a second|images/s)', r'N \1'), (r'in [\d.]+ s\b', 'in N s'), (r'-[0-9a-f]{8}\.(store|columns)', r'-HASH.\1'))
+# Files that are not recorded.
+SKIP = re.compile(r'/src/|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')
+# Keys of json that differ from run to run.
+VOLATILE = {'stamp', 'mtime_ns', 'provenance', 'code', 'made_from', 'extracted from', 'extracted at', 'converted from'}
+TEXT = ((r'[\d,.]+ (images a second|images/s)', r'N \1'), (r'in [\d.]+ s\b', 'in N s'),
+        (r'-[0-9a-f]{8}\.(store|columns)', r'-HASH.\1'))
 
 SHORTCUTS = '''
 world="--dataRoot data/shapes --bert data/shapes/bert"
@@ -93,12 +96,14 @@ run show attention --load snap/vqa/a/BEST --image data/shapes/images/val2014/COC
 run show attention --load snap/nlvr2/a/BEST --image COCO_val2014_000000000051 COCO_val2014_000000000052 --out out/attention2 \
     --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --question "Both have a circle." --heads 2
 run show pointing --load snap/vqa/a/BEST
-run show errors --load snap/vqa/a/BEST --test minival --dataRoot data/shapes --images data/shapes/images/val2014 --out out/vqa.html
+run show errors --load snap/vqa/a/BEST --test minival --dataRoot data/shapes --images data/shapes/images/val2014 \
+    --out out/vqa.html
 run show errors --load snap/gqa/a/BEST --task gqa --test testdev --dataRoot data/shapes --out out/gqa.html
 run show errors --load snap/nlvr2/a/BEST --task nlvr2 --test valid --dataRoot data/shapes --out out/nlvr2.html
 run ask cpu data/shapes/images/val2014/COCO_val2014_00000000005[12].png "What colour is the circle?" "Is there a star?" \
     --load snap/vqa/a/BEST --out out/ask
-run ask cpu data/shapes/images/val2014/COCO_val2014_00000000005[12].png "Both have a circle." --load snap/nlvr2/a/BEST --out out/ask2
+run ask cpu data/shapes/images/val2014/COCO_val2014_00000000005[12].png "Both have a circle." \
+    --load snap/nlvr2/a/BEST --out out/ask2
 ''', '''
 pretrain a --epochs 2 --saveSteps 9
 pretrain loaded --load snap/pretrain/a/Epoch01 --valid "" --train mscoco_nominival --accumulate 2
@@ -122,7 +127,8 @@ run convert from-hf out/hf_pretrain out/back_pretrain/Epoch02
 run convert file snap/vqa/from_qa/BEST.pth out/file_vqa/BEST.safetensors
 run convert file out/file_vqa/BEST.safetensors out/file_vqa_back/BEST.pth
 predict vqa from_hf --test minival --load out/hf_vqa
-run encode cpu data/pairs.tsv --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrain/a/Epoch02 --out out/pooled.npz
+run encode cpu data/pairs.tsv --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrain/a/Epoch02 \
+    --out out/pooled.npz
 run nlvr cpu n --nlvr data/corpus --statements 24 --batchSize 4
 run nlvr cpu blind --nlvr data/corpus --statements 0 --withoutPretraining --withoutPictures --batchSize 4
 run check_dataset data/nlvr/made/dataset.json --bert data/nlvr/made/bert
@@ -144,7 +150,6 @@ run regions import data/arrays --out out/imported.tsv --madeBy "a test"
 run regions import data/arrays --out out/imported.store --dtype float16
 run extract cpu --images data/shapes/images/val2014 --detector shapes --out out/found.tsv
 NPROC=2 run extract cpu --images data/shapes/images/val2014 --detector shapes --minBoxes 5 --maxBoxes 9 --out out/found.store
-run study --epochs 1 --fineEpochs 1 --seeds 1 --leaveOut "" --jobs 1 --out out/study
 run download pretrained bert answers vqa gqa nlvr2 lxmert mscoco_imgfeat detector --list
 ''']
 
@@ -175,11 +180,13 @@ def edit_world(root):
     (data / 'broken.tsv').write_text('\n'.join([lines[0], lines[1][:500], lines[2], lines[0], *lines[3:]]) + '\n')
     for line in lines:
         parts, names = line.split('\t'), ('classes', 'class_conf', 'attributes', 'attribute_conf', None, 'boxes', 'features')
-        arrays = {name: np.frombuffer(base64.b64decode(part), '<f4' if 'class' != name[:5] != 'attri' or 'conf' in name else '<i8')
+        arrays = {name: np.frombuffer(base64.b64decode(part),
+                                      '<f4' if 'class' != name[:5] != 'attri' or 'conf' in name else '<i8')
                   for name, part in zip(names, parts[3:], strict=True) if name}
         arrays = {name: array.reshape(int(parts[7]), -1).squeeze() for name, array in arrays.items()}
         np.savez(data / f'arrays/{parts[0]}.npz', size=np.int64(parts[1:3]), **arrays)
-    (data / 'mine/mine.tsv').write_text(''.join(tsv_line(lines[i % 5], 1 + i % 2, f'm{i}') for i in range(530)))  # --tiny takes 512
+    mine = ''.join(tsv_line(lines[i % 5], 1 + i % 2, f'm{i}') for i in range(530))  # --tiny takes 512
+    (data / 'mine/mine.tsv').write_text(mine)
     asked = json.loads((world / 'vqa/train.json').read_text())
     asked = [asked[i % len(asked)] | {'question_id': i, 'img_id': f'm{i}'} for i in range(530)]
     (data / 'mine/train.json').write_text(json.dumps(asked))
@@ -241,7 +248,8 @@ def record_file(path, root):
     if path.suffix == '.pth':
         state = torch.load(path, map_location='cpu', weights_only=True)
         if path.name == 'RUN_STATE.pth':
-            return {'progress': state.pop('progress')} | {name: digest(state[name]) for name in sorted(state) if name != 'options'}
+            return {'progress': state.pop('progress')} | {name: digest(state[name])
+                                                          for name in sorted(state) if name != 'options'}
         return digest(state)
     if path.suffix == '.safetensors':
         return digest(safetensors.torch.load_file(path))
@@ -257,8 +265,9 @@ def record_file(path, root):
 
 def execute(line, root):
     """Run one line; returns ({name: what it recorded}, whether it went as expected)."""
-    began, environment = time.monotonic(), {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': '',
-                                            'LXRT_CACHE': str(root / 'cache')}
+    began = time.monotonic()
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': '',
+                   'LXRT_CACHE': str(root / 'cache')}
     if line.startswith('@'):
         globals()[line[1:]](root)
         return {}, True
@@ -288,7 +297,8 @@ def record(repo, jobs):
     """The record of a checkout, and whether every command succeeded or failed as expected."""
     with tempfile.TemporaryDirectory(prefix='record-') as folder:
         root = Path(folder).resolve()
-        listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=repo, capture_output=True, text=True, check=True)
+        listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=repo, capture_output=True, text=True,
+                                check=True)
         for name in filter(None, listed.stdout.split('\0')):
             if (repo / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)

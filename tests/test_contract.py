@@ -136,7 +136,8 @@ def test_padding_is_never_chosen(world, single_stream):
     config = models.package('single_stream').config_from_json(world / 'bert/config.json')
     head = models.build('single_stream', 'region', config)
     mask = torch.arange(6) < torch.tensor([2, 6, 3])[:, None]
-    batch = {'examples': 3, 'input_ids': torch.ones(3, 4, dtype=torch.long), 'token_type_ids': torch.zeros(3, 4, dtype=torch.long),
+    batch = {'examples': 3, 'input_ids': torch.ones(3, 4, dtype=torch.long),
+             'token_type_ids': torch.zeros(3, 4, dtype=torch.long),
              'features': torch.randn(3, 6, config.visual_feat_dim), 'boxes': torch.rand(3, 6, 4), 'visual_attention_mask': mask}
     places, probabilities = head.predict(batch, 6)
     for row, chances, count in zip(places.tolist(), probabilities.tolist(), (2, 6, 3), strict=True):
@@ -210,9 +211,9 @@ def test_the_loop_takes_groups_schedule_and_extra_state_from_the_head(world, tmp
 
 # ---- layers
 
-FLOORS = {'files': 0, 'param': 0, 'cli': 0, 'launch': 0, 'bert': 1, 'images': 1, 'regions': 1, 'dist': 1, 'run_folder': 1,
-          'detector': 2, 'heads': 2, 'train': 2, 'lxrt': 3, 'models': 4, 'annotations': 4, 'tasks': 5, 'pretrain': 6, 'tools': 7,
-          'predict': 7, 'explain': 7, 'shapes': 8}
+FLOORS = {'files': 0, 'param': 0, 'cli': 0, 'bert': 1, 'images': 1, 'regions': 1, 'dist': 1, 'run_folder': 1, 'launch': 1,
+          'detector': 2, 'heads': 2, 'train': 2, 'lxrt': 3, 'models': 4, 'annotations': 4, 'tasks': 5, 'pretrain': 6,
+          'tools': 7, 'predict': 7, 'explain': 7, 'shapes': 8}
 MODEL_FOLDERS = {'lxrt'}
 
 

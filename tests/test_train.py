@@ -139,7 +139,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_pa
     run = vqa('--epochs', '1')
     assert run.returncode == 1 and '--resume' in run.stderr and 'Traceback' not in run.stderr
     run = vqa('--epochs', '1', '--resume', '--lr', '5e-4')
-    assert run.returncode == 1 and '--lr 0.001 there, 0.0005 now' in run.stderr
+    assert run.returncode == 1 and '--lr 0.001 then, 0.0005 now' in run.stderr
     assert (tmp_path / 'run/LAST.pth').read_bytes() == before
 
 
@@ -152,7 +152,7 @@ def test_a_run_of_before_an_option_was_there_is_resumed(vqa, tmp_path):
     run = vqa('--epochs', '1', '--saveSteps', '3', '--resume')
     assert run.returncode == 0 and 'finished' in run.stdout, run.stderr
     run = vqa('--epochs', '1', '--saveSteps', '3', '--resume', '--fp16')
-    assert run.returncode == 1 and '--fp16 False there, True now' in run.stderr
+    assert run.returncode == 1 and '--fp16 False then, True now' in run.stderr
 
 
 def test_a_run_is_not_resumed_on_something_else(vqa, world, tmp_path):
@@ -257,13 +257,13 @@ def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_c
 
 def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_run(vqa, tmp_path):
     run = vqa('--lr', '1e30', '--optim', 'sgd')
-    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no state had been saved yet' in run.stderr
+    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no run state was saved' in run.stderr
 
     progress, folder = Progress(skipped_in_a_row=8), RunFolder(tmp_path / 'other')
     count_skipped(progress, folder, False, 1)
     assert (progress.skipped, progress.skipped_in_a_row) == (1, 9)
     (folder.path / 'RUN_STATE.pth').touch()
-    with pytest.raises(FloatingPointError, match=r'last good state is in .*RUN_STATE\.pth'):
+    with pytest.raises(FloatingPointError, match=r'last saved run state is .*RUN_STATE\.pth'):
         count_skipped(progress, folder, False, 2)
     count_skipped(progress, folder, True, 3)
     assert (progress.skipped, progress.skipped_in_a_row) == (2, 0)

@@ -1,4 +1,4 @@
-"""How a model is computed: --checkpointing, --compile and --apex, with the same results and parameter names; --bf16."""
+"""--checkpointing, --compile, --apex and --bf16: how a model is computed. Parameter names stay the same."""
 
 import importlib
 import time
@@ -6,6 +6,7 @@ import time
 import torch
 from torch import nn
 
+import dist
 from bert.optimization import BertAdam
 
 SHAPES = 64  # batch shapes that are compiled, each separately, at most
@@ -31,27 +32,23 @@ def accelerate(model, options, backend='inductor'):
 
 
 def warn_slow_bf16(device):
-    """Print a warning if this CPU multiplies matrices more slowly in bfloat16 than in float32. Takes milliseconds."""
-    if device.type != 'cpu':
+    """Print a warning if this CPU multiplies matrices more slowly in bfloat16 than in float32. Takes a fraction of a second."""
+    if torch.device(device).type != 'cpu':
         return
-    bf16, fp32 = matrix_rate(torch.bfloat16), matrix_rate(torch.float32)
-    if bf16 < 0.75 * fp32:
-        print(f'Warning: --bf16 is slow on this CPU: matrix products reach {bf16 / 1e9:.1f} GFLOP/s in bfloat16, '
-              f'{fp32 / 1e9:.1f} in float32. Leave out --bf16.', flush=True)
+    float32, bfloat16 = (multiplication_rate(dtype) for dtype in (torch.float32, torch.bfloat16))
+    if bfloat16 < float32:
+        dist.print0(f'Warning: --bf16: this CPU multiplies matrices at {bfloat16 / 1e9:.1f} GFLOP/s in bfloat16 and at '
+                    f'{float32 / 1e9:.1f} in float32. Leave --bf16 out to be faster.')
 
 
-def matrix_rate(dtype, clock=time.perf_counter):
-    """FLOP/s of the CPU, by a product of 512 x 512 matrices, or of 128 x 128 if the larger one would take long."""
-    for size in (128, 512):
-        matrix = torch.ones(size, size, dtype=dtype)
-        seconds = []
-        for _ in range(3):  # the first one is slower
-            start = clock()
-            matrix @ matrix
-            seconds.append(clock() - start)
-        if min(seconds) > 0.0005:  # the larger product takes 64 times as long, or more
-            break
-    return 2 * size ** 3 / min(seconds)
+def multiplication_rate(dtype, size=256):
+    """FLOP/s of a product of two square matrices on the CPU, the best of 3 after one to warm up."""
+    matrix, seconds = torch.ones(size, size, dtype=dtype), []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size ** 3 / min(seconds[1:])
 
 
 def import_apex(name):

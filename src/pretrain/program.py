@@ -23,52 +23,52 @@ from train import evaluate_losses, warn_constant_logits
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
             'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
-FLAGS = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')
+OBJECTIVES = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')
 CLASSES = {'classes': 'num_object_labels', 'attributes': 'num_attr_labels'}
 
 
 class PretrainingTask:
-    """Reports and validates pre-training by its losses and, of questions, the accuracy by source."""
+    """Metrics of pre-training: the losses, and the accuracy of question answering for each source of questions."""
 
     kind = 'pretrain'
     best_name, epoch_name = 'BEST_EVAL_LOSS_LXRT.pth', 'Epoch{:02d}_LXRT.pth'  # snapshots
 
     def __init__(self, sources):
-        """sources: the names of the sources of sentences, in the order of the training data's."""
+        """sources: list of str, as in SentenceDataset.sources."""
         self.sources = sources
 
     def report(self, sums):
-        """The mean losses of an epoch of training, with the accuracy of its answers."""
+        """(text, {name: number}): the mean losses of a training epoch and the accuracy of its answers."""
         steps = max(sums.get('steps', 0), 1)
         losses = {name.removeprefix('loss/'): value / steps for name, value in sums.items() if 'loss/' in name}
         return self.figures(losses, sums)
 
     def validate(self, head, dataset, options, device):
-        """The same of a dataset; the score is the negative loss."""
+        """(score, text, {name: number}) of a dataset; the score is the negative total loss."""
         losses, sums = evaluate_losses(head, dataset, options, device)
         return -sum(losses.values()), *self.figures(losses, sums)
 
     def figures(self, losses, sums):
-        """(text, {name: number}) of {loss: mean} and of the sums of questions asked and answered correctly."""
+        """(text, {name: number}). losses: {name: mean}; sums: {'asked SOURCE', 'right SOURCE': number of questions}."""
         figures = {'loss': sum(losses.values()), **losses}
-        text = f'{self.shown(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
+        text = f'{self.format_score(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
         asked = {source: sums.get(f'asked {source}', 0) for source in self.sources}
-        right = {source: sums.get(f'right {source}', 0) for source in self.sources}
+        correct = {source: sums.get(f'right {source}', 0) for source in self.sources}
         if any(asked.values()):
-            figures['QA accuracy'] = 100 * sum(right.values()) / sum(asked.values())
-            by_source = {source: 100 * right[source] / count for source, count in sorted(asked.items()) if count}
+            figures['QA accuracy'] = 100 * sum(correct.values()) / sum(asked.values())
+            by_source = {source: 100 * correct[source] / count for source, count in sorted(asked.items()) if count}
             figures |= {f'QA accuracy of {source}': value for source, value in by_source.items()}
-            shown = ', '.join(f'{source} {value:.2f}' for source, value in by_source.items())
-            text += f', QA accuracy {figures["QA accuracy"]:.2f} ({shown})'
+            details = ', '.join(f'{source} {value:.2f}' for source, value in by_source.items())
+            text += f', QA accuracy {figures["QA accuracy"]:.2f} ({details})'
         return text, figures
 
     @staticmethod
-    def shown(score):
+    def format_score(score):
         return f'loss {-score:.4f}'
 
 
 def published(root):
-    """The DatasetSpec of the paper's pre-training data below a data folder."""
+    """The DatasetSpec of the paper's pre-training data in the data folder `root` (Path)."""
     return DatasetSpec.from_dict({
         'kind': KIND, 'name': 'pre-training', 'max_length': 20, 'answers': 'lxmert/all_ans.json',
         'splits': {split: {'annotations': f'lxmert/{split}.json', 'features': [f'{features}_obj36.tsv']}
@@ -78,22 +78,22 @@ def published(root):
 
 @dataclass
 class Program:
-    """A pre-training run with all that it reads and writes."""
+    """A pre-training run: options, files, config, tokenizer and answers."""
 
-    model: str  # name of the model
+    model: str  # key of models.MODELS
     options: Options
     device: torch.device
     folder: RunFolder
     spec: DatasetSpec
-    weights: Path | None  # to start from
-    bert: Path  # folder of vocabulary, config and perhaps BERT's weights
+    weights: Path | None  # initial weights; None: BERT's, or random
+    bert: Path  # folder of vocabulary, config and, optionally, BERT's weights
     config: object
     tokenizer: BertTokenizer
     answers: list  # the answer table, in the order of the answer head; empty without --taskQA
 
     @classmethod
     def prepare(cls, options, device):
-        """Reads what is small, so that its faults are found before anything large is read."""
+        """Reads and checks the small files first, so that errors appear before large files are loaded."""
         check_flags(options)
         spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
         if spec.kind != KIND:
@@ -116,7 +116,7 @@ class Program:
         train(self.options, self.folder, sidecars, self.make, PretrainingTask.kind, self.device)
 
     def build(self):
-        """The head with its starting weights, drawn from --seed where they are random, on the device."""
+        """The head with its initial weights, on the device."""
         torch.manual_seed(self.options.seed)
         head = models.build(self.model, PretrainingTask.kind, self.config, self.answers, self.options)
         checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
@@ -124,10 +124,10 @@ class Program:
         return head
 
     def make(self):
-        """The task, the head, the training set, and that of --valid or None."""
+        """(task, head, training set, validation set or None)."""
         head = self.build()
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
-        if valid_set is not None:  # sources are counted by number
+        if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
         head.sources = (valid_set or train_set).sources
         if self.weights and not self.options.resume:
@@ -135,6 +135,7 @@ class Program:
         return PretrainingTask(head.sources), head, train_set, valid_set
 
     def load(self, names):
+        """The dataset of splits. Raises DataError if features, classes or attributes do not fit the model."""
         dataset = load_sentences(self.spec, names, self.tokenizer, self.answers, self.options, self.device)
         regions = dataset.regions
         check_features(regions, self.config, names, self.bert)
@@ -147,16 +148,16 @@ class Program:
 
 
 def check_flags(options):
-    """Raises ValueError for flags that mean nothing here, or no objective."""
-    if not any(getattr(options, flag) for flag in FLAGS):
-        raise ValueError(f'nothing to learn: give some of {", ".join(f"--{flag}" for flag in FLAGS)}')
+    """Raises ValueError for flags that do not apply to pre-training, or if there is no objective."""
+    if not any(getattr(options, flag) for flag in OBJECTIVES):
+        raise ValueError(f'no pre-training objective: give some of {", ".join(f"--{flag}" for flag in OBJECTIVES)}')
     if options.taskObjPredict and not options.visualLosses:
-        raise ValueError('--taskObjPredict: --visualLosses names nothing to predict of regions')
+        raise ValueError('--taskObjPredict: --visualLosses is empty; expected some of obj,attr,feat')
     for flag in ('test', 'loadLXMERTQA', 'mceLoss', 'dumpProbs', 'allowMissing'):
         if getattr(options, flag):
-            raise ValueError(f'--{flag}: has no meaning in pre-training')
+            raise ValueError(f'--{flag}: does not apply to pre-training')
     if options.transferAnswers and not options.taskQA:
-        raise ValueError('--transferAnswers: has a meaning only with --taskQA')
+        raise ValueError('--transferAnswers: is valid only with --taskQA')
 
 
 if __name__ == '__main__':
