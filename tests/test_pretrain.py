@@ -260,7 +260,8 @@ def test_sigterm_saves_the_state_and_says_so(pretrain, tmp_path):
         time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as schedulers do
         printed = process.communicate()[0]
-        assert process.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d, the run state is saved', printed), printed
+        assert process.returncode == 75, printed
+        assert re.search(r'SIGTERM: stopped after step \d+ of epoch \d, the run state is saved', printed), printed
     assert pretrain(*flags, '--resume', name='stopped').returncode == 0
     assert_same(weights(tmp_path / 'whole', 'Epoch25_LXRT.pth'), weights(tmp_path / 'stopped', 'Epoch25_LXRT.pth'))
     assert (tmp_path / 'whole/log.log').read_text() == (tmp_path / 'stopped/log.log').read_text()
