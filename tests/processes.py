@@ -18,7 +18,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.program', 'torch.utils.tensorboard'])
+FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.program', 'lxrt.heads', 'torch.utils.tensorboard',
+                              'torch._dynamo'])  # which an optimizer imports, with sympy
 
 
 @functools.cache
