@@ -358,8 +358,9 @@ def test_metrics_are_read_one_step_late_on_a_gpu():
 @pytest.mark.parametrize('how', ['--bf16', '--fp16', '--bf16 --compile', '--bf16 --compile --checkpointing --featDevice cuda'])
 def test_a_gpu_trains_and_resumes(vqa, tmp_path, how):
     flags = ['--device', 'cuda', *how.split(), '--numWorkers', '2', '--saveSteps', '5']
-    run = vqa(*flags)
+    run = vqa(*flags, processes=1)
     assert run.returncode == 0, run.stderr
-    assert vqa(*flags, '--resume').returncode == 0
-    run = vqa('--device', 'cuda', '--test', 'minival', '--load', tmp_path / 'run/BEST', name='results', start=False)
+    assert vqa(*flags, '--resume', processes=1).returncode == 0
+    test = ['--device', 'cuda', '--test', 'minival', '--load', tmp_path / 'run/BEST']
+    run = vqa(*test, name='results', start=False, processes=1)
     assert run.returncode == 0, run.stderr
