@@ -93,7 +93,7 @@ def run_program(program, world, output, *flags, processes=0, wait=True):
     flags = [str(flag) for flag in ('--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', output, *flags)]
     if not processes:
         return run(program, flags)
-    ranks = Ranks(program, flags, processes)
+    ranks = Ranks(program, flags, output.with_name(f'{output.name}.printed'), processes)
     return ranks.wait() if wait else ranks
 
 

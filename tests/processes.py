@@ -12,9 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from multiprocessing import forkserver
-from pathlib import Path
 from unittest.mock import patch
 
 FORKS = multiprocessing.get_context('forkserver')
@@ -32,12 +30,11 @@ def start_server():
 def main(program, flags):
     """Runs the VQA or the pre-training program; returns its exit status."""
     from cli import train_main
-    from pretrain import program as pretraining
-    from tasks.program import Program
+    from pretrain.program import PretrainingProgram
+    from tasks import program as tasks
     from tasks.vqa import VQA
 
-    prepare = pretraining.Program.prepare if program == 'pretrain' else lambda *args: Program.prepare(VQA, *args)
-    return train_main(prepare, flags)
+    return tasks.main(VQA, flags) if program == 'vqa' else train_main(PretrainingProgram.prepare, flags)
 
 
 def run(program, flags):
@@ -60,11 +57,11 @@ def enter(program, flags, environment, output):
 class Ranks:
     """A program in one or several processes, as torchrun starts them."""
 
-    def __init__(self, program, flags, count=1):
+    def __init__(self, program, flags, output, count=1):
+        """output: the file for all that they print."""
         start_server()
-        handle, output = tempfile.mkstemp(suffix='.log')
-        os.close(handle)
-        self.output, self.flags, self.ranks = Path(output), flags, []
+        self.output, self.flags, self.ranks = output, flags, []
+        output.write_text('')
         environments = [{}]
         if count > 1:
             with socket.socket() as free:
@@ -93,9 +90,8 @@ class Ranks:
         """The finished run as a subprocess.CompletedProcess, whose stdout and stderr are one."""
         for rank in self.ranks:
             rank.join(timeout)
-        if self.alive():
+        if any(rank.is_alive() for rank in self.ranks):
             self.signal()
             raise TimeoutError(f'{self.flags}: not finished after {timeout} s: {self.printed()}')
-        printed, status = self.printed(), max((rank.exitcode for rank in self.ranks), key=abs)
-        self.output.unlink()
-        return subprocess.CompletedProcess(self.flags, status, printed, printed)
+        status = max((rank.exitcode for rank in self.ranks), key=abs)
+        return subprocess.CompletedProcess(self.flags, status, self.printed(), self.printed())

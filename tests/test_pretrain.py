@@ -19,7 +19,7 @@ from heads import Head
 from lxrt.heads import read_config
 from lxrt.pretraining import class_loss, feature_loss, label_counts
 from param import Options
-from pretrain.program import Program, check_flags, published
+from pretrain.program import PretrainingProgram, check_flags, published
 from train import MicroBatch, evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
@@ -60,14 +60,14 @@ def test_counts_by_hand():
 
 @pytest.fixture
 def program(world, tmp_path):
-    """program(**options): a Program of the world, with its head and datasets."""
+    """program(**options): a PretrainingProgram of the world, with its head and datasets."""
     made = []
 
     def make(**changes):
         given = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True, 'dataRoot': str(world),
                  'bert': str(world / 'bert'), 'train': 'mscoco_train', 'valid': 'mscoco_minival', 'fromScratch': True,
                  'output': str(tmp_path / f'program{len(made)}'), 'device': 'cpu', 'dropout': 0.0}
-        made.append(Program.prepare(Options(**{**given, **changes}), torch.device('cpu')))
+        made.append(PretrainingProgram.prepare(Options(**{**given, **changes}), torch.device('cpu')))
         return made[-1], *made[-1].make()[1:]
 
     yield make
@@ -141,8 +141,8 @@ def test_losses_left_out(program):
 
 
 def test_flags_that_mean_nothing():
-    for flags, message in (({}, 'nothing to learn'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: has no meaning'),
-                           ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses names nothing')):
+    for flags, message in (({}, 'no pre-training objective'), ({'taskQA': True, 'mceLoss': True}, '--mceLoss: does not apply'),
+                           ({'taskObjPredict': True, 'visualLosses': ''}, '--visualLosses is empty')):
         with pytest.raises(ValueError, match=message):
             check_flags(Options(**flags))
     for flags, message in (({'visualLosses': 'obj,box'}, 'expected some of obj,attr,feat'),
@@ -184,7 +184,7 @@ def test_what_a_run_writes(pretrain, tmp_path, world):
     assert run.returncode == 0, run.stderr
     answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
     known = sum(answer in table for answer in answers)
-    assert f'Answer head: {known} answers from the head there, {len(answers) - known} start at 0.' in run.stdout
+    assert f'Answer head: {known} answers copied from' in run.stdout and f'{len(answers) - known} start at 0.' in run.stdout
 
 
 def test_starting_from_snapshots(pretrain, tmp_path, world):
@@ -240,7 +240,8 @@ def test_interrupted_terminated_and_resumed_ends_with_the_same_bits(pretrain, tm
         ranks = pretrain(*flags, '--resume', '--numWorkers', workers, name='stopped', processes=1, wait=False)
         # To its workers too, as schedulers do.
         run = signal_in_training(ranks, tmp_path / 'stopped/RUN_STATE.pth', signal.SIGTERM)
-        assert run.returncode == 75 and re.search(r'SIGTERM: stopped after step \d+ of epoch \d', run.stdout), run.stdout
+        said = re.search(r'SIGTERM: stopped after step \d+ of epoch \d, the run state is saved', run.stdout)
+        assert run.returncode == 75 and said, run.stdout
     assert pretrain(*flags, '--resume', name='stopped').returncode == 0
     for name in ('Epoch08_LXRT.pth', 'Epoch01_LXRT.pth', 'BEST_EVAL_LOSS_LXRT.pth'):
         assert_same(weights(tmp_path / 'unbroken', name), weights(tmp_path / 'stopped', name))

@@ -243,7 +243,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
         assert ensemble.main(['vqa', one, write('3.json', *rows), '--out', str(out)]) == 1
         assert message in capsys.readouterr().err
     assert ensemble.main(['vqa', one, str(out), '--out', str(out)]) == 1  # what the leaderboard takes
-    assert 'give the _probs.json' in capsys.readouterr().err and len(json.loads(out.read_text())) == 2
+    assert 'give a _probs.json' in capsys.readouterr().err and len(json.loads(out.read_text())) == 2
     pair = write('4.json', ('d-0-0-0', [['False', .7], ['True', .3]]))
     assert ensemble.main(['nlvr2', pair, pair, '--out', str(tmp_path / 'x.csv')]) == 0
     assert (tmp_path / 'x.csv').read_text() == 'd-0-0-0,False\n'

@@ -18,7 +18,7 @@ from heads import Answers, Head, Recipe
 from lxrt.config import LxrtConfig
 from param import Options
 from run_folder import Progress, RunFolder
-from tasks.program import Program
+from tasks.program import TaskProgram
 from tasks.vqa import VQA
 from train import (
     DeferredMetrics,
@@ -105,7 +105,7 @@ def signal_in_training(ranks, state, number=signal.SIGKILL, seconds=0.0):
     return ranks.wait()
 
 
-@pytest.mark.parametrize(('processes', 'kills', 'epochs'), [(1, 4, 8), (2, 2, 4)])
+@pytest.mark.parametrize(('processes', 'kills', 'epochs'), [(1, 4, 10), (2, 2, 4)])
 def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path, processes, kills, epochs):
     flags = ['--saveSteps', '4', '--epochs', epochs, '--valid', 'nominival']  # long enough for all the kills
     flags += ['--multiGPU'] if processes > 1 else []
@@ -139,7 +139,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_options(vqa, tmp_pa
     run = vqa('--epochs', '1')
     assert run.returncode == 1 and '--resume' in run.stderr and 'Traceback' not in run.stderr
     run = vqa('--epochs', '1', '--resume', '--lr', '5e-4')
-    assert run.returncode == 1 and '--lr 0.001 there, 0.0005 now' in run.stderr
+    assert run.returncode == 1 and '--lr 0.001 then, 0.0005 now' in run.stderr
     assert (tmp_path / 'run/LAST.pth').read_bytes() == before
 
 
@@ -177,7 +177,7 @@ def test_a_run_of_an_older_version_is_resumed_and_tested(vqa, tmp_path, monkeypa
     assert run.returncode == 0 and 'Score on minival' in run.stdout, run.stderr
 
     run = vqa(*flags, '--resume', '--fp16')
-    assert run.returncode == 1 and '--fp16 False there, True now' in run.stderr
+    assert run.returncode == 1 and '--fp16 False then, True now' in run.stderr
     run = vqa(*flags, '--resume')
     assert run.returncode == 0 and 'Resuming at epoch 1' in run.stdout, run.stderr
     assert_same(weights(folder), weights(tmp_path / 'unbroken'))
@@ -231,7 +231,7 @@ def test_two_processes_and_accumulation_train_as_one_process_does(vqa, world, tm
     # The visual side of the last cross layer, which no loss reads, is neither trained nor decayed.
     options = Options(fromScratch=True, dropout=0.0, dataRoot=str(world), bert=str(world / 'bert'), train='train',
                       valid='minival', output=str(tmp_path / 'initial'))
-    program = Program.prepare(VQA, options, torch.device('cpu'))
+    program = TaskProgram.prepare(VQA, options, torch.device('cpu'))
     initial = program.build().original_state()
     program.folder.close()
     for name, value in initial.items():
@@ -285,13 +285,13 @@ def test_vqa_trains_on_bce_times_the_number_of_answers_with_its_own_warmup_and_c
 
 def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_run(vqa, tmp_path):
     run = vqa('--lr', '1e30', '--optim', 'sgd')
-    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no state had been saved yet' in run.stderr
+    assert run.returncode == 1 and '10 steps in a row' in run.stderr and 'no run state was saved' in run.stderr
 
     progress, folder = Progress(skipped_in_a_row=8), RunFolder(tmp_path / 'other')
     count_skipped(progress, folder, False, 1)
     assert (progress.skipped, progress.skipped_in_a_row) == (1, 9)
     (folder.path / 'RUN_STATE.pth').touch()
-    with pytest.raises(FloatingPointError, match=r'last good state is in .*RUN_STATE\.pth'):
+    with pytest.raises(FloatingPointError, match=r'last saved run state is .*RUN_STATE\.pth'):
         count_skipped(progress, folder, False, 2)
     count_skipped(progress, folder, True, 3)
     assert (progress.skipped, progress.skipped_in_a_row) == (2, 0)
