@@ -275,7 +275,7 @@ def test_the_same_prediction_for_all_is_told(world, snapshot, answers, test_it, 
 
 def test_a_resumed_run_says_that_its_own_weights_are_taken(snapshot, world, tmp_path):
     def train(*flags):
-        return run_program('tasks/vqa.py', world, tmp_path / 'again', '--valid', '', '--batchSize', '32', '--load',
+        return run_program('vqa', world, tmp_path / 'again', '--valid', '', '--batchSize', '32', '--load',
                            snapshot.with_suffix(''), *flags)
 
     assert train('--epochs', '1').returncode == 0
