@@ -19,9 +19,9 @@ from bench.regions import make_store
 from bert.tokenization import SPECIAL_TOKENS
 from cli import run_main
 from param import Options
-from pretrain.program import Program as Pretraining
+from pretrain.program import PretrainingProgram
 from run_folder import Progress
-from tasks.program import Program
+from tasks.program import TaskProgram
 from tasks.vqa import VQA
 from train import OptimizerStep, SigtermHandler, load_batches, train_epoch, train_step, training_batches
 
@@ -107,7 +107,7 @@ def measure(options, steps_alone=True):
                     batchSize=options.batchSize, device=options.device, featDevice=options.featDevice, epochs=options.turns + 1,
                     output=str(options.folder / 'out'), **MODES[options.mode])
     device = dist.start(options.device)
-    program = Pretraining.prepare(flags, device) if options.task == 'pretrain' else Program.prepare(VQA, flags, device)
+    program = PretrainingProgram.prepare(flags, device) if options.task == 'pretrain' else TaskProgram.prepare(VQA, flags, device)
     _, head, train_set, _ = program.make()
     optimizer_step = OptimizerStep(head, flags, STEPS, device)
     model = head if dist.world_size() == 1 else torch.nn.parallel.DistributedDataParallel(head, find_unused_parameters=True)

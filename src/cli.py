@@ -1,20 +1,22 @@
-"""main() of every program: device and seed, faults of the input as one line in place of a traceback, exit status."""
+"""main() of every program: device, error messages of one line instead of a traceback, exit status."""
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
 
-SIGTERM_STATUS = 75  # of a run that SIGTERM ended with its state saved: 'failed for now, try again' (sysexits.h)
+SIGTERM_STATUS = 75  # exit status after SIGTERM with the run state saved; EX_TEMPFAIL of sysexits.h
 
 
 class DeviceError(OSError):
-    """The device that is asked for cannot be used."""
+    """The requested device cannot be used."""
 
 
 def run_main(name, work, interrupted='interrupted'):
-    """The exit status of work(), which returns one: 1 for a fault of the input, which is printed, 130 for Ctrl-C.
+    """Runs work() and returns its exit status; prints an error and returns 1 for ValueError or OSError, 130 for Ctrl-C.
 
-    name: of the program, for the message; interrupted: what Ctrl-C prints.
+    name: the program's name, for the message; interrupted: the message after Ctrl-C.
     """
     try:
         return work()
@@ -31,23 +33,28 @@ def train_main(prepare, argv=None):
 
     prepare: (options, device) -> an object with `folder`, a RunFolder, and `run()`.
     """
-    import torch  # programs that need no PyTorch start without it
+    import torch  # not imported by programs that do not need it
 
     import dist
+    from bert.speed import warn_slow_bf16
     from param import parse_args
     from train import Interrupted
 
-    options, name = parse_args(argv), Path(sys.argv[0]).name
-    program = None
+    name, program = Path(sys.argv[0]).name, None
     try:
+        quiet = os.environ.get('LOCAL_RANK', '0') != '0'  # one process of a machine prints what is wrong with the flags
+        with contextlib.redirect_stderr(io.StringIO() if quiet else sys.stderr):
+            options = parse_args(argv)
         device = dist.start(options.device)
+        if options.bf16:
+            warn_slow_bf16(device)
         options.resume |= options.test is None and dist.restarted()
         if options.deterministic:
-            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA's matrix products ask for
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # required by cuBLAS
             torch.use_deterministic_algorithms(True)
         program = prepare(options, device)
         program.run()
-        dist.stop()  # not after an error: the other processes may still wait in a gathering that never ends
+        dist.stop()  # not after an error: the other processes may be blocked in a collective operation
         return dist.end(0)
     except Interrupted as interrupted:
         dist.print0(f'{name}: {interrupted}')
@@ -58,7 +65,9 @@ def train_main(prepare, argv=None):
         return dist.end(1)
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted; to resume a run that was training, repeat its command with --resume', file=sys.stderr)
-        return 130
+        return dist.end(130)
+    except SystemExit as wrong_flags:
+        return dist.end(wrong_flags.code or 0)
     finally:
         if program is not None:
             program.folder.close()

@@ -1,13 +1,22 @@
-"""One process or several: rank, device, printing, gathering."""
+"""Distributed training: rank, device, printing, collective operations. With one process they do nothing."""
 
+import contextlib
 import gc
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 
 from cli import DeviceError
+from files.atomic import write_text
+
+STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
+SIGNAL_STATUS = 'SIGNAL_STATUS'  # environment variable: the exit status of a program that a signal has ended
+_watcher = None
 
 
 def rank():
@@ -28,71 +37,153 @@ def print0(*lines):
         print(*lines, flush=True)
 
 
-def start(wanted=None):
-    """Joins the processes that torchrun started, if it did, and returns this one's device.
+def start(device_type=None):
+    """Initializes the process group if torchrun started this process. Returns the device.
 
-    wanted: 'cpu', 'cuda' or None for the GPU where there is one. A machine without any NVIDIA device goes on with the
-    CPU and says so; a device whose driver does not answer is a DeviceError, since a run would take weeks.
+    device_type: 'cpu', 'cuda' or None. None falls back to the CPU, with a message, only on a machine without an NVIDIA device;
+    if there is one that PyTorch cannot use, raises DeviceError, since a run on the CPU would take weeks. Raises ValueError if two
+    machines have the same NODE_RANK. Ends a process that torchrun restarted although the program has ended.
     """
-    device = _device(wanted)
-    if {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized():
+    several = {'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys() and not torch_dist.is_initialized()
+    store = _join() if several and STATUS_FILE in os.environ else None
+    device = _device(device_type)
+    if several:
         if device.type == 'cuda':
             torch.cuda.set_device(device)
-        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        torch_dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', store=store, rank=int(os.environ['RANK']),
+                                      world_size=int(os.environ['WORLD_SIZE']))
     return device
 
 
+def _join():
+    """The store in which the processes of src/launch.py find each other. Rank 0 serves it, at MASTER_ADDR only."""
+    global _watcher
+    _watcher, ended = Watcher(), _status()
+    if ended is None:
+        _watcher.start()
+    address, port, first = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
+    listener = None  # a TCPStore's own socket listens on all addresses of the machine
+    if first:
+        with contextlib.suppress(OSError):  # MASTER_ADDR is no address of this machine, as behind a router
+            listener = socket.create_server((address, port)).detach()
+    store = torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), first, wait_for_workers=False,
+                                master_listen_fd=listener)
+    _watcher.store = store.clone()
+    if ended is not None:
+        os._exit(end(ended))
+    if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
+        raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
+    return store
+
+
+def _status():
+    """The exit status with which the program has ended: what a process left, or that of a signal to src/launch.py; or None."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(os.environ[STATUS_FILE]).read_text()
+    return os.environ.get(SIGNAL_STATUS)
+
+
+class Watcher(threading.Thread):
+    """Ends this process if another one has ended with an error, since a collective may wait for that one for ever, or if the
+    launcher was killed."""
+
+    INTERVAL = 0.5  # seconds
+    store = None  # a connection of its own, since a call that waits blocks others
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.launcher, self.stopped = os.getppid(), threading.Event()
+
+    def run(self):
+        while not self.stopped.wait(self.INTERVAL):
+            if os.getppid() != self.launcher:
+                os._exit(1)
+            with contextlib.suppress(RuntimeError):  # rank 0, which serves the store, has ended
+                if self.store and self.store.check(['status']):  # set on any machine
+                    write_text(os.environ[STATUS_FILE], self.store.get('status').decode())
+            if os.path.exists(os.environ[STATUS_FILE]):
+                os._exit(0)
+
+    def stop(self):
+        self.stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def end_others(self, status):
+        """Ends the other processes with an exit status of the program."""
+        if self.store:
+            self.store.set('status', str(status))
+            time.sleep(3 * self.INTERVAL)  # until they have read it: rank 0 serves it
+
+
 def stop():
-    """Parts from the other processes, when all have come to their end."""
+    """Waits for the other processes and destroys the process group."""
+    global _watcher
     if torch_dist.is_initialized():
         torch_dist.barrier()
-        gc.collect()  # DistributedDataParallel's cycles hold the group; its threads must end before the interpreter does
+        gc.collect()  # frees DistributedDataParallel, whose reference cycles keep the group's threads alive
         torch_dist.destroy_process_group()
+    if _watcher:
+        _watcher.stop()
+        _watcher = None
 
 
 def end(status):
-    """Tells src/machines.py, where it started this process, that starting it anew is of no use. Returns its exit status."""
-    if path := os.environ.get('END_FILE'):
-        part = Path(f'{path}.{os.getpid()}')
-        part.write_text(str(status))
-        part.replace(path)
-    return status
+    """Leaves the program's exit status to src/launch.py, and ends the other processes too unless stop() came before.
+
+    Returns the exit status of this process: 0 if launch.py started it, since torchrun restarts processes that end with another.
+    """
+    if STATUS_FILE not in os.environ:
+        return status
+    if _watcher:
+        _watcher.stop()
+    write_text(os.environ[STATUS_FILE], str(status))
+    if _watcher:
+        _watcher.end_others(status)
+    return 0
 
 
 def restarted():
-    """Whether processes were started anew after one had died. All of them must ask: on some machines torchrun counts none."""
+    """Whether torchrun restarted the processes after one failed. Collective: torchrun counts restarts only on some machines."""
     return any(gather(int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0))
 
 
-def _device(wanted):
-    if wanted == 'cpu':
+def _device(device_type):
+    if device_type == 'cpu':
         return torch.device('cpu')
     if torch.cuda.is_available() and torch.cuda.device_count():
         local = int(os.environ.get('LOCAL_RANK', 0))
         if local >= torch.cuda.device_count():
             raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are {torch.cuda.device_count()}')
         return torch.device('cuda', local)
-    if wanted == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
+    if device_type == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':
             raise DeviceError('CUDA_VISIBLE_DEVICES is empty, so no GPU can be used; unset it, or use cpu')
-        raise DeviceError('a GPU is wanted, but PyTorch cannot use one: see whether `nvidia-smi` answers and whether '
-                          f'this PyTorch ({torch.__version__}) is built for CUDA; or use cpu')
+        raise DeviceError('PyTorch cannot use a GPU: check that `nvidia-smi` works and that this PyTorch '
+                          f'({torch.__version__}) is built for CUDA; or use cpu')
     if int(os.environ.get('RANK', 0)) == 0:
-        print('No NVIDIA device on this machine: going on with the CPU.', flush=True)
+        print('No NVIDIA device on this machine: using the CPU.', flush=True)
     return torch.device('cpu')
 
 
 def sum_over_ranks(tensor):
-    """Adds a tensor up over all ranks, in place, and returns it."""
+    """Sums a tensor over all ranks in place and returns it."""
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value):
-    """A list of every rank's value, on every rank."""
+    """The list of all ranks' values, on every rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
     torch_dist.all_gather_object(values, value)
     return values
+
+
+def sum_by_name(sums):
+    """Adds {name: number or tensor} over all ranks; ranks may have different names."""
+    by_rank = gather({name: float(value) for name, value in sums.items()})
+    names = dict.fromkeys(name for rank_sums in by_rank for name in rank_sums)
+    return {name: sum(rank_sums.get(name, 0.0) for rank_sums in by_rank) for name in names}

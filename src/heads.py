@@ -1,8 +1,10 @@
 """The contract between models, tasks and the training loop, and the heads that serve any encoder.
 
-A model brings an Encoder and a Recipe for each task; a Head joins an encoder with one kind of output ('answer', 'choice',
-'region', 'match') and is all that train.py and the tasks see. What a batch holds: annotations/dataset.py. Shapes: b examples,
-each with c texts and k images; n = b * c texts, m = b * k images; an entry is a text with its images, e = b * c.
+A model defines an Encoder and a Recipe for each task. A Head is an encoder with one kind of output ('answer', 'choice', 'region',
+'match'); train.py and the tasks use only the Head. The keys of a batch: annotations/dataset.py.
+
+Shapes: b examples, each with c texts and k images; n = b * c texts, m = b * k images; an entry is a text with its images, e = n;
+t tokens, o regions, v visual states of an image (regions or patches), d hidden size, p pooled size.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,36 +16,36 @@ from torch import nn
 
 from bert.weights import fill
 
-IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'pixels')  # of a batch, (m, ...)
+IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'pixels')  # keys of a batch with tensors (m, ...)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model learns a task: what is predicted, by which loss, and what the optimizer does. Flags win over it."""
+    """Output, loss and optimization of a (model, task) pair. Command-line flags override it."""
 
     output: str  # 'answer', 'choice', 'region', 'match' or 'pretrain'
-    images: int = 1  # k
-    loss: str = 'BCE'  # of output 'answer': binary cross entropy with soft scores; 'CE': cross entropy with the best answer
-    loss_factor: float | None = None  # of a cross entropy; None: the number of answers, as in LXMERT's code
+    images: int = 1  # k, images per example
+    loss: str = 'BCE'  # for output 'answer'. BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer
+    loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
     schedule: str = 'warmup_linear'
-    warmup: float = 0.1  # share of all steps
-    clip: float = 5.0  # highest total norm of the gradient
+    warmup: float = 0.1  # fraction of all steps
+    clip: float = 5.0  # maximum gradient norm
 
 
 @dataclass(frozen=True)
 class Start:
-    """The weights that a run starts from."""
+    """The initial weights of a run."""
 
-    kind: str  # 'scratch'; 'bert'; 'encoder' of a file; 'answers': the encoder and some rows of its answer head; 'all' of it
-    path: Path | None = None
-    rows: list | None = None  # of each answer its row in the file's answer head, -1: none
-    known: int = 0  # how many answers the file's answer head has
-    absent: float = 0.0  # the bias of answers without a row
+    kind: str  # 'scratch', 'bert', 'encoder', 'answers' (encoder and the answer head's rows given by `rows`) or 'all'
+    path: Path | None = None  # file of weights
+    rows: list | None = None  # for each answer of the run, its row in the file's answer head, or -1
+    known: int = 0  # number of answers of the file's answer head
+    absent: float = 0.0  # bias of answers whose row is -1
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention probabilities of one layer, with a gradient. queries, keys: 'words', 'visual' or, of a joint sequence, 'all'."""
+    """Attention probabilities of one layer. queries, keys: 'words', 'visual' or, in a single-stream model, 'all'."""
 
     layer: str
     queries: str
@@ -56,26 +58,26 @@ class Attention:
 
 @dataclass
 class States:
-    """What an encoder returns."""
+    """The output of an encoder."""
 
-    pooled: torch.Tensor  # (e, p): one vector an entry, in which the encoder has joined the k images
+    pooled: torch.Tensor  # (e, p): one vector per entry, computed from the text and its k images
     words: torch.Tensor | None = None  # (n, t, d)
-    visual: torch.Tensor | None = None  # (m, v, d): regions or patches
-    losses: dict = field(default_factory=dict)  # the encoder's own, as sums over the batch
-    attentions: list = field(default_factory=list)  # of Attention, in the order of computation, where they are asked for
+    visual: torch.Tensor | None = None  # (m, v, d)
+    losses: dict = field(default_factory=dict)  # additional losses of the encoder, summed over the batch
+    attentions: list = field(default_factory=list)  # Attention of each layer in order, with record_attention
 
 
 class Encoder(nn.Module):
-    """A model's body, as the heads use it."""
+    """The interface between an encoder and the heads."""
 
-    needs: frozenset = frozenset()  # of 'regions', 'boxes', 'whole', 'pixels': what a batch must hold of the images
+    needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
     config: object
     tokenizer: object | None = None
 
     def write(self, texts, max_length, blank=False):
-        """Token ids of texts, which the dataset keeps as columns.
+        """Tokenizes N texts; the dataset keeps the arrays and indexes them for each batch.
 
-        texts: list of tuples of one or two strings; blank: whether an answer is to be filled in. Returns numpy arrays by name:
+        texts: list of tuples of one or two strings; blank: whether to add the place of an answer. Returns {name: numpy array}:
         input_ids (N, max_length), 0 at padding, and optionally token_type_ids of the same shape and slot (N,).
         """
         raise NotImplementedError
@@ -84,7 +86,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def pooled_size(self, images) -> int:
-        """The size p of a pooled vector that joins so many images."""
+        """The size p of the pooled vector of a text and that many images."""
         raise NotImplementedError
 
     def classifier(self, answers, images) -> nn.Module:
@@ -96,12 +98,12 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def original_name(self, name) -> str:
-        """The name that the model's original code has for a parameter of a head with this encoder."""
+        """The name of a head's parameter in the model's original code."""
         return name
 
 
 def images_of_entries(batch):
-    """The image tensors of a batch repeated for each of the c texts of an example: {key: (e * k, ...)}."""
+    """{key: (e * k, ...)}: the image tensors of a batch, repeated for each of the c texts of an example."""
     b, n = batch['examples'], len(batch['input_ids'])
     tensors = {key: batch[key] for key in IMAGE_KEYS if key in batch}
     if n == b:
@@ -110,69 +112,69 @@ def images_of_entries(batch):
 
 
 class Head(nn.Module):
-    """An encoder and one kind of output. A loss is a sum over the batch divided by a count over the whole optimizer step, so that
-    it is the same whatever the number of processes and micro-batches."""
+    """An encoder with one kind of output. A loss is a sum over the micro-batch divided by a count over the whole optimizer step,
+    so that it does not depend on the number of processes and micro-batches."""
 
-    gradients_in_evaluation = False  # whether `predict` needs autograd, as Grad-CAM does
+    gradients_in_evaluation = False  # whether `predict` needs autograd, for example for Grad-CAM
 
     def __init__(self, encoder, recipe):
         super().__init__()
         self.encoder, self.recipe = encoder, recipe
 
     def groups(self, options):
-        """Parameter groups of the optimizer, as torch.optim takes them."""
+        """The parameter groups for torch.optim."""
         return [{'params': list(self.parameters())}]
 
     def begin_step(self, step, total):
-        """Called once an optimizer step, before its first micro-batch. step: from 0; total: of the run."""
+        """Called once per optimizer step, before its first micro-batch. step: from 0; total: steps of the run."""
 
     def counts(self, micro_batches) -> dict:
-        """What each loss is a mean over, in the micro-batches of a step: {loss: 0-d float tensor}."""
+        """{loss: 0-d float tensor}: the denominator of each loss over the micro-batches of a step."""
         raise NotImplementedError
 
     def forward(self, batch, counts):
-        """({loss: sum over the batch / count}, {metric: what an epoch sums up})."""
+        """({loss: sum over the batch / count}, {metric: sum over the batch})."""
         raise NotImplementedError
 
     def losses(self, batch, counts) -> dict:
         return self(batch, counts)[0]
 
     def logits(self, batch) -> torch.Tensor:
-        """Scores in float32: (b, answers), (b, c), (b, o) or (b,), by output."""
+        """Float32 logits. By output: 'answer' (b, answers), 'choice' (b, c), 'region' (b, o), 'match' (b,)."""
         raise NotImplementedError
 
     def probabilities(self, logits) -> torch.Tensor:
-        """Of the same shape; of places that exclude each other they sum to 1."""
+        """Probabilities of the same shape as the logits."""
         return logits.softmax(-1)
 
     def predict(self, batch, k=1):
-        """The k best places: (b, k) int64 and their probabilities (b, k) float32."""
+        """The k best answers, choices or regions: their indices (b, k) int64 and probabilities (b, k) float32."""
         logits = self.logits(batch)
-        best = logits.topk(min(k, logits.shape[1]))  # of logits: many probabilities round to 1
+        best = logits.topk(min(k, logits.shape[1]))  # by logit, since several probabilities may round to 1
         return best.indices, self.probabilities(logits).gather(1, best.indices)
 
     def extra_state(self) -> dict:
-        """Tensors of a run that are no part of a snapshot: momentum weights, queues."""
+        """Tensors of the run state that snapshots do not contain: momentum weights, queues."""
         return {}
 
     def load_extra_state(self, state):
-        """Takes back what extra_state returned."""
+        """Loads what extra_state returned."""
 
     def original_name(self, name) -> str:
-        """The name that the model's original code has for a parameter of this head."""
+        """The name of a parameter of this head in the model's original code."""
         return self.encoder.original_name(name)
 
     def original_state(self) -> dict:
-        """The weights under the names of the model's original code: what snapshots and run states hold."""
+        """The state dict with the names of the model's original code, as saved in snapshots and run states."""
         return {self.original_name(name): tensor for name, tensor in self.state_dict().items()}
 
     def load_original(self, state, source='a state dict'):
-        """Copies weights by original name, strictly. Returns the LoadReport; raises WeightsError."""
+        """Loads weights by their original names, strictly. Returns a LoadReport. Raises WeightsError."""
         return fill(self, state, source, rename=self.original_name)
 
 
 class Answers(Head):
-    """One of a list of answers, from the pooled vector of a text and its images."""
+    """Classifies the pooled vector into a list of answers."""
 
     def __init__(self, encoder, recipe, answers):
         super().__init__(encoder, recipe)
@@ -183,39 +185,41 @@ class Answers(Head):
         return self.classifier(self.encoder(batch).pooled).float()
 
     def explain(self, batch, answers=None):
-        """(logits (b, answers), the places explained (b,), [(Attention, its gradient or None)]) of one answer of each example.
+        """(logits (b, answers), answers (b,), [(Attention, gradient or None)]): the gradients of one logit per example with
+        respect to the attention probabilities.
 
-        answers (b,) int64, None: those with the highest logits. Raises NotImplementedError for an encoder that records none.
+        answers: (b,) int64 indices; None: the highest logits. Raises NotImplementedError if the encoder records no attention.
         """
         with torch.enable_grad():
             states = self.encoder(batch, record_attention=True)
             logits = self.classifier(states.pooled)
             answers = logits.argmax(1) if answers is None else answers
-            explained = logits.gather(1, answers[:, None]).sum()  # examples do not interact, so each keeps its own gradient
-            gradients = torch.autograd.grad(explained, [one.probabilities for one in states.attentions], allow_unused=True)
+            explained = logits.gather(1, answers[:, None]).sum()  # examples are independent, so one backward pass serves all
+            probabilities = [attention.probabilities for attention in states.attentions]
+            gradients = torch.autograd.grad(explained, probabilities, allow_unused=True)
         return logits.detach(), answers, list(zip(states.attentions, gradients, strict=True))
 
     def probabilities(self, logits):
         return logits.sigmoid() if self.recipe.loss == 'BCE' else logits.softmax(1)
 
     def target(self, batch):
-        """Dense soft scores (b, answers) of the sparse labels."""
+        """Soft scores (b, answers), made from the sparse labels of the batch."""
         target = batch['label_score'].new_zeros(batch['examples'], self.answers)
         target[batch['label_example'], batch['label_answer']] = batch['label_score']
         return target
 
     def counts(self, micro_batches):
-        """BCE: examples; CE: examples that have an answer."""
+        """The number of examples (BCE), or of examples with a labelled answer (CE)."""
         first = micro_batches[0]['label_score']
         if self.recipe.loss == 'BCE':
             return {'BCE': first.new_full((), sum(batch['examples'] for batch in micro_batches))}
         return {'CE': sum((self.target(batch).amax(1) > 0).sum() for batch in micro_batches).to(first.dtype)}
 
     def forward(self, batch, counts):
-        """The loss and {'score': sum of the soft scores of the predicted answers, 'examples': their number}.
+        """The loss, and the metrics 'score' (sum of the soft scores of the predicted answers) and 'examples'.
 
-        BCE: binary cross entropy, mean over examples and answers, times the number of answers. CE: cross entropy with the answer
-        that has the highest score, mean over the examples that have one, times the recipe's factor (as in LXMERT's code).
+        BCE: binary cross entropy, summed over answers, mean over examples. CE: cross entropy with the answer of the highest
+        score, mean over the examples that have one, times recipe.loss_factor. Both as in LXMERT's code.
         """
         logits, target = self.logits(batch), self.target(batch)
         if self.recipe.loss == 'BCE':
@@ -231,7 +235,7 @@ class Answers(Head):
 
 
 class Choices(Head):
-    """One of the c texts of an example."""
+    """Multiple choice: scores each of the c texts of an example."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
@@ -252,7 +256,7 @@ class Choices(Head):
 
 
 class Regions(Head):
-    """One region of the image. Padding is never chosen."""
+    """Scores each region of the image. Padding gets the logit -inf."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
@@ -264,7 +268,7 @@ class Regions(Head):
         return logits if mask is None else logits.masked_fill(mask == 0, -torch.inf)
 
     def counts(self, micro_batches):
-        """The regions that are not padding."""
+        """The number of regions that are not padding."""
         return {'BCE': sum(self.mask(batch).sum() for batch in micro_batches)}
 
     @staticmethod
@@ -280,8 +284,7 @@ class Regions(Head):
 
 
 class Match(Head):
-    """Whether a text and an image belong together. The wrong pairs of training are texts with the next image of the
-    micro-batch."""
+    """Image-text matching. The negative pairs of training combine each text with the next image of the micro-batch."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
@@ -295,31 +298,36 @@ class Match(Head):
         return logits.sigmoid()
 
     def predict(self, batch, k=1):
-        """(b, 1): 1 where the pair belongs together, and the probability that it does."""
+        """Whether text and image match, (b, 1) int64, and the probability that they do, (b, 1)."""
         logits = self.logits(batch)[:, None]
         return (logits > 0).long(), self.probabilities(logits)
 
     def counts(self, micro_batches):
-        """The pairs that belong together, and the wrong ones, which two captions of one image are not."""
-        wrong = sum((batch['image_id'] != batch['image_id'].roll(-1)).sum() for batch in micro_batches)
-        return {'BCE': (wrong + sum(batch['examples'] for batch in micro_batches)).float()}
+        """The number of positive and negative pairs."""
+        negatives = sum(self.is_negative(batch).sum() for batch in micro_batches)
+        return {'BCE': (negatives + sum(batch['examples'] for batch in micro_batches)).float()}
+
+    @staticmethod
+    def is_negative(batch):
+        """Whether the next example has another image, (b,) bool: two captions of one image are no negative pair."""
+        return batch['image_id'] != batch['image_id'].roll(-1)
 
     def forward(self, batch, counts):
         k = len(batch['boxes' if 'boxes' in batch else 'pixels']) // batch['examples']
-        other = {key: batch[key].roll(-k, 0) for key in IMAGE_KEYS if key in batch}
-        right, wrong = self.logits(batch), self.logits(batch | other)
-        is_wrong = (batch['image_id'] != batch['image_id'].roll(-1)).float()
-        loss = (F.binary_cross_entropy_with_logits(right, torch.ones_like(right), reduction='sum')
-                + F.binary_cross_entropy_with_logits(wrong, torch.zeros_like(wrong), is_wrong, reduction='sum'))
-        score = (right.detach() > 0).sum() + ((wrong.detach() <= 0) * is_wrong).sum()
-        return {'BCE': loss / counts['BCE'].clamp(min=1)}, {'score': score, 'examples': len(right) + is_wrong.sum()}
+        next_images = {key: batch[key].roll(-k, 0) for key in IMAGE_KEYS if key in batch}
+        positive, negative = self.logits(batch), self.logits(batch | next_images)
+        is_negative = self.is_negative(batch).float()
+        loss = (F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive), reduction='sum')
+                + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))
+        score = (positive.detach() > 0).sum() + ((negative.detach() <= 0) * is_negative).sum()
+        return {'BCE': loss / counts['BCE'].clamp(min=1)}, {'score': score, 'examples': len(positive) + is_negative.sum()}
 
 
 HEADS = {'choice': Choices, 'region': Regions, 'match': Match}
 
 
 def head_for(encoder, recipe, answers=None):
-    """The Head of a recipe's output. answers: their number, of output 'answer'. Raises ValueError for an unknown output."""
+    """The Head for recipe.output. answers: the number of answers, for output 'answer'. Raises ValueError for unknown outputs."""
     if recipe.output == 'answer':
         return Answers(encoder, recipe, answers)
     if recipe.output not in HEADS:

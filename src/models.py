@@ -1,16 +1,16 @@
-"""The models by name. This is the only file that names them; each is imported when it is asked for.
+"""The registry of models. Only this file names them; a model is imported when it is first used.
 
 A model's package has a module `heads` with
 
-    read_config(folder, options) -> config            the config.json of a folder, with the flags of the model over it
+    read_config(folder, options) -> config            config.json of a folder, overridden by the flags of the model
     config_from_json(path) -> config
-    check_config(path, config)                        raises ValueError where a config.json is of another model than `config`
+    check_config(path, config)                        raises ValueError if the config.json at path contradicts `config`
     build(task, config, answers, options) -> Head     with random weights
-    load_start(head, start) -> reports                loads the weights of a heads.Start
-    layer_names(config) -> (names, names)             the layers of Encoder.hidden_states, of words and of regions
-    load_encoder(path, config) -> (Encoder, report)   the encoder of any file of weights
-    read_task(path) -> {name: tensor}                 a task's snapshot under the names of Head.original_state
-    answers_and_images(state, config) -> (int, int)   how many answers such a snapshot scores, about how many images, or None
+    load_start(head, start) -> list of LoadReport     loads the weights that a heads.Start describes
+    layer_names(config) -> (names, names)             the layers of Encoder.hidden_states for words and for regions
+    load_encoder(path, config) -> (Encoder, report)   the encoder from a file of weights of any kind
+    read_task(path) -> {name: tensor}                 the snapshot of a task, with the names of Head.original_state
+    answers_and_images(state, config) -> (int, int)   numbers of answers and of images per example; None: no answer head
 """
 
 import importlib
@@ -20,7 +20,7 @@ DEFAULT = 'lxmert'
 
 
 def package(model, module='heads'):
-    """A module of a model's package. Raises ValueError for an unknown name."""
+    """A module of the model's package. Raises ValueError for an unknown model."""
     if model not in MODELS:
         raise ValueError(f'--model {model}: expected one of {", ".join(MODELS)}')
     return importlib.import_module(f'{MODELS[model]}.{module}')
@@ -29,7 +29,7 @@ def package(model, module='heads'):
 def build(model, task, config, answers=None, options=None):
     """A Head with random weights.
 
-    task: the kind of a dataset, or 'pretrain'; answers: list of str, where the output is one of them; options: param.Options, for
-    the loss and the objectives (None: the published ones).
+    task: the kind of a dataset, or 'pretrain'; answers: list of str, for output 'answer'; options: param.Options with the loss
+    and the pre-training objectives (None: the published ones).
     """
     return package(model).build(task, config, answers, options)

@@ -1,10 +1,10 @@
 """The training loop: steps, accumulation, processes, validation, resume. It names no model and no task.
 
-The model is a heads.Head. A task has the names of its snapshots (best_name, epoch_name), its `kind`, and
+The model is a heads.Head. A task (tasks/task.py) has the attributes `kind`, `best_name` and `epoch_name` (of snapshots), and
 
-    report(sums) -> (text, {name: number}) of an epoch of training
-    validate(head, dataset, options, device) -> (score, text, {name: number}); the highest score is the best
-    shown(score) -> text
+    report(sums) -> (text, {name: number}): the metrics of a training epoch
+    validate(head, dataset, options, device) -> (score, text, {name: number}); a higher score is better
+    format_score(score) -> text
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from bert.optimization import BertAdam
 from bert.speed import ApexAdam
 from run_folder import Progress
 
-REPORT_STEPS = 20  # steps between two losses that are shown and written as events
-MAX_SKIPPED = 10  # steps in a row whose gradient is not finite, after which a run ends
+REPORT_STEPS = 20  # log the loss every so many steps
+MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
 
 OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
 
 
 def make_optimizer(groups, recipe, options, total_steps):
-    """BertAdam with the recipe's schedule, or one of PyTorch's at a constant rate (as in LXMERT's code)."""
+    """BertAdam with the recipe's schedule, or a PyTorch optimizer at a constant learning rate (as in LXMERT's code)."""
     if options.optim != 'bert':
         return OPTIMIZERS[options.optim](groups, lr=options.lr)
     bert_adam = ApexAdam if options.apex else BertAdam
@@ -37,7 +37,7 @@ def make_optimizer(groups, recipe, options, total_steps):
 
 
 class OptimizerStep:
-    """Backward pass, gradient clipping and optimizer; with --fp16 the losses are scaled."""
+    """Backward pass, gradient clipping and optimizer step; with --fp16 also loss scaling."""
 
     def __init__(self, head, options, total_steps, device):
         groups = head.groups(options)
@@ -49,14 +49,15 @@ class OptimizerStep:
         self.scaler.scale(loss).backward()
 
     def __call__(self):
-        """Updates the weights unless a gradient is not finite. Returns whether it did, a bool scalar on the device."""
+        """Updates the weights unless a gradient is not finite. Returns whether all gradients are finite: a 0-d bool tensor."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        finite, divisor = torch.isfinite(norm), ((norm + 1e-6) / self.clip).clamp(min=1.0)  # as torch.nn.utils.clip_grad_norm_
-        if isinstance(self.optimizer, BertAdam):
+        finite = torch.isfinite(norm)
+        if isinstance(self.optimizer, BertAdam):  # clips and skips on the device; the divisor is that of clip_grad_norm_
+            divisor = ((norm + 1e-6) / self.clip).clamp(min=1.0)
             self.optimizer.step(divisor=divisor, skip=(~finite).float())
-        elif finite:  # which waits for the device
+        elif finite:  # synchronizes with the device
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.optimizer.step()
         if self.scaler.is_enabled():
@@ -68,17 +69,17 @@ class OptimizerStep:
 
     def load_state_dict(self, state):
         self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state.get('scaler', {}))  # states older than --fp16 have none
+        self.scaler.load_state_dict(state.get('scaler', {}))  # run states written before --fp16 existed have none
 
 
 class DeferredMetrics:
-    """Tensors copied to the host asynchronously and, on a GPU, read one step late, so that the CPU never waits for the GPU."""
+    """Copies tensors to the CPU asynchronously and, on a GPU, reads them one step late, so that the CPU never waits for it."""
 
     def __init__(self, device):
         self.delay, self.pending = int(device.type == 'cuda'), []
 
     def push(self, step, *tensors):
-        """Starts the copies of a step's tensors."""
+        """Starts copying the tensors of a step to the CPU."""
         copies, event = [tensor.to('cpu', non_blocking=True) for tensor in tensors], None
         if self.delay:
             event = torch.cuda.Event()
@@ -86,7 +87,7 @@ class DeferredMetrics:
         self.pending.append((step, copies, event))
 
     def pop_ready(self, flush=False):
-        """Yields (step, its tensors on the CPU) of the steps that are due; flush: of all."""
+        """Yields (step, tensors on the CPU) for the steps whose delay has passed; with flush, for all pending steps."""
         while len(self.pending) > (0 if flush else self.delay):
             step, copies, event = self.pending.pop(0)
             if event:
@@ -95,36 +96,39 @@ class DeferredMetrics:
 
 
 def seed_step(device, *key):
-    """Seeds PyTorch from (seed, step, rank, micro-batch) alone, so that a resumed run draws what it would have drawn."""
+    """Seeds PyTorch. key: seed, step, rank, micro-batch. A resumed run therefore draws the same random numbers."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for devices, a millisecond a step
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also queries the devices: 1 ms per step
     if device.type == 'cuda':
         torch.cuda.manual_seed(seed)
 
 
 class MicroBatch(NamedTuple):
-    """The examples that a dataset makes a batch of. Whatever it draws at random is a function of the seed, the epoch and an
-    example's position in the epoch, so that it depends neither on the number of processes nor on where a run was resumed."""
+    """The index of a dataset: the examples of one micro-batch.
 
-    indices: np.ndarray  # of examples, in the order of the epoch
-    first: int  # position in the epoch of the first of them
-    epoch: int | None = None  # None: validation and testing, which draw the same each time
-    static_shape: bool = False  # as many words and regions as the data allows, so that every batch has one shape
+    Datasets derive random numbers (masking, mismatched sentences) from the seed, the epoch and an example's position in the epoch
+    only, so that they depend neither on the number of processes nor on where a run was resumed.
+    """
+
+    indices: np.ndarray  # (b,) int64, examples in the order of the epoch
+    first: int  # position of the first example in the epoch
+    epoch: int | None = None  # None in validation and testing, where the random numbers are the same each time
+    static_shape: bool = False  # pad to the longest sentence and the most regions of the dataset, for torch.compile
 
 
 class Interrupted(Exception):
-    """SIGTERM came; the run state is saved."""
+    """Training stopped on SIGTERM after the run state was saved."""
 
 
 class SigtermHandler:
-    """Within its context SIGTERM is only noted, in `received`: the loop ends at the next step."""
+    """Context manager that records SIGTERM in `received`; the training loop then stops after the current step."""
 
     def __enter__(self):
         self.received = False
-        self.previous = signal.signal(signal.SIGTERM, self.note)
+        self.previous = signal.signal(signal.SIGTERM, self.handle)
         return self
 
-    def note(self, *_):
+    def handle(self, *_):
         self.received = True
 
     def __exit__(self, *_):
@@ -133,8 +137,8 @@ class SigtermHandler:
 
 @contextlib.contextmanager
 def sigterm_blocked():
-    """Blocks SIGTERM in this process until the block ends, and for good in processes started in it. Schedulers signal all
-    processes of a run: data workers must last until the run state is saved."""
+    """Blocks SIGTERM in this process inside the context, and permanently in processes started there: schedulers signal every
+    process of a run, but data workers must stay alive until the run state is saved."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -143,12 +147,12 @@ def sigterm_blocked():
 
 
 def steps_per_epoch(examples, batch_size):
-    """The last incomplete batch is dropped, unless it is the only one (as in LXMERT's code)."""
+    """Drops the last incomplete batch, unless it is the only one (as in LXMERT's code)."""
     return max(examples // batch_size, 1)
 
 
 def training_batches(examples, epoch, first_step, options):
-    """This rank's MicroBatches of an epoch, in order; --accumulate of them make one optimizer step."""
+    """Yields this rank's MicroBatches of an epoch, --accumulate of them for each optimizer step."""
     order = np.random.default_rng([options.seed, epoch]).permutation(examples)
     for step in range(first_step, steps_per_epoch(examples, options.batchSize)):
         start = step * options.batchSize
@@ -159,21 +163,21 @@ def training_batches(examples, epoch, first_step, options):
 
 
 def evaluation_batches(examples, options):
-    """The MicroBatches of one pass over all examples, in order; every rank evaluates its share of them."""
+    """The MicroBatches of one pass over all examples, in order, for all ranks."""
     size = options.evalBatchSize or options.batchSize
     return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
             for start in range(0, examples, size)]
 
 
 def load_batches(dataset, micro_batches, options, device):
-    """The batches (dicts of tensors) of a dataset for some MicroBatches, on the device."""
+    """Yields a batch (dict of tensors on the device) for each MicroBatch."""
     pin = device.type == 'cuda'
     with sigterm_blocked():
         loader = DataLoader(dataset, sampler=micro_batches, batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
         batches = iter(loader)
     for batch in batches:
         if options.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # the last batch's outputs may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the outputs of the previous batch
         yield dataset.to_device({name: value.to(device, non_blocking=pin) if isinstance(value, torch.Tensor) else value
                                  for name, value in batch.items()})
 
@@ -183,21 +187,21 @@ def autocast(options, device):
 
 
 def progress_bar(total, start, text, options):
-    hidden = True if not dist.is_main() else False if options.tqdm else None  # None: hidden where the output is no terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=hidden, leave=False)
+    disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
+    return tqdm(total=total, initial=start, desc=text, unit='step', disable=disable, leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
-    """One optimizer step over this rank's micro-batches, the next after `progress`. model: a Head, perhaps in
-    DistributedDataParallel; sigterm: whether this rank received it.
+    """One optimizer step over this rank's micro-batches. model: a Head, possibly wrapped in DistributedDataParallel; progress:
+    before the step; sigterm: whether this rank received SIGTERM.
 
-    Returns ({name: this rank's share of what an epoch sums up}, whether all gradients were finite, whether any rank received
-    SIGTERM): scalars on the device, for which nothing has waited.
+    Returns ({name: this rank's part of the losses and metrics}, whether all gradients were finite, whether any rank received
+    SIGTERM) as 0-d tensors on the device, without synchronizing.
     """
     head, step = unwrap(model), progress.total_steps
     head.begin_step(step, progress.steps_per_epoch * options.epochs)
     counts = head.counts(batches)
-    # Every loss is a mean over the whole batch; and all ranks must stop at the same step.
+    # One all-reduce for two purposes: each loss is a mean over the global batch, and all ranks stop at the same step.
     totals = dist.sum_over_ranks(torch.stack([*counts.values(), torch.full((), float(sigterm), device=device)]))
     counts = dict(zip(counts, totals, strict=False))
     optimizer_step.optimizer.zero_grad(set_to_none=True)
@@ -208,7 +212,7 @@ def train_step(model, optimizer_step, batches, options, progress, device, sigter
         with contextlib.nullcontext() if last or dist.world_size() == 1 else model.no_sync():
             with autocast(options, device):
                 losses, metrics = model(batch, counts)
-            # DistributedDataParallel averages gradients; the whole batch's gradient is their sum.
+            # DistributedDataParallel averages gradients over ranks; the gradient of the global batch is their sum.
             optimizer_step.backward(sum(losses.values()) * dist.world_size())
         losses = {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         for name, value in (losses | metrics).items():
@@ -221,7 +225,7 @@ def unwrap(model):
 
 
 def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm):
-    """Runs the rest of one epoch, keeping progress up to date. Returns its sums over all ranks, by name."""
+    """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}."""
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
     bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
@@ -229,7 +233,7 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
     batches = load_batches(train_set, micro_batches, options, device)
 
     def read_metrics(flush):
-        """Counts skipped steps and shows the losses that are ready. Returns whether any rank received SIGTERM."""
+        """Counts skipped steps and logs losses, once they are on the CPU. Returns whether any rank received SIGTERM."""
         stop = False
         for step, (finite, stopping, *loss) in deferred.pop_ready(flush):
             count_skipped(progress, folder, bool(finite), step)
@@ -261,17 +265,11 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
             raise Interrupted(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, the run state is saved; '
                               'repeat the command with --resume')
     bar.close()
-    return sum_by_name(sums)
-
-
-def sum_by_name(sums):
-    """{name: sum over all ranks} of every rank's {name: number or tensor}."""
-    by_rank = dist.gather({name: float(value) for name, value in sums.items()})
-    return {name: sum(part.get(name, 0.0) for part in by_rank) for name in dict.fromkeys(key for part in by_rank for key in part)}
+    return dist.sum_by_name(sums)
 
 
 def count_skipped(progress, folder, finite, step):
-    """Counts a step of the epoch whose gradient was not finite; too many in a row end the run (FloatingPointError)."""
+    """Counts a skipped step (non-finite gradient). Raises FloatingPointError after MAX_SKIPPED consecutive ones."""
     if finite:
         progress.skipped_in_a_row = 0
         return
@@ -281,53 +279,55 @@ def count_skipped(progress, folder, finite, step):
         saved = folder.path / 'RUN_STATE.pth'
         raise FloatingPointError(
             f'{MAX_SKIPPED} steps in a row had a gradient that is not finite, the last of them step {step} of epoch '
-            f'{progress.epoch}; lower --lr, or leave out --bf16 or --fp16; '
-            + (f'the last good state is in {saved}' if saved.exists() else 'no state had been saved yet'))
+            f'{progress.epoch}; lower --lr, or remove --bf16 or --fp16; '
+            + (f'the last saved run state is {saved}' if saved.exists() else 'no run state was saved'))
 
 
 @torch.no_grad()
 def warn_constant_logits(head, dataset, options, device):
-    """Warns if the logits of a batch are the same for all its examples: the weights that were loaded do not read them."""
+    """Warns if all examples of the first batch have the same logits: the loaded weights ignore the input."""
     head.eval()
     for batch in load_batches(dataset, evaluation_batches(len(dataset), options)[:1], options, device):
         logits = head.logits(batch)
         if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
-            dist.print0(f'Warning: with these weights the model gives the same scores to the first {len(logits)} examples: '
-                        'it does not read them. An answer head of zeros does so until it is trained; an encoder should not.')
+            dist.print0(f'Warning: with these weights the model gives the same scores to the first {len(logits)} examples: it '
+                        'ignores its input. This is expected of an answer head that starts at zero, not of an encoder.')
 
 
 @torch.no_grad()
 def evaluate(head, dataset, options, device, text='Evaluating', k=1):
-    """The k best predictions for a whole dataset, in its order, the same on every rank: a tuple of numpy (n, ...), an array for
-    each tensor that head.predict returns."""
+    """The k best predictions for every example, in dataset order, on every rank.
+
+    Returns a tuple with a numpy array (n, ...) for each tensor (b, ...) that head.predict returns.
+    """
     head.eval()
     micro_batches = evaluation_batches(len(dataset), options)
     local = micro_batches[dist.rank()::dist.world_size()]
-    arrays, starts = None, np.cumsum([0, *(len(one.indices) for one in local)])
+    arrays, starts = None, np.cumsum([0, *(len(micro_batch.indices) for micro_batch in local)])
     deferred, bar = DeferredMetrics(device), progress_bar(len(local), 0, text, options)
     for number, batch in enumerate(load_batches(dataset, local, options, device)):
         with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
             deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
-        for at, tensors in deferred.pop_ready(flush=number == len(local) - 1):
+        for ready, tensors in deferred.pop_ready(flush=number == len(local) - 1):
             predictions = [tensor.numpy() for tensor in tensors]
-            if arrays is None:
-                # One allocation: small arrays that stay among large ones that are freed would fragment the heap.
-                arrays = [np.empty((starts[-1], *array.shape[1:]), array.dtype) for array in predictions]
-            for array, part in zip(arrays, predictions, strict=True):
-                array[starts[at]:starts[at + 1]] = part
+            if arrays is None:  # allocated once: many small arrays that outlive the large batches would fragment the heap
+                arrays = [np.empty((starts[-1], *rows.shape[1:]), rows.dtype) for rows in predictions]
+            for array, rows in zip(arrays, predictions, strict=True):
+                array[starts[ready]:starts[ready + 1]] = rows
             bar.update()
     bar.close()
     if dist.world_size() == 1:
         return tuple(arrays)
-    order = [one.indices for rank in range(dist.world_size()) for one in micro_batches[rank::dist.world_size()]]
-    place = np.argsort(np.concatenate(order))
-    by_rank = [part for part in dist.gather(arrays) if part is not None]  # with few batches a rank may have had none
-    return tuple(np.concatenate(parts)[place] for parts in zip(*by_rank, strict=True))
+    ranks = range(dist.world_size())
+    gathered = [micro_batch.indices for rank in ranks for micro_batch in micro_batches[rank::dist.world_size()]]
+    order = np.argsort(np.concatenate(gathered))
+    by_rank = [rank_arrays for rank_arrays in dist.gather(arrays) if rank_arrays is not None]  # None: a rank without a batch
+    return tuple(np.concatenate(parts)[order] for parts in zip(*by_rank, strict=True))
 
 
 @torch.no_grad()
 def evaluate_losses(head, dataset, options, device, text='Validating'):
-    """({loss: its mean over a whole dataset}, {metric: its sum}), the same on every rank."""
+    """({loss: mean over the dataset}, {metric: sum over the dataset}), on every rank."""
     head.eval()
     sums = {}
     local = evaluation_batches(len(dataset), options)[dist.rank()::dist.world_size()]
@@ -341,18 +341,17 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
             sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
         bar.update()
     bar.close()
-    sums = sum_by_name(sums)
+    sums = dist.sum_by_name(sums)
     losses = {name.removeprefix('loss/'): value for name, value in sums.items() if name.startswith('loss/')}
     return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 
 
 def fit(task, head, train_set, valid_set, options, folder, state, device):
-    """Trains a head for --epochs epochs, validating after each, from the start or from a saved run state.
+    """Trains a head for --epochs epochs and validates after each. state: the saved run state to resume from, or None.
 
-    Writes the task's snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run
-    state to `folder`. A crash at any moment loses only the work since the last state, which is then redone with the same bits.
-    SIGTERM saves the state after the current step (on a GPU the next), or after the first step that follows a validation, and
-    raises Interrupted.
+    Writes snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run state to
+    `folder`. After a crash, training resumes from the last run state with bit-identical results. On SIGTERM the loop saves the
+    run state after the current step (on a GPU, the next one) and raises Interrupted; validation is finished first.
     """
     progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
     optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
@@ -369,7 +368,7 @@ def fit(task, head, train_set, valid_set, options, folder, state, device):
 
 
 def finish_epoch(task, head, valid_set, sums, options, progress, folder, device):
-    """Validates, logs and writes the snapshots of an epoch. sums: what train_epoch returned."""
+    """Validates, writes the log and the snapshots of an epoch. sums: as train_epoch returns them."""
     epoch, (text, scalars) = progress.epoch, task.report(sums)
     lines, scalars = [f'Epoch {epoch}: Train {text}'], {f'train/{name}': value for name, value in scalars.items()}
     if valid_set is not None:
@@ -378,7 +377,7 @@ def finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
         if score > progress.best:
             progress.best = score
             folder.save_snapshot(task.best_name, head)
-        lines += [f'Epoch {epoch}: Valid {text}', f'Epoch {epoch}: Best {task.shown(progress.best)}']
+        lines += [f'Epoch {epoch}: Valid {text}', f'Epoch {epoch}: Best {task.format_score(progress.best)}']
     if progress.skipped:
         lines.append(f'Epoch {epoch}: {progress.skipped} steps skipped so far: their gradients were not finite')
     progress.epoch, progress.step, progress.sums = epoch + 1, 0, {}
@@ -393,8 +392,8 @@ def resume(state, head, optimizer_step, folder):
     dist.print0(head.load_original(state['model'], f'the run state in {folder.path}'))
     optimizer_step.load_state_dict(state)
     head.load_extra_state(state.get('extra', {}))
-    state.clear()  # the largest thing in memory, no longer needed
+    state.clear()  # frees the memory
     if not dist.is_main():
-        progress.sums = dict.fromkeys(progress.sums, 0.0)  # the saved sums are those of all ranks
+        progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
     dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
     return progress

@@ -10,30 +10,30 @@ import subprocess
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-PATIENCE = 60  # seconds, of a busy machine
+PATIENCE = 60  # seconds, since machines may be busy
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium on this machine (apt-get install chromium)')
 
 
 class Page:
     """with Page(profile folder) as page: page.open(address); page.run('document.title').
 
-    `requests` are the addresses that were asked for (data: is none), `faults` the messages of errors in the page.
+    `requests`: the addresses that were requested, data: URIs aside; `faults`: error messages of the page.
     """
 
     def __init__(self, profile):
         self.count, self.rest, self.session, self.loaded, self.requests, self.faults = 0, b'', {}, False, [], []
-        from_us, self.to = os.pipe()
-        self.back, to_us = os.pipe()
+        command_pipe, self.to = os.pipe()
+        self.back, reply_pipe = os.pipe()
         # The sandbox asks for rights that a container has not; the pages are our own.
         flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
                  f'--user-data-dir={profile}', '--remote-debugging-pipe', 'about:blank']
-        by = f'exec "$0" "$@" 3<&{from_us} 4>&{to_us}'  # Chromium reads commands from file 3 and writes to file 4
-        self.process = subprocess.Popen(['bash', '-c', by, CHROMIUM, *flags], pass_fds=(from_us, to_us), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(from_us)
-        os.close(to_us)
-        made = self.call('Target.createTarget', url='about:blank')
-        self.session = {'sessionId': self.call('Target.attachToTarget', targetId=made['targetId'], flatten=True)['sessionId']}
+        shell = f'exec "$0" "$@" 3<&{command_pipe} 4>&{reply_pipe}'  # Chromium reads commands from file 3 and writes to file 4
+        self.process = subprocess.Popen(['bash', '-c', shell, CHROMIUM, *flags], pass_fds=(command_pipe, reply_pipe),
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(command_pipe)
+        os.close(reply_pipe)
+        target = self.call('Target.createTarget', url='about:blank')
+        self.session = {'sessionId': self.call('Target.attachToTarget', targetId=target['targetId'], flatten=True)['sessionId']}
         for domain in ('Page', 'Runtime', 'Network', 'Log'):
             self.call(f'{domain}.enable')
 
@@ -52,30 +52,30 @@ class Page:
         self.count += 1
         message = {'id': self.count, 'method': method, 'params': params, **self.session}
         os.write(self.to, json.dumps(message).encode() + b'\0')
-        while (found := self.receive()).get('id') != self.count:
+        while (reply := self.receive()).get('id') != self.count:
             pass
-        assert 'error' not in found, (method, found['error'])
-        return found['result']
+        assert 'error' not in reply, (method, reply['error'])
+        return reply['result']
 
     def receive(self):
-        """The next message; of an event what is to be remembered is kept."""
+        """The next message. Requests, errors and the load event are recorded."""
         while b'\0' not in self.rest:
             assert select.select([self.back], [], [], PATIENCE)[0], f'Chromium has said nothing for {PATIENCE} seconds'
             chunk = os.read(self.back, 1 << 16)
             assert chunk, 'Chromium has ended'
             self.rest += chunk
         message, _, self.rest = self.rest.partition(b'\0')
-        found = json.loads(message)
-        params = found.get('params', {})
-        if found.get('method') == 'Network.requestWillBeSent' and not params['request']['url'].startswith('data:'):
+        event = json.loads(message)
+        params = event.get('params', {})
+        if event.get('method') == 'Network.requestWillBeSent' and not params['request']['url'].startswith('data:'):
             self.requests.append(params['request']['url'])
-        elif found.get('method') == 'Page.loadEventFired':
+        elif event.get('method') == 'Page.loadEventFired':
             self.loaded = True
-        elif found.get('method') == 'Runtime.exceptionThrown':
+        elif event.get('method') == 'Runtime.exceptionThrown':
             self.faults.append(params['exceptionDetails'].get('exception', {}).get('description') or str(params))
-        elif found.get('method') == 'Log.entryAdded' and params['entry']['level'] == 'error':
+        elif event.get('method') == 'Log.entryAdded' and params['entry']['level'] == 'error':
             self.faults.append(params['entry']['text'])
-        return found
+        return event
 
     def open(self, address):
         """Goes to an address and waits until the page is loaded."""
@@ -86,9 +86,9 @@ class Page:
 
     def run(self, script):
         """The value of a JavaScript expression, promises awaited."""
-        found = self.call('Runtime.evaluate', expression=script, returnByValue=True, awaitPromise=True)
-        assert 'exceptionDetails' not in found, found['exceptionDetails']
-        return found['result'].get('value')
+        reply = self.call('Runtime.evaluate', expression=script, returnByValue=True, awaitPromise=True)
+        assert 'exceptionDetails' not in reply, reply['exceptionDetails']
+        return reply['result'].get('value')
 
     def text(self, selector):
         """The texts of all elements that a CSS selector names."""
@@ -106,11 +106,11 @@ class Page:
         self.call('Emulation.setEmulatedMedia', media=media,
                   features=[{'name': 'prefers-color-scheme', 'value': 'dark' if dark else 'light'}])
 
-    def picture(self, path, whole=False):
-        """Writes a PNG of what is seen, or of the whole page."""
+    def picture(self, path, full_page=False):
+        """Writes a PNG of the window, or of the full page."""
         self.run('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))')  # until it is drawn
-        made = self.call('Page.captureScreenshot', format='png', captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(made['data']))
+        shot = self.call('Page.captureScreenshot', format='png', captureBeyondViewport=full_page)
+        path.write_bytes(base64.b64decode(shot['data']))
 
 
 KEYS = {'Tab': 9, 'Enter': 13, 'ArrowLeft': 37, 'ArrowUp': 38, 'ArrowRight': 39, 'ArrowDown': 40}

@@ -1,17 +1,16 @@
-"""What several tests share: a small sample world, and the VQA program run on it."""
+"""What several tests share: a small sample world, and the VQA and pre-training programs run on it."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from processes import Ranks, run
+
 # Two threads on two busy cores wait for each other: tests are several times faster with one.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -62,13 +61,13 @@ def ragged(world, folders='mscoco_imgfeat'):
 
 @pytest.fixture
 def vqa(world, tmp_path):
-    """vqa(*flags, name='run'): runs the VQA program on the world in a process of its own, with output in tmp_path/name.
+    """vqa(*flags, name='run', start=True, ...): the VQA program on the world, with output in tmp_path/name.
 
-    Returns the finished process, with its output as text.
+    start: give the flags of a training run from random weights; further arguments: as of run_program.
     """
     def run(*flags, name='run', start=True, **how):
         first = ['--valid', 'minival', '--batchSize', '16', '--lr', '1e-3', '--epochs', '2', '--fromScratch'] if start else []
-        return run_program('tasks/vqa.py', world, tmp_path / name, *first, *flags, **how)
+        return run_program('vqa', world, tmp_path / name, *first, *flags, **how)
 
     return run
 
@@ -79,23 +78,23 @@ def pretrain(world, tmp_path):
     def run(*flags, name='run', **how):
         start = [] if {'--load', '--loadLXMERT'} & set(map(str, flags)) else ['--fromScratch']
         return run_program(
-            'pretrain/program.py', world, tmp_path / name, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
+            'pretrain', world, tmp_path / name, '--train', 'mscoco_train,mscoco_nominival,vgnococo',
             '--valid', 'mscoco_minival', '--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA', '--batchSize', '64',
             '--lr', '1e-3', '--epochs', '2', *start, *flags, **how)
 
     return run
 
 
-def run_program(program, world, output, *flags, processes=1, wait=True):
-    """Runs a program below src on a world in a process of its own; returns it, finished unless wait is False."""
+def run_program(program, world, output, *flags, processes=0, wait=True):
+    """Runs a training program, 'vqa' or 'pretrain', on a world, with processes=0 in this process.
+
+    Returns the finished run with its returncode, stdout and stderr; with wait=False the processes.Ranks that run.
+    """
     flags = [str(flag) for flag in ('--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', output, *flags)]
-    by = [] if processes == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
-    command = [sys.executable, *by, f'src/{program}', *flags]
-    environment = {**os.environ, 'PYTHONPATH': 'src', 'OMP_NUM_THREADS': '1'}
-    if not wait:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                start_new_session=True)  # a process group of its own, to be signalled
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    if not processes:
+        return run(program, flags)
+    ranks = Ranks(program, flags, output.with_name(f'{output.name}.printed'), processes)
+    return ranks.wait() if wait else ranks
 
 
 @pytest.fixture

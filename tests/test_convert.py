@@ -223,10 +223,10 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
     assert 'has 4 rows, but 2 answers are given for it' in fault('to-hf', snapshot, tmp_path / 'out')
     answers.write_text(json.dumps(ANSWERS['vqa']))
     assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
-    assert 'model.safetensors: exists; choose another place' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'model.safetensors: exists; choose another path' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'out/model.safetensors').rename(tmp_path / 'model.safetensors')
     (tmp_path / 'out/vocab.txt').write_text('other')
-    assert 'vocab.txt: exists, and belongs to something else' in fault('to-hf', snapshot, tmp_path / 'out')
+    assert 'vocab.txt: exists with other contents' in fault('to-hf', snapshot, tmp_path / 'out')
     (tmp_path / 'model.safetensors').rename(tmp_path / 'out/model.safetensors')
     (tmp_path / 'out/config.json').unlink()
     asked = fault('from-hf', tmp_path / 'out', tmp_path / 'x/BEST')
@@ -298,4 +298,4 @@ def test_pushing_goes_through_the_hubs_api(snapshot, tmp_path, monkeypatch, caps
         monkeypatch.setattr(huggingface_hub, 'HfApi', api)
         assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'two'), '--push', 'me/mine']) == 1
     printed = capsys.readouterr().err
-    assert '--push me/mine: not uploaded' in printed and 'is whole' in printed and 'Traceback' not in printed
+    assert '--push me/mine: not uploaded' in printed and 'is complete' in printed and 'Traceback' not in printed

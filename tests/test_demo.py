@@ -1,4 +1,4 @@
-"""run/demo.bash: its answers beside the library's, its page in Chromium, faults of what is sent and of how it is called."""
+"""run/demo.bash: its answers equal the library's, its page in Chromium, invalid requests and flags."""
 
 import base64
 import io
@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import replace
-from xml.etree import ElementTree
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,38 +23,44 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
-from explain.attention import SPECIAL, look
+from explain.attention import SPECIAL
 from images.pictures import open_picture
-from predict import demo_program
-from predict.ask import Asker
-from predict.demo import examples
+from predict import demo as program
+from predict.ask import Pipeline
+from tasks.nlvr2 import NLVR2
+from tasks.vqa import VQA
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning:gradio')  # of pandas, about its use by Gradio
 QUESTION = 'How many circles are there?'
 
 
 @contextmanager
-def serving(snapshot, world):
-    """The address of a demo that runs, and its Demo."""
-    flags = demo_program.parser().parse_args(['--load', str(snapshot), '--world', str(world), '--device', 'cpu'])
-    demo = demo_program.open_demo(flags)
-    page = demo_program.launch(demo, flags.host, None)
+def serving(snapshot):
+    """(address, Pipeline, examples) of a demo that is served."""
+    flags = program.build_parser().parse_args(['--load', str(snapshot), '--device', 'cpu'])
+    pipeline, examples = program.load(flags)
+    page = program.launch(pipeline, examples, flags.host, None)
     try:
-        yield page.local_url, demo
+        yield page.local_url, pipeline, examples
     finally:
         page.close(verbose=False)
 
 
-@pytest.fixture(scope='module', params=['vqa', 'nlvr2'])
-def demo(request, snapshots, made_world):  # noqa: F811
-    with serving(snapshots[request.param], made_world) as found:
-        yield *found, snapshots[request.param]
+@pytest.fixture(scope='module')
+def running(snapshots):  # noqa: F811
+    with serving(snapshots['vqa']) as served:
+        yield served
 
 
 @pytest.fixture(scope='module')
-def running(snapshots, made_world):  # noqa: F811
-    with serving(snapshots['vqa'], made_world) as found:
-        yield found
+def running_pair(snapshots):  # noqa: F811
+    with serving(snapshots['nlvr2']) as served:
+        yield served
+
+
+@pytest.fixture(params=['running', 'running_pair'])
+def demo(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope='module')
@@ -62,144 +68,149 @@ def files(made_world):
     return sorted((made_world / 'images/val2014').glob('*.png'))
 
 
-def asked(address, question, *pictures):
-    """[(answer, probability), ...] and the HTML of the reply to a question about files."""
-    answers, told = Client(address, verbose=False).predict(question, *map(handle_file, map(str, pictures)), api_name='/ask')
-    return [(each['label'], each['confidence']) for each in answers['confidences']] if answers else None, told
+def ask(address, question, *pictures):
+    """([(answer, probability), ...], [(word, relevance), ...], {'image', 'annotations'} of each picture) for files."""
+    answers, words, *annotated = Client(address, verbose=False).predict(
+        question, *map(handle_file, map(str, pictures)), api_name='/ask')
+    return ([(each['label'], each['confidence']) for each in answers['confidences']],
+            [(each['token'], each['class_or_confidence']) for each in words], annotated)
 
 
-def test_answers_and_weights_are_those_of_the_library(demo, files, made_world):
-    address, running, snapshot = demo
-    chosen = files[:running.asker.pictures]
-    answers, told = asked(address, QUESTION, *chosen)
-    asker = Asker.load(snapshot)
-    images = asker.see([open_picture(file) for file in chosen], [file.stem for file in chosen])
-    regions = [tuple(images)] if len(chosen) > 1 else images
-    (expected,) = asker.answerer.answer(regions, [QUESTION], best=5)
+def test_answers_and_relevance_are_those_of_the_library(demo, files):
+    address, pipeline, _ = demo
+    chosen = files[:pipeline.predictor.images]
+    answers, words, annotated = ask(address, QUESTION, *chosen)
+    images = pipeline.detect([open_picture(file) for file in chosen], [file.stem for file in chosen])
+    expected, explanation = pipeline.answer(QUESTION, images)
     assert [answer for answer, _ in answers] == [answer for answer, _ in expected]
     assert [chance for _, chance in answers] == pytest.approx([chance for _, chance in expected], abs=1e-5)
-    seen, told = look(asker.answerer, images, QUESTION), ElementTree.fromstring(told)
-    buttons = told.findall('.//button')
-    assert [button.text for button in buttons] == seen.words
-    own = np.array([0 if word in SPECIAL else weight for word, weight in zip(seen.words, seen.of_words.mean(0), strict=True)])
-    for button, word, share in zip(buttons, seen.words, own / own.sum(), strict=True):
-        if word not in SPECIAL:
-            assert float(button.find('small').text[:-1]) == pytest.approx(100 * share, abs=.51)
-    names = (made_world / 'objects_vocab.txt').read_text().splitlines()
-    figures, attention = told.findall('.//figure'), seen.attention['cross1.lang_to_visn']  # the model has one cross layer
-    for figure, image, file, of_regions, last in zip(figures, images, chosen, seen.of_regions, attention, strict=True):
-        by_word = sum(last) / len(last)  # of (h, t, o)
-        layers, lists = figure.findall('svg/g'), figure.findall('ol')
-        assert len(layers) == len(lists) == 1 + len(seen.words)
-        of_all = np.concatenate(seen.of_regions)
-        for layer, listed, weights in zip(layers, lists, [of_regions / of_all.sum(), *by_word], strict=True):
-            best = np.argsort(-weights[:len(image.boxes)], kind='stable')[:5]
-            for item, region in zip(listed, best, strict=True):
-                title, share = item.text.rsplit(' ', 1)
-                assert names[image.classes[region]] in title
-                assert float(share[:-1]) == pytest.approx(100 * weights[region], abs=.51)
-            most = weights.max() if 'all' not in layer.get('class') else of_all.max() / of_all.sum()
-            strongest = layer.findall('rect')[-1]  # on top
-            x, y, width, height = (float(strongest.get(name)) for name in ('x', 'y', 'width', 'height'))
-            assert (x, y, x + width, y + height) == pytest.approx(tuple(image.boxes[best[0]]), abs=.11)
-            drawn = [float(rect.get('stroke-opacity')) for rect in layer.findall('rect')[1:]]
-            assert drawn[-5:] == pytest.approx(weights[best][::-1] / most, abs=2e-3)
-            assert [number.text for number in layer.findall('text')] == ['1', '2', '3', '4', '5']
-        data = base64.b64decode(figure.find('svg/image').get('href').split(',')[1])
-        with Image.open(io.BytesIO(data)) as photo, Image.open(file) as own_file:
-            assert photo.size == own_file.size == (image.width, image.height)
+    weights = {i: weight for i, weight in enumerate(explanation.word_relevance.sum(0)) if explanation.words[i] not in SPECIAL}
+    assert [text for text, _ in words] == [f'{explanation.words[i]} {weight / sum(weights.values()):.0%}'
+                                           for i, weight in weights.items()]
+    assert [shade for _, shade in words] == pytest.approx([weight / max(weights.values()) for weight in weights.values()])
+    total = np.concatenate(explanation.region_relevance).sum()
+    for shown, image, file, relevance in zip(annotated, images, chosen, explanation.region_relevance, strict=True):
+        with Image.open(shown['image']) as photo, Image.open(file) as original:
+            assert photo.size == original.size
+        best = np.argsort(-relevance, kind='stable')[:5].tolist()
+        for rank, (region, annotation) in enumerate(zip(best, shown['annotations'], strict=True), 1):
+            name = pipeline.names.name('classes', int(image.classes[region]))
+            assert re.fullmatch(f'{rank} .*{name} {relevance[region] / total:.0%}', annotation['label'])
+            with Image.open(annotation['image']) as mask:
+                opacity = np.asarray(mask)[..., 3]
+            rows, columns = (np.flatnonzero(opacity.any(axis)) for axis in (1, 0))
+            assert (columns[0], rows[0], columns[-1], rows[-1]) == pytest.approx(tuple(image.boxes[region]), abs=1.01)
+            most = max(map(max, explanation.region_relevance))
+            assert opacity.max() == pytest.approx(255 * (0.3 + 0.7 * relevance[region] / most), abs=1)
+
+
+def test_a_large_picture_is_reduced_with_its_regions(running, files, monkeypatch):
+    from predict.demo_page import Demo
+
+    _, pipeline, _ = running
+    image, = pipeline.detect([open_picture(files[0])], ['it'])
+    photo = np.asarray(Image.open(files[0]).convert('RGB').resize((1600, 1200)))
+    large = image.__class__(**{**vars(image), 'width': 1600, 'height': 1200, 'boxes': image.boxes * 10})
+    monkeypatch.setattr('predict.demo_page.open_picture', lambda data: photo)
+    monkeypatch.setattr(pipeline, 'detect', lambda *_: [large])
+    _, _, (picture, regions) = Demo(pipeline).ask(QUESTION, str(files[0]))
+    assert picture.size == (900, 675) and all(opacity.shape == (675, 900) for opacity, _ in regions)
+    x1, y1, x2, y2 = large.boxes[pipeline.answer(QUESTION, [large])[1].region_relevance[0].argmax()] * 900 / 1600
+    rows, columns = (np.flatnonzero(regions[0][0].any(axis)) for axis in (1, 0))
+    assert (columns[0], rows[0], columns[-1], rows[-1]) == pytest.approx((x1, y1, x2, y2), abs=1.01)
+
+
+def test_what_is_not_read_is_shown_and_regions_are_kept(running, files, monkeypatch):
+    from predict.demo_page import Demo
+
+    _, pipeline, _ = running
+    demo = Demo(pipeline)
+    _, words, _ = demo.ask('many ' * 18 + 'circles there', str(files[0]))
+    assert words[-1] == ('(too long, not read: circles there)', 0)
+    monkeypatch.setattr(pipeline, 'detect', lambda *_: 1 / 0)
+    assert demo.ask('What?', str(files[0]))[0]
 
 
 def test_examples_are_questions_about_their_pictures(demo, made_world):
-    """Each is one of the validation's, with the files of the pictures that it names."""
-    _, running, _ = demo
-    fields = running.asker.answerer.task.schema.images
-    known = {(*(each[field] for field in fields), each['sent']) for each in
-             json.loads((made_world / ('nlvr2/valid.json' if len(fields) > 1 else 'vqa/minival.json')).read_text())}
-    found = [(*(re.sub(r'.*/|\.png$', '', file) for file in files), sentence) for *files, sentence in running.examples]
-    assert len(found) == 24 and set(found) <= known
+    """Each is a question of the validation split, with the files of the pictures that it names."""
+    _, pipeline, examples = demo
+    keys = pipeline.predictor.task.schema.images
+    rows = json.loads((made_world / ('nlvr2/valid.json' if len(keys) > 1 else 'vqa/minival.json')).read_text())
+    known = {(*(row[key] for key in keys), row['sent']) for row in rows}
+    shown = [(*(Path(file).stem for file in files), sentence) for *files, sentence in examples]
+    assert len(shown) == 24 and set(shown) <= known
 
 
-def test_examples_are_of_the_whole_split_and_have_their_pictures(tmp_path):
+def test_examples_are_of_the_complete_split_and_have_their_pictures(tmp_path):
     for folder in ('vqa', 'images/val2014'):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'vqa/minival.json').write_text(json.dumps([{'img_id': str(i), 'sent': f'{i}?'} for i in range(48)]))
     for i in range(48):
         if i != 6:
             (tmp_path / f'images/val2014/{i}.png').touch()
-    assert [sentence for _, sentence in examples(tmp_path, ('img_id',))] == [f'{i}?' for i in range(0, 48, 2) if i != 6]
+    examples = program.find_examples(tmp_path, VQA)
+    assert [sentence for _, sentence in examples] == [f'{i}?' for i in range(0, 48, 2) if i != 6]
+    assert program.find_examples(tmp_path, NLVR2) == program.find_examples(tmp_path / 'vqa', VQA) == []
 
 
-def test_attention_is_of_the_last_layer_and_what_is_not_read_is_told(running, files, monkeypatch):
-    asker, layer = running[1].asker, 'cross{}.lang_to_visn'
-    answers, seen = asker.answer(QUESTION, asker.see([open_picture(files[0])], ['it']))
-    last = np.zeros_like(seen.attention[layer.format(1)])
-    last[..., 7] = 1
-    layers = {layer.format(i): seen.attention[layer.format(1)] for i in range(1, 10)} | {layer.format(10): last}
-    monkeypatch.setattr(asker, 'answer', lambda *_: (answers, replace(seen, attention=layers)))
-    told = ElementTree.fromstring(running[1].ask('many ' * 18 + 'circles there', str(files[0]))[1])
-    assert all(listed.find('li').text.endswith(' 100%') for listed in told.findall('.//ol')[1:])
-    assert told.findall('p')[0].text.endswith('not read: circles there')
-    monkeypatch.setattr(asker, 'see', lambda *_: 1 / 0)  # the regions of a picture are kept for the next question
-    assert running[1].ask('What?', str(files[0]))[0]
-
-
-def test_what_was_sent_is_deleted_and_examples_stay(snapshots, made_world, files, monkeypatch):  # noqa: F811
+def test_uploads_are_limited_and_deleted_and_examples_stay(snapshots, monkeypatch):  # noqa: F811
     from predict import demo_page
-    monkeypatch.setattr(demo_page, 'AGE', 1)
-    with serving(snapshots['vqa'], made_world) as (address, running):
+    monkeypatch.setattr(demo_page, 'MAX_AGE', 1)
+    monkeypatch.setattr(demo_page, 'MAX_BYTES', 1000)
+    with serving(snapshots['vqa']) as (address, _, examples):
+        for size, status in ((900, 200), (1100, 413)):
+            reply = requests.post(f'{address}gradio_api/upload', files={'files': ('a.png', bytes(size))}, timeout=60)
+            assert reply.status_code == status, reply.text
         sent, = requests.post(f'{address}gradio_api/upload', files={'files': ('sent.png', png(60, 50))}, timeout=60).json()
-        shown = requests.get(f'{address}config', timeout=60).json()['components']
-        (rows,) = (each['props']['samples'] for each in shown if each['type'] == 'dataset')
+        components = requests.get(f'{address}config', timeout=60).json()['components']
+        (rows,) = (each['props']['samples'] for each in components if each['type'] == 'dataset')
         end = time.monotonic() + 30
         while os.path.exists(sent):
             assert time.monotonic() < end
             time.sleep(.1)
-        assert len(rows) == len(running.examples) and all(os.path.exists(row[0]['path']) for row in rows)
+        assert len(rows) == len(examples) and all(os.path.exists(row[0]['path']) for row in rows)
 
 
 @needs_chromium
 def test_the_page_is_opened_asked_and_read(demo, tmp_path):
-    """An example by a click, then the same picture uploaded; the answers stand there as the library has them."""
-    address, running, _ = demo
-    *chosen, sentence = running.examples[0]
+    """A click on an example, then on Ask: the page shows what the library answers."""
+    address, _, examples = demo
+    *chosen, sentence = examples[0]
     with Page(tmp_path / 'profile') as page:
         page.screen(1280, 1000)
         page.open(address)
         wait(page, 'document.querySelector("#ask")')
         press(page)
-        assert 'Choose' in told(page)
+        assert 'expected some words' in message(page)
         page.run('document.querySelector("tbody tr").click()')
         wait(page, f'field().value === {json.dumps(sentence)}')
         press(page)
-        wait(page, 'document.querySelector("#look svg") && document.querySelector("#answers .confidence-set")')
-        expected, html = asked(address, sentence, *chosen)
+        wait(page, 'document.querySelector("#regions1 img.mask") && document.querySelector("#answers .confidence-set")')
+        answers, words, annotated = ask(address, sentence, *chosen)
         shown = page.run('[...document.querySelectorAll("#answers .confidence-set")].map(each => each.innerText)')
-        assert [each.split('\n')[0] for each in shown] == [answer for answer, _ in expected]
-        words = page.run('[...document.querySelectorAll("#look .word")].map(each => each.firstChild.textContent)')
-        assert len(page.text('#look figure')) == len(chosen)
-        assert 'relevance for the first answer' in page.text('#look')[0]
-        number = len(words) - 3  # the last word before the stop
-        left, top = page.run(f'(({{x, y}}) => [x, y])(document.querySelector(".word{number}").getBoundingClientRect())')
-        page.call('Input.dispatchMouseEvent', type='mouseMoved', x=left + 5, y=top + 5)
-        now = page.text('#look')[0]
-        assert f'“{words[number]}” looks' in now and 'relevance for the first answer' not in now
-        lists = ElementTree.fromstring(html).findall('.//figure')[0].findall('ol')
-        assert lists[1 + number][0].text in now
-        assert page.run('getComputedStyle(document.querySelector("#look g.all")).display') == 'none'
-        page.call('Input.dispatchMouseEvent', type='mouseMoved', x=1, y=1)
-        assert 'relevance for the first answer' in page.text('#look')[0]
+        assert [each.split('\n')[0] for each in shown] == [answer for answer, _ in answers]
+        assert page.text('#words .token') == [text for text, _ in words]
+        for i, picture in enumerate(annotated, 1):
+            assert page.text(f'#regions{i} .legend-item') == [region['label'] for region in picture['annotations']]
+        assert page.run('[...document.querySelectorAll("#regions1 img")].every(each => each.naturalWidth)')
+        page.screen(420, 900)
+        assert page.run('document.documentElement.scrollWidth <= innerWidth')
         assert not page.faults and all(each.startswith((address, f'blob:{address}')) for each in page.requests)
 
 
 @needs_chromium
-def test_a_file_is_uploaded_and_faults_are_told_on_the_page(running, files, tmp_path):
+def test_a_file_is_uploaded_and_errors_are_shown_on_the_page(running, files, tmp_path, monkeypatch):
     with Page(tmp_path / 'profile') as page:
         upload(page, running[0], b'no picture')
-        assert 'expected a picture (JPEG' in told(page) and not page.text('#answers .confidence-set')
+        assert 'expected a picture (JPEG' in message(page) and not page.text('#answers .confidence-set')
         upload(page, running[0], files[0].read_bytes())
-        wait(page, 'document.querySelector("#look svg") && document.querySelector("#answers .confidence-set")')
-        assert not page.text('#look [role=alert]')
+        wait(page, 'document.querySelector("#regions1 img.mask") && document.querySelector("#answers .confidence-set")')
+        assert not page.text('.toast-body')
+        hostile = '<img src=x onerror="hacked=1">'
+        monkeypatch.setattr(Pipeline, 'answer', lambda *_: Path(hostile).read_bytes())
+        press(page)
+        assert hostile in message(page)
+        assert page.run("typeof hacked + document.querySelectorAll('.toast-body img').length") == 'undefined0'
 
 
 def upload(page, address, data):
@@ -223,9 +234,9 @@ def press(page):
     page.run('document.querySelector("#ask").click()')
 
 
-def told(page):
-    wait(page, 'document.querySelector("#look [role=alert]")')
-    return page.text('#look [role=alert]')[0]
+def message(page):
+    wait(page, 'document.querySelector(".toast-body")')
+    return page.text('.toast-body')[0]
 
 
 def wait(page, condition, patience=30):
@@ -242,83 +253,103 @@ def png(width, height):
     return data.getvalue()
 
 
-@pytest.mark.parametrize('question, data, says', [
+@pytest.mark.parametrize('question, data, expected', [
     (' ', png(60, 50), 'expected some words'),
     (3, png(60, 50), 'expected some words'),
     ('what?', b'', 'the picture: expected a picture (JPEG'),
     ('what?', png(60, 50)[:-30], 'expected a whole picture'),
     ('what?', png(9000, 8000), 'at most 64,000,000 pixels, found 9,000 x 8,000'),
     ('what?', png(80, 60), 'expected a picture of the sample world'),
-])
-def test_what_cannot_be_answered_is_said(running, tmp_path, question, data, says):
+], ids=['empty', 'number', 'no bytes', 'cut', 'large', 'photograph'])
+def test_invalid_questions_and_pictures_are_named(running, tmp_path, capfd, question, data, expected):
     (tmp_path / 'it.png').write_bytes(data)
-    answers, told = asked(running[0], question, tmp_path / 'it.png')
-    assert answers is None and says in told and 'Traceback' not in told
+    with pytest.raises(Exception) as raised:
+        ask(running[0], question, tmp_path / 'it.png')
+    assert expected in str(raised.value) and 'Traceback' not in str(raised.value) + capfd.readouterr().err
 
 
-def test_a_picture_that_is_not_there(running, tmp_path):
-    assert 'Choose the picture first' in running[1].ask('what?', None)[1]
-    assert 'no longer there' in running[1].ask('what?', str(tmp_path / 'gone.png'))[1]
+def test_a_picture_that_is_missing(running, tmp_path):
+    from gradio import Error
+
+    from predict.demo_page import Demo
+
+    for file, expected in ((None, 'Choose the picture first'), (str(tmp_path / 'gone.png'), 'the picture was deleted')):
+        with pytest.raises(Error, match=expected):
+            Demo(running[1]).ask('what?', file)
 
 
 @pytest.mark.parametrize('named', [{'meta': {'_type': 'gradio.FileData'}}, {}, {'meta': {}}, {'url': 'http://127.0.0.1:9/a.png'}])
-def test_only_files_that_were_sent_are_read(running, files, named, monkeypatch):
-    """Whoever speaks to the server past the page cannot have it open a file of this machine, here one that it would answer about,
-    whatever is told of it, nor fetch one from elsewhere."""
+def test_only_files_in_the_cache_are_read(running, files, named, monkeypatch):
+    """A request that does not come from the page cannot make the server open another file of this machine, here one that it would
+    answer about, nor fetch an address."""
     fetched = []
     monkeypatch.setattr('gradio.processing_utils.async_ssrf_protected_download', lambda *args, **_: fetched.append(args))
     url = f'{running[0]}gradio_api/call/ask'
     for path in (str(files[0]), f'{tempfile.gettempdir()}/gradio/../..{files[0]}', 'http://198.51.100.1/a.png'):
         called = requests.post(url, json={'data': ['what?', {'path': path, **named}]}, timeout=60).json()
         reply = requests.get(f'{url}/{called["event_id"]}', timeout=60).text
-        assert (reply.startswith('event: error') or 'Choose the picture first' in reply) and 'svg' not in reply
+        assert reply.startswith('event: error') and 'confidences' not in reply
     assert not fetched
 
 
-def test_large_files_are_refused(snapshots, made_world, monkeypatch):  # noqa: F811
-    from predict import demo_page
-    monkeypatch.setattr(demo_page, 'MOST_BYTES', 1000)
-    with serving(snapshots['vqa'], made_world) as (address, _):
-        for size, status in ((900, 200), (1100, 413)):
-            reply = requests.post(f'{address}gradio_api/upload', files={'files': ('a.png', bytes(size))}, timeout=60)
-            assert reply.status_code == status, reply.text
-
-
-def test_a_fault_of_the_program_is_no_traceback_on_the_page(running, files, monkeypatch, capfd):
-    monkeypatch.setattr(Asker, 'answer', lambda *_: 1 / 0)
-    with pytest.raises(Exception) as found:
-        asked(running[0], QUESTION, files[0])
-    assert 'Traceback' not in str(found.value) and 'division' not in str(found.value)
+def test_a_bug_shows_no_traceback_on_the_page(running, files, monkeypatch, capfd):
+    monkeypatch.setattr(Pipeline, 'answer', lambda *_: 1 / 0)
+    with pytest.raises(Exception) as raised:
+        ask(running[0], QUESTION, files[0])
+    assert 'Traceback' not in str(raised.value) and 'division' not in str(raised.value)
     assert 'ZeroDivisionError' in capfd.readouterr().err
 
 
-def test_faults_of_the_call(snapshots, made_world, running, tmp_path, monkeypatch, capsys):  # noqa: F811
+@pytest.fixture
+def environment(monkeypatch):
+    """Restores after the test what the program sets and deletes."""
     for name in ('GRADIO_TEMP_DIR', 'GRADIO_ANALYTICS_ENABLED', 'no_proxy'):
-        monkeypatch.setenv(name, '')  # for the other tests, what the program sets is undone
+        monkeypatch.setenv(name, '')
+
+
+def test_invalid_flags(snapshots, made_world, running, environment, tmp_path, monkeypatch, capsys):  # noqa: F811
     load = '--load', str(snapshots['vqa']), '--world', str(made_world), '--device', 'cpu'
     port = running[0].rstrip('/').split(':')[-1]
-    for flags, says in (((*load, '--port', port), f'--port {port}: expected an address'), (('--load', 'none'), 'none'),
-                        ((*load, '--host', '192.0.2.1'), '--host 192.0.2.1 --port 7860'),  # no machine's
-                        ((*load, '--minBoxes', '0'), 'found 0 and 36'),
-                        ((*load, '--world', str(tmp_path)), f'--world {tmp_path}: expected a sample world')):
-        assert demo_program.main(flags) == 1
-        assert says in capsys.readouterr().err
+    for flags, expected in (((*load, '--port', port), f'--port {port}: expected an address'), (('--load', 'none'), 'none'),
+                            ((*load, '--host', '192.0.2.1'), '--host 192.0.2.1 --port 7860'),  # no machine's
+                            ((*load, '--minBoxes', '0'), 'found 0 and 36'),
+                            ((*load, '--world', str(tmp_path), '--detector', 'shapes'), f'--world {tmp_path}: expected')):
+        assert program.main(flags) == 1
+        assert expected in capsys.readouterr().err
     for wrong in ('0', '65536'):
         with pytest.raises(SystemExit):
-            demo_program.main([*load, '--port', wrong])
+            program.main([*load, '--port', wrong])
         assert f'expected 1 to 65535, found {wrong}' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'gradio', None)
     monkeypatch.delattr('predict.demo_page')
     monkeypatch.delitem(sys.modules, 'predict.demo_page')
-    assert demo_program.main(load) == 1 and 'bash run/setup.bash --demo' in capsys.readouterr().err
+    assert program.main(load) == 1 and 'bash run/setup.bash --demo' in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
-    assert demo_program.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
+    assert program.main([]) == 1 and 'bash run/quickstart.bash' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_program_says_where_it_is_and_leaves_nothing(snapshots, made_world, files, tmp_path, end):  # noqa: F811
-    """It listens on this machine alone, prints its address, answers, also where there is a proxy, and ends well by Ctrl-C, by
-    SIGTERM and with its terminal. Variables of Gradio's own change nothing."""
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_the_end_of_the_terminal_close_the_page(snapshots, environment, monkeypatch, capsys, number):  # noqa: F811
+    steps, before = [], signal.getsignal(number)
+
+    def launch(*_):
+        steps.append(os.environ['GRADIO_TEMP_DIR'])
+        assert os.path.isdir(steps[0])
+        thread = SimpleNamespace(join=lambda: (os.kill(os.getpid(), number), time.sleep(60)))
+        return SimpleNamespace(local_url='', server=SimpleNamespace(thread=thread), close=lambda verbose: steps.append('closed'))
+
+    monkeypatch.setattr(program, 'launch', launch)
+    try:
+        assert program.main(['--load', str(snapshots['vqa']), '--device', 'cpu']) == 130
+    finally:
+        signal.signal(number, before)
+    folder, closed = steps
+    assert closed == 'closed' and not os.path.exists(folder) and 'demo.bash: stopped' in capsys.readouterr().err
+
+
+def test_the_program_prints_its_address_and_leaves_nothing(snapshots, made_world, files, tmp_path):  # noqa: F811
+    """It listens on this machine only, prints its address, answers, also behind a proxy, and ends with Ctrl-C. Gradio's
+    environment variables change nothing."""
     call = ['bash', 'run/demo.bash', '--load', snapshots['vqa'], '--world', made_world, '--device', 'cpu']
     with subprocess.Popen(call, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={**os.environ, 'TMPDIR': str(tmp_path), 'HTTP_PROXY': 'http://127.0.0.1:9', 'GRADIO_DEBUG': '1',
@@ -326,12 +357,12 @@ def test_the_program_says_where_it_is_and_leaves_nothing(snapshots, made_world, 
         address = process.stdout.readline()
         try:
             assert re.fullmatch(r'http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n', address), address + process.stderr.read()
-            assert asked(address.split()[0], QUESTION, files[0])[0]
+            assert ask(address.split()[0], QUESTION, files[0])[0]
             for path, status in ((f'gradio_api/file={ROOT}/README.md', 403), ('monitoring', 403), ('config', 200)):
                 assert requests.get(address.split()[0] + path, timeout=60).status_code == status
-            sent = [path for path in tmp_path.rglob('*') if path.name == files[0].name]
+            uploads = [path for path in tmp_path.rglob('*') if path.name == files[0].name]
         finally:
-            process.send_signal(end)
+            process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, '', '\ndemo.bash: ended\n')
-    assert sent and not any(path.exists() for path in sent)
+    assert (process.returncode, out, err) == (130, '', '\ndemo.bash: stopped\n')
+    assert uploads and not any(path.exists() for path in uploads)

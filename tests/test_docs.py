@@ -136,7 +136,7 @@ def checkout(template, tmp_path):
 def run(folder, language, code):
     """Runs a command of the documents, made quick, or a Python example; returns what it printed."""
     if language == 'bash':
-        # One process for several GPUs: several are tested in test_machines.py.
+        # One process for several GPUs: several are tested in test_launch.py.
         words = shlex.split(code.replace('0,1,2,3 --multiGPU', 'cpu').replace('NAME', 'name').replace('PATH', 'corpus'))
         command = [*words, *QUICK.get(words[1], [])]
     else:
@@ -191,4 +191,4 @@ def test_launchers_say_how_to_use_them(template):
 def test_a_machine_without_gpu_falls_back_to_the_cpu_and_says_so(template):
     done = subprocess.run(
         ['bash', 'run/vqa_test.bash', '0', 'none', '--load', 'snap/vqa/none/BEST'], cwd=template, capture_output=True, text=True)
-    assert 'going on with the CPU' in done.stdout and done.returncode == 1 and 'BEST.pth' in done.stderr
+    assert 'using the CPU' in done.stdout and done.returncode == 1 and 'BEST.pth' in done.stderr

@@ -251,7 +251,7 @@ def test_bad_lines_of_nlvr2(run, predictions, expected):
     ('vqa', [], VQA, None, 'found none'),
     ('vqa', '[{"question_id": 1', VQA, None, 'p.json: incomplete or invalid json'),
     ('vqa', VQA_ANSWERS, {'questions': []}, None, 'expected annotations at annotations[...], found none'),
-    ('vqa', VQA_ANSWERS, {'annotations': VQA['annotations'] * 2}, None, 'a.json: question 1 is there twice'),
+    ('vqa', VQA_ANSWERS, {'annotations': VQA['annotations'] * 2}, None, 'a.json: question 1 occurs twice'),
     ('vqa', VQA_ANSWERS, {'annotations': [{'question_id': 1, 'answers': []}]}, None, 'question 1: key "answers"'),
     ('vqa', VQA_ANSWERS, [SPLIT[0], {'img_id': 'i', 'question_id': 2, 'sent': ''}], None, 'question 2: expected labels on all'),
     ('vqa', VQA_ANSWERS, [SPLIT[0] | {'label': {'yes': '1'}}], None, 'example 0: key "label"'),
@@ -261,7 +261,7 @@ def test_bad_lines_of_nlvr2(run, predictions, expected):
     ('gqa', gqa_answers(q5='shape'), {'q5': GQA['q5']}, {'q5': {'valid': []}}, 'c.json: key "plausible"'),
     ('nlvr2', 'dev-1-0-0,True', '{"identifier": "dev-1-0-0", "label": "yes"}', None, ':1: key "label"'),
     ('nlvr2', 'dev-1-0,True', '{"identifier": "dev-1-0", "label": "True"}', None, 'a.json: expected identifiers like'),
-    ('nlvr2', 'dev-1-0-0,True', '{"identifier": ', None, 'a.json:1: expected one json object a line'),
+    ('nlvr2', 'dev-1-0-0,True', '{"identifier": ', None, 'a.json:1: expected one json object per line'),
 ])
 def test_files_that_are_not_what_they_should_be_are_named(run, task, predictions, annotations, choices, expected):
     status, figures, out, error = run(task, predictions, annotations, choices)

@@ -1,4 +1,4 @@
-"""The model computes what Hugging Face's LXMERT computes, and keeps what looks like a mistake but is the paper's code."""
+"""The model equals Hugging Face's LXMERT and keeps what looks like a mistake but is in the original code."""
 
 import copy
 import json
@@ -9,8 +9,13 @@ import torch
 import torch.nn.functional as F
 from transformers import LxmertConfig, LxmertForPreTraining
 
+import lxrt.optimization
+import lxrt.tokenization
 from bert import layers
+from bert.optimization import BertAdam
 from bert.tokenization import BertTokenizer
+from lxrt import modeling
+from lxrt import pretraining as pretraining_module
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import (
     LxrtConfig,
@@ -22,7 +27,7 @@ from lxrt.modeling import (
     layer_names,
 )
 
-torch.set_num_threads(1)  # on models this small a second thread only waits: measured, 25 s against 2 on two busy cores
+torch.set_num_threads(1)  # on models this small, 2 s instead of 25 on two busy cores
 
 TINY = {
     'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
@@ -33,8 +38,8 @@ ANSWERS = 9
 KEYS = ['Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA']
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def tiny(**changes):
@@ -51,7 +56,7 @@ def random_sizes(seed):
 
 
 def randomise(model, seed=0):
-    """Weights at which no bias, layer norm or row of an embedding can be forgotten unnoticed."""
+    """Random biases and layer norms too, so that a forgotten one changes results."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -64,7 +69,7 @@ def pretraining(config=None, **options):
 
 
 def make_batch(config, b=3, t=7, o=5, padded=False, seed=0):
-    """Arguments of LXRTPretraining.forward, labels included; every kind of label has one that is ignored."""
+    """Arguments of LXRTPretraining.forward with labels; each kind of label has one that is ignored."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(high, *shape):
@@ -104,19 +109,26 @@ def body(model, batch):
     return model.bert(*body_inputs(batch))
 
 
+def masks(batch):
+    """Which words (b, t) and which regions (b, o) are not padding."""
+    shapes = batch['input_ids'].shape, batch['pos'].shape[:2]
+    return [torch.ones(shape, dtype=torch.bool) if batch[name] is None else batch[name]
+            for name, shape in zip(('attention_mask', 'visual_attention_mask'), shapes, strict=True)]
+
+
 # ---------------------------------------------------------------------------- parity with Hugging Face
 
 
 def reference(model, sizes, **options):
     """Hugging Face's model with our weights, by name."""
     config = LxmertConfig(**sizes, num_qa_labels=ANSWERS, visual_loss_normalizer=1 / 0.15, **options)
-    other = LxmertForPreTraining(config).eval()
+    reference_model = LxmertForPreTraining(config).eval()
     state = {'lxmert.' + name[5:] if name.startswith('bert.') else name: p for name, p in model.state_dict().items()}
-    other.load_state_dict(state, strict=True)
-    return other
+    reference_model.load_state_dict(state, strict=True)
+    return reference_model
 
 
-def as_theirs(batch):
+def hf_inputs(batch):
     return {
         'input_ids': batch['input_ids'], 'token_type_ids': batch['token_type_ids'],
         'attention_mask': batch['attention_mask'], 'visual_feats': batch['visual_feats'], 'visual_pos': batch['pos'],
@@ -128,65 +140,61 @@ def ignore_100(labels):
     return labels.masked_fill(labels == -1, -100)
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('seed', range(4))
 def test_states_and_logits_equal_hugging_face(seed, padded):
     sizes = random_sizes(seed)
     model = pretraining(LxrtConfig(**sizes))
-    other, batch = reference(model, sizes), make_batch(model.bert.config, padded=padded, seed=seed)
+    hf_model, batch = reference(model, sizes), make_batch(model.bert.config, padded=padded, seed=seed)
+    words, regions = masks(batch)
     with torch.no_grad():
         (lang, visn), pooled = body(model, batch)
-        base, theirs = other.lxmert(**as_theirs(batch)), other(**as_theirs(batch))
+        hf_body, hf_heads = hf_model.lxmert(**hf_inputs(batch)), hf_model(**hf_inputs(batch))
         _, answers = model(**batch)
         assert lang.std() > 0.1 and visn.std() > 0.1 and pooled.std() > 0.01
-        for found, expected, mask in ((lang, base.language_output, batch['attention_mask']),
-                                      (visn, base.vision_output, batch['visual_attention_mask'])):
-            real = torch.ones(found.shape[:2], dtype=torch.bool) if mask is None else mask
-            close(found[real], expected[real])
-        close(pooled, base.pooled_output)
-        words = slice(None) if batch['attention_mask'] is None else batch['attention_mask']
-        close(model.cls.predictions(lang)[words], theirs.prediction_logits[words])
-        close(model.cls.seq_relationship(pooled), theirs.cross_relationship_score)
-        close(answers, theirs.question_answering_score)
-        seen = slice(None) if batch['visual_attention_mask'] is None else batch['visual_attention_mask']
-        regions, expected = model.obj_predict_head(visn[seen]), other.obj_predict_head(base.vision_output[seen])
-        assert list(regions) == list(expected) == ['obj', 'attr', 'feat']
-        for kind in regions:
-            close(regions[kind], expected[kind])
+        close(lang[words], hf_body.language_output[words])
+        close(visn[regions], hf_body.vision_output[regions])
+        close(pooled, hf_body.pooled_output)
+        close(model.cls.predictions(lang)[words], hf_heads.prediction_logits[words])
+        close(model.cls.seq_relationship(pooled), hf_heads.cross_relationship_score)
+        close(answers, hf_heads.question_answering_score)
+        logits = model.obj_predict_head(visn[regions])
+        expected = hf_model.obj_predict_head(hf_body.vision_output[regions])
+        assert list(logits) == list(expected) == ['obj', 'attr', 'feat']
+        for kind in logits:
+            close(logits[kind], expected[kind])
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('seed', range(4))
 def test_the_states_after_every_layer_equal_hugging_face_and_are_0_at_padding(seed, padded):
     sizes = random_sizes(seed)
     model = pretraining(LxrtConfig(**sizes))
-    other, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
+    hf_model, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
     embedded = []  # which Hugging Face does not return
-    for module in (other.embeddings, other.encoder.visn_fc):
+    for module in (hf_model.embeddings, hf_model.encoder.visn_fc):
         module.register_forward_hook(lambda _, args, out: embedded.append(out))
     with torch.no_grad():
-        theirs = other(**as_theirs(batch), output_hidden_states=True)
+        hf = hf_model(**hf_inputs(batch), output_hidden_states=True)
         states, pooled, hidden = model.bert(*body_inputs(batch), hidden_states=True)
         plain, plain_pooled = body(model, batch)
-    expected = [(embedded[0], *theirs.language_hidden_states), (embedded[1], *theirs.vision_hidden_states)]
-    for found, side, names, mask in zip(hidden, expected, layer_names(model.bert.config),
-                                        (batch['attention_mask'], batch['visual_attention_mask']), strict=True):
-        assert list(found) == names
-        for ours, reference_states in zip(found.values(), side, strict=True):
-            real = torch.ones(ours.shape[:2], dtype=torch.bool) if mask is None else mask
-            close(ours[real], reference_states[real])
-            assert not ours[~real].any() and ours[real].std() > 0.1
+    expected = [(embedded[0], *hf.language_hidden_states), (embedded[1], *hf.vision_hidden_states)]
+    for side, expected_side, names, mask in zip(hidden, expected, layer_names(model.bert.config), masks(batch), strict=True):
+        assert list(side) == names
+        for ours, expected_states in zip(side.values(), expected_side, strict=True):
+            close(ours[mask], expected_states[mask])
+            assert not ours[~mask].any() and ours[mask].std() > 0.1
     assert torch.equal(pooled, plain_pooled)
     for ours, same in zip(states, plain, strict=True):
         assert torch.equal(ours, same)
 
 
-@pytest.mark.parametrize('blind', [False, True], ids=['seeing', 'blind'])
+@pytest.mark.parametrize('no_regions', [False, True], ids=['regions', 'no regions'])
 @pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
-def test_states_are_0_at_padding_however_they_are_computed(packed, blind, monkeypatch):
+def test_states_are_0_at_padding_however_they_are_computed(packed, no_regions, monkeypatch):
     monkeypatch.setattr(layers, 'PACK_SEQUENCES', packed)
     model, batch = randomise(LXRTModel(tiny())), make_batch(tiny(), padded=True)
-    if blind:
+    if no_regions:
         batch['visual_attention_mask'][1] = False
     _, pooled, (words, regions) = model(*body_inputs(batch), pooled_only=True, hidden_states=True)
     close(pooled, model(*body_inputs(batch), pooled_only=True)[1])
@@ -212,61 +220,54 @@ def sides(name):
         which or layer.rstrip('0123456789')]
 
 
-def masks(batch):
-    """The real words (b, t) and the real regions (b, o)."""
-    shapes = batch['input_ids'].shape, batch['pos'].shape[:2]
-    return [torch.ones(shape, dtype=torch.bool) if batch[name] is None else batch[name]
-            for name, shape in zip(('attention_mask', 'visual_attention_mask'), shapes, strict=True)]
-
-
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('seed', range(4))
 def test_the_attention_of_every_layer_equals_hugging_face_and_is_0_at_padding(seed, padded):
     sizes = random_sizes(seed)
     model = pretraining(LxrtConfig(**sizes))
-    other, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
+    hf_model, batch = reference(model, sizes).lxmert, make_batch(model.bert.config, padded=padded, seed=seed)
     inside = []  # Hugging Face returns one of the four attentions of a cross layer
-    for layer in other.encoder.x_layers:
+    for layer in hf_model.encoder.x_layers:
         for module in (layer.visual_attention.att, layer.lang_self_att.self, layer.visn_self_att.self):
             module.dropout.register_forward_hook(lambda _, args, out: inside.append(out))
     with torch.no_grad():
-        theirs = other(**as_theirs(batch), output_attentions=True)
+        hf = hf_model(**hf_inputs(batch), output_attentions=True)
         states, pooled, attention = model.bert(*body_inputs(batch), return_attention=True)
         plain, plain_pooled = body(model, batch)
-    expected = [*theirs.language_attentions, *theirs.vision_attentions, *inside]
+    expected = [*hf.language_attentions, *hf.vision_attentions, *inside]
     assert list(attention) == attention_names(model.bert.config)
-    for (name, ours), reference_weights in zip(attention.items(), expected, strict=True):
+    for (name, ours), expected_weights in zip(attention.items(), expected, strict=True):
         rows, columns = (masks(batch)[side] for side in sides(name))
         real = (rows[:, None, :, None] & columns[:, None, None, :]).expand(ours.shape)
-        close(ours[real], reference_weights[real])
+        close(ours[real], expected_weights[real])
         assert not ours[~real].any()
         close(ours.sum(-1), rows[:, None].expand(ours.shape[:3]).float())
-    for i, reference_weights in enumerate(theirs.cross_encoder_attentions, 1):
-        assert torch.equal(reference_weights, inside[4 * i - 4])  # the hooks see what it returns
+    for i, weights in enumerate(hf.cross_encoder_attentions, 1):
+        assert torch.equal(weights, inside[4 * i - 4])  # the hooks record what it returns
     for ours, same, mask in zip(states, plain, masks(batch), strict=True):
         close(ours[mask], same[mask])
     close(pooled, plain_pooled)
 
 
-@pytest.mark.parametrize('blind', [False, True], ids=['seeing', 'blind'])
+@pytest.mark.parametrize('no_regions', [False, True], ids=['regions', 'no regions'])
 @pytest.mark.parametrize('packed', [set(), {'cpu'}], ids=['padded', 'packed'])
-def test_attention_is_0_at_padding_and_changes_no_result_and_no_gradient(packed, blind, monkeypatch):
-    """Also with states beside it, with checkpointing, and of an image without regions, to which words attend all the same."""
+def test_attention_is_0_at_padding_and_changes_no_result_and_no_gradient(packed, no_regions, monkeypatch):
+    """Also together with hidden states, with checkpointing, and for an image without regions, to which words still attend."""
     monkeypatch.setattr(layers, 'PACK_SEQUENCES', packed)
     batch = make_batch(tiny(), padded=True)
-    if blind:
+    if no_regions:
         batch['visual_attention_mask'][1] = False
-    found = []
-    for watch in (False, True):
+    results = []
+    for record in (False, True):
         model = randomise(LXRTModel(tiny(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0))).train()
         model.encoder.gradient_checkpointing = True
-        states, pooled, *inside = model(*body_inputs(batch), hidden_states=watch, return_attention=watch)
+        states, pooled, *inside = model(*body_inputs(batch), hidden_states=record, return_attention=record)
         pooled.sum().backward()
-        found.append([*(side[mask] for side, mask in zip(states, masks(batch), strict=True)), pooled,
-                      *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(found[1]) > 20
-    for plain, watched in zip(*found, strict=True):
-        close(watched, plain)
+        results.append([*(side[mask] for side, mask in zip(states, masks(batch), strict=True)), pooled,
+                        *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(results[1]) > 20
+    for plain, recorded in zip(*results, strict=True):
+        close(recorded, plain)
     hidden, attention = inside
     assert [list(side) for side in hidden] == list(layer_names(tiny())) and list(attention) == attention_names(tiny())
     for name, weights in attention.items():
@@ -276,7 +277,7 @@ def test_attention_is_0_at_padding_and_changes_no_result_and_no_gradient(packed,
 
 
 def test_the_gradient_with_respect_to_attention_is_the_slope_of_the_result(monkeypatch):
-    """Weights are moved a little, one at a time, after the softmax; what is returned without it has another slope."""
+    """One probability at a time is changed a little after the softmax."""
     model, batch = randomise(LXRTModel(tiny())).double(), make_batch(tiny(), padded=True)
     inputs = [(item[0].double(), item[1].double()) if isinstance(item, tuple) else item for item in body_inputs(batch)]
     _, pooled, attention = model(*inputs, return_attention=True)
@@ -288,12 +289,12 @@ def test_the_gradient_with_respect_to_attention_is_the_slope_of_the_result(monke
                         ('cross2.lang_to_visn', (2, 2, 0, 1)), ('cross2.lang', (1, 1, 0, 2))):
         sums = []
         for step in (-1e-6, 1e-6):
-            def moved(weights, queries, keys, seen, step=step, name=name, place=place):
-                if len(seen) == list(attention).index(name):
+            def changed(weights, queries, keys, attentions, step=step, name=name, place=place):
+                if len(attentions) == list(attention).index(name):
                     weights = weights.index_put([torch.tensor(i) for i in place], torch.tensor(step, dtype=weights.dtype), True)
-                return plain(weights, queries, keys, seen)
+                return plain(weights, queries, keys, attentions)
 
-            monkeypatch.setattr(layers, 'record_attention', moved)
+            monkeypatch.setattr(layers, 'record_attention', changed)
             with torch.no_grad():
                 sums.append(model(*inputs, return_attention=True)[1].sum())
         slope = float(sums[1] - sums[0]) / 2e-6
@@ -309,7 +310,7 @@ def test_the_attention_of_a_sentence_with_two_images():
         close(both[name], weights if name.startswith('lang') else weights.repeat_interleave(2, 0))
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('seed', range(3))
 def test_every_loss_equals_hugging_face(seed, padded):
     sizes = random_sizes(10 + seed)
@@ -322,49 +323,48 @@ def test_every_loss_equals_hugging_face(seed, padded):
     }
     regions = {kind: (ignore_100(target) if kind != 'feat' else target, weight)
                for kind, (target, weight) in batch['obj_labels'].items()}
-    # Theirs is a mean over padded regions too; these have weight 0 here, so only the divisor differs.
+    # Hugging Face's is a mean over padded regions too; these have weight 0 here, so only the divisor differs.
     o = batch['visual_feats'].shape[1] * 3
     share = o / (batch['visual_attention_mask'].sum() if padded else o)
     with torch.no_grad():
         losses, _ = model(**batch)
         assert list(losses) == KEYS and min(losses.values()) > 0.01
-        other = reference(model, sizes)
+        hf_model = reference(model, sizes)
         for name, label in labels.items():
-            close(losses[name], other(**as_theirs(batch), **label).loss)
+            close(losses[name], hf_model(**hf_inputs(batch), **label).loss)
+        all_losses = hf_model.visual_losses
         for kind in regions:
-            # Theirs gives the sum of its visual losses: the other two are left out of its list.
-            every, other.visual_losses = other.visual_losses, {kind: other.visual_losses[kind]}
-            close(losses[kind.capitalize()], other(**as_theirs(batch), obj_labels=regions).loss * share)
-            other.visual_losses = every
+            hf_model.visual_losses = {kind: all_losses[kind]}  # it returns the sum of these
+            close(losses[kind.capitalize()], hf_model(**hf_inputs(batch), obj_labels=regions).loss * share)
 
 
 def test_gradients_of_the_total_equal_hugging_face():
     model = pretraining(tiny())
-    other, batch = reference(model, TINY), make_batch(tiny())
+    hf_model, batch = reference(model, TINY), make_batch(tiny())
     sum(model(**batch)[0].values()).backward()
     labels = {kind: (ignore_100(target) if kind != 'feat' else target, weight)
               for kind, (target, weight) in batch['obj_labels'].items()}
-    other(**as_theirs(batch), labels=ignore_100(batch['masked_lm_labels']), obj_labels=labels,
-          matched_label=batch['matched_label'], ans=ignore_100(batch['ans'])).loss.backward()
-    theirs = dict(other.named_parameters())
+    hf_model(**hf_inputs(batch), labels=ignore_100(batch['masked_lm_labels']), obj_labels=labels,
+             matched_label=batch['matched_label'], ans=ignore_100(batch['ans'])).loss.backward()
+    hf_parameters = dict(hf_model.named_parameters())
     for name, p in model.named_parameters():
-        close(p.grad, theirs['lxmert.' + name[5:] if name.startswith('bert.') else name].grad)
+        close(p.grad, hf_parameters['lxmert.' + name[5:] if name.startswith('bert.') else name].grad)
 
 
 # ---------------------------------------------------------------------------- what looks like a mistake and stays
 
 
 def test_cross_attention_has_one_set_of_weights_and_starts_from_the_inputs():
-    """With the two sides' own weights made equal, swapping the inputs must swap the outputs. That fails if the
-    directions have weights of their own, or if one starts from the other's result."""
+    """If the weights of the two sides are equal, swapping the inputs must swap the outputs. That fails if the directions
+    have separate weights, or if one starts from the other's result."""
     layer = pretraining().bert.encoder.x_layers[0]
     for part in ('self_att', 'inter', 'output'):
         getattr(layer, f'visn_{part}').load_state_dict(getattr(layer, f'lang_{part}').state_dict())
     mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2])
-    some, whole = (layers.PackedSequences(real, 2, 5, torch.device('cpu')) for real in (mask, None))
+    padded, unpadded = (layers.PackedSequences(real, 2, 5, torch.device('cpu')) for real in (mask, None))
     one, other = (torch.randn(rows, 16, generator=torch.Generator().manual_seed(rows)) for rows in (8, 10))
-    lang, visn = layer(one, other, some, whole)
-    swapped_lang, swapped_visn = layer(other, one, whole, some)
+    lang, visn = layer(one, other, padded, unpadded)
+    swapped_lang, swapped_visn = layer(other, one, unpadded, padded)
     close(swapped_visn, lang)
     close(swapped_lang, visn)
     assert (lang - visn[:8]).abs().max() > 0.1
@@ -397,7 +397,7 @@ def test_only_the_last_cross_layers_visual_side_gets_no_gradient_from_the_pooled
 
 
 def plain_visual_losses(model, batch):
-    """The rule of the paper's code, region by region; padded regions (visual_attention_mask 0) do not exist."""
+    """The rule of the original code, region by region; padded regions (visual_attention_mask 0) do not exist."""
     (_, visn), _ = body(model, batch)
     logits, mask = model.obj_predict_head(visn), batch['visual_attention_mask']
     losses = {}
@@ -420,9 +420,9 @@ def plain_visual_losses(model, batch):
     return losses
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 def test_visual_losses_are_means_over_all_regions_that_are_not_padding(padded):
-    """Weights of padded regions are not 0 here: the mask alone must keep these out."""
+    """Weights of padded regions are not 0 here: only the mask excludes them."""
     model, batch = pretraining(), make_batch(tiny(), padded=padded)
     batch['obj_labels'] = make_batch(tiny())['obj_labels']
     losses, _ = model(**batch)
@@ -435,10 +435,10 @@ def test_words_are_predicted_at_masked_positions_only_and_equal_the_plain_form()
     (lang, _), _ = body(model, batch)
     labels = batch['masked_lm_labels']
     plain = F.cross_entropy(model.cls.predictions(lang).flatten(0, 1), labels.flatten(), ignore_index=-1)
-    seen = []
-    model.cls.predictions.decoder.register_forward_hook(lambda _, args, out: seen.append(out.shape))
+    shapes = []
+    model.cls.predictions.decoder.register_forward_hook(lambda _, args, out: shapes.append(out.shape))
     close(model(**batch)[0]['Mask_LM'], plain)
-    assert seen == [((labels != -1).sum(), TINY['vocab_size'])]
+    assert shapes == [((labels != -1).sum(), TINY['vocab_size'])]
 
 
 def test_losses_over_nothing_are_0_and_backward_works():
@@ -479,7 +479,7 @@ def test_losses_are_those_asked_for():
 
 
 def test_a_ragged_batch_equals_each_example_alone():
-    """Words and regions: what lies in the padding must not reach any result."""
+    """Padding of words and regions must not change any result."""
     config, words, regions = tiny(), [7, 3, 5], [4, 5, 2]
     model = randomise(LXRTFeatureExtraction(config, 'lxr'))
     batch = make_batch(config, padded=True)
@@ -516,17 +516,17 @@ def test_sentences_cut_to_their_length_equal_sentences_padded_to_20():
     model, config = randomise(LXRTFeatureExtraction(tiny(), 'lxr')), tiny()
     batch = make_batch(config)
     ids = F.pad(batch['input_ids'], (0, 13))
-    seen = (batch['visual_feats'], batch['pos'])
-    (lang, visn), pooled = model(ids, None, ids != 0, seen)
-    (lang_cut, visn_cut), pooled_cut = model(ids[:, :7], None, ids[:, :7] != 0, seen)
+    visual_feats = (batch['visual_feats'], batch['pos'])
+    (lang, visn), pooled = model(ids, None, ids != 0, visual_feats)
+    (lang_cut, visn_cut), pooled_cut = model(ids[:, :7], None, ids[:, :7] != 0, visual_feats)
     close(lang[:, :7], lang_cut)
     close(visn, visn_cut)
     close(pooled, pooled_cut)
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('x_layers', [0, 1, 2])
-def test_the_pooled_vector_alone_equals_that_of_the_whole_model_gradients_too(x_layers, padded):
+def test_the_pooled_vector_alone_equals_that_of_the_full_model_gradients_too(x_layers, padded):
     """Mode 'x' computes in the last cross layer only what the pooler reads."""
     batch = make_batch(tiny(), padded=padded)
     pooled, gradients, widths = {}, {}, []
@@ -557,7 +557,7 @@ def test_an_image_without_regions_is_answered_the_same_packed_or_not(monkeypatch
 
 
 def losses_and_gradients(padded, checkpointing=False, dropout=0.0):
-    """Of a pre-training step; and how many rows a layer of words and one of regions computed."""
+    """Of a pre-training step; and how many rows a language layer and a relationship layer computed."""
     config = tiny(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model, rows = pretraining(config).train(), []
     model.bert.encoder.gradient_checkpointing = checkpointing
@@ -572,20 +572,20 @@ def losses_and_gradients(padded, checkpointing=False, dropout=0.0):
 SETTINGS = ('PACK_SEQUENCES', 'FUSED_QKV', 'EAGER_ATTENTION')
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('settings', [(), *((name,) for name in SETTINGS), SETTINGS], ids='+'.join)
 def test_what_differs_by_device_computes_the_same(settings, padded, monkeypatch):
-    """Each alone, none and all of them; gradients too. Packed, nothing is computed on padding."""
+    """Each setting alone, none and all; gradients too. Packed layers do not compute padding."""
     for name in SETTINGS:
         monkeypatch.setattr(layers, name, set())
     expected, rows = losses_and_gradients(padded)
     assert rows == [21, 15]
     for name in settings:
         monkeypatch.setattr(layers, name, {'cpu'})
-    found, rows = losses_and_gradients(padded)
+    results, rows = losses_and_gradients(padded)
     assert rows == ([7 + 3 + 5, 4 + 5 + 2] if padded and 'PACK_SEQUENCES' in settings else [21, 15])
     for name, value in expected.items():
-        close(found[name], value)
+        close(results[name], value)
 
 
 def test_checkpointing_computes_the_same_twice():
@@ -634,6 +634,13 @@ def test_parameter_names_are_the_originals():
     assert set(LXRTFeatureExtraction(tiny()).state_dict()) == bert
     assert set(LXRTModel(tiny()).state_dict()) == set(BODY)
     assert set(LXRTEncoder(tiny()).state_dict()) == {f'model.{name}' for name in bert}
+
+
+def test_the_import_paths_of_the_original_code_work():
+    assert modeling.LXRTPretraining is pretraining_module.LXRTPretraining
+    assert lxrt.tokenization.BertTokenizer is BertTokenizer and lxrt.optimization.BertAdam is BertAdam
+    with pytest.raises(AttributeError, match='LXRTPreTraining'):
+        modeling.LXRTPreTraining  # noqa: B018
 
 
 def test_the_word_decoder_is_tied_to_the_word_embeddings():
@@ -727,7 +734,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, dtype):
 
 
 def test_dropout_of_states_acts_wherever_it_does_at_hugging_face():
-    """Theirs of attention probabilities is a module, ours a part of the fused attention, tested above."""
+    """Except that of attention probabilities, which is no module here; it is tested above."""
     def count(model, run):
         calls = []
         for name, module in model.named_modules():
@@ -737,13 +744,13 @@ def test_dropout_of_states_acts_wherever_it_does_at_hugging_face():
         return sorted(calls)
 
     model, batch = pretraining(), make_batch(tiny())
-    other = reference(model, TINY).lxmert
+    hf_model = reference(model, TINY).lxmert
     ours = count(model.bert, lambda _: body(model, batch))
-    assert ours == count(other, lambda _: other(**as_theirs(batch)))
+    assert ours == count(hf_model, lambda _: hf_model(**hf_inputs(batch)))
     assert ours.count('encoder.visn_fc.dropout') == 1 and ours.count('encoder.x_layers.0.visual_attention.output.dropout') == 2
 
 
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 def test_bf16_autocast_runs_and_comes_near(padded):
     model, batch = pretraining(), make_batch(tiny(), padded=padded)
     with torch.autocast('cpu', torch.bfloat16):
@@ -773,9 +780,9 @@ def test_modes_return_what_their_letters_say():
         assert torch.equal(results[mode][1], pooled) and torch.equal(results[mode][0][0], lang)
     for mode, plain in results.items():
         model.mode = mode
-        found, (words, regions) = model(batch['input_ids'], visual_feats=(batch['visual_feats'], batch['pos']),
-                                        hidden_states=True)
-        torch.testing.assert_close(found, plain)
+        result, (words, regions) = model(batch['input_ids'], visual_feats=(batch['visual_feats'], batch['pos']),
+                                         hidden_states=True)
+        torch.testing.assert_close(result, plain)
         assert torch.equal(words['cross2'], lang) and torch.equal(regions['cross2'], visn)
     for mode in ('', 'lxrq', 'pooled'):
         with pytest.raises(ValueError, match='lxr'):
@@ -789,20 +796,20 @@ def test_the_encoder_takes_sentences_and_ids_alike(tmp_path):
     encoder = randomise(LXRTEncoder(tiny(), tokenizer, max_seq_length=10))
     assert encoder.dim == 16
     batch = make_batch(tiny(), b=2, padded=True)
-    seen, mask = (batch['visual_feats'], batch['pos']), batch['visual_attention_mask']
+    visual_feats, mask = (batch['visual_feats'], batch['pos']), batch['visual_attention_mask']
     ids = torch.tensor([[2, 5, 6, 7, 8, 9, 10, 3, 0, 0], [2, 8, 3, 0, 0, 0, 0, 0, 0, 0]])
-    pooled = encoder(ids, seen, mask)
-    assert torch.equal(encoder(['Is the cat reddish?', ' red\n'], seen, mask), pooled)
+    pooled = encoder(ids, visual_feats, mask)
+    assert torch.equal(encoder(['Is the cat reddish?', ' red\n'], visual_feats, mask), pooled)
     # A sentence's padding does not count, nor does a region's.
-    close(encoder(ids[1:, :3], tuple(x[1:] for x in seen), mask[1:]), pooled[1:])
-    (lang, visn), same = randomise(LXRTEncoder(tiny(), mode='lxr'))(ids, seen, mask)
+    close(encoder(ids[1:, :3], tuple(x[1:] for x in visual_feats), mask[1:]), pooled[1:])
+    (lang, visn), same = randomise(LXRTEncoder(tiny(), mode='lxr'))(ids, visual_feats, mask)
     assert lang.shape == (2, 10, 16) and visn.shape == (2, 5, 16)
     close(same, pooled)
     with pytest.raises(ValueError, match='tokenizer'):
-        LXRTEncoder(tiny())(['red'], seen)
+        LXRTEncoder(tiny())(['red'], visual_feats)
     with pytest.raises(ValueError, match='max_position_embeddings'):
         LXRTEncoder(tiny(), max_seq_length=25)
-    words, features, boxes = torch.ones(2, 3, dtype=torch.long), seen[0][:2], seen[1][:2]
+    words, features, boxes = torch.ones(2, 3, dtype=torch.long), *(x[:2] for x in visual_feats)
     for wrong in ((features[:1], boxes[:1]), (features[..., :-1], boxes), (features, boxes[:, :-1])):
         with pytest.raises(ValueError, match=r'2 sentences: expected features \(2, o, 6\)'):
             LXRTEncoder(tiny())(words, wrong)
@@ -834,11 +841,11 @@ def test_config_reads_berts_file_and_the_defaults_are_lxr955(tmp_path):
 
 def test_config_reads_hugging_faces_lxmert_file_and_its_own(tmp_path):
     sizes = {**random_sizes(5), 'hidden_dropout_prob': 0.3, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.1}
-    LxmertConfig(**sizes).to_json_file(tmp_path / 'theirs.json', use_diff=False)
-    config = LxrtConfig.from_json(tmp_path / 'theirs.json')
+    LxmertConfig(**sizes).to_json_file(tmp_path / 'hf.json', use_diff=False)
+    config = LxrtConfig.from_json(tmp_path / 'hf.json')
     assert config == LxrtConfig(**sizes)
-    (tmp_path / 'own.json').write_text(config.to_json())
-    assert LxrtConfig.from_json(tmp_path / 'own.json') == config
+    (tmp_path / 'ours.json').write_text(config.to_json())
+    assert LxrtConfig.from_json(tmp_path / 'ours.json') == config
 
 
 @pytest.mark.parametrize(('key', 'value'), [

@@ -1,4 +1,4 @@
-"""BertAdam does what a plain restatement of it does, number by number, and nothing else."""
+"""BertAdam equals a plain restatement of its rule, number by number."""
 
 import io
 import math
@@ -15,7 +15,7 @@ STEPS = 20
 
 
 def plain_rate(schedule, step, lr, warmup, t_total):
-    """The learning rate, written out from the paper's code."""
+    """The learning rate, written out from the original code."""
     if t_total == -1:
         return lr
     x = step / t_total
@@ -56,8 +56,8 @@ def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.
     ('warmup_linear', 0.1, STEPS, {'weight_decay': 0.0}),
 ])
 def test_20_steps_equal_a_plain_restatement(schedule, warmup, t_total, more):
-    """In double precision, so that 1e-12 tells every order of terms from another one. The third parameter has no
-    gradient in every third step, the fourth none before step 5; the last two are in a group of another rate."""
+    """To 1e-12, in double precision. The third parameter has no gradient in every third step, the fourth none before step 5;
+    the last two are in a group of another rate."""
     g = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), (2,)]]
     start = [p.tolist() if p.dim() == 1 else p.flatten().tolist() for p in params]
@@ -123,7 +123,7 @@ def test_weight_decay_is_on_everything_biases_and_layer_norms_too():
         torch.testing.assert_close(p.detach(), torch.full_like(p, 2.0 - 0.1 * 0.25 * 2.0))
 
 
-def test_a_parameter_without_gradient_is_skipped_altogether_and_has_a_counter_of_its_own():
+def test_a_parameter_without_gradient_is_skipped_and_counts_its_own_steps():
     early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = BertAdam([early, late], lr=0.1, warmup=0.5, t_total=10)
     for _ in range(4):
@@ -143,7 +143,7 @@ def test_a_parameter_without_gradient_is_skipped_altogether_and_has_a_counter_of
     assert late[0] < 1
 
 
-def test_saved_and_read_back_it_goes_on_bit_for_bit():
+def test_a_saved_optimizer_resumes_bit_for_bit():
     def train(module, optimizer, steps):
         for step in steps:
             x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
@@ -156,8 +156,8 @@ def test_saved_and_read_back_it_goes_on_bit_for_bit():
         module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
         return module, BertAdam(module.parameters(), lr=0.05, warmup=0.2, t_total=12)
 
-    whole = make()
-    train(*whole, range(10))
+    uninterrupted = make()
+    train(*uninterrupted, range(10))
     first, second = make(), make()
     train(*first, range(5))
     file = io.BytesIO()
@@ -167,13 +167,12 @@ def test_saved_and_read_back_it_goes_on_bit_for_bit():
     second[0].load_state_dict(state['model'])
     second[1].load_state_dict(state['optimizer'])
     train(*second, range(5, 10))
-    for p, expected in zip(second[0].parameters(), whole[0].parameters(), strict=True):
+    for p, expected in zip(second[0].parameters(), uninterrupted[0].parameters(), strict=True):
         assert torch.equal(p, expected)
-    for p, expected in zip(second[0].parameters(), whole[0].parameters(), strict=True):
-        own, other = second[1].state[p], whole[1].state[expected]
-        assert own['step'] == other['step']
-        assert torch.equal(own['next_m'], other['next_m']) and torch.equal(own['next_v'], other['next_v'])
-    assert {state['step'] for state in whole[1].state.values()} == {5, 10}
+        state, expected_state = second[1].state[p], uninterrupted[1].state[expected]
+        assert state['step'] == expected_state['step']
+        assert all(torch.equal(state[name], expected_state[name]) for name in ('next_m', 'next_v'))
+    assert {state['step'] for state in uninterrupted[1].state.values()} == {5, 10}
 
 
 def test_a_closure_is_called_with_gradients_on():

@@ -18,7 +18,7 @@ from annotations.pretraining_columns import open_columns
 from bert.tokenization import BertTokenizer
 from files.json_files import DataError
 from param import Options
-from pretrain.program import Program, published
+from pretrain.program import PretrainingProgram, published
 from regions import store
 from regions.tsv import ImageRegions
 from run_folder import Progress
@@ -328,7 +328,7 @@ def test_the_real_sample_goes_through_loading_masking_and_a_step(tmp_path):
     options = Options(**OBJECTIVES, dataset=str(tmp_path / 'real.json'), train='minival', valid='', bert=str(tmp_path / 'bert'),
                       fromScratch=True, storeRoot=str(tmp_path / 'stores'), output=str(tmp_path / 'run'), device='cpu')
     shutil.move(tmp_path / 'val2014_obj36.store', store.store_folder(tmp_path / 'val2014_obj36.tsv', tmp_path / 'stores'))
-    program = Program.prepare(options, torch.device('cpu'))
+    program = PretrainingProgram.prepare(options, torch.device('cpu'))
     _, head, dataset, _ = program.make()
     assert len(dataset) == sum(len(sentences) for example in content for sentences in example['sentf'].values()) == 5264
     assert len(dataset.table) == 9500 and set(dataset.sources) == {source for example in content for source in example['sentf']}

@@ -1,4 +1,4 @@
-"""The error report: its figures counted plainly, its page in Chromium, hostile texts, photographs, faults of what is given."""
+"""The error report: its figures counted again, its page in Chromium, hostile texts, photographs, invalid flags."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from browser import Page, needs_chromium
 from conftest import ragged
 from PIL import Image
 
-from explain.error_analysis import Judged, chosen
+from explain.error_analysis import ErrorAnalysis, choose_examples
 from explain.error_report import TEMPLATE, page, pictures
 from explain.program import main
 from files.json_files import DataError
@@ -40,7 +40,7 @@ def reports(made_world, tmp_path_factory):
     asked[0]['sent'] = HOSTILE + ' Is it?'
     asked[1]['label'] = {'no such answer': 1}
     (world / 'vqa/train.json').write_text(json.dumps(asked))
-    found = {}
+    runs = {}
     for task, split in SPLITS.items():
         folder = world.parent / task.kind
         where = ['--device', 'cpu', '--dataRoot', str(world), '--batchSize', '32', '--output', str(folder)]
@@ -50,8 +50,8 @@ def reports(made_world, tmp_path_factory):
         vary(folder / 'LAST.pth')
         assert train(task, [*where, '--test', split, '--load', str(folder / 'LAST'), '--dumpProbs', '10', *loss]) == 0
         assert main(flags(world, folder, task)) == 0
-        found[task] = folder, read(folder / 'errors.html')
-    return world, found
+        runs[task] = folder, read(folder / 'errors.html')
+    return world, runs
 
 
 def vary(path):
@@ -74,14 +74,14 @@ def read(path):
 
 @pytest.mark.parametrize('task', SPLITS)
 def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
-    world, found = reports
-    folder, data = found[task]
+    world, runs = reports
+    folder, data = runs[task]
     known = json.loads((folder / 'answers.json').read_text())
     asked = json.loads((world / task.kind / f'{SPLITS[task]}.json').read_text())
-    said = json.loads((folder / f'{SPLITS[task]}_probs.json').read_text())
-    right, rows = Counter(), Counter()  # {answer: questions}, {(right, said): questions}
+    written = json.loads((folder / f'{SPLITS[task]}_probs.json').read_text())
+    right, rows = Counter(), Counter()  # {answer: questions}, {(right, predicted): questions}
     scores, by_right = [], {}
-    for question, prediction, example in zip(asked, said, data['examples'], strict=True):
+    for question, prediction, example in zip(asked, written, data['examples'], strict=True):
         answer, label = prediction['answers'][0][0], question['label']
         label = {('False', 'True')[label]: 1} if task is NLVR2 else {a: s for a, s in label.items() if a in known}
         scores.append(label.get(answer, 0))
@@ -92,8 +92,8 @@ def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
             by_right.setdefault(best, []).append(scores[-1])
         assert example['id'] == str(prediction['id']) and example['sent'] == question['sent'] and example['right'] == best
         assert [data['images'][i]['id'] for i in example['images']] == [question[key] for key in task.schema.images]
-        assert [answer for answer, _ in example['said']] == [answer for answer, _ in prediction['answers']]
-        assert [p for _, p in example['said']] == pytest.approx([p for _, p in prediction['answers']], abs=1e-3)
+        assert [answer for answer, _ in example['predictions']] == [answer for answer, _ in prediction['answers']]
+        assert [p for _, p in example['predictions']] == pytest.approx([p for _, p in prediction['answers']], abs=1e-3)
         assert example['expected'] == pytest.approx(dict(prediction['answers']).get(best, 0), abs=1e-3)
         assert dict(example['labels']) == pytest.approx(label) and example['score'] == pytest.approx(scores[-1])
         types = {tuple(data['types'][i]) for i in example['types']}
@@ -102,12 +102,12 @@ def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
     assert data['verdicts'] == [sum(s == 0 for s in scores), sum(0 < s < 1 for s in scores), sum(s == 1 for s in scores)]
     for kind in data['kinds']:
         for name, count, score in kind['rows']:
-            own = [s for s, question in zip(scores, asked, strict=True) if question[kind['kind'].replace(' ', '_')] == name]
-            assert (count, score) == (len(own), pytest.approx(100 * np.mean(own)))
+            scores_of = [s for s, question in zip(scores, asked, strict=True) if question[kind['kind'].replace(' ', '_')] == name]
+            assert (count, score) == (len(scores_of), pytest.approx(100 * np.mean(scores_of)))
         assert [row[1] for row in kind['rows']] == sorted((row[1] for row in kind['rows']), reverse=True)
     assert data['distinct'] == len(right) and len(data['answers']) == min(30, len(right))
     assert [count for _, count, _, _ in data['answers']] == sorted(right.values(), reverse=True)[:30]
-    times = Counter(prediction['answers'][0][0] for prediction in said)
+    times = Counter(prediction['answers'][0][0] for prediction in written)
     for answer, count, score, spoken in data['answers']:
         assert (count, score, spoken) == (right[answer], pytest.approx(100 * np.mean(by_right[answer])), times[answer])
     named = data['confusion']['answers']
@@ -116,48 +116,48 @@ def test_the_figures_are_a_plain_count_of_what_test_writes(reports, task):
         assert counts[:-1] == [rows[answer, other] for other in named] and sum(counts) == right[answer]
 
 
-def test_boxes_are_the_surest_regions_in_pixels(reports):
-    world, found = reports
+def test_boxes_are_the_most_confident_regions_in_pixels(reports):
+    world, runs = reports
     regions = {image.img_id: image for _, image in tsv.read(world / 'mscoco_imgfeat/train2014_obj36.tsv')}
     names = (world / 'objects_vocab.txt').read_text().splitlines()
-    for image in found[VQA][1]['images']:
-        own = regions[image['id']]
-        order = sorted(range(len(own.boxes)), key=lambda i: -own.class_conf[i])[:12]
-        assert [box[:4] for box in image['boxes']] == own.boxes[order].round().tolist() and image['photo'] is None
-        assert all(names[own.classes[i]] in box[4] for i, box in zip(order, image['boxes'], strict=True))
-        assert (image['width'], image['height']) == (own.width, own.height)
+    for image in runs[VQA][1]['images']:
+        source = regions[image['id']]
+        order = sorted(range(len(source.boxes)), key=lambda i: -source.class_conf[i])[:12]
+        assert [box[:4] for box in image['boxes']] == source.boxes[order].round().tolist() and image['photo'] is None
+        assert all(names[source.classes[i]] in box[4] for i, box in zip(order, image['boxes'], strict=True))
+        assert (image['width'], image['height']) == (source.width, source.height)
 
 
 def test_a_page_of_fewer_examples_says_so_and_counts_all(reports):
-    world, found = reports
-    folder, whole = found[VQA]
+    world, runs = reports
+    folder, data = runs[VQA]
     assert main(flags(world, folder, VQA, '--most', '9', '--out', folder / 'few.html')) == 0
     few = read(folder / 'few.html')
-    assert len(few['examples']) == 9 and few['answers'] == whole['answers'] and few['questions'] == whole['questions'] > 9
+    assert len(few['examples']) == 9 and few['answers'] == data['answers'] and few['questions'] == data['questions'] > 9
     assert {image['id'] for image in few['images']} == {few['images'][i]['id'] for one in few['examples'] for i in one['images']}
 
 
 def test_which_examples_are_in_the_page():
     numbers = np.random.default_rng(0)
     score, confidence, expected = numbers.integers(0, 3, 300) / 2, numbers.random(300), numbers.random(300)
-    assert chosen(score, confidence, expected, 300).tolist() == list(range(300))
-    found = chosen(score, confidence, expected, 60)
-    assert len(found) == len(set(found.tolist())) == 60 and found.tolist() == sorted(found)
+    assert choose_examples(score, confidence, expected, 300).tolist() == list(range(300))
+    places = choose_examples(score, confidence, expected, 60)
+    assert len(places) == len(set(places.tolist())) == 60 and places.tolist() == sorted(places)
     wrong = np.flatnonzero(score == 0)
-    assert set(sorted(wrong, key=lambda i: -confidence[i])[:20]) <= set(found)
-    assert set(sorted(wrong, key=lambda i: expected[i])[:20]) <= set(found)
-    assert (score[found] == 1).sum() > 5  # of the others, too, and from everywhere
-    assert all(((found >= start) & (found < start + 50)).any() for start in range(0, 300, 50))
-    assert len(chosen(np.ones(10), confidence[:10], expected[:10], 1)) == 1
+    assert set(sorted(wrong, key=lambda i: -confidence[i])[:20]) <= set(places)
+    assert set(sorted(wrong, key=lambda i: expected[i])[:20]) <= set(places)
+    assert (score[places] == 1).sum() > 5  # of the others, too, and from everywhere
+    assert all(((places >= start) & (places < start + 50)).any() for start in range(0, 300, 50))
+    assert len(choose_examples(np.ones(10), confidence[:10], expected[:10], 1)) == 1
 
 
 def test_an_answer_that_is_as_good_as_the_best_is_no_confusion():
     label = {'label_example': [0, 0, 1, 1, 3], 'label_answer': [1, 2, 0, 1, 2], 'label_score': [1, 1, .3, .6, 0]}
     examples = SimpleNamespace(**{name: np.array(value) for name, value in label.items()})
-    dataset = SimpleNamespace(examples=examples, scores=lambda said: np.array([1, .3, 0, 0]))
-    judged = Judged(dataset, np.array([[2, 0], [0, 1], [0, 1], [2, 0]]), np.full((4, 2), .25))
-    assert judged.right.tolist() == [2, 1, -1, -1]  # as good; better; no label; a label of score 0
-    assert judged.expected.tolist() == [.25, .25, 0, 0]
+    dataset = SimpleNamespace(examples=examples, scores=lambda places: np.array([1, .3, 0, 0]))
+    analysis = ErrorAnalysis(dataset, np.array([[2, 0], [0, 1], [0, 1], [2, 0]]), np.full((4, 2), .25))
+    assert analysis.right.tolist() == [2, 1, -1, -1]  # as good; better; no label; a label of score 0
+    assert analysis.expected.tolist() == [.25, .25, 0, 0]
 
 
 def image_of(img_id, width=40, height=30):
@@ -166,19 +166,19 @@ def image_of(img_id, width=40, height=30):
                             np.array([.0, .0], np.float32), boxes, np.zeros((2, 4), np.float32))
 
 
-def test_photographs_are_embedded_small_and_those_that_lack_are_said(tmp_path, capsys):
+def test_photographs_are_embedded_small_and_missing_ones_are_named(tmp_path, capsys):
     Image.new('RGB', (4000, 3000), 'red').save(tmp_path / 'a.png')
-    found = pictures(iter([image_of('a'), image_of('b')]), 2, ClassNames(), tmp_path)
-    assert found[0]['photo'].startswith('data:image/jpeg;base64,') and len(found[0]['photo']) < 10000
-    assert found[1]['photo'] is None
-    assert [box[4] for box in found[0]['boxes']] == ['object 1 0.90', 'object 0 0.20']
-    assert f'1 of 2 pictures are not in {tmp_path} (b): a blank canvas' in capsys.readouterr().out
+    entries = pictures(iter([image_of('a'), image_of('b')]), 2, ClassNames(), tmp_path)
+    assert entries[0]['photo'].startswith('data:image/jpeg;base64,') and len(entries[0]['photo']) < 10000
+    assert entries[1]['photo'] is None
+    assert [box[4] for box in entries[0]['boxes']] == ['object 1 0.90', 'object 0 0.20']
+    assert f'1 of 2 pictures are not in {tmp_path} (b): drawn as a blank canvas' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('make, fault, expected', [
     (lambda path: Image.new('RGB', (30, 40)).save(path), RegionError, 'another picture'),
     (lambda path: path.write_bytes(b'\x89PNG'), RegionError, 'a.png: expected a picture'),
-    (lambda path: None, DataError, 'none of the 1 pictures is there'),
+    (lambda path: None, DataError, 'has none of the 1 pictures'),
 ])
 def test_photographs_that_do_not_fit(tmp_path, make, fault, expected):
     make(tmp_path / 'a.png')
@@ -207,9 +207,9 @@ def test_an_image_of_several_files(reports):
     (['--names', 'nowhere'], 'correct --names'),
     (['--task', 'gqa'], 'answers are not the'),
 ])
-def test_faults_are_told_and_nothing_is_written(reports, tmp_path, capsys, more, expected):
-    world, found = reports
-    status = main([*flags(world, found[VQA][0]), '--out', str(tmp_path / 'none.html'), *more])
+def test_faults_are_named_and_nothing_is_written(reports, tmp_path, capsys, more, expected):
+    world, runs = reports
+    status = main([*flags(world, runs[VQA][0]), '--out', str(tmp_path / 'none.html'), *more])
     assert status == 1 and not list(tmp_path.iterdir())
     error = capsys.readouterr().err
     assert error.startswith('show.bash: error: ') and expected in error
@@ -231,13 +231,13 @@ def test_no_text_can_end_the_script_that_holds_it(reports):
 
 @pytest.fixture(scope='module')
 def chromium(tmp_path_factory):
-    with Page(tmp_path_factory.mktemp('chromium')) as made:
-        yield made
+    with Page(tmp_path_factory.mktemp('chromium')) as page:
+        yield page
 
 
 @pytest.fixture
 def view(chromium):
-    """view(path): the page there, opened wide. At the end no script has failed, and nothing else was asked for."""
+    """view(path): the page, opened in a wide window. After the test: no script failed, and nothing else was requested."""
     opened = []
     chromium.faults.clear()
     chromium.requests.clear()
@@ -260,20 +260,20 @@ def put(page, where, value, event='input'):
 def shown(page):
     """(ids of the examples shown, how many fit what was chosen)."""
     ids = page.run("[...document.querySelectorAll('article')].map(each => each.dataset.id)")
-    told = re.match(r'([\d,]+) of ', page.text('#count')[0])
-    return ids, int(told[1].replace(',', '')) if told else 0
+    count = re.match(r'([\d,]+) of ', page.text('#count')[0])
+    return ids, int(count[1].replace(',', '')) if count else 0
 
 
 @needs_chromium
-def test_the_page_opens_on_the_surest_mistakes_and_filters(reports, view):
+def test_the_page_opens_on_the_most_confident_mistakes_and_filters(reports, view):
     folder, data = reports[1][VQA]
     page, examples = view(folder / 'errors.html'), data['examples']
     assert page.run('document.title') == 'VQA, train: error report'
     assert f'{data["score"]:.2f}' in page.text('#figures')[0]
-    wrong = sorted((e for e in examples if e['score'] == 0), key=lambda e: -e['said'][0][1])
+    wrong = sorted((e for e in examples if e['score'] == 0), key=lambda e: -e['predictions'][0][1])
     assert shown(page) == ([e['id'] for e in wrong[:20]], len(wrong))
     put(page, 'order', 'worst')
-    ids = [e['id'] for e in sorted(wrong, key=lambda e: (e['expected'], -e['said'][0][1]))]
+    ids = [e['id'] for e in sorted(wrong, key=lambda e: (e['expected'], -e['predictions'][0][1]))]
     assert shown(page) == (ids[:20], len(wrong))
     put(page, 'verdict', '2')
     assert shown(page)[1] == sum(e['score'] == 1 for e in examples)
@@ -286,8 +286,8 @@ def test_the_page_opens_on_the_surest_mistakes_and_filters(reports, view):
     assert shown(page)[1] == sum(number in e['types'] and e['right'] == '2' for e in examples) > 0
     page.run("document.querySelector('button[type=reset]').click()")
     page.run('new Promise(done => setTimeout(done))')
-    put(page, 'said', '=' + examples[0]['said'][0][0])
-    assert shown(page)[1] == sum(e['said'][0][0] == examples[0]['said'][0][0] for e in examples)
+    put(page, 'predicted', '=' + examples[0]['predictions'][0][0])
+    assert shown(page)[1] == sum(e['predictions'][0][0] == examples[0]['predictions'][0][0] for e in examples)
 
 
 @needs_chromium
@@ -298,11 +298,11 @@ def test_search_finds_words_of_questions_answers_and_ids(reports, view):
     for text in ('HOW many', data['examples'][5]['id'], 'no such thing anywhere', 'red circle', data['images'][0]['id']):
         put(page, 'search', text)
         expected = [e for e in data['examples'] if all(word in '\n'.join(
-            [e['sent'], e['id'], e['said'][0][0], *(label for label, _ in e['labels']),
+            [e['sent'], e['id'], e['predictions'][0][0], *(label for label, _ in e['labels']),
              *(data['images'][i]['id'] for i in e['images'])]).lower() for word in text.lower().split())]
         assert shown(page)[1] == len(expected)
     put(page, 'search', 'no such thing anywhere')
-    assert 'No example is like that' in page.text('#count')[0] and not page.text('article')
+    assert 'No example matches' in page.text('#count')[0] and not page.text('article')
 
 
 @needs_chromium
@@ -352,7 +352,7 @@ def test_all_is_reached_by_keys_and_has_a_name(reports, view):
     for _ in range(200):
         page.press('Tab')
         reached.append(page.run('document.activeElement.id'))
-    for name in ('search', 'verdict', 'type', 'right', 'said', 'order', 'boxes', 'more'):
+    for name in ('search', 'verdict', 'type', 'right', 'predicted', 'order', 'boxes', 'more'):
         assert name in reached
     rows = "document.querySelectorAll('#answers tbody tr:not([hidden])').length"
     assert page.run(rows) == 12
@@ -364,8 +364,8 @@ def test_all_is_reached_by_keys_and_has_a_name(reports, view):
 
 @needs_chromium
 def test_pictures_with_their_regions_and_two_of_nlvr2(reports, view):
-    world, found = reports
-    folder, data = found[NLVR2]
+    world, runs = reports
+    folder, data = runs[NLVR2]
     page = view(folder / 'errors.html')
     example = next(e for e in data['examples'] if e['id'] == shown(page)[0][0])
     assert page.run("[...document.querySelector('article').querySelectorAll('svg')].map(each => each.ariaLabel)") == [

@@ -3,10 +3,12 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
@@ -25,56 +27,55 @@ def contents(folder):
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def small_world(tmp_path_factory):
     """A small world on disk, and its annotations of each task with all labels."""
     out = tmp_path_factory.mktemp('shapes') / 'one'
     return out, world.make(out, SETTINGS, processes=1)
 
 
 @pytest.fixture(scope='module')
-def many():
-    """The questions about 600 scenes for training and 200 others for evaluation, without their pictures."""
-    def asked(indices):
-        return questions.generate({str(i): scene.sample(7, i) for i in indices}, 10, 0, random.Random(indices[0]))
-    return asked(range(600)), asked(range(600, 800))
+def vqa():
+    """Questions about 600 scenes for training and about 200 others for evaluation, without pictures."""
+    return [questions.generate({str(i): scene.sample(7, i) for i in indices}, 10, 0, random.Random(indices[0]))
+            for indices in (range(600), range(600, 800))]
 
 
 @pytest.fixture(scope='module')
-def many_gqa():
-    """The same for GQA."""
+def gqa():
+    """The same for GQA, with 400 and 160 scenes."""
     return [gqa_questions.generate({str(i): scene.sample(7, i) for i in indices}, 10, 0, random.Random(indices[0]))
             for indices in (range(400), range(400, 560))]
 
 
 @pytest.fixture(scope='module')
-def many_pairs():
-    """Statements about pairs of the same scenes."""
+def nlvr2():
+    """Statements about pairs of the same scenes as in `gqa`."""
     return [pairs.generate({str(i): scene.sample(7, i) for i in indices}, sets, 'train', random.Random(indices[0]))
             for indices, sets in ((range(400), 1000), (range(400, 560), 300))]
 
 
 @pytest.fixture(scope='module')
-def told():
+def caption_sets():
     """[(scene, its captions)] of 400 scenes."""
     scenes = {str(i): scene.sample(7, i) for i in range(400)}
-    return [(scenes[i], found) for i, found in captions.generate(scenes, 5, random.Random(0)).items()]
+    return [(scenes[i], of_scene) for i, of_scene in captions.generate(scenes, 5, random.Random(0)).items()]
 
 
 def best(question):
     return max(question['label'], key=question['label'].get)
 
 
-def test_same_seed_same_bytes_whatever_the_processes(made, tmp_path):
+def test_same_seed_same_bytes_whatever_the_processes(small_world, tmp_path):
     world.make(tmp_path / 'two', SETTINGS, processes=2)
-    assert contents(made[0]) == contents(tmp_path / 'two')
+    assert contents(small_world[0]) == contents(tmp_path / 'two')
 
 
 def test_other_seed_other_pictures():
     assert scene.sample(1, 0) != scene.sample(2, 0) != scene.sample(2, 1)
 
 
-def test_layout_is_that_of_real_data(made):
-    out, _ = made
+def test_layout_is_that_of_real_data(small_world):
+    out, _ = small_world
     labels = json.loads((out / 'vqa/trainval_label2ans.json').read_text())
     assert json.loads((out / 'vqa/trainval_ans2label.json').read_text()) == {a: i for i, a in enumerate(labels)}
     features_of = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'test': 'test2015'}
@@ -88,11 +89,11 @@ def test_layout_is_that_of_real_data(made):
     assert len(ids) == len(set(ids)) == 600
     assert not images['nominival'] & images['minival']
     for folder in ('train2014', 'val2014', 'test2015'):
-        found = [image for _, image in tsv.read(out / f'mscoco_imgfeat/{folder}_obj36.tsv')]
-        named = set().union(*(images[split] for split in SPLITS if features_of[split] == folder))
-        assert sorted(image.img_id for image in found) == sorted(named)
-        assert {path.stem for path in (out / 'images' / folder).iterdir()} == named
-        for image in found:
+        regions = [image for _, image in tsv.read(out / f'mscoco_imgfeat/{folder}_obj36.tsv')]
+        expected = set().union(*(images[split] for split in SPLITS if features_of[split] == folder))
+        assert sorted(image.img_id for image in regions) == sorted(expected)
+        assert {path.stem for path in (out / 'images' / folder).iterdir()} == expected
+        for image in regions:
             x1, y1, x2, y2 = image.boxes.T
             assert len(image.boxes) == 36 and image.features.shape == (36, features.FEATURE_DIM)
             assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 <= image.width).all() and (y2 <= image.height).all()
@@ -102,8 +103,8 @@ def test_layout_is_that_of_real_data(made):
             assert image.attributes.max() < len(simulate_regions.ATTRIBUTES)
 
 
-def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
-    out, _ = made
+def test_gqa_and_nlvr2_see_the_pictures_of_vqa(small_world):
+    out, _ = small_world
     regions = {name: (out / f'mscoco_imgfeat/{name}_obj36.tsv').read_bytes() for name in ('train2014', 'val2014', 'test2015')}
     train, val, test = regions.values()
     for name, expected in (('vg_gqa_imgfeat/vg_gqa', train + val), ('vg_gqa_imgfeat/gqa_testdev', test),
@@ -117,10 +118,10 @@ def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
     ids = []
     for split, folder, count in (('train', 'train2014', 480), ('valid', 'val2014', 70), ('testdev', 'test2015', 50),
                                  ('submit', 'val2014', 70)):
-        found = json.loads((out / f'gqa/{split}.json').read_text())
-        assert len(found) == count and {question['img_id'] for question in found} == images[folder]
-        ids += [question['question_id'] for question in found]
-        for question in found:
+        examples = json.loads((out / f'gqa/{split}.json').read_text())
+        assert len(examples) == count and {question['img_id'] for question in examples} == images[folder]
+        ids += [question['question_id'] for question in examples]
+        for question in examples:
             keys = {'img_id', 'question_id', 'sent'} | ({'label', 'answer_type', 'question_type'} if split != 'submit' else set())
             assert set(question) == keys and isinstance(question['question_id'], str)
             if split != 'submit':
@@ -128,60 +129,63 @@ def test_gqa_and_nlvr2_see_the_pictures_of_vqa(made):
     assert len(set(ids)) == len(ids)
 
     for split, folder in (('train', 'train2014'), ('valid', 'val2014'), ('test', 'test2015'), ('hidden', 'test2015')):
-        found = json.loads((out / f'nlvr2/{split}.json').read_text())
+        examples = json.loads((out / f'nlvr2/{split}.json').read_text())
         keys = {'uid', 'identifier', 'img0', 'img1', 'sent'} | ({'label', 'question_type'} if split != 'hidden' else set())
-        assert all(set(one) == keys and re.fullmatch(rf'{split}-\d+-[0-3]-[01]', one['identifier']) for one in found)
-        assert len({one['identifier'] for one in found}) == len({one['uid'] for one in found}) == len(found)
-        assert {one[key] for one in found for key in ('img0', 'img1')} <= images[folder]
-        assert {one['label'] for one in found if split != 'hidden'} == (set() if split == 'hidden' else {0, 1})
-        assert 1.5 * 10 * len(images[folder]) < len(found) <= 2 * 10 * len(images[folder]) + 8
+        assert all(set(example) == keys for example in examples)
+        assert all(re.fullmatch(rf'{split}-\d+-[0-3]-[01]', example['identifier']) for example in examples)
+        assert len({example['identifier'] for example in examples}) == len(examples)
+        assert len({example['uid'] for example in examples}) == len(examples)
+        assert {example[key] for example in examples for key in ('img0', 'img1')} <= images[folder]
+        assert {example['label'] for example in examples if split != 'hidden'} == (set() if split == 'hidden' else {0, 1})
+        assert 1.5 * 10 * len(images[folder]) < len(examples) <= 2 * 10 * len(images[folder]) + 8
 
 
 def read_text(out):
     return {file: json.loads((out / f'lxmert/{file}.json').read_text()) for file in FEATURES}
 
 
-def test_pretraining_text_is_about_pictures_of_its_own(made):
-    out, asked = made
-    found = read_text(out)
-    assert found == asked['lxmert'] and not any(pretraining_text.first_fault(one) for images in found.values() for one in images)
-    ids = {file: [one['img_id'] for one in images] for file, images in found.items()}
-    assert {file: len(named) for file, named in ids.items()} == {
+def test_no_picture_is_in_two_files_of_pretraining_or_in_a_test_split(small_world):
+    out, annotations = small_world
+    text = read_text(out)
+    assert text == annotations['lxmert']
+    assert not any(pretraining_text.first_fault(image) for images in text.values() for image in images)
+    ids = {file: [image['img_id'] for image in images] for file, images in text.items()}
+    assert {file: len(of_file) for file, of_file in ids.items()} == {
         'mscoco_train': 39, 'mscoco_nominival': 2, 'mscoco_minival': 5, 'vgnococo': 9}
-    assert len({img_id for named in ids.values() for img_id in named}) == 55
+    assert len({img_id for of_file in ids.values() for img_id in of_file}) == 55
     images = {split: {question['img_id'] for question in json.loads((out / f'vqa/{split}.json').read_text())} for split in SPLITS}
     assert {*ids['mscoco_train'], *ids['vgnococo']} == images['train']
     assert all({*ids[f'mscoco_{split}']} == images[split] for split in ('nominival', 'minival'))
-    kept = {one[key] for name in ('vqa/test', 'gqa/testdev', 'nlvr2/test', 'nlvr2/hidden')
-            for one in json.loads((out / f'{name}.json').read_text()) for key in ('img_id', 'img0', 'img1') if key in one}
-    assert kept and not kept & {img_id for named in ids.values() for img_id in named}
-    for file, named in ids.items():
-        assert {*named} <= {image.img_id for _, image in tsv.read(out / f'{FEATURES[file]}_obj36.tsv')}
+    tested = {item[key] for name in ('vqa/test', 'gqa/testdev', 'nlvr2/test', 'nlvr2/hidden')
+              for item in json.loads((out / f'{name}.json').read_text()) for key in ('img_id', 'img0', 'img1') if key in item}
+    assert tested and not tested & {img_id for of_file in ids.values() for img_id in of_file}
+    for file, of_file in ids.items():
+        assert {*of_file} <= {image.img_id for _, image in tsv.read(out / f'{FEATURES[file]}_obj36.tsv')}
 
 
-def test_pretraining_text_holds_the_questions_of_the_tasks(made):
-    out, _ = made
-    asked = {task: defaultdict(list) for task in ('vqa', 'gqa')}
+def test_pretraining_text_holds_the_questions_of_the_tasks(small_world):
+    out, _ = small_world
+    questions_of = {task: defaultdict(list) for task in ('vqa', 'gqa')}
     for task, splits in (('vqa', ('train', 'nominival', 'minival')), ('gqa', ('train', 'valid'))):
-        for question in [one for split in splits for one in json.loads((out / f'{task}/{split}.json').read_text())]:
-            asked[task][question['img_id']].append((question['sent'], question['label']))
+        for question in [item for split in splits for item in json.loads((out / f'{task}/{split}.json').read_text())]:
+            questions_of[task][question['img_id']].append((question['sent'], question['label']))
     table = read_table(out / 'lxmert/all_ans.json')
     assert table == sorted(table) == [normalise(answer) for answer in table]
-    for task in asked:
+    for task in questions_of:
         labels = json.loads((out / f'{task}/trainval_label2ans.json').read_text())
         assert read_table(out / 'lxmert/all_ans.json', [task]) == sorted(map(normalise, labels))
     for file, images in read_text(out).items():
         caption, tasks = ('vg', ['gqa']) if file == 'vgnococo' else ('mscoco', ['vqa', 'gqa'])
-        for one in images:
-            assert list(one['sentf']) == [caption, *tasks] and list(one['labelf']) == tasks
-            assert len({*one['sentf'][caption]}) == len(one['sentf'][caption]) == 5
+        for image in images:
+            assert list(image['sentf']) == [caption, *tasks] and list(image['labelf']) == tasks
+            assert len({*image['sentf'][caption]}) == len(image['sentf'][caption]) == 5
             for task in tasks:
-                own = list(zip(one['sentf'][task], one['labelf'][task], strict=True))
-                assert own == asked[task][one['img_id']] and len(own) == 10
+                pairs_of_image = list(zip(image['sentf'][task], image['labelf'][task], strict=True))
+                assert pairs_of_image == questions_of[task][image['img_id']] and len(pairs_of_image) == 10
 
 
-def test_check_dataset_finds_no_fault_in_the_pretraining_text(made, tmp_path, capsys):
-    out, _ = made
+def test_check_dataset_finds_no_fault_in_the_pretraining_text(small_world, tmp_path, capsys):
+    out, _ = small_world
     described = {'kind': 'lxmert', 'name': 'shapes', 'max_length': 20, 'answers': f'{out}/lxmert/all_ans.json', 'splits': {
         file: {'annotations': f'{out}/lxmert/{file}.json', 'features': [f'{out}/{regions}_obj36.tsv']}
         for file, regions in FEATURES.items()}}
@@ -197,13 +201,13 @@ def test_check_dataset_finds_no_fault_in_the_pretraining_text(made, tmp_path, ca
     assert all('with regions have no sentences' in line for line in lines if line.startswith(' '))
 
 
-def test_vocabulary_knows_every_word(made):
-    out, asked = made
+def test_vocabulary_knows_every_word(small_world):
+    out, annotations = small_world
     pieces = (out / 'bert/vocab.txt').read_text().split('\n')[:-1]
     assert pieces[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and len(set(pieces)) == len(pieces)
-    said = [sentence for splits in asked.values() for items in splits.values() for item in items
-            for sentence in ([item['sent']] if 'sent' in item else [one for found in item['sentf'].values() for one in found])]
-    words = {word for sentence in said for word in re.findall(r'\w+|[^\w\s]', sentence.lower())}
+    sentences = [sentence for splits in annotations.values() for items in splits.values() for item in items
+                 for sentence in ([item['sent']] if 'sent' in item else chain.from_iterable(item['sentf'].values()))]
+    words = {word for sentence in sentences for word in re.findall(r'\w+|[^\w\s]', sentence.lower())}
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())
     assert config['vocab_size'] == len(pieces) and config['visual_feat_dim'] == features.FEATURE_DIM
@@ -211,22 +215,22 @@ def test_vocabulary_knows_every_word(made):
     assert config['num_attr_labels'] == len(simulate_regions.ATTRIBUTES)
 
 
-def test_kinds_have_their_shares(many):
-    counts = Counter(question['question_type'] for question in many[0])
+def test_kinds_have_their_shares(vqa):
+    counts = Counter(question['question_type'] for question in vqa[0])
     assert sum(questions.SHARES.values()) == pytest.approx(1)
     assert questions.SHARES['counting'] + questions.SHARES['relation'] >= 0.3
     for kind, share in questions.SHARES.items():
-        assert counts[kind] / len(many[0]) == pytest.approx(share, abs=0.005)
+        assert counts[kind] / len(vqa[0]) == pytest.approx(share, abs=0.005)
     templates = defaultdict(set)
-    for form in questions.FAMILIES:
-        templates[form.kind].update(form.templates)
+    for family in questions.FAMILIES:
+        templates[family.kind].update(family.templates)
     assert all(len(templates[kind]) >= 4 for kind in questions.SHARES)
 
 
-def test_answers_are_balanced(many):
+def test_answers_are_balanced(vqa):
     """Yes and no in each kind, and also given any one word; colours, shapes, sizes and counts."""
     answers, given = defaultdict(Counter), defaultdict(Counter)
-    for question in many[0]:
+    for question in vqa[0]:
         answers[question['question_type'], question['answer_type']][best(question)] += 1
         if question['answer_type'] == 'yes/no':
             for word in set(re.findall(r'\w+', question['sent'].lower())):
@@ -239,12 +243,12 @@ def test_answers_are_balanced(many):
             assert 0.38 < counts['yes'] / counts.total() < 0.62
     for kind, names, low, high in (('colour', scene.COLOURS, 0.8, 1.2), ('shape', scene.SHAPES, 0.8, 1.2),
                                    ('size', scene.RADII, 0.9, 1.1), ('counting', questions.COUNTS, 0.4, 1.3)):
-        counts = Counter(best(q) for q in many[0] if q['question_type'] == kind)
+        counts = Counter(best(q) for q in vqa[0] if q['question_type'] == kind)
         assert all(low < counts[name] * len(names) / counts.total() < high for name in names), counts
 
 
-def test_words_alone_score_low(many):
-    scores = fit_baselines(many[0])(many[1])
+def test_words_alone_score_low(vqa):
+    scores = fit_baselines(vqa[0])(vqa[1])
     assert 10 < scores['majority'] < 25 and scores['majority'] < scores['text_only'] < 40
     assert masked('Are two little RED boxes and crosses above it?') == 'are two SIZE COLOUR boxes and SHAPE above it?'
 
@@ -256,13 +260,13 @@ def test_baselines_by_hand():
     assert fit_baselines(train)(train) == {'majority': pytest.approx(200 / 3), 'text_only': 100.0}
 
 
-def things_of(words, made):
-    """Plainly: the things that fit the words of a phrase such as 'little red stars'."""
+def things_of(words, the_scene):
+    """The things that match a phrase such as 'little red stars', parsed independently of `shapes`."""
     words = ' '.join(words.split()).replace('little', 'small').replace('big', 'large')
     wanted = [word[:-2] if word == 'crosses' else word.rstrip('s') if word != 'cross' else word
               for word in words.split()]
     wanted = [word for word in wanted if word not in ('thing', 'object')]
-    return [thing for thing in made.things if all(word in (thing.size, thing.colour, thing.shape) for word in wanted)]
+    return [thing for thing in the_scene.things if all(word in (thing.size, thing.colour, thing.shape) for word in wanted)]
 
 
 @pytest.mark.parametrize(('pattern', 'answer'), [
@@ -278,11 +282,11 @@ def things_of(words, made):
     (r'Is the (.+) on the left or on the right\?', lambda s, x: 'left' if things_of(x, s)[0].x < 80 else 'right'),
     (r'What color is the thing closest to the left edge\?', lambda s: min(s.things, key=lambda t: t.box[0]).colour),
 ])
-def test_answers_hold_when_read_plainly(many, pattern, answer):
+def test_answers_hold_when_read_plainly(vqa, pattern, answer):
     checked = 0
-    for question in many[0]:
-        if found := re.fullmatch(pattern, question['sent']):
-            assert best(question) == answer(scene.sample(7, int(question['img_id'])), *found.groups()), question
+    for question in vqa[0]:
+        if match := re.fullmatch(pattern, question['sent']):
+            assert best(question) == answer(scene.sample(7, int(question['img_id'])), *match.groups()), question
             checked += 1
     assert checked >= 5
 
@@ -313,11 +317,11 @@ def yes(truth):
     (r'Is there an? (\S+) (?:lower than|below) the (.+)\?',
      lambda x, y: yes(any(clearly([t], y, 'below') for t in x if t != y[0]))),
 ])
-def test_answers_of_gqa_hold_when_read_plainly(many_gqa, pattern, answer):
+def test_answers_of_gqa_hold_when_read_plainly(gqa, pattern, answer):
     checked = 0
-    for question in many_gqa[0]:
-        if found := re.fullmatch(pattern, question['sent']):
-            things = [things_of(words, scene.sample(7, int(question['img_id']))) for words in found.groups()]
+    for question in gqa[0]:
+        if match := re.fullmatch(pattern, question['sent']):
+            things = [things_of(words, scene.sample(7, int(question['img_id']))) for words in match.groups()]
             assert best(question) == answer(*things), question
             checked += 1
     assert checked >= 5
@@ -331,27 +335,27 @@ def test_answers_of_gqa_hold_when_read_plainly(many_gqa, pattern, answer):
     (r'Is the (\S+) either (?:large|big) or (\S+), or both\?',
      lambda thing, colour: yes(thing.size == 'large' or thing.colour == colour)),
 ])
-def test_choices_of_gqa_hold_when_read_plainly(many_gqa, pattern, holds):
+def test_choices_of_gqa_hold_when_read_plainly(gqa, pattern, holds):
     checked = 0
-    for question in many_gqa[0]:
-        if found := re.fullmatch(pattern, question['sent']):
-            (thing,) = things_of(found[1], scene.sample(7, int(question['img_id'])))
-            assert best(question) == holds(thing, *found.groups()[1:]), question
+    for question in gqa[0]:
+        if match := re.fullmatch(pattern, question['sent']):
+            (thing,) = things_of(match[1], scene.sample(7, int(question['img_id'])))
+            assert best(question) == holds(thing, *match.groups()[1:]), question
             checked += 1
     assert checked >= 5
 
 
-def test_gqa_is_balanced(many_gqa):
-    counts = Counter(question['question_type'] for question in many_gqa[0])
+def test_gqa_is_balanced(gqa):
+    counts = Counter(question['question_type'] for question in gqa[0])
     assert set(counts) == {'query', 'verify', 'choose', 'logical', 'compare'}
     assert sum(gqa_questions.SHARES.values()) == pytest.approx(1)
     for kind, share in gqa_questions.SHARES.items():
-        assert counts[kind] / len(many_gqa[0]) == pytest.approx(share, abs=0.005)
-    assert all((q['answer_type'] == 'open') == (q['question_type'] == 'query') for q in many_gqa[0])
+        assert counts[kind] / len(gqa[0]) == pytest.approx(share, abs=0.005)
+    assert all((q['answer_type'] == 'open') == (q['question_type'] == 'query') for q in gqa[0])
     for kind in ('verify', 'logical', 'compare'):
-        answers = Counter(best(q) for q in many_gqa[0] if q['question_type'] == kind)
+        answers = Counter(best(q) for q in gqa[0] if q['question_type'] == kind)
         assert abs(answers['yes'] - answers['no']) <= 0.06 * (answers['yes'] + answers['no'])
-    assert fit_baselines(many_gqa[0])(many_gqa[1])['text_only'] < 45
+    assert fit_baselines(gqa[0])(gqa[1])['text_only'] < 45
 
 
 SHOWN = r'((?:(?:red|blue|green|black|white|orange|yellow|purple) )?\S+?)'
@@ -375,33 +379,33 @@ SHOWN = r'((?:(?:red|blue|green|black|white|orange|yellow|purple) )?\S+?)'
     (rf'There are more {SHOWN} in the right (?:picture|image)\.', lambda left, right: right > left),
     (rf'Both (?:picture|image)s contain the same number of {SHOWN}\.', lambda left, right: left == right),
 ])
-def test_statements_hold_when_read_plainly(many_pairs, pattern, holds):
+def test_statements_hold_when_read_plainly(nlvr2, pattern, holds):
     checked = 0
-    for one in many_pairs[0]:
-        if found := re.fullmatch(pattern, one['sent']):
-            left, right = (len(things_of(found[1], scene.sample(7, int(one[key])))) for key in ('img0', 'img1'))
+    for one in nlvr2[0]:
+        if match := re.fullmatch(pattern, one['sent']):
+            left, right = (len(things_of(match[1], scene.sample(7, int(one[key])))) for key in ('img0', 'img1'))
             assert one['label'] == int(holds(left, right)), one
             checked += 1
     assert checked >= 5
 
 
-def test_statements_on_agreement_hold_when_read_plainly(many_pairs):
+def test_statements_on_agreement_hold_when_read_plainly(nlvr2):
     checked = Counter()
-    for one in many_pairs[0]:
+    for one in nlvr2[0]:
         for pattern, same in ((r'The (.+) has the same (color|shape) in both .*', True),
                               (r'The (.+) has a different (color|shape) in each .*', False)):
-            if found := re.fullmatch(pattern, one['sent']):
-                (left,), (right,) = (things_of(found[1], scene.sample(7, int(one[key]))) for key in ('img0', 'img1'))
-                alike = left.colour == right.colour if found[2] == 'color' else left.shape == right.shape
+            if match := re.fullmatch(pattern, one['sent']):
+                (left,), (right,) = (things_of(match[1], scene.sample(7, int(one[key]))) for key in ('img0', 'img1'))
+                alike = left.colour == right.colour if match[2] == 'color' else left.shape == right.shape
                 assert one['label'] == int(alike == same), one
                 checked[same] += 1
     assert min(checked[True], checked[False]) >= 5
 
 
-def test_statements_come_in_consistency_groups(many_pairs):
+def test_statements_come_in_consistency_groups(nlvr2):
     """A sentence with four pairs, true of two; exchanging one picture of a true pair gives a false one."""
     groups, sets = defaultdict(list), defaultdict(set)
-    for one in many_pairs[0]:
+    for one in nlvr2[0]:
         split, number, pair, sentence = one['identifier'].split('-')
         groups[split, number, sentence].append(one)
         sets[number, pair].add((one['img0'], one['img1']))
@@ -417,8 +421,8 @@ def test_statements_come_in_consistency_groups(many_pairs):
                 assert any((one['img0'] == other['img0']) + (one['img1'] == other['img1']) == 1 for other in false)
 
 
-def test_neither_words_nor_one_picture_tell_the_truth(many_pairs):
-    train, scored = many_pairs
+def test_neither_words_nor_one_picture_tell_the_truth(nlvr2):
+    train, scored = nlvr2
     assert all(49 <= score <= 51 for score in fit_baselines(train)(scored).values())
     names = (*scene.COLOURS, *scene.SHAPES)
     for key in ('img0', 'img1'):
@@ -472,18 +476,18 @@ def inside(thing, side):
     return {'left': 80 - thing.x, 'right': thing.x - 80, 'above': 60 - thing.y, 'below': thing.y - 60}[side] >= 14
 
 
-def first(made, thing, side):
+def first(the_scene, thing, side):
     """Whether no other lies as far to that side."""
     def reach(other):
         return {'left': -other.x, 'right': other.x, 'above': -other.y, 'below': other.y}[side]
-    return all(reach(other) < reach(thing) for other in made.things if other != thing)
+    return all(reach(other) < reach(thing) for other in the_scene.things if other != thing)
 
 
 def counted(number, many, *others):
     return len(many) == number and some(lambda *things: not {*things} & {*many}, *others)
 
 
-# What each sentence says, plainly: a capital is a slot; x, y, z and m are all things of a phrase, m that of a plural.
+# Pattern of a sentence: whether it is true. A capital is a slot; x, y, z and m (a plural) are the things that match a phrase.
 READ = {
     '(?:(?:there are |the picture shows |you can see )?A, A and A|A and A together with A)':
         lambda s, x, y, z: some(lambda *_: True, x, y, z),
@@ -518,55 +522,55 @@ READ = {
 PLAIN = {re.compile(re.sub(r'\b[A-Z]\b', lambda slot: SLOTS[slot[0]], said)): holds for said, holds in READ.items()}
 
 
-def read_plainly(sent, made):
+def read_plainly(sent, the_scene):
     """(the pattern of a caption, whether it is true of a scene)."""
-    (found, holds), = ((match, holds) for pattern, holds in PLAIN.items()
+    (match, holds), = ((match, holds) for pattern, holds in PLAIN.items()
                        if (match := pattern.fullmatch(sent.lower().removesuffix('.').replace('image', 'picture'))))
 
     def meant(words):
         if words in (*scene.COLOURS, 'small', 'little', 'large', 'big'):
             return words
         if re.fullmatch(NAMED, words):
-            return things_of(words, made)
+            return things_of(words, the_scene)
         numbers = ('two', 'three', 'four', 'five', 'six')
         if words.isdigit() or words in numbers:
             return int(words) if words.isdigit() else 2 + numbers.index(words)
         return STEMS[re.search('|'.join(STEMS), words)[0]]
-    return found.re, holds(made, *(meant(words) for words in found.groups() if words))
+    return match.re, holds(the_scene, *(meant(words) for words in match.groups() if words))
 
 
-def test_captions_are_true_when_read_plainly(told):
-    seen = Counter()
-    for made, found in told:
-        for caption in found:
-            pattern, truth = read_plainly(caption.sent, made)
-            assert truth and caption.holds(made), caption
-            seen[pattern] += 1
-    assert min(seen[pattern] for pattern in PLAIN) >= 5
+def test_captions_are_true_when_read_plainly(caption_sets):
+    patterns = Counter()
+    for the_scene, of_scene in caption_sets:
+        for caption in of_scene:
+            pattern, truth = read_plainly(caption.sent, the_scene)
+            assert truth and caption.holds(the_scene), caption
+            patterns[pattern] += 1
+    assert min(patterns[pattern] for pattern in PLAIN) >= 5
 
 
-def test_captions_of_other_pictures_are_false(told):
+def test_captions_of_other_pictures_are_false(caption_sets):
     rng, true, all_ = random.Random(1), 0, 0
-    for made, found in told:
-        for caption in found:
-            for other, _ in rng.sample(told, 5):
-                truth = other != made and read_plainly(caption.sent, other)[1]
-                assert truth or other == made or not caption.holds(other), (caption, other)
-                true, all_ = true + truth, all_ + (other != made)
+    for the_scene, of_scene in caption_sets:
+        for caption in of_scene:
+            for other, _ in rng.sample(caption_sets, 5):
+                truth = other != the_scene and read_plainly(caption.sent, other)[1]
+                assert truth or other == the_scene or not caption.holds(other), (caption, other)
+                true, all_ = true + truth, all_ + (other != the_scene)
     assert all_ > 9000 and true / all_ < 0.01
 
 
-def test_captions_tell_several_things_and_differ(told):
-    forms, words = Counter(), Counter()
-    for _, found in told:
-        assert len(found) == 5 and len({one.sent for one in found}) == 5
-        assert len({(one.family.templates, frozenset(one.slots.items())) for one in found}) == 5
-        for caption in found:
+def test_captions_tell_several_things_and_differ(caption_sets):
+    families, words = Counter(), Counter()
+    for _, of_scene in caption_sets:
+        assert len(of_scene) == 5 and len({caption.sent for caption in of_scene}) == 5
+        assert len({(caption.family.templates, frozenset(caption.slots.items())) for caption in of_scene}) == 5
+        for caption in of_scene:
             tokens = re.findall(r'\w+|[^\w\s]', caption.sent)
             assert 8 <= len(tokens) <= 18 and caption.sent[0] in caption.sent[0].upper() and tokens[-1] == '.'
-            forms[caption.family.templates] += 1
+            families[caption.family.templates] += 1
             words.update({*caption.sent.lower().split()})
-    assert len(forms) == len(captions.FAMILIES) and all(0.01 < count / 2000 < 0.3 for count in forms.values())
+    assert len(families) == len(captions.FAMILIES) and all(0.01 < count / 2000 < 0.3 for count in families.values())
     assert words['nothing'] / 2000 < 0.04
     assert all(words[name] + words[f'{name}.'] > 20 for name in (*scene.COLOURS, *scene.SHAPES))
 
@@ -578,17 +582,17 @@ def test_too_many_captions_are_refused():
         captions.generate({'few': scene.sample(7, 0)}, 10_000, random.Random(0))
 
 
-def test_report_reads_the_predictions_of_each_task(made, tmp_path, capsys):
-    out, asked = made
-    right = {'vqa': ('minival', [{'question_id': q['question_id'], 'answer': best(q)} for q in asked['vqa']['minival']]),
-             'gqa': ('testdev', [{'questionId': q['question_id'], 'prediction': best(q)} for q in asked['gqa']['testdev']])}
+def test_report_reads_the_predictions_of_each_task(small_world, tmp_path, capsys):
+    out, annotations = small_world
+    right = {'vqa': ('minival', [{'question_id': q['question_id'], 'answer': best(q)} for q in annotations['vqa']['minival']]),
+             'gqa': ('testdev', [{'questionId': q['question_id'], 'prediction': best(q)} for q in annotations['gqa']['testdev']])}
     for task, (split, predictions) in right.items():
         path = tmp_path / f'{split}_predict.json'
         path.write_text(json.dumps(predictions))
         report.main([str(out), str(path), '--task', task])
         assert '\nScore 100.0, ' in capsys.readouterr().out
     path = tmp_path / 'valid_predict.csv'
-    statements = asked['nlvr2']['valid']
+    statements = annotations['nlvr2']['valid']
     path.write_text(''.join(f'{one["identifier"]},True\n' for one in statements))
     report.main([str(out), str(path), '--task', 'nlvr2'])
     assert '\nScore 50.0, ' in capsys.readouterr().out
@@ -602,13 +606,21 @@ def test_report_reads_the_predictions_of_each_task(made, tmp_path, capsys):
     assert 'has no labels' in capsys.readouterr().err
 
 
-def test_things_can_be_told_apart():
-    for index in range(200):
-        things = scene.sample(7, index).things
-        assert 3 <= len(things) <= 6 and len({(t.shape, t.colour, t.size) for t in things}) == len(things)
-        for thing in things:
-            assert min(thing.box) >= 0 and thing.box[2] <= scene.WIDTH and thing.box[3] <= scene.HEIGHT
-            assert all(scene.covered(thing.box, o.box) <= scene.MAX_OVERLAP for o in things if o is not thing)
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_things_can_be_told_apart(seed, index):
+    things = scene.sample(seed, index).things
+    assert 3 <= len(things) <= 6 and len({(t.shape, t.colour, t.size) for t in things}) == len(things)
+    for thing in things:
+        assert min(thing.box) >= 0 and thing.box[2] <= scene.WIDTH and thing.box[3] <= scene.HEIGHT
+        assert all(scene.covered(thing.box, other.box) <= scene.MAX_OVERLAP for other in things if other is not thing)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_simulated_regions_lie_in_the_picture(seed, index):
+    the_scene = scene.sample(seed, index)
+    rng = np.random.default_rng((seed, index))
+    image = simulate_regions.regions('x', the_scene, draw.picture(the_scene, rng), rng)
+    assert tsv.check(image) is image and len(image.boxes) == simulate_regions.NUM_BOXES
 
 
 def test_shapes_fill_their_boxes():
@@ -620,34 +632,34 @@ def test_shapes_fill_their_boxes():
 
 
 def test_features_come_from_the_pixels_alone():
-    made = scene.sample(7, 0)
-    pixels = draw.picture(made, np.random.default_rng(0))
-    other = scene.Scene(made.background, tuple(
-        scene.Thing(scene.SHAPES[i], 'red', t.size, t.x, t.y, t.radius) for i, t in enumerate(made.things)))
-    found = [simulate_regions.regions('a', s, p, np.random.default_rng(1))
-             for s, p in ((made, pixels), (other, pixels), (made, pixels[::-1]))]
+    the_scene = scene.sample(7, 0)
+    pixels = draw.picture(the_scene, np.random.default_rng(0))
+    other = scene.Scene(the_scene.background, tuple(
+        scene.Thing(scene.SHAPES[i], 'red', t.size, t.x, t.y, t.radius) for i, t in enumerate(the_scene.things)))
+    images = [simulate_regions.regions('a', s, p, np.random.default_rng(1))
+             for s, p in ((the_scene, pixels), (other, pixels), (the_scene, pixels[::-1]))]
     # The same places under other names: the same features; other pixels: others.
-    np.testing.assert_array_equal(found[0].features, found[1].features)
-    assert (found[0].attributes != found[1].attributes).any()
-    assert (np.abs(found[0].features - found[2].features).max(1) > 0.1).all()
+    np.testing.assert_array_equal(images[0].features, images[1].features)
+    assert (images[0].attributes != images[1].attributes).any()
+    assert (np.abs(images[0].features - images[2].features).max(1) > 0.1).all()
 
 
 def test_features_see_shape_and_colour():
     """A least-squares probe on the true boxes of other pictures."""
-    seen, shapes, colours = [], [], []
-    for index in range(250):
-        made, rng = scene.sample(11, index), np.random.default_rng(index)
-        boxes = np.array([thing.box for thing in made.things])
-        seen.append(features.extract(draw.picture(made, rng), boxes))
-        shapes += [scene.SHAPES.index(thing.shape) for thing in made.things]
-        colours += [list(scene.COLOURS).index(thing.colour) for thing in made.things]
-    x = np.concatenate(seen).astype(float)
+    extracted, shapes, colours = [], [], []
+    for index in range(160):
+        the_scene, rng = scene.sample(11, index), np.random.default_rng(index)
+        boxes = np.array([thing.box for thing in the_scene.things])
+        extracted.append(features.extract(draw.picture(the_scene, rng), boxes))
+        shapes += [scene.SHAPES.index(thing.shape) for thing in the_scene.things]
+        colours += [list(scene.COLOURS).index(thing.colour) for thing in the_scene.things]
+    x = np.concatenate(extracted).astype(float)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     half = len(x) * 3 // 4
     assert abs(x[:, :-1].mean()) < 0.5 and 0.5 < x[:, :-1].std() < 2
     for names in (np.array(shapes), np.array(colours)):
-        wanted = np.eye(names.max() + 1)[names[:half]]
-        weights = np.linalg.solve(x[:half].T @ x[:half] + 5 * np.eye(x.shape[1]), x[:half].T @ wanted)
+        targets = np.eye(names.max() + 1)[names[:half]]
+        weights = np.linalg.solve(x[:half].T @ x[:half] + 5 * np.eye(x.shape[1]), x[:half].T @ targets)
         assert ((x[half:] @ weights).argmax(1) == names[half:]).mean() > 0.97
 
 
@@ -657,6 +669,11 @@ def test_program(tmp_path, capsys):
     make.main(argv)
     assert 'text only' in capsys.readouterr().out
     before = contents(out)
+    make.main(argv)
+    assert 'nothing to do' in capsys.readouterr().out and contents(out) == before
+    record = json.loads((out / 'world.json').read_text())
+    assert record.pop('detector') == 'shapes'
+    (out / 'world.json').write_text(json.dumps(record))  # as worlds were made before it named its detector
     make.main(argv)
     assert 'nothing to do' in capsys.readouterr().out and contents(out) == before
     with pytest.raises(SystemExit):

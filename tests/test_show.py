@@ -1,4 +1,4 @@
-"""A look inside: relevance against slow loops, the pictures, run/show.bash."""
+"""Relevance compared with slow loops, the drawings, run/show.bash attention."""
 
 import itertools
 import json
@@ -7,16 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import lxmert_head
 from PIL import Image
 
 from explain import attention, drawing, program
-from explain.relevance import maps, relevance
+from explain.relevance import relevance, relevance_maps
+from heads import Attention
 from lxrt.config import LxrtConfig
-from lxrt.entry import LXRTEncoder
+from lxrt.heads import sides_of
 from lxrt.modeling import attention_names
 from regions import readers
 from regions.class_names import ClassNames
-from tasks.model import AnswerModel
 from tasks.predictor import Predictor
 
 TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermediate_size': 24, 'type_vocab_size': 2,
@@ -26,19 +27,19 @@ TINY = {'vocab_size': 40, 'hidden_size': 16, 'num_attention_heads': 4, 'intermed
 # ---------------------------------------------------------------------------- relevance
 
 
-def tiny_model(images=1, **changes):
+def tiny_head(images=1, **changes):
     torch.manual_seed(0)
-    model = AnswerModel(LXRTEncoder(LxrtConfig(**{**TINY, **changes})), 5, images)
-    for p in model.parameters():
+    head = lxmert_head(LxrtConfig(**{**TINY, **changes}), 5, images)
+    for p in head.parameters():
         p.data.normal_(0, 0.4)
-    return model.eval()
+    return head.eval()
 
 
 def tiny_batch(images=1, padded=True):
     g = torch.Generator().manual_seed(1)
     b, t, o = 3, 6, 5
     ids = torch.randint(1, 40, (b, t), generator=g)
-    batch = {'input_ids': ids, 'features': torch.randn(b * images, o, 6, generator=g),
+    batch = {'examples': b, 'input_ids': ids, 'features': torch.randn(b * images, o, 6, generator=g),
              'boxes': torch.rand(b * images, o, 4, generator=g)}
     if padded:
         ids[1, 4:] = 0
@@ -49,27 +50,27 @@ def tiny_batch(images=1, padded=True):
 
 def product(*matrices):
     """Of matrices as lists of rows."""
-    found = matrices[0]
+    result = matrices[0]
     for other in matrices[1:]:
-        found = [[sum(row[k] * other[k][j] for k in range(len(other))) for j in range(len(other[0]))] for row in found]
-    return found
+        result = [[sum(row[k] * other[k][j] for k in range(len(other))) for j in range(len(other[0]))] for row in result]
+    return result
 
 
 def plus(one, other):
     return [[x + y for x, y in zip(row, others, strict=True)] for row, others in zip(one, other, strict=True)]
 
 
-def turned(matrix):
+def transposed(matrix):
     return [list(column) for column in zip(*matrix, strict=True)]
 
 
 def scaled(matrix):
-    """Rows of what a map has beside the identity sum to 1."""
-    found = []
+    """Rows of a map minus the identity sum to 1."""
+    result = []
     for i, row in enumerate(matrix):
         rest = [value - (i == j) for j, value in enumerate(row)]
-        found.append([(value / sum(rest) if sum(rest) else 0.0) + (i == j) for j, value in enumerate(rest)])
-    return found
+        result.append([(value / sum(rest) if sum(rest) else 0.0) + (i == j) for j, value in enumerate(rest)])
+    return result
 
 
 def slow_maps(mean, config, words, o):
@@ -81,97 +82,102 @@ def slow_maps(mean, config, words, o):
     for i in range(1, config.r_layers + 1):
         ii, it = plus(ii, product(mean[f'rel{i}'], ii)), plus(it, product(mean[f'rel{i}'], it))
     for i in range(1, config.x_layers + 1):
-        there, back = mean[f'cross{i}.lang_to_visn'], mean[f'cross{i}.visn_to_lang']
-        new_tt, new_ii = plus(tt, product(there, it)), plus(ii, product(back, ti))
-        new_ti = plus(ti, product(turned(scaled(tt)), there, scaled(ii)))
-        new_it = plus(it, product(turned(scaled(ii)), back, scaled(tt)))
+        to_regions, to_words = mean[f'cross{i}.lang_to_visn'], mean[f'cross{i}.visn_to_lang']
+        new_tt, new_ii = plus(tt, product(to_regions, it)), plus(ii, product(to_words, ti))
+        new_ti = plus(ti, product(transposed(scaled(tt)), to_regions, scaled(ii)))
+        new_it = plus(it, product(transposed(scaled(ii)), to_words, scaled(tt)))
         tt, ti, it, ii = new_tt, new_ti, new_it, new_ii
         tt, ti = plus(tt, product(mean[f'cross{i}.lang'], tt)), plus(ti, product(mean[f'cross{i}.lang'], ti))
         ii, it = plus(ii, product(mean[f'cross{i}.visn'], ii)), plus(it, product(mean[f'cross{i}.visn'], it))
     return tt, ti, it, ii
 
 
-def slowly(model, batch, place, answer, images):
+def slowly(head, batch, place, answer, images):
     """Words and regions of one example, whose (sentence, image) pairs are computed without padding; lists of numbers."""
     words = int((batch['input_ids'][place] != 0).sum())
-    config, rows = model.lxrt_encoder.config, range(place * images, (place + 1) * images)
+    config, rows = head.encoder.config, range(place * images, (place + 1) * images)
     counts = [int(batch['visual_attention_mask'][row].sum()) if 'visual_attention_mask' in batch else 5 for row in rows]
-    one = {'input_ids': batch['input_ids'][place:place + 1, :words], 'features': batch['features'][list(rows)],
-           'boxes': batch['boxes'][list(rows)], 'visual_attention_mask': torch.arange(5) < torch.tensor(counts)[:, None]}
-    logits, attention = model(*one.values(), return_attention=True)
-    gradients = torch.autograd.grad(logits[0, answer], list(attention.values()), allow_unused=True)
-    found = []
+    alone = {'examples': 1, 'input_ids': batch['input_ids'][place:place + 1, :words], 'features': batch['features'][list(rows)],
+             'boxes': batch['boxes'][list(rows)], 'visual_attention_mask': torch.arange(5) < torch.tensor(counts)[:, None]}
+    states = head.encoder(alone, record_attention=True)
+    attentions = [attention.probabilities for attention in states.attentions]
+    gradients = torch.autograd.grad(head.classifier(states.pooled)[0, answer], attentions, allow_unused=True)
+    results = []
     for image, o in enumerate(counts):
-        mean = {}
-        for (name, weights), gradient in zip(attention.items(), gradients, strict=True):
+        mean, size = {}, {'words': words, 'visual': o}
+        for one, gradient in zip(states.attentions, gradients, strict=True):
+            weights = one.probabilities
             row = image if len(weights) == images else 0
-            many, wide = (o if side == 'o' else words for side in sides(name))
             both = (torch.zeros_like(weights) if gradient is None else gradient * weights)[row].tolist()
-            mean[name] = [[sum(max(head[i][j], 0.0) for head in both) / len(both) for j in range(wide)] for i in range(many)]
+            mean[one.layer] = [[sum(max(matrix[i][j], 0.0) for matrix in both) / len(both)
+                                      for j in range(size[one.keys])] for i in range(size[one.queries])]
         tt, ti, _, _ = slow_maps(mean, config, words, o)
-        found.append(([value - (j == 0) for j, value in enumerate(tt[0])], ti[0]))
-    return found
-
-
-def sides(name):
-    layer, _, which = name.partition('.')
-    if which in ('lang_to_visn', 'visn_to_lang'):
-        return ('t', 'o') if which == 'lang_to_visn' else ('o', 't')
-    return ('t', 't') if (which or layer).startswith('lang') else ('o', 'o')
+        results.append(([value - (j == 0) for j, value in enumerate(tt[0])], ti[0]))
+    return results
 
 
 def test_the_four_maps_equal_slow_loops():
     """With attention so strong that every order of the rules' steps gives other numbers."""
     config, g = LxrtConfig(**{**TINY, 'x_layers': 3}), torch.Generator().manual_seed(2)
-    size = {'t': 4, 'o': 3}
-    seen = {name: torch.rand(2, *(size[side] for side in sides(name)), generator=g) for name in attention_names(config)}
-    found = maps(seen, 2, 4, 3)
+    size = {'words': 4, 'visual': 3}
+    mean = {name: torch.rand(2, *(size[side] for side in sides_of(name)), generator=g) for name in attention_names(config)}
+    result = relevance_maps([(Attention(name, *sides_of(name), None), weights) for name, weights in mean.items()], 2, 4, 3)
     for row in range(2):
-        expected = slow_maps({name: weights[row].tolist() for name, weights in seen.items()}, config, 4, 3)
-        for ours, plain in zip(found, expected, strict=True):
-            np.testing.assert_allclose(ours[row], plain, rtol=1e-4)
+        expected = slow_maps({name: weights[row].tolist() for name, weights in mean.items()}, config, 4, 3)
+        for maps, plain in zip(result, expected, strict=True):
+            np.testing.assert_allclose(maps[row], plain, rtol=1e-4)
+
+
+def test_maps_of_a_joint_sequence_equal_slow_loops():
+    """As of a single-stream encoder, whose words and regions attend to each other in every layer."""
+    layers = torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(2))
+    expected = [[float(i == j) for j in range(7)] for i in range(7)]
+    for layer in layers:
+        expected = plus(expected, product(layer[0].tolist(), expected))
+    tt, ti, it, ii = relevance_maps([(Attention('', 'all', 'all', None), layer) for layer in layers], 1, 4, 3)
+    np.testing.assert_allclose(torch.cat([torch.cat([tt, ti], 2), torch.cat([it, ii], 2)], 1)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('given', [False, True], ids=['best', 'given'])
-@pytest.mark.parametrize('padded', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('padded', [False, True], ids=['unpadded', 'padded'])
 @pytest.mark.parametrize('images', [1, 2])
 def test_relevance_equals_slow_loops_of_each_example_alone(images, padded, given):
-    model, batch = tiny_model(images), tiny_batch(images, padded)
+    head, batch = tiny_head(images), tiny_batch(images, padded)
     answers = torch.tensor([4, 0, 2]) if given else None
     with torch.no_grad():  # gradients are computed all the same
-        found, logits = relevance(model, batch, answers), model(*batch.values())
-    torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-5)
-    assert found.answers.tolist() == (answers if given else logits.argmax(1)).tolist()
-    assert found.words.shape == (3, images, 6) and found.regions.shape == (3, images, 5)
+        result, logits = relevance(head, batch, answers), head.logits(batch)
+    torch.testing.assert_close(result.logits, logits, atol=1e-5, rtol=1e-5)
+    assert result.answers.tolist() == (answers if given else logits.argmax(1)).tolist()
+    assert result.words.shape == (3, images, 6) and result.regions.shape == (3, images, 5)
     for place in range(3):
-        for image, expected in enumerate(slowly(model, batch, place, int(found.answers[place]), images)):
-            for ours, plain in zip((found.words[place, image], found.regions[place, image]), expected, strict=True):
-                np.testing.assert_allclose(ours[:len(plain)], plain, rtol=1e-3, atol=1e-6 + 1e-4 * max(plain))
-                assert not ours[len(plain):].any() and max(plain) > 0
-    assert all(p.grad is None for p in model.parameters())
+        for image, expected in enumerate(slowly(head, batch, place, int(result.answers[place]), images)):
+            for weights, plain in zip((result.words[place, image], result.regions[place, image]), expected, strict=True):
+                np.testing.assert_allclose(weights[:len(plain)], plain, rtol=1e-3, atol=1e-6 + 1e-4 * max(plain))
+                assert not weights[len(plain):].any() and max(plain) > 0
+    assert all(p.grad is None for p in head.parameters())
 
 
 def test_relevance_of_a_model_without_layers_before_the_cross_layers():
-    found = relevance(tiny_model(l_layers=0, r_layers=0), tiny_batch())
-    assert torch.isfinite(found.words).all() and torch.isfinite(found.regions).all() and found.regions.any()
+    result = relevance(tiny_head(l_layers=0, r_layers=0), tiny_batch())
+    assert torch.isfinite(result.words).all() and torch.isfinite(result.regions).all() and result.regions.any()
 
 
-# ---------------------------------------------------------------------------- the pictures
+# ---------------------------------------------------------------------------- drawings
 
 
 @pytest.fixture(scope='module')
-def shown(made_world, tmp_path_factory):
+def snapshots(made_world, tmp_path_factory):
     """The folder of a snapshot of each task, with weights that are random, but large enough for answers to differ."""
-    folder = tmp_path_factory.mktemp('show')
+    folder = tmp_path_factory.mktemp('explain')
     config = LxrtConfig.from_json(made_world / 'bert/config.json')
     for task, images in (('vqa', 1), ('gqa', 1), ('nlvr2', 2)):
         answers = ['False', 'True'] if images == 2 else json.loads((made_world / task / 'trainval_label2ans.json').read_text())
         torch.manual_seed(3)
-        model = AnswerModel(LXRTEncoder(config), len(answers), images)
-        for p in model.parameters():
+        head = lxmert_head(config, len(answers), images)
+        for p in head.parameters():
             p.data.normal_(0, 0.3)
         (folder / task).mkdir()
-        torch.save(model.state_dict(), folder / task / 'BEST.pth')
+        torch.save(head.original_state(), folder / task / 'BEST.pth')
         (folder / task / 'answers.json').write_text(json.dumps(answers))
         for name in ('config.json', 'vocab.txt'):
             shutil.copy(made_world / 'bert' / name, folder / task)
@@ -179,10 +185,10 @@ def shown(made_world, tmp_path_factory):
 
 
 @pytest.fixture
-def run(made_world, shown, tmp_path, capsys):
+def run(made_world, snapshots, tmp_path, capsys):
     """run(*flags, task=...): `attention` in this process; returns (exit status, what it printed: .out and .err)."""
     def run_program(*flags, task='vqa', image=('COCO_train2014_000000000001',), features='train2014_obj36.tsv'):
-        status = program.main(['attention', '--load', str(shown / task / 'BEST'), '--features',
+        status = program.main(['attention', '--load', str(snapshots / task / 'BEST'), '--features',
                             str(made_world / 'mscoco_imgfeat' / features), '--question', 'What color is the star?',
                             '--names', str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, image), *flags])
         return status, capsys.readouterr()
@@ -191,28 +197,30 @@ def run(made_world, shown, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('task', ['vqa', 'gqa', 'nlvr2'])
-def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_path, task):
+def test_what_is_written_is_what_the_model_computes(made_world, snapshots, run, tmp_path, task):
     ids = [f'COCO_train2014_{number:012d}' for number in (2, 1)][:2 if task == 'nlvr2' else 1]
     status, printed = run(task=task, image=[made_world / f'images/train2014/{img_id}.png' for img_id in ids])
     assert status == 0, printed.err
-    answerer = Predictor.from_snapshot(shown / task / 'BEST')
-    features = made_world / 'mscoco_imgfeat/train2014_obj36.tsv'
-    images = sorted(readers.chosen(features, ids), key=lambda image: ids.index(image.img_id))
-    (answer, probability), = answerer.answer([tuple(images)], 'What color is the star?')[0]
+    predictor = Predictor.from_snapshot(snapshots / task / 'BEST')
+    images = sorted(readers.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids),
+                    key=lambda image: ids.index(image.img_id))
+    (answer, probability), = predictor.answer([tuple(images)], 'What color is the star?')[0]
     assert printed.out.startswith(f'What color is the star? {answer} ({probability:.3f})\n')
-    batch, = answerer.batches([tuple(images)], ['What color is the star?'])
-    expected, told = relevance(answerer.task.model, batch), json.loads((tmp_path / 'out/attention.json').read_text())
-    assert told['answer'] == told['own answer'] == answer and abs(told['probability'] - probability) < 1e-5
-    assert told['words'] == ['[CLS]', 'what', 'color', 'is', 'the', 'star', '?', '[SEP]']
+    batch, = predictor.batches([tuple(images)], ['What color is the star?'])
+    expected, numbers = relevance(predictor.head, batch), json.loads((tmp_path / 'out/attention.json').read_text())
+    attentions = {attention.layer: attention.probabilities for attention in expected.attentions}
+    assert numbers['answer'] == numbers['own answer'] == answer and abs(numbers['probability'] - probability) < 1e-5
+    assert numbers['words'] == ['[CLS]', 'what', 'color', 'is', 'the', 'star', '?', '[SEP]']
     files = ['attention.json']
-    for i, (image, found) in enumerate(zip(images, told['images'], strict=True)):
-        np.testing.assert_allclose(found['relevance of words'], expected.words[0, i], atol=1e-5)
-        np.testing.assert_allclose([one['relevance'] for one in found['regions']], expected.regions[0, i], atol=1e-5)
-        np.testing.assert_allclose([one['box'] for one in found['regions']], image.boxes, atol=1e-4)
+    for i, (image, values) in enumerate(zip(images, numbers['images'], strict=True)):
+        np.testing.assert_allclose(values['relevance of words'], expected.words[0, i], atol=1e-5)
+        np.testing.assert_allclose([one['relevance'] for one in values['regions']], expected.regions[0, i], atol=1e-5)
+        np.testing.assert_allclose([one['box'] for one in values['regions']], image.boxes, atol=1e-4)
+        assert list(values['attention']) == ['cross1.lang_to_visn', 'cross1.visn_to_lang']
         for name, shape in (('cross1.lang_to_visn', (2, 8, 36)), ('cross1.visn_to_lang', (2, 36, 8))):
-            assert np.shape(found['attention'][name]) == shape
-            np.testing.assert_allclose(found['attention'][name], expected.attention[name][i], atol=1e-5)
-        best = found['regions'][int(expected.regions[0, i].argmax())]['name']
+            assert np.shape(values['attention'][name]) == shape
+            np.testing.assert_allclose(values['attention'][name], attentions[name][i], atol=1e-5)
+        best = values['regions'][int(expected.regions[0, i].argmax())]['name']
         share = float(expected.regions[0, i].max() / expected.regions[0].sum())  # of both pictures'
         which = f'image {i + 1}, ' if len(ids) > 1 else ''
         assert f'{which}regions: 1 {best} {share:.0%}, 2 ' in printed.out and '[CLS]' not in printed.out
@@ -224,17 +232,17 @@ def test_what_is_written_is_what_the_model_computes(made_world, shown, run, tmp_
     assert printed.out.endswith(f'/out: {", ".join(files)}\n')
 
 
-def test_an_answer_of_ones_own_and_a_picture_that_is_not_there(run, tmp_path):
+def test_another_answer_and_a_missing_picture(run, tmp_path):
     assert run()[0] == 0
-    own = json.loads((tmp_path / 'out/attention.json').read_text())
-    other = 'yes' if own['answer'] != 'yes' else 'no'
+    best = json.loads((tmp_path / 'out/attention.json').read_text())
+    other = 'yes' if best['answer'] != 'yes' else 'no'
     status, printed = run('--answer', other, image=['gone/COCO_train2014_000000000001.png'])
-    assert status == 0 and f'; the model answers {own["answer"]})' in printed.out
+    assert status == 0 and f'; the model answers {best["answer"]})' in printed.out
     assert 'gone/COCO_train2014_000000000001.png: no such picture; regions are drawn on a blank canvas' in printed.out
-    found = json.loads((tmp_path / 'out/attention.json').read_text())
-    assert (found['answer'], found['own answer']) == (other, own['answer'])
-    assert found['images'][0]['relevance of words'] != own['images'][0]['relevance of words']
-    assert found['images'][0]['attention'] == own['images'][0]['attention']
+    numbers = json.loads((tmp_path / 'out/attention.json').read_text())
+    assert (numbers['answer'], numbers['own answer']) == (other, best['answer'])
+    assert numbers['images'][0]['relevance of words'] != best['images'][0]['relevance of words']
+    assert numbers['images'][0]['attention'] == best['images'][0]['attention']
 
 
 def test_what_is_not_read_of_a_question_is_told(run):
@@ -250,24 +258,25 @@ def test_layers_and_heads_are_chosen(run, tmp_path):
     assert sizes[1] < sizes[0]
 
 
-def test_each_figure_shows_its_own_picture_heads_and_words(shown, made_world, run, monkeypatch):
+def test_each_figure_shows_its_own_picture_heads_and_words(snapshots, made_world, run, monkeypatch):
     ids, drawn, draw_heads = ['COCO_train2014_000000000002', 'COCO_train2014_000000000001'], [], drawing.draw_heads
-    monkeypatch.setattr(drawing, 'draw_heads', lambda *given: drawn.append(given) or draw_heads(*given))
+    monkeypatch.setattr(drawing, 'draw_heads', lambda *arguments: drawn.append(arguments) or draw_heads(*arguments))
     status, printed = run('--heads', '2', task='nlvr2', image=ids)
     assert status == 0 and len(drawn) == 2
-    answerer = Predictor.from_snapshot(shown / 'nlvr2/BEST')
+    predictor = Predictor.from_snapshot(snapshots / 'nlvr2/BEST')
     regions = {image.img_id: image for image in readers.chosen(made_world / 'mscoco_imgfeat/train2014_obj36.tsv', ids)}
-    batch, = answerer.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
-    expected = relevance(answerer.task.model, batch)
-    for i, (_, words, own, there, back, heads, order) in enumerate(drawn):
+    batch, = predictor.batches([tuple(regions[img_id] for img_id in ids)], ['What color is the star?'])
+    expected = relevance(predictor.head, batch)
+    attentions = {attention.layer: attention.probabilities for attention in expected.attentions}
+    for i, (_, words, weights, to_regions, to_words, heads, order) in enumerate(drawn):
         assert words[5] == 'star' and heads == [2]
         assert order.tolist() == expected.regions[0, i].argsort(descending=True, stable=True).tolist()
-        np.testing.assert_allclose(own, expected.words[0, i], atol=1e-5)
-        np.testing.assert_allclose(there, expected.attention['cross1.lang_to_visn'][i, 1:], atol=1e-5)
-        np.testing.assert_allclose(back, expected.attention['cross1.visn_to_lang'][i, 1:], atol=1e-5)
-    own = dict(zip(words[1:-1], expected.words[0].sum(0).tolist()[1:-1], strict=True))
-    best = max(own, key=own.get)
-    assert f'\nwords:   {best} {own[best] / sum(own.values()):.0%}, ' in printed.out
+        np.testing.assert_allclose(weights, expected.words[0, i], atol=1e-5)
+        np.testing.assert_allclose(to_regions, attentions['cross1.lang_to_visn'][i, 1:], atol=1e-5)
+        np.testing.assert_allclose(to_words, attentions['cross1.visn_to_lang'][i, 1:], atol=1e-5)
+    weights = dict(zip(words[1:-1], expected.words[0].sum(0).tolist()[1:-1], strict=True))
+    best = max(weights, key=weights.get)
+    assert f'\nwords:   {best} {weights[best] / sum(weights.values()):.0%}, ' in printed.out
 
 
 @pytest.mark.parametrize(('flags', 'image', 'error'), [
@@ -302,39 +311,39 @@ def test_regions_are_brighter_and_their_lines_denser_the_more_relevant_they_are(
     image.boxes[:3] = [[10, 10, 50, 50], [60, 10, 100, 50], [110, 10, 150, 50]]
     weights = np.zeros(36)
     weights[:3] = 1, 0.5, 0.25
-    inside, edges = [], []
     photo = Image.new('RGB', (320, 240), 'white')
-    for picture in (drawing.draw_regions(image, weights, {}), drawing.draw_regions(image, weights, {}, photo)):
+    for picture in (drawing.draw_relevance(image, weights, {}), drawing.draw_relevance(image, weights, {}, photo)):
         inside = [picture.getpixel((x * 8, 30 * 8))[0] for x in (30, 80, 130)]
         edges = [picture.getpixel((x * 8, 30 * 8)) for x in (10, 60, 110)]
         assert inside == [255, round(255 * 0.7 - 0.5), round(255 * 0.55 - 0.5)]
         assert picture.getpixel((400, 800)) == (102, 102, 102)
-        distance = [np.abs(np.subtract(edge, drawing.COLOUR)).sum() for edge in edges]
+        distance = [np.abs(np.subtract(edge, drawing.RELEVANT)).sum() for edge in edges]
         assert distance[0] == 0 and distance[0] < distance[1] < distance[2]
-    labelled = drawing.draw_regions(image, weights, {0: '1 red star 57%'}, photo)
+    labelled = drawing.draw_relevance(image, weights, {0: '1 red star 57%'}, photo)
     assert labelled != picture
-    drawing.draw_regions(image, np.zeros(36), {})  # nothing is relevant
+    drawing.draw_relevance(image, np.zeros(36), {})  # nothing is relevant
 
 
 def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
     images = list(itertools.islice(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), 2))
     weights = np.zeros((2, 36))
     weights[0, 5], weights[1, 7] = 6, 2
-    seen = attention.Look('', '', 1.0, '', [], np.ones((2, 0)), list(weights), {})
-    (texts, first), (others, second) = attention.drawings(seen, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
+    explanation = attention.Explanation('', '', 1.0, '', [], np.ones((2, 0)), list(weights), [])
+    (texts, first), (others, second) = attention.draw_explanation(
+        explanation, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
     assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
     assert next(iter(others)) == 7 and others[7].endswith(' 25%')
-    shown = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in
+    centres = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in
              ((first, images[0].boxes[5]), (second, images[1].boxes[7]))]
-    np.testing.assert_allclose(shown, [[255] * 3, [round(255 * (0.4 + 0.6 / 3))] * 3], atol=1)
+    np.testing.assert_allclose(centres, [[255] * 3, [round(255 * (0.4 + 0.6 / 3))] * 3], atol=1)
 
 
 @pytest.mark.parametrize(('heads', 'words', 'regions'), [(1, 3, 1), (4, 20, 36), (12, 20, 36), (3, 4, 100)])
 def test_no_text_of_a_figure_is_cut_off_and_dollars_are_no_formula(heads, words, regions):
     rng = np.random.default_rng(0)
     tokens = ['[CLS]', *['$x_', 'ordinary'] * 10][:words - 1] + ['[SEP]']
-    there, back = rng.random((heads, words, regions)), rng.random((heads, regions, words))
-    figure = drawing.draw_heads('cross1 of "Is it $5 or $6, or more?" yes', tokens, rng.random(words), there, back,
+    to_regions, to_words = rng.random((heads, words, regions)), rng.random((heads, regions, words))
+    figure = drawing.draw_heads('cross1 of "Is it $5 or $6, or more?" yes', tokens, rng.random(words), to_regions, to_words,
                              list(range(1, heads + 1)), rng.permutation(regions))
     figure.draw_without_rendering()
     _, _, width, height = figure.bbox.extents
@@ -346,7 +355,7 @@ def test_no_text_of_a_figure_is_cut_off_and_dollars_are_no_formula(heads, words,
 
 
 def test_strips_show_words_by_regions_in_the_order_given():
-    there, back = np.arange(6.0).reshape(1, 2, 3), 10 + np.arange(6.0).reshape(1, 3, 2)
-    figure = drawing.draw_heads('', ['a', 'b'], np.ones(2), there, back, [1], np.array([2, 0, 1]))
+    to_regions, to_words = np.arange(6.0).reshape(1, 2, 3), 10 + np.arange(6.0).reshape(1, 3, 2)
+    figure = drawing.draw_heads('', ['a', 'b'], np.ones(2), to_regions, to_words, [1], np.array([2, 0, 1]))
     first, second = (axes.get_images()[0].get_array().tolist() for axes in figure.get_axes()[1:3])
     assert first == [[2, 0, 1], [5, 3, 4]] and second == [[14, 10, 12], [15, 11, 13]]

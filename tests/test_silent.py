@@ -115,7 +115,7 @@ def test_question_answering_as_hugging_face_saves_it_can_be_tested(world, small,
     assert torch.equal(state['logit_fc.3.bias'], theirs.answer_head.logit_fc[3].bias)
     status, printed = test_it(tmp_path / 'hf')
     assert status == 0, printed.err
-    assert 'missing        0' in printed.out and 'no answers.json lies beside it' in printed.out
+    assert 'missing        0' in printed.out and 'no answers.json beside it' in printed.out
     config = json.loads((tmp_path / 'hf/config.json').read_text())
     config['id2label'] = dict(enumerate(answers[::-1]))
     (tmp_path / 'hf/config.json').write_text(json.dumps(config))
@@ -200,7 +200,7 @@ def test_weights_with_nothing_beside_them_are_told(snapshot, run_here):
     for name in ('config.json', 'vocab.txt'):
         snapshot.with_name(name).unlink()
     status, printed = run_here('--loadLXMERT', str(snapshot), scratch=False)
-    assert status == 0 and 'no vocabulary or no config.json lies beside it: its words and attention heads' in printed.out
+    assert status == 0 and 'no vocabulary or no config.json beside it: assuming the vocabulary' in printed.out
 
 
 def test_a_cased_bert_is_refused(world, run_here):
@@ -221,18 +221,18 @@ def test_other_answers_are_refused_unless_they_are_transferred(world, snapshot, 
     assert status == 1 and '--transferAnswers' in printed.err and 'teapot' in printed.err
     status, printed = test_it(snapshot.with_suffix(''), '--transferAnswers')
     assert status == 0, printed.err
-    assert f'Answer head: {len(answers)} answers from the head there, 1 are never given.' in printed.out
+    assert f'Answer head: {len(answers)} answers copied from BEST.pth, 1 are never predicted.' in printed.out
     assert [answer.removeprefix('The ').lower() for answer in predicted(world)] == [answer.lower() for answer in before]
     snapshot.with_name('answers.json').unlink()
     status, printed = test_it(snapshot.with_suffix(''), '--transferAnswers')
-    assert status == 1 and 'its answers are not known' in printed.err
+    assert status == 1 and 'its answers are unknown' in printed.err
 
 
 def test_the_answer_head_of_a_task_starts_another_vocabulary(world, snapshot, answers, run_here):
     (world / 'vqa/trainval_label2ans.json').write_text(json.dumps(['teapot', *answers]))
     status, printed = run_here('--loadLXMERTQA', str(snapshot), '--lr', '1e-30', scratch=False)
     assert status == 0, printed.err
-    assert f'Answer head: {len(answers)} answers from the head there, 1 start at 0.' in printed.out
+    assert f'Answer head: {len(answers)} answers copied from BEST.pth, 1 start at 0.' in printed.out
     head = torch.load(world.parent / 'run/LAST.pth', weights_only=True)['logit_fc.3.weight']
     assert head[0].abs().max() < 1e-20  # a step was taken
     torch.testing.assert_close(head[1:], torch.load(snapshot, weights_only=True)['logit_fc.3.weight'], rtol=0, atol=1e-20)
@@ -256,7 +256,7 @@ def test_pretraining_under_another_answer_table(world, pretrain, tmp_path):
 def test_answers_without_a_name_are_told(snapshot, test_it):
     snapshot.with_name('answers.json').unlink()
     status, printed = test_it(snapshot.with_suffix(''))
-    assert status == 0 and 'BEST.pth: no answers.json lies beside it: its answers are taken to be the' in printed.out
+    assert status == 0 and 'BEST.pth: no answers.json beside it: assuming the' in printed.out
 
 
 # ---- effect
@@ -275,7 +275,7 @@ def test_the_same_prediction_for_all_is_told(world, snapshot, answers, test_it, 
 
 def test_a_resumed_run_says_that_its_own_weights_are_taken(snapshot, world, tmp_path):
     def train(*flags):
-        return run_program('tasks/vqa.py', world, tmp_path / 'again', '--valid', '', '--batchSize', '32', '--load',
+        return run_program('vqa', world, tmp_path / 'again', '--valid', '', '--batchSize', '32', '--load',
                            snapshot.with_suffix(''), *flags)
 
     assert train('--epochs', '1').returncode == 0

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import loop, model
 from bench.model import ANSWERS, HUGGING_FACE, LR, SMALL, HuggingFace, Ours, PlainBertAdam, forward_flops, make_batch, make_head
+from bert import speed
 from bert.optimization import BertAdam
 from bert.speed import ApexAdam, accelerate
 from lxrt.config import LxrtConfig
@@ -172,6 +173,17 @@ def test_the_rate_of_matrix_products_is_measured_within_seconds_on_any_processor
     for mode, rate, largest in ((model.MODES['bf16'], 1e9, 256), ({}, 1e12, 2048)):
         assert model.matrix_rate(mode, CPU) == pytest.approx(rate) and max(sizes) == largest
         sizes.clear()
+
+
+@pytest.mark.parametrize(('bfloat16', 'warns'), [(0.5e9, True), (40e9, False)])
+def test_bf16_warns_where_float32_is_faster(monkeypatch, capsys, bfloat16, warns):
+    monkeypatch.setattr(speed, 'multiplication_rate', {torch.float32: 20e9, torch.bfloat16: bfloat16}.get)
+    speed.warn_slow_bf16(CPU)
+    assert capsys.readouterr().out.startswith('Warning: --bf16: this CPU multiplies matrices at 0.5 GFLOP/s') == warns
+
+
+def test_the_rate_of_multiplication_is_positive():
+    assert speed.multiplication_rate(torch.float32, 16) > 0
 
 
 @pytest.fixture

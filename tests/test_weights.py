@@ -1,4 +1,4 @@
-"""Weights come in exactly or not at all: LXMERT's files, Hugging Face's, BERT's; and the answer head moves by answer."""
+"""Weights of LXMERT's, Hugging Face's and BERT's files are loaded exactly or not at all; the answer head moves by answer."""
 
 import json
 import pickle
@@ -61,10 +61,10 @@ def snapshot(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def same(found, expected):
-    assert set(found) == set(expected)
+def same(state, expected):
+    assert set(state) == set(expected)
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(state[name], tensor), name
 
 
 def save(state, path):
@@ -79,7 +79,7 @@ def save(state, path):
 # ---------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(('theirs', 'ours'), [
+@pytest.mark.parametrize(('name', 'ours'), [
     ('bert.pooler.dense.weight', 'bert.pooler.dense.weight'),
     ('module.bert.pooler.dense.weight', 'bert.pooler.dense.weight'),
     ('_orig_mod.bert.pooler.dense.weight', 'bert.pooler.dense.weight'),
@@ -94,8 +94,8 @@ def save(state, path):
     ('module.bert.encoder.layer.0.output.LayerNorm.beta', 'bert.encoder.layer.0.output.LayerNorm.bias'),
     ('my_module.gamma', 'my_module.gamma'),
 ])
-def test_names_of_others_become_the_originals(theirs, ours):
-    assert lxmert_name(theirs) == ours
+def test_names_of_others_become_the_originals(name, ours):
+    assert lxmert_name(name) == ours
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.old', '.safetensors'])
@@ -117,7 +117,7 @@ def test_our_state_under_hugging_faces_names(tmp_path, suffix):
              for name, tensor in source.state_dict().items()}
     other = LxmertForPreTraining(LxmertConfig(**TINY, num_qa_labels=4))
     other.load_state_dict(state, strict=True)
-    fill(model, read_lxmert(save(other.state_dict(), tmp_path / f'theirs{suffix}')), 'theirs')
+    fill(model, read_lxmert(save(other.state_dict(), tmp_path / f'hf{suffix}')), 'hf')
     same(model.state_dict(), source.state_dict())
 
 
@@ -126,7 +126,7 @@ def test_a_folder_saved_by_hugging_face(tmp_path):
     other = randomise(LxmertForPreTraining(LxmertConfig(**TINY, num_qa_labels=4)))
     other.save_pretrained(tmp_path)
     model, state = pretraining(seed=3), read_lxmert(tmp_path / 'model.safetensors')
-    report = fill(model, state, 'theirs', may_miss=(r'cls\.predictions\.decoder\.weight$',))
+    report = fill(model, state, 'hf', may_miss=(r'cls\.predictions\.decoder\.weight$',))
     assert report.missing == [DECODER]
     same(model.state_dict(), {lxmert_name(name): tensor for name, tensor in other.state_dict().items()})
     features = encoder()
@@ -145,7 +145,7 @@ def test_a_fine_tuned_file_of_several_gpus(tmp_path, prefix):
     same(model.state_dict(), source.state_dict())
 
 
-# ---------------------------------------------------------------------------- files that are not whole, or not weights
+# ---------------------------------------------------------------------------- damaged files, other files
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.old', '.safetensors'])
@@ -215,12 +215,12 @@ def test_lxmert_fills_the_encoder_and_hands_its_heads_on(tmp_path):
     source, model = pretraining(), encoder()
     state = {f'module.{name}': tensor for name, tensor in source.state_dict().items()}
     state['module.bert.embeddings.position_ids'] = torch.arange(22)[None]
-    report, given = load_lxmert(model, save(state, tmp_path / 'model_LXRT.pth'))
+    report, tensors = load_lxmert(model, save(state, tmp_path / 'model_LXRT.pth'))
     heads = {name for name in source.state_dict() if not name.startswith('bert.')}
     same(model.state_dict(), {name: t for name, t in source.state_dict().items() if name not in heads})
     assert set(report.unexpected) == heads | {'bert.embeddings.position_ids'}
     assert report.missing == report.wrong_size == []
-    assert torch.equal(given['answer_head.logit_fc.3.weight'], source.answer_head.logit_fc[3].weight)
+    assert torch.equal(tensors['answer_head.logit_fc.3.weight'], source.answer_head.logit_fc[3].weight)
     lines = str(report).split('\n')
     assert 'model_LXRT.pth' in lines[0]
     assert [line.split()[:2] for line in lines[1:4]] == [
@@ -229,7 +229,7 @@ def test_lxmert_fills_the_encoder_and_hands_its_heads_on(tmp_path):
     assert lines[4].split() == ['wrong', 'size', '0']
 
 
-def test_one_tensor_that_lacks_fails_and_nothing_is_copied(tmp_path):
+def test_a_missing_tensor_fails_and_nothing_is_copied(tmp_path):
     source, model = pretraining().state_dict(), encoder()
     before = snapshot(model)
     for name in [*before][::8]:
@@ -247,8 +247,8 @@ def test_one_tensor_that_lacks_fails_and_nothing_is_copied(tmp_path):
     ({'bert.encoder.layer.2.output.dense.bias': torch.zeros(12)}, r'not part of the model .*layer\.2\.output\.dense\.bias'),
     ({'epoch': torch.tensor(3)}, 'not part of the model .*epoch'),
 ])
-def test_a_tensor_of_another_size_or_of_no_place_fails_and_nothing_is_copied(tmp_path, change, says):
-    """A size that could be broadcast is another size, too."""
+def test_a_tensor_of_another_size_or_name_fails_and_nothing_is_copied(tmp_path, change, says):
+    """Also if the size could be broadcast."""
     model = encoder()
     before = snapshot(model)
     with pytest.raises(WeightsError, match=says):
@@ -362,14 +362,15 @@ def test_answer_rows_move_by_answer_and_the_others_are_0():
     state = {**source.state_dict(), 'bert.extra': torch.zeros(1)}
     before = {name: tensor.clone() for name, tensor in state.items()}
     assert transfer_answers(layers, answer_head(state, 'a.pth'), table, answers) == (5, 2)
-    given, own = source.answer_head.logit_fc, layers
+    source_layers = source.answer_head.logit_fc
     for row, place in enumerate([3, None, 0, 2, 1, 0, None]):
         if place is None:
-            assert not own[3].weight[row].any() and own[3].bias[row] == 0
+            assert not layers[3].weight[row].any() and layers[3].bias[row] == 0
         else:
-            assert torch.equal(own[3].weight[row], given[3].weight[place]) and own[3].bias[row] == given[3].bias[place]
-    same(own[0].state_dict(), given[0].state_dict())
-    same(own[2].state_dict(), given[2].state_dict())
+            assert torch.equal(layers[3].weight[row], source_layers[3].weight[place])
+            assert layers[3].bias[row] == source_layers[3].bias[place]
+    same(layers[0].state_dict(), source_layers[0].state_dict())
+    same(layers[2].state_dict(), source_layers[2].state_dict())
     same(state, before)
     pooled = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(layers(pooled)[:, [2, 4, 3, 0]], source.answer_head(pooled))

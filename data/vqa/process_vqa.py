@@ -1,9 +1,9 @@
 """Make train, nominival, minival and test.json and the answer vocabulary of VQA v2 from the official files.
 
-The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of ten annotators gave. As
-The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of ten annotators gave. As
-evaluator's normalisation, while annotators' answers are compared with it as they typed them: "two" is no label, since the
-vocabulary has "2".
+The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of ten annotators gave.
+As in the preprocessing that LXMERT's original code uses, the vocabulary holds the most common answers of questions after the
+official evaluator's normalisation, but annotators' answers are compared with it as typed: "two" is no label, since the vocabulary
+has "2".
 """
 import argparse
 import random

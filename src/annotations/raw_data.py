@@ -1,5 +1,7 @@
-"""Shared code of data/*/process_*.py, which convert the official downloads to the project's json. Both are read and written
-one item at a time, so that memory does not grow with the files."""
+"""Shared code of data/*/process_*.py, which convert the official downloads to the project's json.
+
+They read and write an item at a time, so that memory does not grow with the files.
+"""
 
 import json
 import sys

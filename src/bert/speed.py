@@ -1,10 +1,12 @@
-"""--checkpointing, --compile and --apex: how a model is computed. Results and parameter names stay the same."""
+"""--checkpointing, --compile, --apex and --bf16: how a model is computed. Parameter names stay the same."""
 
 import importlib
+import time
 
 import torch
 from torch import nn
 
+import dist
 from bert.optimization import BertAdam
 
 SHAPES = 64  # batch shapes that are compiled, each separately, at most
@@ -27,6 +29,26 @@ def accelerate(model, options, backend='inductor'):
         for name in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # fail here, not at the first step
             import_apex(name)
         fuse_layer_norms(model, import_apex('apex.normalization').FusedLayerNorm)
+
+
+def warn_slow_bf16(device):
+    """Print a warning if this CPU multiplies matrices more slowly in bfloat16 than in float32. Takes a fraction of a second."""
+    if torch.device(device).type != 'cpu':
+        return
+    float32, bfloat16 = (multiplication_rate(dtype) for dtype in (torch.float32, torch.bfloat16))
+    if bfloat16 < float32:
+        dist.print0(f'Warning: --bf16: this CPU multiplies matrices at {bfloat16 / 1e9:.1f} GFLOP/s in bfloat16 and at '
+                    f'{float32 / 1e9:.1f} in float32. Leave --bf16 out to be faster.')
+
+
+def multiplication_rate(dtype, size=256):
+    """FLOP/s of a product of two square matrices on the CPU, the best of 3 after one to warm up."""
+    matrix, seconds = torch.ones(size, size, dtype=dtype), []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size ** 3 / min(seconds[1:])
 
 
 def import_apex(name):

@@ -75,6 +75,9 @@ def extract(args):
     pictures = find_pictures(args.images, args.split)
     config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes)
     places = devices(args.device)
+    if args.bf16:
+        from bert.speed import warn_slow_bf16  # imports PyTorch
+        warn_slow_bf16(places[0])
     with ExtractionCheckpoint(args.out) as checkpoint, WorkerPool(config, places) as pool:
         provenance = pool.provenance() | {
             'min_boxes': args.minBoxes, 'max_boxes': args.maxBoxes, 'device': places[0].split(':')[0],

@@ -8,9 +8,10 @@ LISTED, CONFUSED = 30, 15  # commonest answers in the table of answers, and in t
 class ErrorAnalysis:
     """Predictions of n examples compared with their labels.
 
-    places, probabilities (n, k): as Head.predict returns them; predicted, right (n,): the predicted answer and the best right
-    one, which is the predicted one where no other is better, and -1 where the vocabulary has none; score (n,) 0 to 1, of the
-    predicted answer; expected (n,): the probability of the right answer, 0 where it is not among the k best.
+    places, probabilities (n, k): as Head.predict returns them. predicted (n,): place of the predicted answer. right (n,): place
+    of the answer with the highest label score; if several have it, the predicted one if it is among them; -1: the vocabulary has
+    none. score (n,): of the predicted answer, 0 to 1. expected (n,): probability of the right answer, 0 if it is not among the k
+    best.
     """
 
     def __init__(self, dataset, places, probabilities):
@@ -22,29 +23,30 @@ class ErrorAnalysis:
         self.right, best = np.full(len(places), -1), np.zeros(len(places))
         self.right[labelled], best[labelled] = examples.label_answer[order][first], examples.label_score[order][first]
         self.right[best == 0] = -1
-        alike = (self.right >= 0) & (self.score == best)
-        self.right[alike] = self.predicted[alike]
+        equally_good = (self.right >= 0) & (self.score == best)
+        self.right[equally_good] = self.predicted[equally_good]
         self.expected = (probabilities * (places == self.right[:, None])).sum(1)
 
     def figures(self, task):
-        """What the tables of the page show, of all examples: scores in per cent, counts."""
+        """Scores in per cent and counts of all examples, for the tables of the page."""
         kinds = task.types(self.dataset.examples)
         common = np.bincount(self.right[self.right >= 0], minlength=len(self.dataset.answers))
         common = [place for place in np.argsort(-common, kind='stable').tolist() if common[place]]
         return {
             'score': task.score(self.dataset, (self.places, self.probabilities)), 'questions': len(self.predicted),
             'oracle': self.dataset.oracle(), 'verdicts': [int((verdict(self.score) == place).sum()) for place in range(3)],
-            'kinds': [{'kind': spaced(key), 'rows': sorted((self.row(name, has) for name, has in types), key=lambda row: -row[1])}
+            'kinds': [{'kind': spaced(key), 'rows': sorted((self.row(*pair) for pair in types), key=lambda row: -row[1])}
                       for key, types in kinds.items() if types],
             'answers': [[*self.row(self.dataset.answers[place], self.right == place), int((self.predicted == place).sum())]
                         for place in common[:LISTED]],
             'distinct': len(common), 'confusion': self.confusion(common[:CONFUSED])}
 
     def row(self, name, chosen):
+        """[name, number of examples, their score] of those in a mask (n,)."""
         return [name, int(chosen.sum()), float(100 * self.score[chosen].mean())]
 
     def confusion(self, common):
-        """{'answers', 'counts': for each of them as the right one, how often each, and any other, is predicted}."""
+        """{'answers', 'counts': a row for each right answer, how often each of them, and any other, is predicted}."""
         column = np.full(len(self.dataset.answers), len(common))
         column[common] = np.arange(len(common))
         counts = [np.bincount(column[self.predicted[self.right == place]], minlength=len(common) + 1).tolist()
@@ -52,9 +54,9 @@ class ErrorAnalysis:
         return {'answers': [self.dataset.answers[place] for place in common], 'counts': counts}
 
     def examples(self, sentences, most):
-        """({'examples', 'types': pairs (kind, name), which they name by place}, rows (e, k) of their images among the regions).
+        """({'examples', 'types': (kind, name) pairs that examples refer to by place}, rows (e, k) of their images).
 
-        sentences: those of the annotations, which the dataset does not keep.
+        sentences: of the annotations, which the dataset does not keep. most: how many examples, see `choose_examples`.
         """
         examples, answers = self.dataset.examples, self.dataset.answers
         picked = choose_examples(self.score, self.probabilities[:, 0], self.expected, most)
@@ -69,7 +71,7 @@ class ErrorAnalysis:
                 examples.label_answer[labels].tolist(), examples.label_score[labels].tolist(), strict=True)]
             items.append({
                 'id': str(key), 'sent': sentences[examples.sentence[i]], 'score': round(float(self.score[i]), 4),
-                'said': [[answers[place], round(p, 4)] for place, p in zip(
+                'predictions': [[answers[place], round(p, 4)] for place, p in zip(
                     self.places[i].tolist(), self.probabilities[i].tolist(), strict=True)],
                 'right': None if self.right[i] < 0 else answers[self.right[i]], 'expected': round(float(self.expected[i]), 4),
                 'labels': sorted(labels, key=lambda label: -label[1]),
@@ -88,8 +90,8 @@ def verdict(score):
 
 
 def choose_examples(score, confidence, expected, most):
-    """The examples for the page, at most so many, as sorted places: all; else a third the surest mistakes, a third the mistakes
-    whose right answer was given the least probability, and the rest evenly from the others.
+    """Sorted places of at most `most` examples for the page: all; else a third the mistakes with the highest confidence, a third
+    the mistakes whose right answer has the lowest probability, and the rest evenly from the others.
 
     score, confidence (of the predicted answer), expected (probability of the right one): (n,).
     """

@@ -15,9 +15,9 @@ from explain.error_analysis import ErrorAnalysis
 from files.atomic import write_atomically
 from files.json_files import DataError, some
 from param import Options, add_flags
-from regions.class_names import FILES, ClassNames
+from regions.class_names import ClassNames, names_folder
 from tasks.predictor import read_run
-from tasks.program import Program
+from tasks.program import TaskProgram
 from tasks.registry import TASKS, task_class
 from tasks.task import warn_same_predictions
 from train import evaluate
@@ -25,9 +25,9 @@ from train import evaluate
 TEMPLATE = Path(__file__).with_name('error_report.html')
 MARK = '"DATA"'  # in the template, where the json goes
 BEST = 10  # answers of each example whose probabilities are known
-REGIONS = 12  # drawn on a picture, the surest
-SIDE, QUALITY = 384, 75  # pixels of the longer side of a photograph in the page, and how well JPEG keeps it
-FLAGS = ('load', 'test', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'batchSize', 'offline')  # passed on as they are
+REGIONS = 12  # drawn on a picture: those with the highest class confidence
+SIDE, QUALITY = 384, 75  # pixels of the longer side of a photograph in the page, and its JPEG quality
+SHARED_FLAGS = 'batchSize', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'offline'  # of Options
 EPILOG = '''
 Example: bash run/show.bash errors --load snap/vqa/mine/BEST --test minival --images data/mscoco/val2014
 '''
@@ -44,9 +44,9 @@ def add_arguments(parser):
                         help='folder of objects_vocab.txt and attributes_vocab.txt (detector/ of --dataRoot, or itself)')
     parser.add_argument('--out', type=Path, metavar='FILE.html', help='(snap/show/TASK_SPLIT_errors.html)')
     parser.add_argument('--most', type=int, default=1000, metavar='N',
-                        help='examples in the page (1000): a third the surest mistakes, a third those whose right answer seemed '
-                        'least probable, the rest from all over the split; scores are of all examples in any case')
-    add_flags(parser, 'batchSize', 'dataRoot', 'dataset', 'storeRoot', 'bert', 'offline', 'device')
+                        help='examples in the page (1000): a third the mistakes with the highest confidence, a third those whose '
+                        'right answer has the lowest probability, the rest evenly from the split; scores are of all examples')
+    add_flags(parser, *SHARED_FLAGS, 'device')
 
 
 def run(args):
@@ -59,7 +59,7 @@ def run(args):
     if args.images and not args.images.is_dir():
         raise FileNotFoundError(f'--images {args.images}: no such folder')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:  # a program needs the folder of a run; nothing of it is kept
+    with tempfile.TemporaryDirectory() as folder:  # TaskProgram needs a run folder
         data = predict_split(args, folder)
     write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
     dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
@@ -68,13 +68,13 @@ def run(args):
 
 
 def predict_split(args, folder):
-    """All that the page shows, as json holds it. folder: of the program, for its lock."""
+    """The data of the page, for json. folder: the run folder of the program."""
     names = ClassNames(args.names or names_folder(Path(args.dataRoot)))
-    options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in FLAGS})
-    program = Program.prepare(task_class(args.task), options, dist.start(args.device))
+    options = Options(output=folder, dumpProbs=BEST, **{name: getattr(args, name) for name in ('load', 'test', *SHARED_FLAGS)})
+    program = TaskProgram.prepare(task_class(args.task), options, dist.start(args.device))
     task = program.task_class(options)
     try:
-        options.mceLoss = bool(read_run(program.weights).get('options', {}).get('mceLoss'))  # decides what a probability is
+        options.mceLoss = bool(read_run(program.weights).get('options', {}).get('mceLoss'))  # softmax or sigmoid
         examples = program.labelled('test', args.test)
         sentences, head = examples.sentences, program.build()
         dataset = program.load(args.test, examples, head)
@@ -93,50 +93,37 @@ def predict_split(args, folder):
 
 
 def pictures(images, n, names, folder):
-    """What is drawn of n ImageRegions: [{'id', 'width', 'height', 'boxes': [[x1, y1, x2, y2, text], ...], 'photo'}, ...].
+    """n ImageRegions for json: [{'id', 'width', 'height', 'boxes': [[x1, y1, x2, y2, text], ...], 'photo': data: URI or None}].
 
-    images: one at a time is in memory, since thousands with their features may be gigabytes; folder: of their photographs, or
-    None; 'photo' is a data: URI or None. Raises RegionError for a photograph that is broken or of another picture, DataError if
-    none is there; if some are not, it is said.
+    images: an iterator, since thousands with their features may be gigabytes. folder: of the photographs, or None. Prints which
+    photographs are missing. Raises RegionError for one that is damaged or has another shape, DataError if all are missing.
     """
-    entries, lacking = [], []
+    entries, missing = [], []
     for image in tqdm(images, 'Pictures', n, delay=3, disable=None):
         path = photo_path(folder, image.img_id) if folder else None
         if folder and not path:
-            lacking.append(image.img_id)
-        entries.append({'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embedded(path, image),
-                      'boxes': [[*image.boxes[region].round().astype(int).tolist(), label(image, region, names)]
-                                for region in surest(image, REGIONS)]})
-    if lacking:
-        if len(lacking) == n:
-            raise DataError(f'--images {folder}: none of the {n:,} pictures is there as .jpg or .png, such as {some(lacking)}; '
+            missing.append(image.img_id)
+        entries.append({
+            'id': image.img_id, 'width': image.width, 'height': image.height, 'photo': embed(path, image) if path else None,
+            'boxes': [[*image.boxes[region].round().astype(int).tolist(), label(image, region, names)]
+                      for region in surest(image, REGIONS)]})
+    if missing:
+        if len(missing) == n:
+            raise DataError(f'--images {folder}: has none of the {n:,} pictures as .jpg or .png, such as {some(missing)}; '
                             'is it the folder of this split?')
-        dist.print0(f'{len(lacking):,} of {n:,} pictures are not in {folder} ({some(lacking)}): a blank canvas stands for them.')
+        dist.print0(f'{len(missing):,} of {n:,} pictures are not in {folder} ({some(missing)}): drawn as a blank canvas.')
     return entries
 
 
-def embedded(path, image):
-    """A small copy of a photograph as a data: URI; None for no path."""
-    if path is None:
-        return None
-    photo = open_photo(path)
+def embed(path, image):
+    """A copy of the photograph of an ImageRegions, reduced to SIDE pixels, as a data: URI of a JPEG."""
+    photo, data = open_photo(path), io.BytesIO()
     check_shape(photo, image)
-    return as_uri(photo)
-
-
-def as_uri(photo, side=SIDE):
-    """A picture in RGB as a data: URI of a JPEG; made smaller, in place, until no side is longer than `side` pixels."""
-    data = io.BytesIO()
-    photo.thumbnail((side, side))
+    photo.thumbnail((SIDE, SIDE))
     photo.save(data, 'JPEG', quality=QUALITY)
     return f'data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'
 
 
-def names_folder(root):
-    """Where the names of the detector's classes are by themselves: the first of two folders that has them, else None."""
-    return next((folder for folder in (root / 'detector', root) if (folder / FILES['classes']).is_file()), None)
-
-
 def page(data):
-    """A page with its data, as a text. Nothing of the data can end the script that holds it."""
+    """The HTML of the page. `<` is escaped in the data, so that no text of it can end its script element."""
     return TEMPLATE.read_text(encoding='utf-8').replace(MARK, json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'))

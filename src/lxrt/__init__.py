@@ -1,1 +1,1 @@
-"""The LXMERT model: tokenizer, encoders, heads, optimizer and weights. It knows no dataset and no task."""
+"""The LXMERT model: config, encoders, heads, pre-training objectives and weights."""

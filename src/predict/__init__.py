@@ -1,1 +1,1 @@
-"""A page to try a snapshot: pictures and a question in, answers and what they rest on out."""
+"""Answers to questions about pictures: on the command line and in the browser."""

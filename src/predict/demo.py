@@ -1,86 +1,121 @@
-"""What the page asks for: from the files of pictures and a question to answers, and the HTML of what they rest on."""
+"""A page in the browser to ask a model about pictures. The program behind run/demo.bash.
 
-from functools import lru_cache
-from html import escape
+Exit status: 130 after Ctrl-C, 1 invalid input, 2 wrong usage.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+import urllib.request
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from cli import run_main
+from explain.drawing import photo_path
+from files.json_files import DataError, read_json
+from predict.ask import add_arguments, detector_of, load_pipeline, run_options
+from regions.class_names import names_folder
 
-from explain.attention import SPECIAL, shares, title
-from explain.error_report import as_uri
-from explain.region_drawing import photo_path
-from files.json_files import read_json
-from images.pictures import PictureError, open_picture
-from predict.demo_view import Shown, view
+EXAMPLES = 24  # in the page
+EPILOG = '''
+Examples:
+  bash run/demo.bash
+  bash run/demo.bash --load snap/nlvr2/nlvr2_lxr955/BEST --device cuda
 
-SIDE = 900  # pixels of the longer side of a picture in the page
-EXAMPLES = 24  # of the sample world
-KEPT = 8  # pictures whose regions are kept for the next question
+Whoever can reach --host can ask; there is no password. Ctrl-C stops the server and deletes the uploads. Gradio's environment
+variables, GRADIO_*, are ignored.
+'''
 
 
-class Demo:
-    """An Asker for the page. examples: lists of the files of its pictures and a question, to choose from."""
+def load(flags):
+    """(Pipeline, examples as lists of the files of pictures and a question) of the flags."""
+    if flags.world:
+        flags.names = flags.names or names_folder(flags.world)
+        flags.detector = flags.detector or detector_of({'dataRoot': flags.world})
+    snapshot, pipeline = load_pipeline(flags)
+    pipeline.detect([], [])  # checks --minBoxes and --maxBoxes
+    task = pipeline.predictor.task
+    root = flags.world or Path(run_options(snapshot).get('dataRoot') or 'data')
+    examples = find_examples(root, task)
+    if flags.world and not examples:
+        raise DataError(f'--world {flags.world}: expected the validation split of {task.kind} and its pictures in images/, found '
+                        'no example; correct it, or leave it out')
+    return pipeline, examples
 
-    def __init__(self, asker, examples=()):
-        self.asker, self.examples = asker, list(examples)
-        self.seen = lru_cache(KEPT)(self._see)
 
-    def ask(self, question, *pictures):
-        """({answer: probability}, HTML of what the first one rests on), or (None, HTML that says what is wrong).
+def find_examples(root, task):
+    """Up to EXAMPLES lists of the files of pictures and a question, evenly from the validation split of a Task below a data
+    folder; [] where its pictures are not in a subfolder of images/."""
+    folders = sorted(folder for folder in root.glob('images/*') if folder.is_dir())
+    path = next((path for path in (root / task.kind / 'minival.json', root / task.kind / 'valid.json') if path.is_file()), None)
+    if not folders or not path:
+        return []
+    rows = read_json(path, 'a list of examples')
+    examples = [[*(next(filter(None, (photo_path(folder, row[key]) for folder in folders)), None) for key in task.schema.images),
+                 row['sent']] for row in rows[::max(1, len(rows) // EXAMPLES)][:EXAMPLES]]
+    return [list(map(str, example)) for example in examples if all(example)]
 
-        pictures: the file of each, or None.
-        """
+
+def launch(pipeline, examples, host, port):
+    """The page, served from background threads. Raises DataError where Gradio is missing or the address cannot be used."""
+    try:
+        from predict import demo_page  # imported here: it takes seconds, and Gradio is optional
+    except ModuleNotFoundError as error:
+        raise DataError(f'run/demo_requirements.txt: expected Gradio to be installed, found that it is not ({error}); '
+                        'install it: bash run/setup.bash --demo') from None
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()  # for an unusable address Gradio would try 100 ports, for minutes
+        return demo_page.launch(demo_page.Demo(pipeline), examples, f'[{host}]' if ':' in host else host, port)
+    except (OSError, ValueError) as error:
+        raise DataError(f'--host {host} --port {port or "7860 to 7959"}: expected an address of this machine and a free port, '
+                        f'found that they cannot be opened ({error}); name others') from None
+
+
+def run(flags):
+    """Serves the page until Ctrl-C, SIGTERM or the end of the terminal, which all raise KeyboardInterrupt."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
+    for name in [name for name in os.environ if name.startswith('GRADIO_')]:
+        del os.environ[name]  # they could share folders or move the port
+    with tempfile.TemporaryDirectory() as folder:
+        # Set before Gradio is imported: its cache, no request for its version, no proxy for requests to itself.
+        no_proxy = urllib.request.getproxies().get('no'), flags.host, '127.0.0.1'
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED='False', no_proxy=','.join(filter(None, no_proxy)))
+        page = launch(*load(flags), flags.host, flags.port)
+        print(f'{page.local_url} (Ctrl-C ends it)', flush=True)
         try:
-            answers, seen, found = self.answer(question, [self._read(i, file) for i, file in enumerate(pictures, 1)])
-        except (ValueError, OSError) as error:
-            return None, f'<p role="alert"><strong>{escape(str(error))}</strong></p>'
-        own = shares(np.array([0 if word in SPECIAL else weight for word, weight in
-                               zip(seen.words, seen.of_words.mean(0), strict=True)]))
-        own[[word in SPECIAL for word in seen.words]] = np.nan
-        last = max(int(name[5:].split('.')[0]) for name in seen.attention if name.startswith('cross'))
-        looks = seen.attention[f'cross{last}.lang_to_visn'].mean(1)  # (k, t, o)
-        whole = sum(weights.sum() for weights in seen.of_regions) or 1
-        shown = [Shown((image.width, image.height), address, image.boxes,
-                       [title(image, region, self.asker.names) for region in range(len(image.boxes))], weights / whole,
-                       by_word[:, :len(image.boxes)])
-                 for (image, address), weights, by_word in zip(found, seen.of_regions, looks, strict=True)]
-        chances = {answer or '(no answer)': chance for answer, chance in answers}
-        return chances, view(seen.words, own, shown, self.asker.answerer.truncated(question))
-
-    def answer(self, question, pictures):
-        """What Asker.answer gives, and of each picture, the bytes of its file, (ImageRegions, a small data: URI of it)."""
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError('The question: expected some words, found none; type one.')
-        found = [self.seen(i, data) for i, data in enumerate(pictures, 1)]
-        return *self.asker.answer(question, [image for image, _ in found]), found
-
-    def _called(self, number):
-        return f'picture {number}' if self.asker.pictures > 1 else 'the picture'
-
-    def _read(self, number, file):
-        """The bytes of a picture's file."""
-        if not file:
-            raise ValueError(f'Choose {self._called(number)} first.')
-        try:
-            return Path(file).read_bytes()
-        except OSError:
-            raise ValueError(f'{self._called(number)} is no longer there; choose it again') from None
-
-    def _see(self, number, data):
-        try:
-            picture = open_picture(data)
-        except PictureError as error:
-            raise PictureError(str(error).replace('the picture', self._called(number), 1)) from None
-        (image,) = self.asker.see([picture], [self._called(number)])
-        return image, as_uri(Image.fromarray(picture), SIDE)
+            page.server.thread.join()
+        finally:
+            page.close(verbose=False)
 
 
-def examples(world, fields):
-    """Lists of the files of pictures and a question about them, of a sample world's VQA or NLVR2 validation; empty where there is
-    none. fields: those of an example that name its pictures."""
-    path = world / ('nlvr2/valid.json' if len(fields) > 1 else 'vqa/minival.json')
-    asked = read_json(path, 'a list of examples') if path.is_file() else []
-    found = [[*(photo_path(world / 'images/val2014', each[field]) for field in fields), each['sent']]
-             for each in asked[::max(1, len(asked) // EXAMPLES)][:EXAMPLES]]
-    return [[*map(str, files), sentence] for *files, sentence in found if all(files)]
+def port(text):
+    if not 1 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f'expected 1 to 65535, found {number}')
+    return number
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(prog='run/demo.bash', allow_abbrev=False, epilog=EPILOG, usage='bash run/demo.bash [flags]',
+                                     description='A page in the browser: choose a picture, ask, see answers and explanations.',
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: only this machine)')
+    parser.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
+    parser.add_argument('--world', type=Path, metavar='DIR', help='data folder, such as a sample world: its pictures and '
+                        "questions are the examples, and its detector and names are used (the run's --dataRoot)")
+    return parser
+
+
+def main(argv=None):
+    """Runs the program; returns its exit status."""
+    flags = build_parser().parse_args(argv)
+    return run_main('demo.bash', lambda: run(flags), 'stopped')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,62 +1,145 @@
-"""The demo's page: what is chosen and typed goes to a Demo, and its answers are shown. Needs Gradio."""
+"""The page of the demo, made with Gradio, which is an optional package."""
 
+from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
+from PIL import Image
 
-PLAIN = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])  # its own fonts are on another host
-MOST_BYTES = 24_000_000  # of a picture's file
-AGE = 600  # seconds, after which what was sent is deleted
+from explain.attention import SPECIAL, most_relevant_regions, title, word_shares
+from images.pictures import PictureError, open_picture
+
+THEME = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])  # Gradio's own fonts are on another host
+MAX_BYTES = 24_000_000  # of an uploaded file
+MAX_AGE = 600  # seconds until an upload is deleted
+SIDE = 900  # pixels of the longer side of a picture in the page
+CACHED = 8  # pictures whose regions are kept for the next question
+LINE = 1 / 200  # width of a region's outline, of the longer side of the picture
 
 
-def made(demo):
-    """The page of a Demo."""
-    two = demo.asker.pictures > 1
-    with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(AGE, AGE)) as page:
+class Demo:
+    """Answers the requests of the page with a Pipeline."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+        self.detect = lru_cache(CACHED)(self._detect)
+
+    def ask(self, question, *files):
+        """({answer: probability}, [(word, relevance 0 to 1)], for each picture what gr.AnnotatedImage takes).
+
+        files: path of each picture, or None. Raises gr.Error with the message for the user.
+        """
+        predictor = self.pipeline.predictor
+        try:
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError('The question: expected some words, found none; type one.')
+            pictures, images = zip(*[self.detect(i, self.read(i, file)) for i, file in enumerate(files, 1)], strict=True)
+            answers, explanation = self.pipeline.answer(question, images)
+        except (ValueError, OSError) as error:
+            raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from None
+        shares = word_shares(explanation.words, explanation.word_relevance.sum(0))
+        words = [(f'{word} {share:.0%}', share / (shares.max() or 1))
+                 for word, share in zip(explanation.words, shares.tolist(), strict=True) if word not in SPECIAL]
+        if rest := predictor.truncated(question):
+            words.append((f'(too long, not read: {rest})', 0))
+        relevance = np.concatenate(explanation.region_relevance)
+        annotated = [
+            (picture, [(mask(picture, image, region, weights[region] / (relevance.max() or 1)),
+                        f'{rank} {title(image, region, self.pipeline.names)} {weights[region] / (relevance.sum() or 1):.0%}')
+                       for rank, region in enumerate(most_relevant_regions(weights), 1)])
+            for picture, image, weights in zip(pictures, images, explanation.region_relevance, strict=True)]
+        return {answer or '(no answer)': probability for answer, probability in answers}, words, *annotated
+
+    def name(self, number):
+        return f'picture {number}' if self.pipeline.predictor.images > 1 else 'the picture'
+
+    def read(self, number, file):
+        """The bytes of a picture's file."""
+        if not file:
+            raise ValueError(f'Choose {self.name(number)} first.')
+        try:
+            return Path(file).read_bytes()
+        except OSError:
+            raise ValueError(f'{self.name(number)} was deleted; choose it again') from None
+
+    def _detect(self, number, data):
+        """(the picture as a PIL image of at most SIDE pixels, its ImageRegions)."""
+        try:
+            picture = open_picture(data)
+        except PictureError as error:
+            raise PictureError(str(error).replace('the picture', self.name(number), 1)) from None
+        image, = self.pipeline.detect([picture], [self.name(number)])
+        small = Image.fromarray(picture)
+        small.thumbnail((SIDE, SIDE))
+        return small, image
+
+
+def mask(picture, image, region, strength):
+    """The opacity (h, w), 0 to 1, of a region of an ImageRegions on a picture: an outline, and a faint area inside.
+
+    strength: 0 to 1.
+    """
+    width, height = picture.size
+    x1, y1, x2, y2 = (image.boxes[region] * (width / image.width)).round().astype(int).clip(0).tolist()
+    line = max(2, round(max(width, height) * LINE))
+    opacity = np.zeros((height, width))
+    opacity[y1:y2 + 1, x1:x2 + 1] = 0.3 + 0.7 * strength
+    opacity[y1 + line:max(y2 + 1 - line, 0), x1 + line:max(x2 + 1 - line, 0)] = 0.3 * strength
+    return opacity
+
+
+def build(demo, examples):
+    """The page of a Demo. examples: lists of the files of its pictures and a question."""
+    two = demo.pipeline.predictor.images > 1
+    labels = ('Left picture', 'Right picture') if two else ('Picture',)
+    with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
         gr.Markdown('# Ask LXMERT\n' + (
-            'Choose two pictures and type a statement: does the model hold it to be true of them?' if two else
-            'Choose a picture and ask: the model answers from the regions that a detector finds in it.'))
+            'Choose two pictures and type a statement. The model tells whether it is true of them.' if two else
+            'Choose a picture and type a question. The model answers it from the regions that a detector finds.'))
         with gr.Row():
             with gr.Column():
                 with gr.Row():
                     pictures = [gr.Image(label=label, sources=['upload', 'clipboard'], height=260, elem_id=f'picture{i}')
-                                for i, label in enumerate(('Left picture', 'Right picture') if two else ('Picture',), 1)]
+                                for i, label in enumerate(labels, 1)]
                 for picture in pictures:
-                    picture.async_move_resource_to_block_cache = as_named
+                    picture.async_move_resource_to_block_cache = keep_path
                 question = gr.Textbox(label='Statement' if two else 'Question', max_length=500, elem_id='question',
                                       placeholder='Both pictures have a dog.' if two else 'What is the man holding?')
                 ask = gr.Button('Ask', variant='primary', elem_id='ask')
-                if demo.examples:
-                    gr.Examples(demo.examples, [*pictures, question], label='From the sample world', examples_per_page=4)
+                if examples:
+                    gr.Examples(examples, [*pictures, question], examples_per_page=4)
             with gr.Column():
                 answers = gr.Label(label='Answers', elem_id='answers')
-                look = gr.HTML(elem_id='look')
+                words = gr.HighlightedText(label='Words by their relevance for the first answer', elem_id='words')
+                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant regions', elem_id=f'regions{i}')
+                             for i, label in enumerate(labels, 1)]
 
-        def answered(question, *sent):
-            return demo.ask(question, *(file(picture, pictures[0].GRADIO_CACHE) for picture in sent))
+        def answer(question, *sent):
+            return demo.ask(question, *(cached_file(picture, pictures[0].GRADIO_CACHE) for picture in sent))
 
-        # A picture as the file that it came in, which Gradio's own reading would change or refuse in words of its own.
-        gr.on([ask.click, question.submit], answered, [question, *pictures], [answers, look], preprocess=False, api_name='ask')
+        # preprocess=False: the pictures arrive as files, which Gradio would otherwise change, or reject with its own messages
+        gr.on([ask.click, question.submit], answer, [question, *pictures], [answers, words, *annotated], preprocess=False,
+              show_progress_on=answers, api_name='ask')
     return page
 
 
-async def as_named(path):
-    """In place of Gradio's own, which copies a file into its folder, and fetches an address that a caller past the page names."""
+async def keep_path(path):
+    """Replaces Gradio's method, which would copy any local file or address that a request names into its cache."""
     return path
 
 
-def file(picture, folder):
-    """The file of a picture as Gradio hands it over, if it is one of those in its folder: examples and what was sent. Else None:
-    Gradio lets a caller past the page name any file of this machine."""
+def cached_file(picture, cache):
+    """The path in a picture of a request if it is in Gradio's cache, which has uploads and examples; else None: a request may
+    name any file of this machine."""
     path = picture and picture['path']
-    return path if path and Path(path).resolve().is_relative_to(Path(folder).resolve()) else None
+    return path if path and Path(path).resolve().is_relative_to(Path(cache).resolve()) else None
 
 
-def launch(demo, host, port):
-    """Serves the page of a Demo from now on, in threads of its own; returns it. port: None: the first free one from 7860.
-
-    Raises OSError where it cannot listen there."""
-    page = made(demo)
-    page.launch(server_name=host, server_port=port, max_file_size=MOST_BYTES, share=False, ssr_mode=False, run_history=False,
-                enable_monitoring=False, footer_links=[], quiet=True, theme=PLAIN, prevent_thread_lock=True)
+def launch(demo, examples, host, port):
+    """Serves the page from background threads; returns it. port: None: the first free one from 7860. Raises OSError."""
+    page = build(demo, examples)
+    page.launch(server_name=host, server_port=port, max_file_size=MAX_BYTES, share=False, ssr_mode=False, run_history=False,
+                enable_monitoring=False, footer_links=[], quiet=True, theme=THEME, prevent_thread_lock=True)
     return page

@@ -31,3 +31,8 @@ class ClassNames:
         """The name of an id of kind 'classes' or 'attributes', else 'object 7' or 'attribute 7'."""
         names = self.lists[kind]
         return names[number] if 0 <= number < len(names) else f'{"object" if kind == "classes" else "attribute"} {number}'
+
+
+def names_folder(root):
+    """The folder of the names below a data folder: `detector` or itself; None if neither has them."""
+    return next((folder for folder in (root / 'detector', root) if (folder / FILES['classes']).is_file()), None)

@@ -1,1 +1,1 @@
-"""The sample world: pictures that we draw, their regions and questions about them, in seconds and without downloads."""
+"""The sample world: generated pictures with regions, questions and captions, made in seconds without downloads."""

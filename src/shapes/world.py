@@ -103,9 +103,11 @@ def exists(out: Path, settings: Settings) -> bool:
     expected = {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}
     record = out / 'world.json'
     existing = json.loads(record.read_text()) if record.exists() else {}
-    if {'detector': DETECTOR, **existing} != expected:  # worlds made before the key was introduced lack it
+    if {'detector': DETECTOR, **existing} != expected:
         raise FileExistsError(f'{out}: holds {existing or "no world.json"}, expected {expected}; '
                               'remove the folder or choose another --out')
+    if 'detector' not in existing:  # a world made before the key was introduced
+        _dump(record, expected, indent=2)
     return True
 
 

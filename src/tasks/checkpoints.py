@@ -1,4 +1,4 @@
-"""What a run starts from: files of weights under any of their names, and the config, vocabulary and answers beside them."""
+"""Finds and checks the weights that a run starts from, and the sidecars beside them: config, vocabulary and answers."""
 
 import functools
 import json
@@ -11,55 +11,55 @@ from annotations.spec import check_answers, read_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json
+from files.json_files import DataError, read_json, some
 from heads import Start
 
-SNAPSHOT = ('.pth', '.safetensors')  # endings of a task's snapshots that may be left out
-PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)
-SAVED = ('model.safetensors', 'pytorch_model.bin')  # Hugging Face's names of a folder's weights
-KINDS = ('.pth', '.safetensors', '.bin')
-UNNAMED = re.compile(r'LABEL_\d+')  # Hugging Face's name of an answer that nobody named
-NEVER = -1e4  # the bias of an answer that must not win
+SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
+PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
+HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
+WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin')
+DEFAULT_LABEL = re.compile(r'LABEL_\d+')  # Hugging Face's default label name
+EXCLUDED_BIAS = -1e4  # bias of an answer that is never to be predicted
 
 
 # ---- files of weights
 
 
 def has_vocabulary(folder):
-    """Whether a folder has what BertTokenizer.from_pretrained reads."""
+    """Whether a folder has a file that BertTokenizer.from_pretrained reads."""
     return any((Path(folder) / name).is_file() for name in VOCABULARIES)
 
 
 def weights_in(folder):
-    """The file of weights in a folder, or None."""
-    return next((Path(folder) / name for name in SAVED if (Path(folder) / name).is_file()), None)
+    """The file of weights in a Hugging Face folder, or None."""
+    return next((Path(folder) / name for name in HUGGING_FACE_FILES if (Path(folder) / name).is_file()), None)
 
 
 @functools.cache
 def downloaded(address, offline):
-    """The local path of an address. It is resolved once in a run, so that all of the run reads the same files."""
+    """The local path of an address. Cached, so that a run always reads the same version."""
     return cached_path(address, offline)
 
 
 def find_weights(name, endings, offline=False):
-    """The file of weights that a flag names: without one of `endings`, or in full, a folder with a file that Hugging Face
-    writes, or an address (http, https, s3, hf) of one of these. Raises FileNotFoundError that says what to do."""
+    """The file of weights for the value of a flag: a path, with or without one of `endings`, a Hugging Face folder, or the
+    address (http, https, s3, hf) of one of these. Raises FileNotFoundError with advice."""
     for ending in (*endings, ''):
-        if (path := Path(f'{name}{ending}')).is_file() and path.suffix in KINDS:
+        if (path := Path(f'{name}{ending}')).is_file() and path.suffix in WEIGHT_SUFFIXES:
             return path
-    ending = '' if name.endswith(KINDS) else next(iter(endings), '')
+    ending = '' if name.endswith(WEIGHT_SUFFIXES) else next(iter(endings), '')
     path = downloaded(name, offline) if is_address(name) else Path(name)
     path = weights_in(path) if path.is_dir() else path
     if path is None and (snapshots := sorted(Path(name).glob('*.pth'))):
         raise FileNotFoundError(f'{name}: is a folder; name one of the files in it, such as {snapshots[0].with_suffix("")}')
     if path is None or not path.is_file():
         raise FileNotFoundError(f'{name}{ending}: no such file; expected weights there, or in {name}, or in a folder of that '
-                                f'name with a {SAVED[0]}; published files: bash run/download.bash --help')
+                                f'name with a {HUGGING_FACE_FILES[0]}; published files: bash run/download.bash --help')
     return path
 
 
 def starting_weights(options, load=PRETRAINED):
-    """The file that --load, --loadLXMERT or --loadLXMERTQA names, or None. load: the endings that a path after --load may lack.
+    """The file that --load, --loadLXMERT or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
     for flag, endings in (('load', load), ('loadLXMERT', PRETRAINED), ('loadLXMERTQA', PRETRAINED)):
         if value := getattr(options, flag):
@@ -71,19 +71,19 @@ def starting_weights(options, load=PRETRAINED):
 
 
 def bert_weights(folder):
-    """The file of BERT's weights in a folder. Raises FileNotFoundError that says what to do."""
+    """The file of BERT's weights in a folder. Raises FileNotFoundError with advice."""
     if path := weights_in(folder):
         return path
     raise FileNotFoundError(f"{folder}: found no model.safetensors or pytorch_model.bin with BERT's weights; put one there, or "
                             'give --fromScratch to start from random weights')
 
 
-# ---- config, vocabulary and answers beside them
+# ---- sidecars: config, vocabulary and answers
 
 
 def bert_folder(options, weights):
-    """The folder that --bert names: a path, a name below --dataRoot, or an address; but with --load that of the weights, where it
-    has a vocabulary and a config. Raises FileNotFoundError that says what to do."""
+    """The folder of vocabulary and config. With --load, the folder of the weights if it has both; else --bert: a path, a name
+    below --dataRoot, or an address. Raises FileNotFoundError with advice."""
     if options.load and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file():
         return weights.parent
     if is_address(options.bert):
@@ -100,7 +100,7 @@ def bert_folder(options, weights):
 
 
 def read_tokenizer(folder, config):
-    """The folder's tokenizer. Raises ValueError if the vocabulary is larger than the model's."""
+    """The folder's tokenizer. Raises ValueError if its vocabulary is larger than config.vocab_size."""
     tokenizer = BertTokenizer.from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f'{tokenizer.vocab_file}: {len(tokenizer)} word pieces, but vocab_size of the config is '
@@ -109,14 +109,14 @@ def read_tokenizer(folder, config):
 
 
 def check_max_length(max_length, config):
-    """Raises DataError if sentences may be longer than the model's positions."""
+    """Raises DataError if max_length exceeds the model's position embeddings."""
     if max_length > config.max_position_embeddings:
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
                         f'{config.max_position_embeddings}')
 
 
 def sidecar_files(model, config, tokenizer, answers):
-    """{file name: text} of what lies beside snapshots, so that they can be used without anything else."""
+    """{file name: text} of the files that a run writes beside its snapshots, so that they can be loaded on their own."""
     values = {'model_type': model} | json.loads(config.to_json())
     return {
         'config.json': json.dumps(values, indent=2) + '\n',
@@ -126,7 +126,7 @@ def sidecar_files(model, config, tokenizer, answers):
 
 
 def model_type(weights, default=models.DEFAULT):
-    """The name of the model whose weights a file holds, by the config.json beside it. weights: None for no file."""
+    """The model_type in the config.json beside a file of weights, or the default. weights: path or None."""
     if weights is None:
         return default
     path = Path(weights).with_name('config.json')
@@ -136,24 +136,24 @@ def model_type(weights, default=models.DEFAULT):
 
 
 def answers_beside(weights):
-    """The answers of the head in a file of weights, in its order, as the answers.json or the config.json (Hugging Face's
-    id2label) beside it has them; None where neither does."""
+    """The answers of an answer head, in its order, from answers.json or the config.json (Hugging Face's id2label) beside the file
+    of weights; None if neither has them. Raises DataError for a malformed id2label."""
     path = Path(weights).with_name('answers.json')
     if path.is_file():
         return read_answers(path) if read_json(path, 'the answers of a snapshot') else None
     path = path.with_name('config.json')
     config = read_json(path, 'the config of a model') if path.is_file() else {}
     names = config.get('id2label') if isinstance(config, dict) else None
-    if not names or (isinstance(names, dict) and all(UNNAMED.fullmatch(str(name)) for name in names.values())):
+    if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
-    if not isinstance(names, dict) or set(names) != {str(place) for place in range(len(names))}:
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {str(names)[:100]}')
-    return check_answers([names[str(place)] for place in range(len(names))], f'{path}: key "id2label"')
+    return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 
 def check_sidecars(model, weights, config, tokenizer):
-    """Raises DataError where config.json or vocab.txt beside a file of weights say that the weights mean something else, though
-    their sizes fit: another model, other attention heads, other words."""
+    """Raises DataError if config.json or vocab.txt beside a file of weights contradict config or tokenizer. Tensor sizes do not
+    reveal another number of attention heads or another order of words."""
     path = Path(weights).with_name('config.json')
     if path.is_file():
         if (other := model_type(weights, model)) != model:
@@ -162,45 +162,45 @@ def check_sidecars(model, weights, config, tokenizer):
     if has_vocabulary(path.parent):
         checkpoint = BertTokenizer.from_pretrained(path.parent)
         pairs = zip(checkpoint.ids_to_tokens, tokenizer.ids_to_tokens, strict=False)
-        place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(checkpoint), len(tokenizer)))
-        if place < max(len(checkpoint), len(tokenizer)):
+        index = next((i for i, (word, other) in enumerate(pairs) if word != other), min(len(checkpoint), len(tokenizer)))
+        if index < max(len(checkpoint), len(tokenizer)):
             raise DataError(f'{checkpoint.vocab_file}: is not the vocabulary in use, {tokenizer.vocab_file}: they differ from '
-                            f'word {place} on (counted from 0); give --bert {path.parent}')
+                            f'word {index} on (counted from 0); give --bert {path.parent}')
 
 
 def check_weights(model, options, weights, config, tokenizer, answers):
-    """Raises DataError where what lies beside the weights to start from says that they mean something else than what is in use,
-    though their sizes fit: other words, other attention heads, with --load other answers."""
+    """Raises DataError if the sidecars of the initial weights contradict config, tokenizer or, with --load, answers. Prints what
+    cannot be checked because a sidecar is missing."""
     check_sidecars(model, weights, config, tokenizer)
     if not has_vocabulary(weights.parent) or not (weights.parent / 'config.json').is_file():
-        print0(f'{weights}: no vocabulary or no config.json lies beside it: its words and attention heads are taken to be those '
-               f'of {tokenizer.vocab_file.parent}.')
+        print0(f'{weights}: no vocabulary or no config.json beside it: assuming the vocabulary and the attention heads of '
+               f'{tokenizer.vocab_file.parent}.')
     known = answers_beside(weights) if options.load and answers else answers
     if known is None and options.transferAnswers:
-        raise DataError(f'--transferAnswers: {weights}: its answers are not known; put its answers.json beside it')
+        raise DataError(f'--transferAnswers: {weights}: its answers are unknown; put its answers.json beside it')
     if known is None:
-        print0(f'{weights}: no answers.json lies beside it: its answers are taken to be the {len(answers)} in use.')
+        print0(f'{weights}: no answers.json beside it: assuming the {len(answers)} answers in use.')
     elif known != answers and not options.transferAnswers:
-        advice = '--transferAnswers moves those that are in both, by their names' if set(known) & set(answers) else \
-            'none is in both: a snapshot of another task is tested as that task, or started from by --loadLXMERT'
+        advice = '--transferAnswers copies the rows of the answers that are in both' if set(known) & set(answers) else \
+            'none is in both: to start from a snapshot of another task, give --loadLXMERT'
         raise DataError(f'--load {options.load}: its {len(known)} answers are not the {len(answers)} in use '
                         f'({difference(known, answers)}); {advice}')
 
 
 def difference(known, answers):
-    """How two lists of answers differ, in words."""
+    """The difference of two lists of answers, for a message."""
     other = [a for a in known if a not in set(answers)] + [a for a in answers if a not in set(known)]
-    return f'different: {", ".join(map(repr, other[:3]))}{", ..." if len(other) > 3 else ""}' if other else 'another order'
+    return f'different: {some(map(repr, other))}' if other else 'another order'
 
 
-# ---- which weights win
+# ---- precedence of initial weights
 
 
 def start_of(options, weights, bert, answers):
-    """The Start of a run. weights: the file to start from, or None; bert: folder of BERT's weights; answers: list of str.
+    """The Start of a run. weights: path or None; bert: folder of BERT's weights; answers: list of str.
 
-    Which weights win: 1. a run state (--resume, later and over all of these), 2. --load, 3. --loadLXMERT and --loadLXMERTQA,
-    4. --fromScratch, 5. BERT's.
+    Precedence: 1. a run state (--resume; loaded later), 2. --load, 3. --loadLXMERT and --loadLXMERTQA, 4. --fromScratch,
+    5. BERT's weights.
     """
     if not weights:
         return Start('scratch') if options.fromScratch else Start('bert', bert_weights(bert))
@@ -209,17 +209,17 @@ def start_of(options, weights, bert, answers):
         return Start('encoder', weights)
     if options.load and (not options.transferAnswers or known == answers):
         return Start('all', weights)
-    known = known or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # of the published pre-trained file
-    return Start('answers', weights, matching_rows(known, answers), len(known), NEVER if options.test is not None else 0.0)
+    known = known or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # the answers of the published pre-trained file
+    absent = EXCLUDED_BIAS if options.test is not None else 0.0
+    return Start('answers', weights, matching_rows(known, answers), len(known), absent)
 
 
 def load_start(model, head, options, weights, bert, answers):
-    """Loads the weights that a run starts from into a head, and prints what was loaded."""
+    """Loads the initial weights of a run into a head and prints what was loaded."""
     start = start_of(options, weights, bert, answers)
     for report in models.package(model).load_start(head, start):
         print0(report)
     if start.kind == 'answers':
         copied = sum(row >= 0 for row in start.rows)
-        print0(f'Answer head: {copied} answers from the head there, {len(answers) - copied} '
-               f'{"are never given" if start.absent else "start at 0"}.')
-    return head
+        print0(f'Answer head: {copied} answers copied from {weights.name}, {len(answers) - copied} '
+               f'{"are never predicted" if start.absent else "start at 0"}.')

@@ -23,7 +23,7 @@ SPLITS = ('train', 'train_all', 'valid', 'valid_all', *TESTDEV, 'submit')
 
 
 class GQA(Task):
-    """The answer with the highest score out of 1,842; one answer is right."""
+    """Classifies a question into 1,842 answers, of which one is correct."""
 
     kind = 'gqa'
     schema = TEXT_QUESTION
@@ -44,31 +44,30 @@ class GQA(Task):
 
     @staticmethod
     def evaluate(predictions, annotations, choices=None):
-        """The figures of a file of predictions; annotations: an official questions file, or a split of the project.
-
-        choices: the official choices file (val_choices.json), for validity and plausibility.
+        """The metrics of a file of predictions, see Scores.figures. annotations: an official questions file, or this project's
+        json; choices: the official choices file (val_choices.json), for validity and plausibility.
         """
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'questionId', str, 'prediction', faults)
-        scores, right, entailed, detailed, count = Scores(), {}, {}, {}, 0
+        scores, correct, entailed, detailed, count = Scores(), {}, {}, {}, 0
         for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score):
             count += 1
             if score is None:
                 continue
-            right[question.id] = score == 1
+            correct[question.id] = score == 1
             if question.balanced:
                 scores.add(score, question.types)
                 detailed[question.id] = question.detailed
                 if question.entailed:
                     entailed[question.id] = question.entailed
         figures = scores.figures(count, 'accuracy (exact match)')
-        needed = {other for key, others in entailed.items() if right[key] for other in others}
-        if absent := needed - right.keys():
+        needed = {other for key, others in entailed.items() if correct[key] for other in others}
+        if missing := needed - correct.keys():
             figures['notes'].append(
-                f'No consistency: {len(absent):,} of {len(needed):,} entailed questions are missing or not answered; it needs '
+                f'No consistency: {len(missing):,} of {len(needed):,} entailed questions are missing or not answered; it needs '
                 'the file of all questions, balanced or not (val_all_questions.json), and answers to all.')
-        elif (share := consistency(right, entailed)) is not None:
-            figures['consistency'] = share
+        elif (value := consistency(correct, entailed)) is not None:
+            figures['consistency'] = value
         if choices is not None and detailed:
             if not all(detailed.values()):
                 raise DataError(f'{annotations}: --choices needs the detailed types of an official questions file')
@@ -77,14 +76,14 @@ class GQA(Task):
 
 
 def read_questions(path):
-    """Yields the Questions of an official questions file, or of a split of the project."""
+    """Yields the Questions of an official questions file or of this project's json. Raises DataError."""
     if first_character(path) == b'[':
         yield from read_split(path, TEXT_QUESTION, {'answer_type': 'answer type', 'question_type': 'structural type'})
         return
     for key, item in stream(path, '', 'questions', pairs=True):
         field(item, 'question', str, path)
         if 'answer' not in item:
-            yield Question(key, None)  # of a split to be submitted all must be answered
+            yield Question(key, None)  # balanced by default: a submission must answer all questions
             continue
         types = field(item, 'types', dict, path) if 'types' in item else {}
         names = {f'{kind} type': field(types, kind, str, path) for kind in ('structural', 'semantic') if kind in types}
@@ -96,31 +95,30 @@ def read_questions(path):
                        tuple(field(item, 'entailed', list, path)) if 'entailed' in item else (), types.get('detailed') or '')
 
 
-def consistency(right, entailed):
-    """Per cent of the questions entailed by correctly answered ones that are correct too, as in GQA's official eval.py.
+def consistency(correct, entailed):
+    """GQA's consistency in per cent, as in the official eval.py; None if it is undefined.
 
-    right: {question id: whether it is answered correctly}; entailed: {id: ids of the questions that it entails} of the questions
-    scored. The share is taken for each correctly answered question that entails any but itself, then averaged over those. None
-    if there are none. Raises KeyError for an entailed question that is not in `right`.
+    For each correctly answered question that entails others, the fraction of these that are correct, averaged over questions.
+    correct: {question id: bool}; entailed: {id: ids of the entailed questions}. Raises KeyError if `correct` lacks one of them.
     """
-    shares = []
+    fractions = []
     for key, others in entailed.items():
-        others = [right[other] for other in others if other != key] if right[key] else ()
+        others = [correct[other] for other in others if other != key] if correct[key] else ()
         if others:
-            shares.append(sum(others) / len(others))
-    return 100 * sum(shares) / len(shares) if shares else None
+            fractions.append(sum(others) / len(others))
+    return 100 * sum(fractions) / len(fractions) if fractions else None
 
 
 def read_choices(path, answers, detailed):
-    """{'validity', 'plausibility'}, per cent: of the answers to some questions, those that make sense, and that are likely.
+    """GQA's {'validity', 'plausibility'} in per cent. Raises DataError if the choices file lacks questions.
 
-    answers: {question id: answer}; detailed: {question id: its detailed type} of the questions scored.
+    answers: {question id: predicted answer}; detailed: {question id: detailed type} of the questions to score.
     """
     counts, missing = {'valid': 0, 'plausible': 0}, dict(detailed)
     for key, choice in stream(path, '', 'choices', pairs=True):
-        if (kind := missing.pop(key, None)) is not None:
+        if (detailed_type := missing.pop(key, None)) is not None:
             for name in counts:
-                counts[name] += belongs(answers[key], field(choice, name, list, path), kind)
+                counts[name] += belongs(answers[key], field(choice, name, list, path), detailed_type)
     if missing:
         raise DataError(f'{path}: {len(missing):,} of {len(detailed):,} questions have no choices here, such as '
                         f'{", ".join(list(missing)[:3])}; is it the file of this split?')
@@ -128,10 +126,9 @@ def read_choices(path, answers, detailed):
 
 
 def belongs(answer, answers, detailed_type):
-    """Whether an answer is one of `answers` (the valid or the plausible ones), as in GQA's official eval.py.
+    """Whether an answer is among the valid or plausible `answers`, as in GQA's official eval.py.
 
-    Where questions ask for what things have in common (detailed type such as sameMaterialsCommon), the answers are always
-    color, material and shape.
+    For questions about a common attribute (a detailed type such as sameMaterialsCommon), these are color, material and shape.
     """
     return answer in (('color', 'material', 'shape') if 'Common' in detailed_type else answers)
 

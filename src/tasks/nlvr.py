@@ -9,7 +9,7 @@ from tasks.task import Task
 
 
 class NLVR(Task):
-    """False or true, one picture a statement."""
+    """Classifies a statement as false or true, with one image per statement."""
 
     kind = 'nlvr'
     schema = ExampleSchema('identifier', str, ('img_id',), ('false', 'true'))

@@ -16,7 +16,7 @@ SPLITS = ('train', 'valid', 'test', 'hidden')
 
 
 class NLVR2(Task):
-    """False or true; each image is encoded with the statement, and the two pooled vectors are judged together."""
+    """Classifies a statement as false or true, with two images per statement."""
 
     kind = 'nlvr2'
     schema = PAIR
@@ -31,37 +31,38 @@ class NLVR2(Task):
         }, root, root)
 
     def table(self, dataset, predictions):
-        """The accuracy and, where identifiers are like NLVR2's, the consistency."""
-        right = dataset.scores(predictions[0][:, 0]) == 1
+        """The accuracy and, if the identifiers have NLVR2's format, the consistency."""
+        table = super().table(dataset, predictions)
+        correct = dataset.scores(predictions[0][:, 0]) == 1
         try:
-            share = consistency(dataset.examples.names(), right)
-            groups = f'\nConsistency (statements judged correctly about all of their pairs): {share:.2f}'
+            share = consistency(dataset.examples.names(), correct)
         except ValueError:  # identifiers of another dataset
-            groups = ''
-        return super().table(dataset, predictions) + groups
+            return table
+        return f'{table}\nConsistency (statements classified correctly for all of their image pairs): {share:.2f}'
 
     @classmethod
     def write(cls, path, rows):
-        """Writes (identifier, True or False) rows as the leaderboard takes them, and returns how many."""
+        """Writes (identifier, True or False) rows in the leaderboard's format. Returns the number of rows."""
         with open(path, 'w', encoding='utf-8') as file:
             return sum(bool(file.write(f'{key},{answer}\n')) for key, answer in rows)
 
     @staticmethod
     def evaluate(predictions, annotations):
-        """The figures of a file of predictions; annotations: the official json lines, or a split of the project."""
+        """The metrics of a file of predictions, see Scores.figures. annotations: the official json lines, or this project's json.
+        """
         faults = PredictionFaults(predictions)
         answers = read_predictions(predictions, faults)
-        scores, identifiers, right, count = Scores(), [], [], 0
+        scores, identifiers, correct, count = Scores(), [], [], 0
         for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score):
             count += 1
             if score is not None:
                 scores.add(score, {})
                 identifiers.append(question.id)
-                right.append(score == 1)
+                correct.append(score == 1)
         figures = scores.figures(count, 'accuracy')
         if identifiers:
             try:
-                figures['consistency'] = consistency(identifiers, right)
+                figures['consistency'] = consistency(identifiers, correct)
             except ValueError as error:
                 raise DataError(f'{annotations}: {error}') from None
         return figures
@@ -73,7 +74,7 @@ def read_predictions(path, faults):
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             key, _, answer = line.decode(errors='replace').strip().partition(',')
-            if not key or answer.lower() not in ('true', 'false'):  # in any case, as in the official evaluator
+            if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
                 faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
             elif key in predictions:
                 faults.add('questions answered again', f'{key} in line {number}')
@@ -83,33 +84,33 @@ def read_predictions(path, faults):
 
 
 def read_questions(path):
-    """Yields the Questions of the official file, a json object a line, or of a split of the project."""
+    """Yields the Questions of an official file (json lines) or of this project's json. Raises DataError."""
     if first_character(path) == b'[':
         yield from read_split(path, PAIR, {})
         return
     with opened(path) as file:
         for number, line in enumerate(file, 1):
-            where = f'{path}:{number}'
+            location = f'{path}:{number}'
             try:
                 item = json.loads(line)
             except ValueError as error:
-                raise DataError(f'{where}: expected one json object a line, found {error}') from None
+                raise DataError(f'{location}: expected one json object per line, found {error}') from None
             if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
-                raise DataError(f'{where}: key "label": expected "True" or "False", found {label!r}')
-            yield Question(field(item, 'identifier', str, where), None if label is None else {label: 1.0})
+                raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}')
+            yield Question(field(item, 'identifier', str, location), None if label is None else {label: 1.0})
 
 
-def consistency(identifiers, right):
-    """Per cent of NLVR2's statements that are judged correctly about every pair of photographs, as in the official metrics.py.
+def consistency(identifiers, correct):
+    """Per cent of NLVR2's statements that are classified correctly for all their image pairs, as in the official metrics.py.
 
-    identifiers: n texts such as dev-354-0-1 (split, set, pair, sentence), a statement being what is left without the third
-    field; right: n bool. Raises ValueError for an identifier without four fields.
+    identifiers: n strings such as dev-354-0-1 (split, set, pair, sentence); the fields other than the pair identify a statement.
+    correct: n bool. Raises ValueError for an identifier without four fields.
     """
     fields = [identifier.split('-') for identifier in identifiers]
-    if wrong := [identifier for identifier, parts in zip(identifiers, fields, strict=True) if len(parts) != 4]:
-        raise ValueError(f'expected identifiers like dev-354-0-1, found {len(wrong):,} others, the first is {wrong[0]!r}')
+    if invalid := [identifier for identifier, parts in zip(identifiers, fields, strict=True) if len(parts) != 4]:
+        raise ValueError(f'expected identifiers like dev-354-0-1, found {len(invalid):,} others, the first is {invalid[0]!r}')
     _, group = np.unique([f'{split}-{collection}-{sentence}' for split, collection, _, sentence in fields], return_inverse=True)
-    return 100 * float((np.bincount(group, weights=~np.asarray(right, dtype=bool)) == 0).mean())
+    return 100 * float((np.bincount(group, weights=~np.asarray(correct, dtype=bool)) == 0).mean())
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A fine-tuned snapshot as a library: regions and questions in, answers and their probabilities out."""
+"""Inference from Python: a fine-tuned snapshot predicts answers and probabilities for regions and questions."""
 
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from tasks import checkpoints
 from tasks.registry import TASKS, task_class
 from train import evaluation_batches, load_batches
 
-MAX_LENGTH = 20  # tokens of a sentence, of all published data
+MAX_LENGTH = 20  # maximum tokens of a sentence in all published datasets
 
 
 class Predictor:
-    """Answers questions about images as `--test` does: the same answers, the same probabilities.
+    """Answers questions about images, with the same answers and probabilities as `--test`.
 
-    head: a heads.Answers in evaluation mode, whose encoder has its tokenizer; task: its Task class; answers and max_length: what
-    the head was trained with.
+    head: a heads.Answers in evaluation mode, whose encoder has a tokenizer; task: its Task class; answers, max_length: those of
+    its training.
     """
 
     def __init__(self, head, task, answers, max_length=MAX_LENGTH):
@@ -34,12 +34,11 @@ class Predictor:
 
     @classmethod
     def from_snapshot(cls, path, device='cpu', max_length=None):
-        """From a snapshot of any task, such as snap/vqa/NAME/BEST, with or without .pth, or a folder of Hugging Face.
+        """Loads a snapshot, such as snap/vqa/NAME/BEST, with or without .pth, or a Hugging Face folder.
 
-        Beside it lie config.json, vocab.txt and answers.json, as every run writes them, and perhaps the run's options.json, which
-        says of which task it is, whether it was trained with --mceLoss and on which --dataset. max_length: tokens of a sentence;
-        None: that dataset's, else 20. Raises FileNotFoundError for what is missing, WeightsError, DataError or ValueError for
-        what does not fit.
+        Its folder must have config.json, vocab.txt and answers.json, as every run writes them. The run's options.json, if it
+        exists, gives the task, --mceLoss and --dataset. max_length: tokens of a sentence; None: that of the dataset, else 20.
+        Raises FileNotFoundError for a missing file, and WeightsError, DataError or ValueError for files that do not match.
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
         package = models.package(model := checkpoints.model_type(path))
@@ -62,21 +61,21 @@ class Predictor:
 
     @property
     def feature_size(self):
-        """The numbers of a region's features."""
+        """The size of a region's feature vector."""
         return self.head.encoder.config.visual_feat_dim
 
     @property
     def images(self):
-        """How many images a question is about."""
+        """The number of images per question."""
         return len(self.task.schema.images)
 
     def answer(self, regions, questions, best=1, batch_size=32):
-        """A list for each question: its `best` answers as (answer, probability), the most probable first.
+        """For each question, a list of the `best` most probable answers as (answer, probability).
 
-        regions: an ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores), which all questions
-        are about, or a list with one for each question; of a task about two images a question, a list of pairs. questions: a
-        list of n texts; one text is a list of one. Images may have different numbers of regions. Raises RegionError for regions
-        that are damaged or do not fit the model, ValueError for anything else that was not expected.
+        regions: one ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores) for all questions, or
+        a list with one for each question (for a task with two images per question, a pair). Images may have different numbers of
+        regions. questions: a list of str, or one str. Raises RegionError for regions that are damaged or do not fit the model,
+        ValueError for other invalid arguments.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         if best < 1:
@@ -84,13 +83,14 @@ class Predictor:
         predictions = []
         with torch.no_grad():
             for batch in self.batches(regions, questions, batch_size):
-                for places, probabilities in zip(*(part.tolist() for part in self.head.predict(batch, best)), strict=True):
-                    predictions.append([(self.answers[place], p) for place, p in zip(places, probabilities, strict=True)])
+                indices, probabilities = (tensor.tolist() for tensor in self.head.predict(batch, best))
+                for row in map(zip, indices, probabilities):
+                    predictions.append([(self.answers[index], probability) for index, probability in row])
         return predictions
 
     def batches(self, regions, questions, batch_size=32):
-        """Yields the batches of annotations.dataset.ExampleDataset that answer some questions, on the head's device. Takes and
-        raises what `answer` does; questions: a list."""
+        """Yields the batches of annotations.dataset.ExampleDataset for questions (a list of str), on the head's device. Other
+        arguments and errors: as for `answer`."""
         if batch_size < 1:
             raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
         for i, question in enumerate(questions):
@@ -103,30 +103,30 @@ class Predictor:
             yield from load_batches(dataset, evaluation_batches(len(dataset), options), options, device)
 
     def truncated(self, question):
-        """The end of a question that is not read, since it has more than max_length - 2 word pieces; '' of most."""
+        """The part of a question that is cut off after max_length - 2 word pieces, or ''."""
         return ' '.join(self.tokenizer.tokenize(question)[self.max_length - 2:]).replace(' ##', '')
 
     def _images(self, regions, n):
-        """The images of each of n questions, all in tuples of as many as the task has."""
+        """A list of n tuples with the k ImageRegions of each question."""
         k = self.images
-        each = [regions] * n if isinstance(regions, ImageRegions) else list(regions)
-        each = [tuple(images) if isinstance(images, tuple | list) else (images,) for images in each]
-        if len(each) != n:
+        images_of_questions = [regions] * n if isinstance(regions, ImageRegions) else list(regions)
+        images_of_questions = [tuple(images) if isinstance(images, tuple | list) else (images,) for images in images_of_questions]
+        if len(images_of_questions) != n:
             pairs = ', a pair for each' if k == 2 else ''
-            raise ValueError(f'regions: expected those of {n} questions{pairs}, found {len(each)}')
-        for i, images in enumerate(each):
+            raise ValueError(f'regions: expected those of {n} questions{pairs}, found {len(images_of_questions)}')
+        for i, images in enumerate(images_of_questions):
             if len(images) != k or not all(isinstance(image, ImageRegions) for image in images):
                 raise ValueError(f'regions[{i}]: expected {"an ImageRegions" if k == 1 else f"a tuple of {k} ImageRegions"} for '
                                  f'question {i}, found {", ".join(type(image).__name__ for image in images) or "none"}')
-        return each
+        return images_of_questions
 
     def _dataset(self, images, questions):
-        """The questions as `--test` reads them, each record of regions once."""
-        distinct = {id(image): image for images_of_one in images for image in images_of_one}
-        row = {key: place for place, key in enumerate(distinct)}
+        """The dataset of questions and images (a list of n tuples), which stores each ImageRegions once."""
+        distinct = {id(image): image for group in images for image in group}
+        row_of = {key: row for row, key in enumerate(distinct)}
         checked = [self._checked(image) for image in distinct.values()]
-        rows = np.array([[row[id(image)] for image in images_of_one] for images_of_one in images])  # (n, k)
-        examples = Examples.unlabelled([[image.img_id for image in images_of_one] for images_of_one in images], questions)
+        rows = np.array([[row_of[id(image)] for image in group] for group in images])  # (n, k)
+        examples = Examples.unlabelled([[image.img_id for image in group] for group in images], questions)
         return ExampleDataset(examples, RegionArrays.of_images('regions', checked), rows, self.head.encoder, self.answers,
                               self.max_length)
 
@@ -138,7 +138,7 @@ class Predictor:
 
 
 def read_run(path):
-    """The options.json of the run that wrote a snapshot, {'task': ..., 'options': {...}}; {} where there is none."""
+    """The options.json of the run that wrote a snapshot, {'task': ..., 'options': {...}}, or {} without such a file."""
     path = path.with_name('options.json')
     if not path.is_file():
         return {}
@@ -149,20 +149,19 @@ def read_run(path):
 
 
 def max_length_of(path, options):
-    """The max_length of the dataset that a snapshot was trained on. options: of its run."""
+    """The max_length of the dataset that a snapshot was trained on. options: those of its run. Raises FileNotFoundError."""
     dataset = options.get('dataset')
     if dataset and not Path(dataset).is_file():
-        raise FileNotFoundError(f'{path}: was trained on --dataset {dataset}, which says how long sentences may be and does not '
-                                'exist; give max_length')
+        raise FileNotFoundError(f'{path}: was trained on --dataset {dataset}, which defines max_length and does not exist; give '
+                                'max_length')
     return DatasetSpec.from_json(dataset).max_length if dataset else MAX_LENGTH
 
 
 def task_of(path, kind, sizes, answers):
-    """The Task class of a snapshot: of the kind that its run recorded, else by its answer layers and answers (older runs, and
-    Hugging Face's files; VQA and GQA answer alike).
+    """The Task class of a snapshot: that of `kind`, which its run recorded, else the first task with the same answers and number
+    of images (older runs and Hugging Face's files; VQA and GQA predict in the same way).
 
-    sizes: (how many answers it scores, about how many images), None for a file without answer layers. Raises WeightsError or
-    DataError.
+    sizes: (number of answers, number of images per example), or None without an answer head. Raises WeightsError or DataError.
     """
     if sizes is None:
         raise WeightsError(f'{path}: has no answer layers; expected the snapshot of a task, such as the BEST.pth that '
@@ -172,7 +171,7 @@ def task_of(path, kind, sizes, answers):
         raise DataError(f'{path.with_name("answers.json")}: expected {count} answers, as many as {path.name} scores, found '
                         f'{len(answers)}; copy the file from the folder of its run')
     classes = [task_class(kind)] if kind in TASKS else []
-    classes += sorted(map(task_class, TASKS), key=lambda task: task.schema.answers is None)  # first those with fixed answers
+    classes += sorted(map(task_class, TASKS), key=lambda task: task.schema.answers is None)  # tasks with fixed answers first
     for task in classes:
         if len(task.schema.images) == images and (task.schema.answers or tuple(answers)) == tuple(answers):
             return task

@@ -1,4 +1,4 @@
-"""The program of every task: reads the options, loads data and model, then trains or tests."""
+"""The program of a task: loads data and model, then trains or tests."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -27,28 +27,28 @@ from train import evaluate, fit, warn_constant_logits
 
 def main(task_class, argv=None):
     """Runs a task's program; returns its exit status."""
-    return train_main(partial(Program.prepare, task_class), argv)
+    return train_main(partial(TaskProgram.prepare, task_class), argv)
 
 
 def check_features(regions, config, names, folder):
-    """Raises DataError if the region features of the splits `names` do not fit the model. folder: of its config.json."""
+    """Raises DataError unless the splits `names` have the feature size of the model. folder: Path of its config.json."""
     if regions.feature_size != config.visual_feat_dim:
         raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
                         f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
 
 
 def check_images(splits, names, encoder):
-    """Raises DataError if splits lack what the encoder needs of images."""
+    """Raises DataError if the encoder needs regions and a split has none."""
     for split in splits:
         if 'regions' in encoder.needs and not split.features:
             raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
 
 
 def train(options, folder, sidecars, make, task_kind, device):
-    """Trains from the start or from a saved run state, unless the run in `folder` is finished.
+    """Starts or resumes a run, unless it is finished.
 
-    sidecars: {file name: text} of what lies beside its snapshots; make: () -> (task, head, training set, validation set or None).
-    Returns what make returned, or None if there was nothing to do.
+    sidecars: {file name: text} to write beside the snapshots; make: () -> (task, head, training set, validation set or None).
+    Returns what make returned, or None if the run was finished.
     """
     state = folder.read_state(options, sidecars)
     if state is not None and state['progress']['epoch'] >= options.epochs:
@@ -68,26 +68,66 @@ def train(options, folder, sidecars, make, task_kind, device):
 
 @dataclass
 class Program:
-    """A task with all that it reads and writes."""
+    """A run of a task or of pre-training: options, files, config, tokenizer and answers."""
 
-    task_class: type
-    model: str  # name of the model
+    kind: str  # of the dataset
+    model: str  # key of models.MODELS
     options: Options
     device: torch.device
     folder: RunFolder
     spec: DatasetSpec
-    weights: Path | None  # to start from
-    bert: Path  # folder of vocabulary, config and perhaps BERT's weights
+    weights: Path | None  # initial weights; None: BERT's, or random
+    bert: Path  # folder of vocabulary, config and, optionally, BERT's weights
     config: object
     tokenizer: BertTokenizer
-    answers: list
+    answers: list  # of str, in the order of the answer head
+
+    @classmethod
+    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED):
+        """Reads and checks the small files, so that errors appear before large files are loaded.
+
+        endings: those that the path of --load may omit.
+        """
+        weights = checkpoints.starting_weights(options, endings)
+        bert = checkpoints.bert_folder(options, weights)
+        model = options.model or checkpoints.model_type(weights)
+        config = models.package(model).read_config(bert, options)
+        tokenizer = checkpoints.read_tokenizer(bert, config)
+        checkpoints.check_max_length(spec.max_length, config)
+        if weights:
+            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
+        return cls(spec.kind, model, options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
+
+    def build(self, kind):
+        """The head for a task or for 'pretrain', with its initial weights, on the device."""
+        torch.manual_seed(self.options.seed)
+        head = models.build(self.model, kind, self.config, self.answers, self.options)
+        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
+        accelerate(head.to(self.device), self.options)
+        return head
+
+    def sidecars(self):
+        """{file name: content} of the files beside snapshots."""
+        return checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
+
+
+def read_spec(options, kind, published):
+    """The DatasetSpec of --dataset, else published(data folder). Raises DataError unless it is of this kind."""
+    spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
+    if spec.kind != kind:
+        raise DataError(f'{options.dataset}: key "kind": expected "{kind}" for this program, found "{spec.kind}"')
+    return spec
+
+
+class TaskProgram(Program):
+    """Trains or tests a task."""
+
+    task_class: type  # set by prepare
 
     @classmethod
     def prepare(cls, task_class, options, device):
-        """Reads what is small, so that its faults are found before anything large is read."""
-        spec = DatasetSpec.from_json(options.dataset) if options.dataset else task_class.spec(Path(options.dataRoot))
-        if spec.kind != task_class.kind:
-            raise DataError(f'{options.dataset}: key "kind": expected "{task_class.kind}" for this program, found "{spec.kind}"')
+        """Reads and checks flags and small files."""
+        spec = read_spec(options, task_class.kind, task_class.spec)
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
@@ -96,32 +136,25 @@ class Program:
                 spec.named(getattr(options, flag), flag)
         if options.loadLXMERTQA and len(task_class.schema.images) > 1:
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
-        weights = checkpoints.starting_weights(options, SNAPSHOT)
-        folder = RunFolder(options.output)
-        bert = checkpoints.bert_folder(options, weights)
-        model = options.model or checkpoints.model_type(weights)
-        config = models.package(model).read_config(bert, options)
-        tokenizer = checkpoints.read_tokenizer(bert, config)
-        checkpoints.check_max_length(spec.max_length, config)
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
-        if weights:
-            checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        return cls(task_class, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
+        program = cls.read(options, device, spec, answers, SNAPSHOT)
+        program.task_class = task_class
+        return program
 
     def examples(self, names):
-        """The Examples of some splits, checked."""
+        """The Examples of splits separated by commas. Raises DataError."""
         paths = [split.annotations for split in self.spec.named(names)]
         return read_examples(paths, self.task_class.schema, self.answers)
 
     def labelled(self, flag, names, advice=''):
-        """The Examples of the splits that a flag names, which must have labels."""
+        """The same, for the value `names` of --flag; raises DataError if they have no labels."""
         examples = self.examples(names)
         if not examples.labelled:
             raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
         return examples
 
     def load(self, names, examples, head, submit=False):
-        """The dataset of some splits, with regions that fit the model."""
+        """The dataset of splits. Raises DataError if their regions do not fit the model."""
         check_images(self.spec.named(names), names, head.encoder)
         dataset = load_examples(self.spec, names, examples, head.encoder, self.answers, self.options, submit, self.device)
         if 'regions' in head.encoder.needs:
@@ -129,12 +162,9 @@ class Program:
         return dataset
 
     def build(self):
-        """The head with its starting weights, drawn from --seed where they are random, on the device."""
-        torch.manual_seed(self.options.seed)
-        head = models.build(self.model, self.task_class.kind, self.config, self.answers, self.options)
+        """The head of the task, with its initial weights, on the device."""
+        head = super().build(self.kind)
         head.encoder.tokenizer = self.tokenizer
-        checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
-        accelerate(head.to(self.device), self.options)
         return head
 
     def run(self):
@@ -145,8 +175,7 @@ class Program:
 
     def train(self):
         options, folder = self.options, self.folder
-        sidecars = checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
-        trained = train(options, folder, sidecars, self.make, self.task_class.kind, self.device)
+        trained = train(options, folder, self.sidecars(), self.make, self.kind, self.device)
         if trained is None:
             print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
@@ -156,9 +185,9 @@ class Program:
             print0(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
 
     def make(self):
-        """The task, the head, the training set, and that of --valid or None."""
+        """(task, head, training set, validation set or None)."""
         options = self.options
-        # What is read fast comes first, so that its faults are found before regions are converted.
+        # Annotations are read before TSV files are converted, which takes longer.
         train_examples = self.labelled('train', options.train)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task, head = self.task_class(options), self.build()
@@ -171,7 +200,7 @@ class Program:
         return task, head, train_set, valid_set
 
     def test(self):
-        """Predicts a split, writes its file and, where labels are known, prints the score."""
+        """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
         name = self.options.test
         examples = self.examples(name)
         task, head = self.task_class(self.options), self.build()

@@ -1,4 +1,4 @@
-"""The list of the tasks: which class is that of which kind of dataset."""
+"""The registry of tasks: kind of dataset -> class."""
 
 import importlib
 
@@ -6,5 +6,5 @@ TASKS = {'vqa': 'VQA', 'gqa': 'GQA', 'nlvr2': 'NLVR2', 'nlvr': 'NLVR'}
 
 
 def task_class(kind):
-    """The class of a kind, one of TASKS; imported only now, since it brings PyTorch."""
+    """The Task class of a kind (a key of TASKS), imported on first use since it imports PyTorch."""
     return getattr(importlib.import_module(f'tasks.{kind}'), TASKS[kind])

@@ -1,4 +1,4 @@
-"""Official files of predictions and questions: read, matched (every question must be answered exactly once) and scored."""
+"""Reads predictions and annotations, matches them (each question must be answered exactly once) and adds up scores."""
 
 import gzip
 import json
@@ -11,18 +11,18 @@ from files.json_files import DataError, stream
 
 
 class Question(NamedTuple):
-    """A question to be answered. label: {answer: score}, or people's answers (a list of str), or None if it is not known."""
+    """A question with its label: {answer: score}, the annotators' answers (list of str), or None without a label."""
 
     id: int | str
     label: dict | list | None
     types: dict = {}  # {'answer type': 'yes/no', ...}  # noqa: RUF012
     balanced: bool = True  # GQA scores only its balanced questions
-    entailed: tuple = ()  # ids of questions whose answers follow from this one's
-    detailed: str = ''  # GQA's most detailed type
+    entailed: tuple = ()  # ids of the questions that GQA's annotations call entailed by this one
+    detailed: str = ''  # GQA's detailed question type
 
 
 class PredictionFaults:
-    """Faults of a file of predictions, collected so that one message lists them all."""
+    """Collects the faults of a file of predictions for one error message."""
 
     def __init__(self, path):
         self.path, self.counts, self.first = path, {}, {}
@@ -33,7 +33,7 @@ class PredictionFaults:
             self.first.setdefault(kind, []).append(str(name))
 
     def check(self):
-        """Raises DataError if there are any, with each kind's count and first offenders."""
+        """Raises DataError if there are faults, with the number and the first examples of each kind."""
         if self.counts:
             raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
@@ -41,7 +41,7 @@ class PredictionFaults:
 
 
 class Scores:
-    """Sums of scores over all questions and over those of each type."""
+    """Accumulates scores over all questions and over the questions of each type."""
 
     def __init__(self):
         self.sums = {'all': {'': [0, 0.0]}}
@@ -53,8 +53,8 @@ class Scores:
             entry[1] += score
 
     def figures(self, count, measure, *notes):
-        """{'questions': n, 'accuracy': per cent, 'by': {kind: {type: the same two}}, 'measure', 'notes'} of `count` questions,
-        or, of a split without labels, only that its questions are all answered."""
+        """The metrics: {'questions': n, 'accuracy': per cent, 'by': {kind: {type: {'questions', 'accuracy'}}}, 'measure',
+        'notes'}; without labels only 'questions' (`count`) and 'notes'."""
         if not self.sums['all'][''][0]:
             return {'questions': count,
                     'notes': [f'All {count:,} questions are answered, but none to be scored has a label: no score.']}
@@ -64,7 +64,7 @@ class Scores:
 
 
 def first_character(path):
-    """The first byte of a json file that is no space; b'' where it cannot be read, which a complete read will report."""
+    """The first byte of a json file that is not whitespace; b'' if it cannot be read, which reading the file will report."""
     try:
         with (gzip.open if Path(path).suffix == '.gz' else open)(path, 'rb') as file:
             return file.read(1000).lstrip()[:1]
@@ -73,7 +73,7 @@ def first_character(path):
 
 
 def read_json_predictions(path, id_key, id_type, answer_key, faults):
-    """{question id: answer} of a list [{id_key: ..., answer_key: ...}, ...]; faulty items are added to `faults`."""
+    """Reads a list [{id_key: ..., answer_key: ...}, ...] as {question id: answer}; adds invalid items to `faults`."""
     expected = f'{{"{id_key}": {"a whole number" if id_type is int else "a text"}, "{answer_key}": a text}}'
     if first_character(path) not in (b'[', b''):
         raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations?')
@@ -85,43 +85,43 @@ def read_json_predictions(path, id_key, id_type, answer_key, faults):
         elif key in predictions:
             faults.add('questions answered again', key)
         else:
-            predictions[key] = sys.intern(answer)  # few answers, millions of questions
+            predictions[key] = sys.intern(answer)  # saves memory: few answers, millions of questions
     return predictions
 
 
 def read_split(path, schema, types):
-    """Yields the Questions of the project's own json (data/README.md). types: what its keys are called, {key: name}."""
+    """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
-        if wrong := schema.first_fault(item):
-            raise DataError(f'{path}: example {i}: key "{wrong[0]}": expected {wrong[1]}, found {json.dumps(item)[:200]}')
+        if fault := schema.first_fault(item):
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {json.dumps(item)[:200]}')
         label = schema.scores(item) if 'label' in item else None
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
 
 
 def match_predictions(questions, predictions, path, faults, score):
-    """Yields (Question, the score of its prediction from 0 to 1, or None without a label) of the questions that are answered.
+    """Yields (Question, score from 0 to 1, or None without a label) for each question with a prediction.
 
-    At the end raises DataError if the predictions are not exactly one for each question. Of GQA's unbalanced questions all
-    or none may be answered. path: of the questions, for messages; raises DataError if one is there twice.
+    questions: iterable of Question, read from path; predictions: {id: answer}; score: (answer, label) -> float. GQA's unbalanced
+    questions may be answered all or not at all. Raises DataError for duplicate questions and, at the end, for the faults.
     """
-    ids, spared, extra, labelled = set(), [], 0, None
+    ids, unanswered_unbalanced, answered_unbalanced, labelled = set(), [], False, None
     for question in questions:
         if question.id in ids:
-            raise DataError(f'{path}: question {question.id} is there twice; expected each once')
+            raise DataError(f'{path}: question {question.id} occurs twice; expected each once')
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
             raise DataError(f'{path}: question {question.id}: expected labels on all questions of a file or on none')
         if question.id in predictions:
-            extra += not question.balanced
+            answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)
         elif question.balanced:
             faults.add('questions not answered', question.id)
         else:
-            spared.append(question.id)
+            unanswered_unbalanced.append(question.id)
     if not ids:
         raise DataError(f'{path}: expected questions, found an empty file')
-    for key in spared if extra else ():
+    for key in unanswered_unbalanced if answered_unbalanced else ():
         faults.add('unbalanced questions not answered, though others are', key)
     for key in predictions:
         if key not in ids:
@@ -130,5 +130,5 @@ def match_predictions(questions, predictions, path, faults, score):
 
 
 def label_score(prediction, label):
-    """The score of a prediction by a label {answer: score}."""
+    """The score of a predicted answer. label: {answer: score}."""
     return label.get(prediction, 0.0)

@@ -25,7 +25,7 @@ TYPES = {'answer_type': 'answer type', 'question_type': 'question type'}
 
 
 class VQA(Task):
-    """The answer with the highest score out of 3,129, trained on soft scores."""
+    """Classifies a question into 3,129 answers, trained on soft scores."""
 
     kind = 'vqa'
 
@@ -43,7 +43,7 @@ class VQA(Task):
 
     @staticmethod
     def evaluate(predictions, annotations):
-        """The figures of a file of predictions; annotations: the official ones, or a split of the project."""
+        """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json."""
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'question_id', int, 'answer', faults)
         scores, official, count = Scores(), False, 0
@@ -54,12 +54,12 @@ class VQA(Task):
                 scores.add(score, question.types)
         if official:
             return scores.figures(count, 'VQA accuracy as in the official evaluator')
-        return scores.figures(count, 'mean soft score', 'This is the mean soft score of answers compared as they are. The '
-                              'official accuracy, which looks at all ten answers, needs the official annotations.')
+        return scores.figures(count, 'mean soft score', 'This is the mean soft score, without normalizing answers. The '
+                              'official accuracy, which uses all ten answers, needs the official annotations.')
 
 
 def read_questions(path):
-    """Yields the Questions of the official annotations, or of a split of the project."""
+    """Yields the Questions of the official annotations or of this project's json. Raises DataError."""
     if first_character(path) == b'[':
         yield from read_split(path, QUESTION, TYPES)
         return
@@ -67,26 +67,26 @@ def read_questions(path):
         key = field(item, 'question_id', int, path)
         answers = [field(answer, 'answer', str, path) for answer in field(item, 'answers', list, path)]
         if not answers:
-            raise DataError(f'{path}: question {key}: key "answers": expected answers of people, found none')
+            raise DataError(f'{path}: question {key}: key "answers": expected the answers of the annotators, found none')
         yield Question(key, answers, {name: field(item, kind, str, path) for kind, name in TYPES.items() if kind in item})
 
 
 def accuracy(prediction, label):
-    """The score, 0 to 1, of a prediction: official where the label is people's answers, else its soft score."""
+    """The score of a prediction, 0 to 1: VQA accuracy for a list of annotators' answers, else the soft score."""
     return vqa_accuracy(prediction, label) if isinstance(label, list) else label_score(prediction, label)
 
 
 def vqa_accuracy(prediction, answers):
-    """Accuracy, 0 to 1, of a predicted answer against those of people (10 in VQA v2), as in the official vqaEval.py.
+    """VQA accuracy, 0 to 1, of a prediction given the annotators' answers (10 in VQA v2), as in the official vqaEval.py.
 
-    Each person is left out once: min(1, how many of the others agree / 3), averaged over who is left out. The prediction is
-    normalised fully, people's answers only in punctuation, and only when they are not all the same.
+    The mean over annotators of min(1, matches among the other annotators / 3). The prediction is fully normalised; the
+    annotators' answers only lose their punctuation, and only if they are not all the same.
     """
     if len(set(answers)) > 1:
         answers = [without_punctuation(answer) for answer in answers]
     prediction = normalise(prediction)
-    agree = [answer == prediction for answer in answers]
-    return sum(min(1.0, (sum(agree) - left_out) / 3) for left_out in agree) / len(agree)
+    matches = [answer == prediction for answer in answers]
+    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""Checks a dataset of your own, as a json file describes it, without training: `python -m tools.check_dataset`, see --help.
+"""Checks the files of your own dataset (a --dataset json) without training: `python -m tools.check_dataset`, see --help.
 
-Of a file of annotations the first fault is reported. The numbers of the regions are not checked: that is run/regions.bash check.
+Reports the first fault of each file of annotations. Does not check boxes and features; run/regions.bash check does.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from tasks.registry import TASKS, task_class
 
 @dataclass
 class Contents:
-    """What a file of annotations holds."""
+    """Statistics of a file of annotations."""
 
     sentences: int = 0
     labelled: int = 0
     truncated: int = 0  # sentences of more than max_length tokens
-    known: int = 0  # answers in the vocabulary
+    known: int = 0  # number of answers that are in the list of answers
     unknown: Counter = field(default_factory=Counter)  # answers that are not
-    images: np.ndarray = ()  # (images,) bytes: their ids in UTF-8, each once
+    images: np.ndarray = ()  # (images,) bytes, distinct image ids in UTF-8
 
 
 def read_task(path, schema, answers, is_too_long):
-    """The Contents of a task's examples. Raises DataError or FileNotFoundError that names file, example and key."""
+    """The Contents of a task's annotations. is_too_long: list of str -> (n,) bool. Raises DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
     return Contents(len(examples), len(examples) * examples.labelled,
                     int(is_too_long(examples.sentences)[examples.sentence].sum()), len(examples.label_answer), examples.unknown,
@@ -43,7 +43,7 @@ def read_task(path, schema, answers, is_too_long):
 
 
 def read_text(path, answers, is_too_long):
-    """The same of pre-training's sentences. answers: a set."""
+    """The Contents of pre-training's annotations. answers: set of str."""
     contents, images, chunk = Contents(), set(), []
     for i, example in enumerate(stream(path, 'item', 'images')):
         if fault := pretraining_text.first_fault(example):
@@ -64,16 +64,16 @@ def read_text(path, answers, is_too_long):
 
 
 def region_ids(path, store_root):
-    """The image ids of a TSV, (n,) bytes, sorted: from its store if there is one, else the first field of each line."""
+    """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line."""
     regions = store.fresh(path, store_root)
     ids = regions.ids if regions else [line.split(b'\t', 1)[0] for line in tsv.need(path).lines()]
     return np.unique(np.array(ids, np.bytes_))
 
 
 def findings(contents, with_regions, answers, spec):
-    """Yields (faulty key or None, message) of a split's Contents.
+    """Yields (faulty key or None, message) for a split's Contents.
 
-    with_regions: the ids of the images with regions; answers: the vocabulary; each None if it could not be read.
+    with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read.
     """
     if contents.truncated:
         yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
@@ -82,25 +82,25 @@ def findings(contents, with_regions, answers, spec):
         yield (None, f'{message}: left out') if contents.known else (
             'annotations', f'all its {message}; do they belong together?')
     if with_regions is not None:
-        lacking = [img_id.decode() for img_id in np.setdiff1d(contents.images, with_regions).tolist()]
-        message = f'{len(lacking):,} images have no regions ({some(lacking)})'
-        if len(lacking) == len(contents.images):
+        missing = [img_id.decode() for img_id in np.setdiff1d(contents.images, with_regions).tolist()]
+        message = f'{len(missing):,} images have no regions ({some(missing)})'
+        if len(missing) == len(contents.images):
             yield 'features', f'all {message}; do they belong together?'
-        elif lacking:
+        elif missing:
             yield None, f'{message}: not trained on, and --test needs --allowMissing'
         yield None, f'{len(np.setdiff1d(with_regions, contents.images)):,} images with regions have no sentences'
 
 
 def check(path, tokenizer, store_root, report_fault):
-    """Prints what each split holds; calls report_fault(message) for what is wrong, and raises it where nothing else can be
-    checked."""
+    """Prints the statistics of each split and calls report_fault(message) for each fault. tokenizer: BertTokenizer or None.
+    Raises DataError for a fault that prevents further checks."""
     def attempt(key, read, *args):
         try:
             return read(*args)
         except (ValueError, OSError) as error:
             report_fault(f'{path}: key "{key}": {error}')
 
-    def is_too_long(sentences):  # room for one token more shows it
+    def is_too_long(sentences):  # encoded with room for one more token, which must stay padding
         return (tokenizer.encode(sentences, spec.max_length + 1)[:, -1] if tokenizer else np.zeros(len(sentences))) != 0
 
     spec = DatasetSpec.from_json(path)
@@ -116,14 +116,14 @@ def check(path, tokenizer, store_root, report_fault):
     for name, split in spec.splits.items():
         read = (read_task, split.annotations, schema) if schema else (read_text, split.annotations)
         contents = attempt(f'splits.{name}.annotations', *read, answers or (), is_too_long)
-        for place, file in enumerate(split.features):
+        for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
-                ids_of_file[file] = attempt(f'splits.{name}.features[{place}]', region_ids, file, store_root)
+                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')
         ids = [ids_of_file[file] for file in split.features]
-        with_regions = None if not ids or any(one is None for one in ids) else np.unique(np.concatenate(ids))
+        with_regions = np.unique(np.concatenate(ids)) if ids and all(file_ids is not None for file_ids in ids) else None
         for key, message in findings(contents, with_regions, answers, spec):
             if key:
                 report_fault(f'{path}: key "splits.{name}.{key}": {message}')
@@ -133,10 +133,10 @@ def check(path, tokenizer, store_root, report_fault):
 
 def main(argv=None):
     """Runs the check; returns the exit status."""
-    parser = argparse.ArgumentParser(prog='check_dataset.bash', description='Checks a dataset of your own without training.',
-                                     epilog='Exit status: 0 well, 1 faults, 2 wrong usage.', allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog='check_dataset.bash', description='Checks your own dataset without training.',
+                                     epilog='Exit status: 0 success, 1 faults, 2 wrong usage.', allow_abbrev=False)
     parser.add_argument('dataset', type=Path, help='the json file that describes it (data/README.md, "A dataset of your own")')
-    parser.add_argument('--bert', type=Path, metavar='FOLDER', help='with vocab.txt: count sentences too long for max_length')
+    parser.add_argument('--bert', type=Path, metavar='FOLDER', help='folder with vocab.txt; count sentences over max_length')
     add_flags(parser, 'storeRoot')
     options = parser.parse_args(argv)
     faults = 0

@@ -1,6 +1,6 @@
-"""Snapshots in the form of Hugging Face's transformers and back, .pth to .safetensors and back: `python -m tools.convert`.
+"""Converts snapshots to Hugging Face's transformers and back, and .pth to .safetensors and back: `python -m tools.convert`.
 
-Nothing here needs transformers, with which the tests load what is written. Names of tensors: the model's `hugging_face` module.
+Conversion does not need transformers. Tensor names are mapped by the model's `hugging_face` module.
 """
 
 import argparse
@@ -33,21 +33,21 @@ def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='bash run/convert.bash', description=__doc__.split('`')[0].rstrip(': ') + '.')
     parts = parser.add_subparsers(dest='part', required=True, metavar='to-hf|from-hf|file')
-    out = parts.add_parser('to-hf', help='a snapshot becomes a folder that transformers loads')
-    out.add_argument('snapshot', help='such as snap/vqa/NAME/BEST or snap/pretrained/model, without its ending or with it')
-    out.add_argument('folder', type=Path, help='the folder to make')
+    out = parts.add_parser('to-hf', help='convert a snapshot to a folder for transformers')
+    out.add_argument('snapshot', help='such as snap/vqa/NAME/BEST or snap/pretrained/model, with or without .pth')
+    out.add_argument('folder', type=Path, help='the folder to create')
     out.add_argument('--push', metavar='OWNER/NAME', help='upload the folder to the hub (log in with "hf auth login", or set '
                      'HF_TOKEN)')
-    back = parts.add_parser('from-hf', help='a folder of transformers becomes a snapshot')
+    back = parts.add_parser('from-hf', help='convert a folder of transformers to a snapshot')
     back.add_argument('folder', help='the folder, or an address such as hf://unc-nlp/lxmert-base-uncased')
-    back.add_argument('snapshot', help='such as snap/vqa/NAME/BEST, without its ending; config, vocabulary and answers go into '
+    back.add_argument('snapshot', help='such as snap/vqa/NAME/BEST, without .pth; config, vocabulary and answers are written to '
                       'the same folder')
     for part in (out, back):
-        part.add_argument('--answers', type=Path, metavar='FILE', help='a list of the answers, or an all_ans.json, where the '
-                          'weights have none beside them')
+        part.add_argument('--answers', type=Path, metavar='FILE', help='a json list of answers, or an all_ans.json, if there is '
+                          'no answers.json beside the weights')
         part.add_argument('--offline', action='store_true', help='download nothing')
-        part.add_argument('--bert', type=Path, metavar='FOLDER', help='has config.json and vocab.txt where the weights have none')
-    file = parts.add_parser('file', help='weights become a file of another kind: .pth to .safetensors, or back')
+        part.add_argument('--bert', type=Path, metavar='FOLDER', help='config.json and vocab.txt, if the weights have none')
+    file = parts.add_parser('file', help='convert a file of weights from .pth to .safetensors, or back')
     file.add_argument('source', type=Path)
     file.add_argument('target', type=Path)
     args = parser.parse_args(argv)
@@ -69,11 +69,11 @@ def convert(args):
 
 
 def to_hf(weights, folder, name, bert=None, answers=None):
-    """Writes a folder that transformers loads from a file of weights and its sidecars: LxmertForQuestionAnswering of VQA and GQA,
-    LxmertForPreTraining of pre-trained weights; of NLVR2, for which it has no class, LxmertModel and its head.
+    """Converts a file of weights and its sidecars to a folder for transformers.
 
-    name: of the model, for its card; bert: folder of config.json and vocab.txt, answers: file of answers, for what does not lie
-    beside the weights. Raises ValueError or OSError, which name the file.
+    VQA and GQA become LxmertForQuestionAnswering, pre-trained weights LxmertForPreTraining. Transformers has no class for NLVR2:
+    it becomes LxmertModel with the head in a separate file. name: for the model card; bert: folder with config.json and
+    vocab.txt, answers: file of answers, if there are none beside the weights. Raises ValueError or OSError that names the file.
     """
     model = model_type(weights)
     hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
@@ -89,12 +89,14 @@ def to_hf(weights, folder, name, bert=None, answers=None):
     }
     write_new({folder / 'model.safetensors': tensors, **({folder / hf.HEAD_FILE: head} if head else {})}, texts)
     print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {hf.HEAD_FILE}" if head else ""}, config, vocabulary, '
-          f'{f"{len(answers):,} answers" if answers else "no names of answers (none lie beside the weights)"}, model card')
+          f'{f"{len(answers):,} answers" if answers else "no names of answers (no answers.json beside the weights)"}, model card')
 
 
 def from_hf(weights, snapshot, bert=None, answers=None):
-    """Writes a snapshot from a file of weights in a folder of transformers, with config, vocabulary and, if their names are
-    known, answers beside it. snapshot: path without its ending. The others, and what is raised, as in to_hf."""
+    """Converts weights in a folder of transformers to a snapshot with config, vocabulary and, if known, answers beside it.
+
+    snapshot: path without its ending. Other arguments and errors as for to_hf.
+    """
     model = model_type(weights)
     hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
     state = hf.complete(hf.read_task(weights))
@@ -107,11 +109,11 @@ def from_hf(weights, snapshot, bert=None, answers=None):
         del texts['answers.json']
     write_new({target: state}, texts)
     print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}'
-          f'{"" if answers else "; its answers have no names there: put an answers.json beside it"}')
+          f'{"" if answers else "; the names of its answers are unknown: put an answers.json beside it"}')
 
 
 def change(source, target):
-    """Writes a file of weights as another one, .pth or .safetensors, with its sidecars. Raises ValueError or OSError."""
+    """Converts a file of weights to .pth or .safetensors and copies its sidecars. Raises ValueError or OSError."""
     if target.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
     state = models.package(model_type(source), 'hugging_face').read_weights(source)
@@ -127,27 +129,27 @@ def push(folder, name):
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         print(f'Uploaded: {api.upload_folder(repo_id=name, folder_path=folder)}')
-    except Exception as error:  # the hub's library has a dozen kinds, some of them plain exceptions
+    except Exception as error:  # huggingface_hub raises many kinds of exceptions
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         raise OSError(f'--push {name}: not uploaded ({reason}); log in with "hf auth login" or HF_TOKEN; the '
-                      f'folder {folder} is whole') from None
+                      f'folder {folder} is complete') from None
 
 
 def read_sidecars(model, weights, bert):
     """The config and BertTokenizer of a file of weights, from beside it or from the folder `bert`."""
     folders = (weights.parent, *([bert] if bert else []))
     config = next((folder for folder in folders if (folder / 'config.json').is_file()), None)
-    words = next((folder for folder in folders if has_vocabulary(folder)), None)
-    if not config or not words:
+    vocabulary = next((folder for folder in folders if has_vocabulary(folder)), None)
+    if not config or not vocabulary:
         raise FileNotFoundError(f'{weights.parent}: expected config.json and vocab.txt beside {weights.name}; give --bert '
                                 'FOLDER, which has them')
     config = models.package(model).config_from_json(config / 'config.json')
-    return config, read_tokenizer(words, config)
+    return config, read_tokenizer(vocabulary, config)
 
 
 def answers_of(weights, rows, file):
-    """The answers of a head of so many rows, from beside the weights or from another file, a list or a table; None where neither
-    has them. Raises DataError if they are not as many as the rows."""
+    """The answers of an answer head with that many rows, from beside the weights or from a file (a list, or an answer table).
+    None if unknown. Raises DataError if their number differs from the rows."""
     answers = answers_beside(weights)
     if answers is None and file:
         table = read_json(file, 'the answers of the weights')
@@ -159,22 +161,22 @@ def answers_of(weights, rows, file):
 
 
 def options_of(weights):
-    """{'options.json': its text} of the run that made the weights, if it lies beside them: it says how answers were trained."""
+    """{'options.json': text} of the run that wrote the weights, if it is beside them; it records the task and the loss."""
     path = weights.with_name('options.json')
     return {path.name: path.read_text(encoding='utf-8')} if path.is_file() else {}
 
 
 def write_new(files, texts):
-    """Writes {path: tensors} of one folder, and {name: text} beside them. Raises FileExistsError, before anything is written, if
-    a file exists, or one that would be taken for a sidecar though it belongs to something else."""
+    """Writes files {path: tensors} of one folder, and texts {name: text} beside them. Writes nothing and raises FileExistsError
+    if a file exists, or if the folder has a sidecar with another content."""
     folder = next(iter(files)).parent
     for path in files:
         if path.is_file():
-            raise FileExistsError(f'{path}: exists; choose another place')
+            raise FileExistsError(f'{path}: exists; choose another path')
     for name in {*SIDECARS, *texts}:
         path = folder / name
         if path.is_file() and path.read_text(encoding='utf-8') != texts.get(name):
-            raise FileExistsError(f'{path}: exists, and belongs to something else; choose another place')
+            raise FileExistsError(f'{path}: exists with other contents; choose another folder')
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -1,6 +1,6 @@
-"""Representations of (image, sentence) pairs, written to .npz for analysis. The program behind run/encode.bash.
+"""Writes hidden states and pooled vectors of (image, sentence) pairs to .npz. The program behind run/encode.bash.
 
-Exit status 0: well; 1: a fault of the input; 2: wrong usage.
+Exit status 0: success; 1: invalid input; 2: wrong usage.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import dist
 import models
 from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
-from bert.speed import accelerate
+from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
 from files.atomic import check_free_space, write_atomically
 from files.json_files import DataError, field, opened, some, stream
@@ -31,33 +31,33 @@ from train import autocast, evaluation_batches, load_batches
 STATES = ('pooled', 'words', 'regions')
 
 EPILOG = '''
---out gets, of n pairs in their order, d being the hidden size:
-  pooled (n, d)                    the vector from [CLS] that tasks start from
+Arrays in --out, for n pairs in the order of PAIRS and hidden size d:
+  pooled (n, d)                    the pooled vector of [CLS], the input of the answer head
   words.LAYER (n, t, d)            hidden states, 0 at padding; t: tokens of the longest sentence, with [CLS] and [SEP]
-  regions.LAYER (n, o, d)          the same of regions; o: the most regions of an image in the files of --features
-  input_ids (n, t)                 tokens as lines of vocab.txt, counted from 0; 0 is padding
-  num_words (n,), num_regions (n,) how many of t and o are real
-  img_ids (n,), sentences (n,)     PAIRS itself
-States are float32. np.load('states.npz')['words.cross5'] reads one of them.
+  regions.LAYER (n, o, d)          hidden states of regions; o: the maximum number of regions per image in --features
+  input_ids (n, t)                 token ids (lines of vocab.txt, from 0); 0 is padding
+  num_words (n,), num_regions (n,) numbers of tokens and regions without padding
+  img_ids (n,), sentences (n,)     the pairs
+Hidden states are float32. np.load('states.npz')['words.cross5'] loads one array.
 
-Layers of words: lang0 (the embeddings), lang1 .. lang9 (language encoder), cross1 .. cross5; of regions: visn0 (likewise),
-rel1 .. rel5 (object relationship encoder), cross1 .. cross5; fewer in a smaller model.
+Layers of words: lang0 (embeddings), lang1 .. lang9 (language encoder), cross1 .. cross5. Layers of regions: visn0 (embeddings),
+rel1 .. rel5 (object relationship encoder), cross1 .. cross5. A smaller model has fewer layers.
 
-PAIRS is a text in UTF-8 with a line "img_id<TAB>sentence" a pair, or a json list of objects with img_id and sent, such as
-data/vqa/minival.json. NLVR2's json, with two images an example, is not taken: write each image with the statement on a line
-of its own. Longer sentences than --maxLength are cut, as in training.
+PAIRS is a UTF-8 text file with lines "img_id<TAB>sentence", or a json list of objects with img_id and sent, such as
+data/vqa/minival.json. NLVR2's json with two images per example is not supported: write each image with the statement on a line
+of its own. Sentences longer than --maxLength are truncated, as in training.
 
 Examples:
   bash run/encode.bash 0 pairs.tsv --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrained/model --out pooled.npz
   bash run/encode.bash cpu data/vqa/minival.json --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/vqa/mine/BEST
       --states words,regions --layers lang0,lang9,rel5,cross1,cross5 --out states.npz
 
-Exit status: 0 well, 1 a fault of the input, 2 wrong usage.
+Exit status: 0 success, 1 invalid input, 2 wrong usage.
 '''
 
 
 def read_pairs(path):
-    """(image ids, sentences) of a file of pairs. Raises FileNotFoundError, or DataError that names lines or keys."""
+    """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
     pairs = list((json_pairs if '.json' in path.suffixes[-2:] else line_pairs)(path))
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
@@ -76,8 +76,8 @@ def json_pairs(path):
 
 
 def line_pairs(path):
-    """Yields the pairs of a text; broken lines are named all at once, after the last."""
-    broken, first = [], None
+    """Yields the pairs of a text file; at the end raises DataError that names all invalid lines."""
+    invalid, first = [], None
     with opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -87,18 +87,18 @@ def line_pairs(path):
             if img_id and sentence:
                 yield img_id, sentence
             else:
-                broken.append(str(number))
+                invalid.append(str(number))
                 first = line if first is None else first
-    if broken:
-        raise DataError(f'{path}: line{"s" * (len(broken) > 1)} {some(broken)}: expected img_id<TAB>sentence in UTF-8, found '
+    if invalid:
+        raise DataError(f'{path}: line{"s" * (len(invalid) > 1)} {some(invalid)}: expected img_id<TAB>sentence in UTF-8, found '
                         f'{first[:60]!r} in the first')
 
 
 def choose_layers(names, states, wanted):
-    """{'words': names, 'regions': names} of the layers of --layers, where --states wants them; the last where none is named.
+    """{'words': layer names, 'regions': layer names} to write, for the values of --states and --layers (`wanted`).
 
-    names: all layers of words and of regions. Raises ValueError for a layer that does not exist, or that no wanted state has, and
-    for states of which no layer is named.
+    names: all layers, of words and of regions. An empty `wanted` selects the last layer of each. Raises ValueError for a layer
+    that does not exist in the selected states, and for a state without a selected layer.
     """
     by_state = {state: layers for state, layers in zip(('words', 'regions'), names, strict=True) if state in states}
     if not by_state:
@@ -117,8 +117,10 @@ def choose_layers(names, states, wanted):
 
 
 def encode(flags):
-    """Writes the .npz; returns the exit status. Faults of the pairs are found before the weights are read."""
+    """Writes the .npz and returns the exit status. Checks PAIRS before loading the weights."""
     device = dist.start(flags.device)
+    if flags.bf16:
+        warn_slow_bf16(device)
     options = Options(load=flags.load, bert=flags.bert, batchSize=flags.batchSize, bf16=flags.bf16, device=flags.device,
                       storeRoot=flags.storeRoot, offline=flags.offline)
     weights = checkpoints.starting_weights(options)
@@ -150,7 +152,7 @@ def encode(flags):
 
 
 def layout(dataset, d, pooled, layers):
-    """{name: (dtype, shape)} of the arrays besides the texts, in the order in which they are written."""
+    """{name: (dtype, shape)} of the numeric arrays of the .npz, in order. d: hidden size; layers: as from choose_layers."""
     n = len(dataset)
     length = {'words': int(dataset.lengths[dataset.sentence].max()), 'regions': int(dataset.regions.max_regions)}
     return {
@@ -162,9 +164,9 @@ def layout(dataset, d, pooled, layers):
 
 @torch.no_grad()
 def hidden_states(encoder, dataset, pooled, layers, options, device):
-    """Yields (first row, {name: (b, ...)}) of the arrays of `layout`, batch by batch."""
+    """Yields (first row, {name: (b, ...) array}) for each batch, with the arrays of `layout`."""
     micro_batches = evaluation_batches(len(dataset), options)
-    for one, batch in zip(micro_batches, load_batches(dataset, micro_batches, options, device), strict=True):
+    for micro_batch, batch in zip(micro_batches, load_batches(dataset, micro_batches, options, device), strict=True):
         with autocast(options, device):
             if layers:
                 vectors, *by_side = encoder.hidden_states(batch)
@@ -177,14 +179,14 @@ def hidden_states(encoder, dataset, pooled, layers, options, device):
             arrays['pooled'] = vectors.float()
         for side, by_layer in zip(('words', 'regions'), by_side, strict=True):
             arrays |= {f'{side}.{name}': by_layer[name].float() for name in layers.get(side, ())}
-        yield one.first, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        yield micro_batch.first, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
 def write_states(out, texts, arrays, batches):
-    """Writes the .npz, which appears under its name only when complete; returns {name: shape}.
+    """Writes the .npz atomically; returns {name: shape}.
 
-    texts: {name: (n,) array}; arrays: a `layout`, filled from the batches as memory-mapped files, one after the other zipped and
-    removed, so that only one of them is on the disk twice.
+    texts: {name: (n,) array}; arrays: as from layout; batches: as from hidden_states. Each array is filled in a memory-mapped
+    file, which is removed once it is in the .npz, so that at most one array is on the disk twice.
     """
     sizes = [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in arrays.values()]
     sizes += [array.nbytes for array in texts.values()]
@@ -199,7 +201,7 @@ def write_states(out, texts, arrays, batches):
             for first, batch in batches:
                 for name, array in mapped.items():
                     rows = batch[name]
-                    rows = placement.pad_regions(rows, array.shape[1]) if rows.ndim > 1 else rows  # padded with 0
+                    rows = placement.pad_regions(rows, array.shape[1]) if rows.ndim > 1 else rows
                     array[first:first + len(rows)] = rows
                 bar.update(len(rows))
         mapped.clear()
@@ -215,7 +217,7 @@ def write_states(out, texts, arrays, batches):
 
 
 def allocate(path, dtype, shape):
-    """A new memory-mapped .npy file. Raises OSError if the disk is full: later, writing to the map would kill the process."""
+    """A new memory-mapped .npy file. Raises OSError if the disk is full, where writing to the map would raise SIGBUS."""
     array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
     with open(path, 'r+b') as file:
         os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
@@ -233,10 +235,10 @@ def parser():
     parser.add_argument('pairs', type=Path, metavar='PAIRS', help='lines img_id<TAB>sentence, or a json list of {img_id, sent}')
     parser.add_argument('--features', type=names, required=True, metavar='A.tsv,B.tsv', help='the regions of the images')
     parser.add_argument('--load', required=True, metavar='FILE', help="pre-trained weights or a task's snapshot")
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='replaces an existing file, when complete')
-    parser.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (pooled)')
-    parser.add_argument('--layers', type=names, default=[], help='of words and regions, separated by commas (the last)')
-    parser.add_argument('--maxLength', type=int, default=20, help="tokens of a sentence; a dataset's max_length (20)")
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='the file to write (overwritten)')
+    parser.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (default: pooled)')
+    parser.add_argument('--layers', type=names, default=[], help='layers, separated by commas (default: the last)')
+    parser.add_argument('--maxLength', type=int, default=20, help='maximum tokens of a sentence (default: 20)')
     add_flags(parser, 'batchSize', 'bert', 'storeRoot', 'bf16', 'offline', 'device')
     return parser
 
@@ -246,7 +248,7 @@ def main(argv=None):
     arguments = parser()
     flags = arguments.parse_args(argv)
     if unknown := [name for name in flags.states if name not in STATES]:
-        arguments.error(f'--states: unknown "{unknown[0]}"; there are: {", ".join(STATES)}')
+        arguments.error(f'--states: unknown "{unknown[0]}"; expected some of {", ".join(STATES)}')
     if not flags.states or not flags.features:
         arguments.error(f'--{"features" if flags.states else "states"}: expected at least one, found none')
     if flags.maxLength < 3:

@@ -1,6 +1,6 @@
-"""One submission of several models: the mean of their probabilities, as --dumpProbs wrote them (run/ensemble.bash).
+"""Writes a submission from the mean of several models' probabilities, as written by --dumpProbs (run/ensemble.bash).
 
-An answer that a file does not list counts as 0, so --dumpProbs should be about 10, or all where answers are few.
+An answer that a file does not list has probability 0, so --dumpProbs should be at least 10, or the number of answers.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from tasks.registry import TASKS, task_class
 
 
 def mean(paths):
-    """Yields (id, {answer: mean probability}) of each example; all files must have the same examples, in the same order.
+    """Yields (id, Counter of {answer: mean probability}) for each example.
 
-    Raises DataError that names the file and the example.
+    Raises DataError for an invalid item, or if the files do not have the same examples in the same order.
     """
     for number, rows in enumerate(zip_longest(*(stream(path, 'item', 'predictions') for path in paths))):
         total = Counter()
@@ -29,7 +29,7 @@ def mean(paths):
                 raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
             if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
                 raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
-                                f'found {row!r:.100}; give the _probs.json that --dumpProbs wrote')
+                                f'found {row!r:.100}; give a _probs.json written by --dumpProbs')
             if row['id'] != rows[0]['id']:
                 raise DataError(f'{path}: prediction {number}: key "id": expected {rows[0]["id"]!r} as in {paths[0]}, found '
                                 f'{row["id"]!r}; make the files from one split')
@@ -52,8 +52,8 @@ def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='ensemble.bash', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('task', choices=TASKS)
-    parser.add_argument('--out', type=Path, required=True, help='the file to write, as the leaderboard takes it')
-    parser.add_argument('files', nargs='+', type=Path, help='what --dumpProbs wrote: SPLIT_probs.json of each model')
+    parser.add_argument('--out', type=Path, required=True, help="the submission file to write, in the leaderboard's format")
+    parser.add_argument('files', nargs='+', type=Path, help='SPLIT_probs.json of each model, written by --dumpProbs')
     options = parser.parse_args(argv)
     return run_main('ensemble.bash', lambda: ensemble(options))
 

@@ -1,6 +1,6 @@
-"""Evaluation without a server: checks a file of predictions and scores it as the official evaluators do (run/evaluate.bash).
+"""Checks a file of predictions and computes the official metrics without a server (run/evaluate.bash).
 
-Exit status 0: well; 1: a file that cannot be evaluated; 2: wrong usage.
+Exit status 0: success; 1: invalid file; 2: wrong usage.
 """
 
 import argparse
@@ -15,26 +15,26 @@ from tasks.registry import task_class
 TASKS = ('vqa', 'gqa', 'nlvr2')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
-          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also be a json of the project (data/README.md), '
-          'and any file .gz. Exit status 0 well, 1 a bad file, 2 wrong usage.')
+          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also have the format of data/README.md, '
+          'and any file may be compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 
 
 def table(figures):
-    """The figures as a text, in per cent."""
+    """The metrics as a table (text), in per cent."""
     lines = []
     if 'accuracy' in figures:
         total = figures['questions']
         lines = [f'{figures["measure"]}, per cent', f'{"":32s} questions  share  score',
                  f'{"all":32s} {total:9,d}  100.0 {figures["accuracy"]:6.2f}']
-        for kind, names in figures['by'].items():
-            lines += [f'{kind + ": " + name:32s} {part["questions"]:9,d}  {100 * part["questions"] / total:5.1f} '
-                      f'{part["accuracy"]:6.2f}' for name, part in names.items()]
+        for kind, types in figures['by'].items():
+            lines += [f'{kind + ": " + name:32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
+                      f'{row["accuracy"]:6.2f}' for name, row in types.items()]
         lines += [f'{name:49s} {figures[name]:6.2f}' for name in ('consistency', 'validity', 'plausibility') if name in figures]
     return '\n'.join(lines + figures['notes'])
 
 
 def evaluate(options):
-    """Prints the figures and writes them to --out; returns the exit status."""
+    """Prints the metrics and writes them to --out; returns the exit status."""
     choices = {'choices': options.choices} if options.choices else {}
     for path in filter(None, (options.predictions, options.annotations, options.choices)):
         if not path.is_file():
@@ -50,12 +50,12 @@ def evaluate(options):
 def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='evaluate.bash', epilog=EPILOG,
-                                     description='Checks a file of predictions and scores it as the official evaluators do.')
+                                     description='Checks a file of predictions and computes the official metrics.')
     parser.add_argument('task', choices=TASKS)
-    parser.add_argument('predictions', type=Path, help='the file that would be submitted')
+    parser.add_argument('predictions', type=Path, help='the submission file')
     parser.add_argument('annotations', type=Path, help='the questions with their labels')
     parser.add_argument('--choices', type=Path, help='gqa: the official val_choices.json, for validity and plausibility')
-    parser.add_argument('--out', type=Path, metavar='FILE', help='write the figures here, as json')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write the metrics to this json file')
     options = parser.parse_args(argv)
     if options.choices and options.task != 'gqa':
         parser.error(f'--choices is for gqa only, not for {options.task}')

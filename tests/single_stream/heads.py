@@ -34,9 +34,9 @@ class SingleStream(Encoder):
         words = self.words(ids) + self.segments(batch['token_type_ids']) + self.positions.weight[:t]
         regions = self.features(images['features']) + self.boxes(images['boxes'])  # (e * k, o, d)
         mask = images.get('visual_attention_mask', torch.ones(regions.shape[:2], device=ids.device))
-        real = torch.cat([ids != 0, mask.reshape(e, -1) != 0], 1)[:, None]  # (e, 1, t + k * o)
+        not_padding = torch.cat([ids != 0, mask.reshape(e, -1) != 0], 1)[:, None]  # (e, 1, t + k * o)
         x = torch.cat([words, regions.reshape(e, -1, regions.shape[-1])], 1)
-        scores = (self.query(x) @ self.key(x).mT).masked_fill(~real, -1e4)
+        scores = (self.query(x) @ self.key(x).mT).masked_fill(~not_padding, -1e4)
         attention = scores.div(x.shape[-1] ** 0.5).softmax(-1)
         x = x + self.output(torch.tanh(attention @ self.value(x)))
         recorded = [Attention('layer1', 'all', 'all', attention[:, None])] if record_attention else []
