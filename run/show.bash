@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# A look inside a model: bash run/show.bash errors|attention|pointing ... (--help says what each takes)
-# errors: one HTML page of a validation run, to be opened without a network; predicts as --test does, on a GPU where there is one, and
-# in as much time; a page of 1,000 examples takes 3 MB, with photographs about 20. attention: an answer, the words and regions that it
-# rests on, what every head looks at, as PNG and json (one core, lxr955 with all of its 60 cross heads: 43 s, 1.7 GB). pointing: how
-# often relevance points at the object that is named, on the sample world (4 s). Exit status 0 well, 1 a fault of what was given, 2
-# wrong usage. Writes only into --out.
+# Explains what a model does: bash run/show.bash errors|attention|pointing ... (--help explains each)
+# errors: one HTML page about the predictions of a labelled split, which opens without a network. It predicts as --test does; a page
+# of 1,000 examples takes 3 MB, with photographs about 20 MB.
+# attention: an answer, the words and regions that it rests on, and the attention of every head, as PNG and json (one core, lxr955
+# with all of its 60 cross-attention heads: 43 s, 1.7 GB).
+# pointing: how often the most relevant region is on the named object, on the sample world (4 s).
+# Exit status: 0 success, 1 invalid input, 2 wrong usage. It writes only into --out.
 source "$(dirname "$0")/launch.bash"
 exec "$PYTHON" -m shapes.show "$@"

@@ -15,15 +15,13 @@ The answer table is no part of it: it is applied when a run opens the columns, s
 import hashlib
 import json
 import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from annotations import answer_table, pretraining_text
 from bert import tokenization
+from files.atomic import atomic_folder, locked, sha256
 from files.json_files import DataError, stream
 from regions.store_files import Column
 
@@ -60,9 +58,13 @@ def open_columns(path, tokenizer, max_length, store_root=None):
     folder = columns_folder(path, store_root)
     made_by = how_made(tokenizer, max_length)
     if not fresh(folder, path, made_by):
-        with locked(folder):
-            if not fresh(folder, path, made_by):  # another process may have made it while we waited
-                make(folder, path, made_by, tokenizer, max_length)
+        try:
+            with locked(folder):
+                if not fresh(folder, path, made_by):  # another process may have made them in the meantime
+                    make(folder, path, made_by, tokenizer, max_length)
+        except OSError as error:
+            raise DataError(f'{folder}: cannot be written ({error.strerror}); is the disk full? Name another place by '
+                            '--storeRoot') from None
     return Columns(folder)
 
 
@@ -76,29 +78,15 @@ def columns_folder(path, store_root=None):
 
 
 def how_made(tokenizer, max_length):
-    """All that columns depend on beside the json."""
+    """All that columns depend on, the json aside."""
     code, vocabulary = hashlib.sha256(), hashlib.sha256('\n'.join(tokenizer.ids_to_tokens).encode())
     for module in (__file__, pretraining_text.__file__, answer_table.__file__, tokenization.__file__):
         code.update(Path(module).read_bytes())
     return {'code': code.hexdigest(), 'vocabulary': vocabulary.hexdigest(), 'max_length': max_length}
 
 
-@contextmanager
-def locked(folder):
-    lock = FileLock(f'{folder}.lock')
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be written ({error.strerror}); name another place by --storeRoot') from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def fresh(folder, path, made_by):
-    """Whether the columns are whole and what would be made now."""
+    """Whether the columns are complete and equal what would be made now."""
     try:
         meta = json.loads((folder / 'meta.json').read_text())
         if meta['made_by'] != made_by or meta['source']['size'] != path.stat().st_size:
@@ -108,32 +96,17 @@ def fresh(folder, path, made_by):
         return False
 
 
-def sha256(path):
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def make(folder, path, made_by, tokenizer, max_length):
-    """Writes the columns of a json into `folder`, which appears whole; the memory that it takes does not grow with the text."""
+    """Writes the columns of a json into `folder`, which appears when complete. Memory does not grow with the text."""
     stat = path.stat()
-    building = folder.with_name(f'{folder.name}.tmp')
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir()
-        found = Writer(building, tokenizer, max_length)
+    with atomic_folder(folder) as building:
+        writer = Writer(building, tokenizer, max_length)
         for i, example in enumerate(stream(path, 'item', 'images with sentences')):
             if fault := pretraining_text.first_fault(example):
                 raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
-            found.add(example)
-        found.close({'made_by': made_by, 'source': {
+            writer.add(example)
+        writer.close({'made_by': made_by, 'source': {
             'name': path.name, 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be written ({error.strerror}); is the disk full? Name another place by '
-                        '--storeRoot') from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 class Writer:

@@ -1,1 +1,1 @@
-"""A look inside a model: what it attends to, and what an answer rests on."""
+"""Explanations of a model: attention, relevance of words and regions, error reports."""

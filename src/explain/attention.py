@@ -82,8 +82,8 @@ def most_relevant_regions(weights):
 
 def word_shares(words, weights):
     """The relevance of words (t,) as shares of that of all words; 0 for SPECIAL ones."""
-    own = np.where([word in SPECIAL for word in words], 0, weights)
-    return own / (own.sum() or 1)
+    weights = np.where([word in SPECIAL for word in words], 0, weights)
+    return weights / (weights.sum() or 1)
 
 
 def most_relevant_words(words, weights):

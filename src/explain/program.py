@@ -1,6 +1,6 @@
-"""A look inside a model. The program of run/show.bash (which adds the pointing game), see --help.
+"""Explains what a model does. The program of run/show.bash (which adds the pointing game), see --help.
 
-Exit status: 0 well; 1 a fault of what was given; 2 wrong usage.
+Exit status: 0 success; 1 invalid input; 2 wrong usage.
 """
 
 import argparse
@@ -16,21 +16,21 @@ COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit s
 }
 
 
-def parser(commands):
-    made = argparse.ArgumentParser(prog='run/show.bash', description='A look inside a model.', allow_abbrev=False,
-                                   epilog='Exit status: 0 well, 1 a fault of what was given, 2 wrong usage.')
-    subparsers = made.add_subparsers(metavar='SUBCOMMAND', required=True)
+def make_parser(commands):
+    parser = argparse.ArgumentParser(prog='run/show.bash', description='Explains what a model does.', allow_abbrev=False,
+                                     epilog='Exit status: 0 success, 1 invalid input, 2 wrong usage.')
+    subparsers = parser.add_subparsers(metavar='SUBCOMMAND', required=True)
     for name, (module, text) in commands.items():
         part = importlib.import_module(module)
         command = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
         part.add_arguments(command)
         command.set_defaults(run=part.run)
-    return made
+    return parser
 
 
 def main(argv=None, commands=COMMANDS):
     """Runs one of the subcommands; returns its exit status."""
-    args = parser(commands).parse_args(argv)
+    args = make_parser(commands).parse_args(argv)
     return run_main('show.bash', lambda: args.run(args))
 
 
