@@ -116,7 +116,7 @@ def test_validation_is_the_mean_over_the_whole_set_whatever_the_batch(program):
     for size in (7, 1000):
         prepared.options.evalBatchSize = size
         losses, sums = evaluate_losses(head, valid_set, prepared.options, torch.device('cpu'))
-        assert losses == pytest.approx({name: float(value) for name, value in plain.items()}, rel=1e-5)
+        assert losses == pytest.approx({name: float(value.detach()) for name, value in plain.items()}, rel=1e-5)
     batch = valid_set[MicroBatch(np.arange(len(valid_set)), 0)]
     asked = sum(value for name, value in sums.items() if name.startswith('asked'))
     assert asked == int((batch['ans'] != -1).sum()) > 0
