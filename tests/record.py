@@ -17,11 +17,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,12 +31,14 @@ import torch
 
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1,
          'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
-# Files that are not recorded.
-SKIP = re.compile(r'/src/|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')
-# Keys of json that differ from run to run.
-VOLATILE = {'stamp', 'mtime_ns', 'provenance', 'code', 'made_from', 'extracted from', 'extracted at', 'converted from'}
-TEXT = ((r'[\d,.]+ (images a second|images/s)', r'N \1'), (r'in [\d.]+ s\b', 'in N s'),
-        (r'-[0-9a-f]{8}\.(store|columns)', r'-HASH.\1'))
+SKIP = re.compile(r'/src/|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')  # files left out
+# Keys left out of json: random or of the clock, digests of source files, absolute paths
+VOLATILE = {'stamp', 'mtime_ns', 'code', 'made_from', 'extracted at', 'extracted from', 'imported at', 'imported from',
+            'converted from'}
+TEXT = ((r'[\d,.]+ (images a second|images per second|images/s)', r'N \1'), (r'in [\d.]+ s\b', 'in N s'),
+        (r'-[0-9a-f]{8}\.(store|columns)', r'-HASH.\1'),  # the hash of an absolute path
+        (r'(ROOT/)?\bsrc/[\w/]+\.py', 'PROGRAM'))  # the command of a run in a model card
+STOPPED, TIMEOUT = 75, 300  # exit status of a run that SIGTERM ended with all saved; seconds
 
 SHORTCUTS = '''
 world="--dataRoot data/shapes --bert data/shapes/bert"
@@ -46,7 +48,8 @@ predict() { exec bash "run/$1_test.bash" cpu "$2" $world --batchSize 32 "${@:3}"
 pretrain() { exec bash run/lxmert_pretrain.bash cpu $small --output "snap/pretrain/$1" "${@:2}"; }
 run() { exec bash "run/$1.bash" "${@:2}"; }
 '''
-# A line is a command; "! " before it: it must fail; "stop FOLDER ": SIGTERM once FOLDER has a run state; "@": a function here.
+# A line is a command; "! " before it: it must fail; "@": a function here; "stop FOLDER ": SIGTERM once FOLDER has a run state,
+# which must end it with status 75, then the same command again.
 # Chains depend only on the prelude, and may run at the same time.
 PRELUDE = '''
 run shapes --images 60
@@ -70,9 +73,7 @@ tune vqa mce --fromScratch --mceLoss --optim adam --evalBatchSize 7
 predict vqa mce_test --test minival --load snap/vqa/mce/LAST --dumpProbs 5 --mceLoss
 NPROC=2 tune vqa two --fromScratch --multiGPU --saveSteps 4
 stop snap/vqa/stopped tune vqa stopped --fromScratch --epochs 12 --saveSteps 4 --resume
-tune vqa stopped --fromScratch --epochs 12 --saveSteps 4 --resume
 stop snap/vqa/stopped2 NPROC=2 tune vqa stopped2 --fromScratch --epochs 8 --saveSteps 4 --resume --multiGPU
-NPROC=2 tune vqa stopped2 --fromScratch --epochs 8 --saveSteps 4 --resume --multiGPU
 tune vqa fp16 --load snap/vqa/a/BEST --fp16
 tune vqa tiny --tiny --fromScratch --dataset data/mine/mine.json --train train --valid dev
 run check_dataset data/mine/mine.json --bert data/shapes/bert
@@ -96,8 +97,8 @@ run show attention --load snap/vqa/a/BEST --image data/shapes/images/val2014/COC
 run show attention --load snap/nlvr2/a/BEST --image COCO_val2014_000000000051 COCO_val2014_000000000052 --out out/attention2 \
     --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --question "Both have a circle." --heads 2
 run show pointing --load snap/vqa/a/BEST
-run show errors --load snap/vqa/a/BEST --test minival --dataRoot data/shapes --images data/shapes/images/val2014 \
-    --out out/vqa.html
+run show errors --load snap/vqa/a/BEST --test minival --dataRoot data/shapes --out out/vqa.html \
+    --images data/shapes/images/val2014
 run show errors --load snap/gqa/a/BEST --task gqa --test testdev --dataRoot data/shapes --out out/gqa.html
 run show errors --load snap/nlvr2/a/BEST --task nlvr2 --test valid --dataRoot data/shapes --out out/nlvr2.html
 run ask cpu data/shapes/images/val2014/COCO_val2014_00000000005[12].png "What colour is the circle?" "Is there a star?" \
@@ -111,7 +112,6 @@ pretrain words --taskMaskLM --wordMaskRate 0.3 --train vgnococo
 pretrain some --taskObjPredict --taskQA --visualLosses obj,feat --qaSets vqa --objMaskRate 0.3 --train vgnococo
 NPROC=2 pretrain two --multiGPU --train vgnococo
 stop snap/pretrain/stopped pretrain stopped --epochs 12 --saveSteps 3 --resume --train vgnococo
-pretrain stopped --epochs 12 --saveSteps 3 --resume --train vgnococo
 @make_bert
 tune vqa from_bert --load= --bert data/bert
 pretrain from_bert --load= --bert data/bert --train vgnococo
@@ -127,8 +127,8 @@ run convert from-hf out/hf_pretrain out/back_pretrain/Epoch02
 run convert file snap/vqa/from_qa/BEST.pth out/file_vqa/BEST.safetensors
 run convert file out/file_vqa/BEST.safetensors out/file_vqa_back/BEST.pth
 predict vqa from_hf --test minival --load out/hf_vqa
-run encode cpu data/pairs.tsv --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrain/a/Epoch02 \
-    --out out/pooled.npz
+run encode cpu data/pairs.tsv --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --out out/pooled.npz \
+    --load snap/pretrain/a/Epoch02
 run nlvr cpu n --nlvr data/corpus --statements 24 --batchSize 4
 run nlvr cpu blind --nlvr data/corpus --statements 0 --withoutPretraining --withoutPictures --batchSize 4
 run check_dataset data/nlvr/made/dataset.json --bert data/nlvr/made/bert
@@ -179,14 +179,12 @@ def edit_world(root):
     (data / 'pairs.tsv').write_text(''.join(f'{line.split()[0]}\tis there a star\n' for line in lines))
     (data / 'broken.tsv').write_text('\n'.join([lines[0], lines[1][:500], lines[2], lines[0], *lines[3:]]) + '\n')
     for line in lines:
-        parts, names = line.split('\t'), ('classes', 'class_conf', 'attributes', 'attribute_conf', None, 'boxes', 'features')
-        arrays = {name: np.frombuffer(base64.b64decode(part),
-                                      '<f4' if 'class' != name[:5] != 'attri' or 'conf' in name else '<i8')
-                  for name, part in zip(names, parts[3:], strict=True) if name}
-        arrays = {name: array.reshape(int(parts[7]), -1).squeeze() for name, array in arrays.items()}
+        parts, arrays = line.split('\t'), {}
+        for i, name, dtype in ((3, 'classes', '<i8'), (8, 'boxes', '<f4'), (9, 'features', '<f4')):
+            arrays[name] = np.frombuffer(base64.b64decode(parts[i]), dtype).reshape(int(parts[7]), -1).squeeze()
         np.savez(data / f'arrays/{parts[0]}.npz', size=np.int64(parts[1:3]), **arrays)
-    mine = ''.join(tsv_line(lines[i % 5], 1 + i % 2, f'm{i}') for i in range(530))  # --tiny takes 512
-    (data / 'mine/mine.tsv').write_text(mine)
+    # More images than --tiny takes
+    (data / 'mine/mine.tsv').write_text(''.join(tsv_line(lines[i % 5], 1 + i % 2, f'm{i}') for i in range(530)))
     asked = json.loads((world / 'vqa/train.json').read_text())
     asked = [asked[i % len(asked)] | {'question_id': i, 'img_id': f'm{i}'} for i in range(530)]
     (data / 'mine/train.json').write_text(json.dumps(asked))
@@ -244,12 +242,12 @@ def without_volatile(value):
 
 
 def record_file(path, root):
-    """A digest of what a file holds; text lines of logs; of a run state a dict of its parts."""
+    """What a file holds: its digest; lines of logs and model cards; small json as it is; of a run state a dict of its parts."""
     if path.suffix == '.pth':
         state = torch.load(path, map_location='cpu', weights_only=True)
         if path.name == 'RUN_STATE.pth':
-            return {'progress': state.pop('progress')} | {name: digest(state[name])
-                                                          for name in sorted(state) if name != 'options'}
+            state.pop('options')
+            return {name: value if name == 'progress' else digest(value) for name, value in state.items()}
         return digest(state)
     if path.suffix == '.safetensors':
         return digest(safetensors.torch.load_file(path))
@@ -257,49 +255,63 @@ def record_file(path, root):
         with np.load(path) as arrays:
             return {name: digest(arrays[name]) for name in sorted(arrays)}
     if path.suffix == '.json':
-        return sha(normalise(json.dumps(without_volatile(json.loads(path.read_text())), sort_keys=True), root).encode())
-    if path.suffix == '.log':
-        return path.read_text().splitlines()
+        text = normalise(json.dumps(without_volatile(json.loads(path.read_text())), sort_keys=True), root)
+        return json.loads(text) if text.startswith('{') and len(text) < 2000 else sha(text.encode())
+    if path.suffix in ('.log', '.md'):
+        return normalise(path.read_text(), root).splitlines()
     return sha(path.read_bytes())
 
 
 def execute(line, root):
-    """Run one line; returns ({name: what it recorded}, whether it went as expected)."""
-    began = time.monotonic()
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': '',
-                   'LXRT_CACHE': str(root / 'cache')}
+    """Run one line; returns ({name: what it recorded}, whether it ended as expected)."""
+    began, log, folder = time.monotonic(), root / f'logs/{sha(line.encode())}', None
+    command, expected = line.removeprefix('! '), 'failed' if line.startswith('! ') else 0
     if line.startswith('@'):
-        globals()[line[1:]](root)
+        try:
+            globals()[line[1:]](root)
+        except OSError as error:  # a command before it has failed
+            print(f'{line}: {error}', file=sys.stderr)
+            return {}, False
         return {}, True
-    command, folder = line.removeprefix('! '), None
     if command.startswith('stop '):
         _, folder, command = command.split(maxsplit=2)
-    log = root / f'logs/{sha(line.encode())}'
+        status = run_shell(command, root, log, root / folder / 'RUN_STATE.pth')
+        expected = 0 if status == STOPPED else STOPPED
+    if not folder or status == STOPPED:
+        status = run_shell(command, root, log)
+    well = status == expected or (expected == 'failed' and status in (1, 2))
+    print(f'{time.monotonic() - began:6.1f} s  status {status}  {line}', file=sys.stderr)
+    if not well:
+        print(f'EXPECTED status {expected}\n{Path(f"{log}.err").read_text()[-2000:]}', file=sys.stderr)
+    found = {f'status of {line}': status}
+    if not folder:  # at which step a signal arrives is chance
+        found[f'stdout of {line}'] = normalise(Path(f'{log}.out').read_text(), root).splitlines()
+    return found, well
+
+
+def run_shell(command, root, log, stop_at=None):
+    """Run a command with its output to log.out and log.err, until it ends or the file stop_at exists; returns its status."""
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': ''}
     with open(f'{log}.out', 'w') as out, open(f'{log}.err', 'w') as err:
         process = subprocess.Popen(['bash', '-c', SHORTCUTS + command], cwd=root, env=environment, stdout=out, stderr=err)
-        while folder and process.poll() is None:
-            if (root / folder / 'RUN_STATE.pth').exists():
-                process.send_signal(signal.SIGTERM)
+        while stop_at and process.poll() is None:
+            if stop_at.exists():
+                process.terminate()
                 break
             time.sleep(0.01)
-        status = process.wait(timeout=300)
-    expected = status == 75 if folder else (status != 0) == line.startswith('! ')
-    print(f'{time.monotonic() - began:6.1f} s  status {status}  {line}', file=sys.stderr)
-    if not expected:
-        print('UNEXPECTED\n' + Path(f'{log}.out').read_text()[-2000:] + Path(f'{log}.err').read_text()[-2000:], file=sys.stderr)
-    found = {f'status of {line}': status}
-    if not folder:  # which step a signal meets is chance
-        found[f'stdout of {line}'] = normalise(Path(f'{log}.out').read_text(), root).splitlines()
-    return found, expected
+        try:
+            return process.wait(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f'none after {TIMEOUT} s'
 
 
 def record(repo, jobs):
     """The record of a checkout, and whether every command succeeded or failed as expected."""
     with tempfile.TemporaryDirectory(prefix='record-') as folder:
         root = Path(folder).resolve()
-        listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=repo, capture_output=True, text=True,
-                                check=True)
-        for name in filter(None, listed.stdout.split('\0')):
+        listed = subprocess.check_output(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=repo, text=True)
+        for name in listed.split('\0')[:-1]:
             if (repo / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(repo / name, root / name)
@@ -309,7 +321,7 @@ def record(repo, jobs):
         before = set(root.rglob('*'))
 
         def run_all(lines):
-            return [execute(line, root) for line in lines.replace('\\\n', ' ').strip().splitlines()]
+            return [execute(line, root) for line in re.sub(' +', ' ', lines).strip().splitlines()]
 
         done = run_all(PRELUDE)
         with ThreadPoolExecutor(jobs) as pool:
@@ -345,7 +357,8 @@ def main():
     if flags.compare:
         a, b = (json.loads(path.read_text()) for path in flags.compare)
         found = list(differences(a, b))
-        print(*found, f'{len(found)} of {len(a.keys() | b.keys())} entries differ', sep='\n')
+        kinds = Counter(entry.split()[0] for entry in found)
+        print(*found, f'{len(found)} of {len(a.keys() | b.keys())} entries differ: {dict(kinds)}', sep='\n')
         return int(bool(found))
     if not flags.out:
         parser.error('expected OUT.json or --compare')

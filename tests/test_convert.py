@@ -72,7 +72,7 @@ def logits(model, config):
 
 
 @torch.no_grad()
-def their_logits(kind, folder, config):
+def transformers_logits(kind, folder, config):
     """The same of what transformers loads from a folder, without a word about names."""
     cls = {'vqa': transformers.LxmertForQuestionAnswering, 'pretraining': transformers.LxmertForPreTraining,
            'nlvr2': transformers.LxmertModel}[kind]
@@ -113,11 +113,11 @@ def run_card(folder, model):
     exec(code, names := {})
     ids, features, boxes = names['tokens']['input_ids'], names['features'], names['boxes']
     if isinstance(model, Answers):
-        found, images = names['chances'], model.recipe.images
-        assert found.shape == (2, model.answers)
+        probabilities, images = names['chances'], model.recipe.images
+        assert probabilities.shape == (2, model.answers)
         with torch.no_grad():
             scores = answer_logits(model, ids[::images], features, boxes)
-        torch.testing.assert_close(found, scores.softmax(-1) if images == 2 else scores.sigmoid(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(probabilities, scores.softmax(-1) if images == 2 else scores.sigmoid(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ANSWERS)
@@ -127,9 +127,9 @@ def test_names_and_sizes_of_the_published_model_are_those_of_transformers(kind):
         model = make(kind, LxrtConfig(), draw=False)
         classes = {'vqa': transformers.LxmertForQuestionAnswering, 'pretraining': transformers.LxmertForPreTraining,
                    'nlvr2': transformers.LxmertModel}
-        theirs = classes[kind](transformers.LxmertConfig(num_qa_labels=len(ANSWERS[kind])))
+        reference = classes[kind](transformers.LxmertConfig(num_qa_labels=len(ANSWERS[kind])))
     tensors, head = hugging_face.hf_tensors(state_of(model), LxrtConfig())
-    expected = {name: tensor.shape for name, tensor in theirs.state_dict().items() if name != 'cls.predictions.decoder.weight'}
+    expected = {name: tensor.shape for name, tensor in reference.state_dict().items() if name != 'cls.predictions.decoder.weight'}
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
     assert sorted(head) == [f'logit_fc.{i}.{what}' for i in (0, 2, 3) for what in ('bias', 'weight')] * (kind == 'nlvr2')
 
@@ -141,10 +141,10 @@ def test_out_and_back(kind, made_world, tmp_path, capsys):
     path = save(kind, model, config, made_world, tmp_path / 'ours')
     out, back = tmp_path / 'out', tmp_path / f'back/{path.name}'
     assert convert.main(['to-hf', str(path.with_suffix('')), str(out)]) == 0, capsys.readouterr().err
-    expected, found = logits(model, config), their_logits(kind, out, config)
-    assert expected.keys() == found.keys()
+    expected, converted = logits(model, config), transformers_logits(kind, out, config)
+    assert expected.keys() == converted.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(converted[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
     run_card(out, model)
     assert convert.main(['from-hf', str(out), re.sub(r'(_LXRT)?\.pth$', '', str(back))]) == 0, capsys.readouterr().err
     state, again = read_state(path), read_state(back)
@@ -165,12 +165,12 @@ def snapshot(made_world, tmp_path):
 
 def test_the_tokenizer_goes_with_it(snapshot, made_world, tmp_path):
     assert convert.main(['to-hf', str(snapshot), str(tmp_path / 'out')]) == 0
-    theirs = transformers.LxmertTokenizer.from_pretrained(tmp_path / 'out')
+    reference = transformers.LxmertTokenizer.from_pretrained(tmp_path / 'out')
     ours = BertTokenizer(made_world / 'bert/vocab.txt')
     for sentence in ('What COLOUR is the Circle?', "how many boxes aren't blue", 'Zürich!'):
-        assert theirs(sentence)['input_ids'] == [i for i in ours.encode([sentence])[0].tolist() if i]
+        assert reference(sentence)['input_ids'] == [i for i in ours.encode([sentence])[0].tolist() if i]
     # What transformers writes has no vocab.txt any more.
-    theirs.save_pretrained(tmp_path / 'again')
+    reference.save_pretrained(tmp_path / 'again')
     (tmp_path / 'again/vocab.txt').unlink(missing_ok=True)
     again = BertTokenizer.from_pretrained(tmp_path / 'again')
     assert again.vocab_file.name == 'tokenizer.json' and again.ids_to_tokens == ours.ids_to_tokens

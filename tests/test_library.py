@@ -48,9 +48,9 @@ def asked(world, task):
     return regions, [one['sent'] for one in examples]
 
 
-def same(found, expected):
-    assert [[answer for answer, _ in row] for row in found] == [[answer for answer, _ in row] for row in expected]
-    np.testing.assert_allclose([[p for _, p in row] for row in found], [[p for _, p in row] for row in expected], atol=1e-5)
+def assert_same_answers(answers, expected):
+    assert [[answer for answer, _ in row] for row in answers] == [[answer for answer, _ in row] for row in expected]
+    np.testing.assert_allclose([[p for _, p in row] for row in answers], [[p for _, p in row] for row in expected], atol=1e-5)
 
 
 @pytest.mark.parametrize('task', SPLITS)
@@ -58,11 +58,11 @@ def test_answers_are_those_of_the_test_program(runs, task):
     world, folders = runs
     regions, questions = asked(world, task)
     predictor = Predictor.from_snapshot(folders[task] / 'BEST')
-    found = predictor.answer(regions, questions, best=3, batch_size=7)
+    answers = predictor.answer(regions, questions, best=3, batch_size=7)
     expected = json.loads((folders[task] / f'{SPLITS[task]}_probs.json').read_text())
-    same(found, [row['answers'] for row in expected])
+    assert_same_answers(answers, [row['answers'] for row in expected])
     others = predictor.answer(regions[1:] + regions[:1], questions, best=3)
-    assert np.abs(np.array([[p for _, p in row] for row in found]) - [[p for _, p in row] for row in others]).max() > 1e-4
+    assert np.abs(np.array([[p for _, p in row] for row in answers]) - [[p for _, p in row] for row in others]).max() > 1e-4
     if task is not GQA:  # VQA's were trained with --mceLoss
         total = [sum(p for _, p in row) for row in predictor.answer(regions[:4], questions[:4], best=10_000)]
         np.testing.assert_allclose(total, 1, atol=1e-5)
@@ -75,7 +75,8 @@ def test_a_batch_of_different_images_equals_each_question_alone(runs, task):
     predictor = Predictor.from_snapshot(f'{folders[task] / "BEST"}.pth')
     predictor.head.train()  # the answers are those of evaluation all the same
     together = predictor.answer(regions, questions, best=2)
-    same([predictor.answer([one], question, best=2)[0] for one, question in zip(regions, questions, strict=True)], together)
+    alone = [predictor.answer([one], question, best=2)[0] for one, question in zip(regions, questions, strict=True)]
+    assert_same_answers(alone, together)
 
 
 def test_one_image_for_all_questions_and_one_question(runs):
@@ -83,8 +84,8 @@ def test_one_image_for_all_questions_and_one_question(runs):
     (image, *_), questions = asked(world, VQA)
     predictor = Predictor.from_snapshot(folders[VQA] / 'LAST')
     for_all = predictor.answer(image, questions[:5])
-    same(for_all, predictor.answer([image] * 5, questions[:5]))
-    same(predictor.answer(image, questions[0]), for_all[:1])
+    assert_same_answers(for_all, predictor.answer([image] * 5, questions[:5]))
+    assert_same_answers(predictor.answer(image, questions[0]), for_all[:1])
     assert [len(row) for row in for_all] == [1] * 5 and predictor.answer(image, []) == []
 
 

@@ -52,8 +52,8 @@ def test_losses_by_hand():
 def test_counts_by_hand():
     boxes, words = torch.zeros(2, 5, 4), torch.tensor([[-1, 3, 4], [-1, -1, 2]])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = label_counts(boxes, words, torch.tensor([1, 0]), torch.tensor([-1, 7]), mask)
-    assert {name: float(count) for name, count in found.items()} == {
+    counts = label_counts(boxes, words, torch.tensor([1, 0]), torch.tensor([-1, 7]), mask)
+    assert {name: float(count) for name, count in counts.items()} == {
         'Mask_LM': 3, 'Matched': 2, 'QA': 1, 'Obj': 8, 'Attr': 8, 'Feat': 8}
     assert label_counts(boxes).keys() == {'Obj', 'Attr', 'Feat'} and float(label_counts(boxes)['Obj']) == 10
 
@@ -61,22 +61,22 @@ def test_counts_by_hand():
 @pytest.fixture
 def program(world, tmp_path):
     """program(**options): a PretrainingProgram of the world, with its head and datasets."""
-    made = []
+    programs = []
 
     def make(**changes):
         given = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True, 'dataRoot': str(world),
                  'bert': str(world / 'bert'), 'train': 'mscoco_train', 'valid': 'mscoco_minival', 'fromScratch': True,
-                 'output': str(tmp_path / f'program{len(made)}'), 'device': 'cpu', 'dropout': 0.0}
-        made.append(PretrainingProgram.prepare(Options(**{**given, **changes}), torch.device('cpu')))
-        return made[-1], *made[-1].make()[1:]
+                 'output': str(tmp_path / f'program{len(programs)}'), 'device': 'cpu', 'dropout': 0.0}
+        programs.append(PretrainingProgram.prepare(Options(**{**given, **changes}), torch.device('cpu')))
+        return programs[-1], *programs[-1].make()[1:]
 
     yield make
-    for one in made:
+    for one in programs:
         one.folder.close()
 
 
 def plain_losses(model, batch):
-    """The losses of a whole batch with every logit computed, as the paper and the original code have them."""
+    """The losses of a batch with every logit computed, as the paper and the original code have them."""
     model.eval()
     (lang, visn), pooled = model.bert(batch['input_ids'], None, batch['attention_mask'], (batch['visual_feats'], batch['boxes']),
                                       batch.get('visual_attention_mask'))
@@ -84,12 +84,12 @@ def plain_losses(model, batch):
     losses = {'Mask_LM': F.cross_entropy(words.flatten(0, 1), batch['masked_lm_labels'].flatten(), ignore_index=-1),
               'Matched': F.cross_entropy(model.cls.seq_relationship(pooled), batch['matched_label']),
               'QA': F.cross_entropy(model.answer_head(pooled), batch['ans'], ignore_index=-1)}
-    found, labels = model.obj_predict_head(visn), batch['obj_labels']
+    predicted, labels = model.obj_predict_head(visn), batch['obj_labels']
     real = torch.ones(visn.shape[:2]) if (mask := batch.get('visual_attention_mask')) is None else mask.float()
     for kind in ('obj', 'attr'):
-        each = F.cross_entropy(found[kind].flatten(0, 1), labels[kind][0].flatten(), reduction='none').view_as(real)
+        each = F.cross_entropy(predicted[kind].flatten(0, 1), labels[kind][0].flatten(), reduction='none').view_as(real)
         losses[kind.capitalize()] = (each * labels[kind][1] * real).sum() / real.sum() / 0.15
-    each = F.smooth_l1_loss(found['feat'], labels['feat'][0], reduction='none').mean(-1)
+    each = F.smooth_l1_loss(predicted['feat'], labels['feat'][0], reduction='none').mean(-1)
     losses['Feat'] = (each * labels['feat'][1] * real).sum() / real.sum() / 0.15
     return losses
 
@@ -98,25 +98,25 @@ def test_a_batch_split_into_parts_has_the_losses_of_the_plain_whole(program, wor
     ragged(world)
     _, head, train_set, _ = program()
     indices = np.arange(40)
-    whole = train_set.to_device(train_set[MicroBatch(indices, 0, 0)])
+    batch = train_set.to_device(train_set[MicroBatch(indices, 0, 0)])
     parts = [train_set.to_device(train_set[MicroBatch(indices[i:i + 10], i, 0)]) for i in range(0, 40, 10)]
-    plain = plain_losses(head.model, whole)
+    plain = plain_losses(head.model, batch)
     counts = head.counts(parts)
-    found = [head.losses(part, counts) for part in parts]
+    losses = [head.losses(part, counts) for part in parts]
     for name in LOSSES:
-        assert sum(float(one[name]) for one in found) == pytest.approx(float(plain[name]), rel=1e-5), name
-    gradients = torch.autograd.grad(sum(sum(one.values()) for one in found), head.model.bert.embeddings.word_embeddings.weight)
+        assert sum(float(one[name].detach()) for one in losses) == pytest.approx(float(plain[name].detach()), rel=1e-5), name
+    gradients = torch.autograd.grad(sum(sum(one.values()) for one in losses), head.model.bert.embeddings.word_embeddings.weight)
     expected = torch.autograd.grad(sum(plain.values()), head.model.bert.embeddings.word_embeddings.weight)
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_validation_is_the_mean_over_the_whole_set_whatever_the_batch(program):
-    made, head, _, valid_set = program()
+    prepared, head, _, valid_set = program()
     plain = plain_losses(head.model, valid_set.to_device(valid_set[MicroBatch(np.arange(len(valid_set)), 0)]))
     for size in (7, 1000):
-        made.options.evalBatchSize = size
-        losses, sums = evaluate_losses(head, valid_set, made.options, torch.device('cpu'))
-        assert losses == pytest.approx({name: float(value) for name, value in plain.items()}, rel=1e-5)
+        prepared.options.evalBatchSize = size
+        losses, sums = evaluate_losses(head, valid_set, prepared.options, torch.device('cpu'))
+        assert losses == pytest.approx({name: float(value.detach()) for name, value in plain.items()}, rel=1e-5)
     batch = valid_set[MicroBatch(np.arange(len(valid_set)), 0)]
     asked = sum(value for name, value in sums.items() if name.startswith('asked'))
     assert asked == int((batch['ans'] != -1).sum()) > 0

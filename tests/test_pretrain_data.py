@@ -48,20 +48,20 @@ def batch_of(dataset, count=None, first=0, epoch=0):
     return {name: tensor.numpy() for name, tensor in dataset[part].items() if name != 'examples'}
 
 
-def close_to(found, rate, draws):
+def close_to(share, rate, draws):
     """Whether a share of so many draws is what a rate gives: 5 standard deviations, one failure in a million."""
-    assert found == pytest.approx(rate, abs=5 * (rate * (1 - rate) / draws) ** 0.5)
+    assert share == pytest.approx(rate, abs=5 * (rate * (1 - rate) / draws) ** 0.5)
 
 
 # ---- draws
 
 @pytest.mark.parametrize('width', [1, 3, 4, 9])
 def test_what_is_drawn_for_a_position_does_not_depend_on_what_else_is_drawn(width):
-    whole = uniform(1, 2, 3, 0, (40, width))
-    np.testing.assert_array_equal(uniform(1, 2, 3, 7, (11, width)), whole[7:18])
-    assert len(np.unique(whole)) == whole.size and whole.min() >= 0 and whole.max() < 1
+    draws = uniform(1, 2, 3, 0, (40, width))
+    np.testing.assert_array_equal(uniform(1, 2, 3, 7, (11, width)), draws[7:18])
+    assert len(np.unique(draws)) == draws.size and draws.min() >= 0 and draws.max() < 1
     for seed, epoch, what in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, None, 3)):
-        assert not np.isin(uniform(seed, epoch, what, 0, (40, width)), whole).any()
+        assert not np.isin(uniform(seed, epoch, what, 0, (40, width)), draws).any()
 
 
 def test_rates_of_masking():
@@ -129,7 +129,7 @@ def test_regions_that_are_padding_are_neither_masked_nor_drawn(load, world):
     assert (batch['noise'] != 0).any(1).all()  # no picked region is padding
 
 
-def test_a_part_that_is_whole_always_has_one_shape(load, world):
+def test_static_shapes_add_only_padding(load, world):
     ragged(world)
     dataset = load()
     for i in range(6):
@@ -167,9 +167,9 @@ def test_answers_are_drawn_in_proportion_to_their_scores(load, world):
     path.write_text(json.dumps(content))
     dataset = load('mscoco_train', taskMatched=False)
     part = MicroBatch(np.zeros(20_000, np.int64), 0, 0)
-    found = Counter(dataset.table[i] for i in dataset.answers(part).tolist())
-    assert found.keys() == {'yes', '2'}
-    close_to(found['2'] / 20_000, 0.3 / 1.3, 20_000)
+    drawn = Counter(dataset.table[i] for i in dataset.answers(part).tolist())
+    assert drawn.keys() == {'yes', '2'}
+    close_to(drawn['2'] / 20_000, 0.3 / 1.3, 20_000)
     for i in (1, 2):
         assert (dataset.answers(MicroBatch(np.full(9, i), 0, 0)) == -1).all()
 
@@ -177,19 +177,19 @@ def test_answers_are_drawn_in_proportion_to_their_scores(load, world):
 def test_a_batch_is_the_sum_of_its_parts_and_another_in_every_epoch(load):
     dataset = load()
     indices = np.random.default_rng(0).permutation(len(dataset))[:24]
-    whole, half = dataset[MicroBatch(indices, 48, 3)], [dataset[MicroBatch(indices[i:i + 12], 48 + i, 3)] for i in (0, 12)]
+    batch, half = dataset[MicroBatch(indices, 48, 3)], [dataset[MicroBatch(indices[i:i + 12], 48 + i, 3)] for i in (0, 12)]
     for name in ('matched_label', 'ans', 'source', 'region_mask', 'zeroed', 'features'):
-        np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in half]))
-    np.testing.assert_array_equal(whole['noise'], np.concatenate([part['noise'] for part in half]))
+        np.testing.assert_array_equal(batch[name], np.concatenate([part[name] for part in half]))
+    np.testing.assert_array_equal(batch['noise'], np.concatenate([part['noise'] for part in half]))
     for i, part in enumerate(half):
         length = part['input_ids'].shape[1]
         for name in ('input_ids', 'masked_lm_labels'):
-            np.testing.assert_array_equal(part[name], whole[name][12 * i:12 * i + 12, :length])
+            np.testing.assert_array_equal(part[name], batch[name][12 * i:12 * i + 12, :length])
     other = dataset[MicroBatch(indices, 48, 4)]
-    assert not np.array_equal(whole['matched_label'], other['matched_label'])
+    assert not np.array_equal(batch['matched_label'], other['matched_label'])
     first, again = (dataset[MicroBatch(indices, 48)] for _ in range(2))  # validation
     assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert not np.array_equal(first['region_mask'], whole['region_mask'])
+    assert not np.array_equal(first['region_mask'], batch['region_mask'])
 
 
 # ---- columns
@@ -197,46 +197,46 @@ def test_a_batch_is_the_sum_of_its_parts_and_another_in_every_epoch(load):
 def test_columns_hold_what_the_json_holds(world):
     path = world / 'lxmert/mscoco_train.json'
     tokenizer = BertTokenizer(world / 'bert/vocab.txt')
-    found = open_columns(path, tokenizer, 20)
+    columns = open_columns(path, tokenizer, 20)
     i = 0
     for number, example in enumerate(json.loads(path.read_text())):
-        assert found.image_ids[number].decode() == example['img_id']
-        assert found.image_start[number] == i
+        assert columns.image_ids[number].decode() == example['img_id']
+        assert columns.image_start[number] == i
         for source, sentences in example['sentf'].items():
             labels = example['labelf'].get(source, [{}] * len(sentences))
             for sentence, label in zip(sentences, labels, strict=True):
-                np.testing.assert_array_equal(found.input_ids[i], tokenizer.encode([sentence])[0])
-                assert found.sources[found.source[i]] == source
-                rows = slice(found.label_start[i], found.label_start[i + 1])
-                scores = [round(float(score), 4) for score in found.label_score[rows]]
-                assert dict(zip([found.answers[j] for j in found.label_answer[rows]], scores, strict=True)) == label
+                np.testing.assert_array_equal(columns.input_ids[i], tokenizer.encode([sentence])[0])
+                assert columns.sources[columns.source[i]] == source
+                rows = slice(columns.label_start[i], columns.label_start[i + 1])
+                scores = [round(float(score), 4) for score in columns.label_score[rows]]
+                assert dict(zip([columns.answers[j] for j in columns.label_answer[rows]], scores, strict=True)) == label
                 i += 1
-    assert len(found) == i and isinstance(found.input_ids.base, np.memmap)
+    assert len(columns) == i and isinstance(columns.input_ids.base, np.memmap)
 
 
 def test_columns_are_made_once_and_anew_when_they_would_be_others(world, monkeypatch):
     path, tokenizer = world / 'lxmert/mscoco_train.json', BertTokenizer(world / 'bert/vocab.txt')
-    made, plain = [], pretraining_columns.make
-    monkeypatch.setattr(pretraining_columns, 'make', lambda *args: (made.append(1), plain(*args)))
+    calls, plain = [], pretraining_columns.make
+    monkeypatch.setattr(pretraining_columns, 'make', lambda *args: (calls.append(1), plain(*args)))
     before = open_columns(path, tokenizer, 20)
     open_columns(path, tokenizer, 20)
     path.touch()  # another time, the same bytes
-    assert len(open_columns(path, tokenizer, 20)) == len(before) and len(made) == 1
+    assert len(open_columns(path, tokenizer, 20)) == len(before) and len(calls) == 1
     open_columns(path, tokenizer, 12)
-    assert len(made) == 2
+    assert len(calls) == 2
     with open(world / 'bert/vocab.txt', 'a') as file:
         file.write('another\n')
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
-    assert len(made) == 3
+    assert len(calls) == 3
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content[:-1]))
     assert len(open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12).image_ids) == len(content) - 1
-    assert len(made) == 4
+    assert len(calls) == 4
     monkeypatch.setattr(pretraining_columns, '__file__', pretraining_columns.pretraining_text.__file__)  # other code
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
     (pretraining_columns.columns_folder(path) / 'meta.json').write_text('{')
     open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 12)
-    assert len(made) == 6
+    assert len(calls) == 6
 
 
 def test_processes_that_start_together_make_columns_once(world):
@@ -278,13 +278,13 @@ def test_images_without_regions_and_limits(load, world, capsys, monkeypatch):
     path = world / 'lxmert/mscoco_train.json'
     content = json.loads(path.read_text())
     path.write_text(json.dumps([{**content[0], 'img_id': 'none'}, *content]))
-    whole = load('mscoco_train')
+    dataset = load('mscoco_train')
     assert 'mscoco_train: ' in (said := capsys.readouterr().out) and '1 images of mscoco_train have no regions (none)' in said
     count = sum(len(sentences) for example in content for sentences in example['sentf'].values())
-    assert len(whole) == count
+    assert len(dataset) == count
     plain = batch_of(load('mscoco_train', taskMatched=False))
-    np.testing.assert_array_equal(np.sort(plain['source']), np.sort(whole.source_of[0][whole.columns[0].source[
-        whole.columns[0].image_start[1]:]]))
+    np.testing.assert_array_equal(np.sort(plain['source']), np.sort(dataset.source_of[0][dataset.columns[0].source[
+        dataset.columns[0].image_start[1]:]]))
     monkeypatch.setattr(pretraining, 'TINY', 3)
     few = load(TRAIN, tiny=True)
     assert [len(np.unique(few.row[few.file == file])) for file in range(3)] == [3, min(3, (few.file == 1).sum()), 3]

@@ -108,11 +108,11 @@ def test_names_that_become_one_are_refused(tmp_path, one, other, read):
 
 
 def test_question_answering_as_hugging_face_saves_it_can_be_tested(world, small, answers, test_it, tmp_path):
-    theirs = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**vars(small), num_qa_labels=len(answers)))
-    theirs.save_pretrained(tmp_path / 'hf')
+    saved = transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**vars(small), num_qa_labels=len(answers)))
+    saved.save_pretrained(tmp_path / 'hf')
     shutil.copy(world / 'bert/vocab.txt', tmp_path / 'hf')
     state = read_task(tmp_path / 'hf/model.safetensors')
-    assert torch.equal(state['logit_fc.3.bias'], theirs.answer_head.logit_fc[3].bias)
+    assert torch.equal(state['logit_fc.3.bias'], saved.answer_head.logit_fc[3].bias)
     status, printed = test_it(tmp_path / 'hf')
     assert status == 0, printed.err
     assert 'missing        0' in printed.out and 'no answers.json beside it' in printed.out
