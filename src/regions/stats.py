@@ -86,7 +86,7 @@ def summarise(path, most: int = 0) -> Stats:
 
 def report(stats: Stats, names: ClassNames, most: int = 15) -> str:
     """The statistics as text, with the `most` most frequent classes and attributes."""
-    lines = [f'{stats.path}: {stats.images:,} images, {stats.regions:,} regions ({min(stats.counts)} to {max(stats.counts)} per '
+    lines = [f'{stats.path}: {stats.images:,} images, {stats.regions:,} regions ({min(stats.counts)} to {max(stats.counts)} an '
              f'image), {stats.feature_size} numbers each']
     if stats.feature_size:
         spread = np.sqrt(max(0.0, stats.norms[1] / stats.regions - stats.norm ** 2))
@@ -94,7 +94,7 @@ def report(stats: Stats, names: ClassNames, most: int = 15) -> str:
                   f'from {stats.low:.4g} to {stats.high:.4g}',
                   f'  sparsity   {stats.sparsity:.1f} % of the numbers are 0, '
                   f'{int((stats.squares == 0).sum())} dimensions are always 0',
-                  f'  norm       {stats.norm:.3f} +- {spread:.3f} per region, {int(stats.norms[2])} regions of norm 0']
+                  f'  norm       {stats.norm:.3f} +- {spread:.3f} a region, {int(stats.norms[2])} regions of norm 0']
     for name, histogram in zip(('width', 'height', 'area'), stats.sides, strict=True):
         low, middle, high = (int(np.searchsorted(np.cumsum(histogram), q * stats.regions)) / 10 for q in (.1, .5, .9))
         lines.append(f'  box {name:6} {low:.1f} / {middle:.1f} / {high:.1f} % of the picture (1st, 5th, 9th decile)')
@@ -109,16 +109,16 @@ def compare(stats: Stats, other: Stats) -> str:
     """The differences between two files as text."""
     lines = [f'Against {other.path} ({other.images:,} images):']
     if stats.feature_size != other.feature_size:
-        lines.append(f'  features have {stats.feature_size} and {other.feature_size} numbers: one model cannot use both')
+        lines.append(f'  features of {stats.feature_size} numbers here, of {other.feature_size} there: a model cannot use both')
     elif stats.feature_size:
         pooled = np.sqrt((stats.deviation ** 2 + other.deviation ** 2) / 2)
         shift = float(np.mean(np.abs(stats.mean - other.mean) / np.where(pooled > 0, pooled, 1)))
         ratio = stats.norm / other.norm if other.norm else np.inf
-        lines += [f'  means per dimension: correlation {_correlation(stats.mean, other.mean):.2f}, {shift:.2f} standard '
+        lines += [f'  means of the dimensions: correlation {_correlation(stats.mean, other.mean):.2f}, {shift:.2f} standard '
                   'deviations apart (mean over dimensions)',
-                  f'  norms: {ratio:.3f} times those of the other file',
-                  f'  zeros: {stats.sparsity:.1f} % and {other.sparsity:.1f} %']
-    lines += [f'  {kind}: total variation {_variation(*counters):.2f}, from 0 (equal frequencies) to 1 (none in common)'
+                  f'  norms: {ratio:.3f} times as large',
+                  f'  zeros: {stats.sparsity:.1f} % here, {other.sparsity:.1f} % there']
+    lines += [f'  {kind}: {_variation(*counters):.2f} apart, from 0 (equally frequent) to 1 (none in common)'
               for kind, counters in (('classes', (stats.classes, other.classes)),
                                      ('attributes', (stats.attributes, other.attributes)))]
     return '\n'.join(lines)
