@@ -263,7 +263,7 @@ def test_answers_come_from_elsewhere_where_none_lie_beside(snapshot, tmp_path, m
     assert 'has 3 rows, but 4 answers are given for it' in capsys.readouterr().err
     # The folder of transformers may have the same name twice, or a gap.
     config = tmp_path / 'out/config.json'
-    for wrong, says in (({'0': 'a', '1': 'a', '2': 'b'}, 'stands there twice'), ({'0': 'a', '2': 'b'}, 'without a gap')):
+    for wrong, says in (({'0': 'a', '1': 'a', '2': 'b'}, 'is listed twice'), ({'0': 'a', '2': 'b'}, 'without a gap')):
         config.write_text(json.dumps({**json.loads(config.read_text()), 'id2label': wrong}))
         assert convert.main(['from-hf', str(tmp_path / 'out'), str(tmp_path / 'x/model')]) == 1
         assert says in capsys.readouterr().err

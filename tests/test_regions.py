@@ -63,7 +63,7 @@ def same(one: ImageRegions, other: ImageRegions) -> None:
 
 
 def edit(path: Path, line: int, field: str | None, value) -> None:
-    """Put `value`, bytes or a function of the old bytes, in a field (None: the whole line) of a line (from 1)."""
+    """Put `value`, bytes or a function of the old bytes, in a field (None: the complete line) of a line (from 1)."""
     lines = path.read_bytes().split(b'\r\n')
     parts = lines[line - 1].split(b'\t')
     where = tsv.FIELDS.index(field) if field else slice(None)
@@ -241,7 +241,7 @@ def test_pickle_carries_no_data_and_notices_a_new_store(path):
     expect_batch(pickle.loads(pickled).gather([2, 0]), [IMAGES[2], IMAGES[0]])
     tsv.write(path, IMAGES[:3])
     assert len(store.open_regions(path)) == 3
-    with pytest.raises(RegionError, match='was made anew while it was in use'):
+    with pytest.raises(RegionError, match='was rewritten while it was in use'):
         pickle.loads(pickled)
     expect_batch(regions.gather([4]), [IMAGES[4]])  # what was mapped before stays
 
@@ -277,7 +277,7 @@ def test_faulty_lines_are_reported_at_once_and_leave_no_store(tmp_path):
     with pytest.raises(RegionError) as error:
         store.open_regions(path)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith(f'{path}: expected whole lines only, found 25 faulty and 15 good images')
+    assert lines[0].startswith(f'{path}: expected complete lines only, found 25 faulty and 15 good images')
     assert [line.split(': ')[0].strip() for line in lines[1:21]] == [f'{path}:{number}' for number in range(11, 31)]
     assert lines[21:] == ['  and 5 more']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['x.store.lock', 'x.tsv']
@@ -655,7 +655,7 @@ def test_reading_a_few(path):
     assert [img_id.decode() for img_id in few.ids] == [IDS[0], IDS[2]] and few.rows(IDS).tolist() == [0, -1, 1, -1, -1]
     expect_batch(few.gather([1, 0]), [IMAGES[2], IMAGES[0]])
     assert store.read_few(path, [{'none'}], [5]) is None
-    with pytest.raises(RegionError, match=r'images asked for, found 1 faulty ones.*\n.*tsv:2: image .*"img_w"'):
+    with pytest.raises(RegionError, match=r'images asked for, found 1 faulty.*\n.*tsv:2: image .*"img_w"'):
         store.read_few(path, [set(IDS[:2])], [5])
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     path.with_name('x.tsv').write_bytes(path.read_bytes())

@@ -285,7 +285,7 @@ def test_repair_writes_the_whole_lines_byte_for_byte(path, run, tmp_path):
     path.write_bytes(b''.join(raw))
     out = tmp_path / 'good.tsv'
     status, text, _ = run('repair', path, '--out', out)
-    assert status == 0 and f'{path}:2: ' in text and f'{path}:4: ' in text and '4 whole lines; 2 left out' in text
+    assert status == 0 and f'{path}:2: ' in text and f'{path}:4: ' in text and '4 complete lines; 2 left out' in text
     assert out.read_bytes() == b''.join([raw[0], raw[2], raw[4], raw[5]])
     assert run('check', out)[0] == 0
     status, _, errors = run('repair', path, '--out', path / 'x.tsv')

@@ -113,5 +113,5 @@ def check_answers(answers, where):
         raise DataError(f'{where}: expected a list of answers')
     if len(set(answers)) < len(answers):
         twice = next(answer for i, answer in enumerate(answers) if answer in answers[:i])
-        raise DataError(f'{where}: the answer "{twice}" stands there twice')
+        raise DataError(f'{where}: the answer "{twice}" is listed twice')
     return answers

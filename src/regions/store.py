@@ -53,7 +53,7 @@ class RegionStore(RegionArrays):
                               f'{arrays["offsets"][-1]}')
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
-            raise RegionError(f'{self.folder}: was made anew while it was in use; start the program again')
+            raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')
         super().__init__(self.folder, arrays, self.meta['max_regions'])
         self.from_disk = True
 
@@ -90,14 +90,14 @@ def open_regions(tsv_path, store_root=None) -> RegionStore:
 
     A zip of the TSV's name beside it stands for a TSV that is missing (see `tsv`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
-    are float16 is as good as one of float32. Raises RegionError, saying what to do, if there is neither, if the TSV has
+    are float16 is used in place of one of float32. Raises RegionError with advice if there is neither, if the TSV has
     faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
     """
     return _open(tsv_of(tsv_path), store_root, None)
 
 
 def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
-    """As `open_regions`, but a store whose features are not of `dtype`, float32 or float16, is made anew too.
+    """As `open_regions`, but a store whose features are not of `dtype`, float32 or float16, is rewritten too.
 
     Raises ValueError for another dtype.
     """
@@ -229,7 +229,7 @@ def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
         if stat.st_mtime_ns != file.mtime_ns or (file.member is None and stat.st_size != file.size):
             raise RegionError(f'{file.path}: changed while it was read; start again when it is complete')
         if faults:
-            raise RegionError(f'{file.where}: expected whole lines only, found {len(faults)} faulty and {count} '
+            raise RegionError(f'{file.where}: expected complete lines only, found {len(faults)} faulty and {count} '
                               'good images; no region store was made. Mend the file or fetch it again, then start again:\n'
                               + tsv.listed(faults))
         if not count:
@@ -267,6 +267,6 @@ def read_few(tsv_path, wanted: Sequence[set[str]], limits: Sequence[int]) -> Reg
         if not any(left):
             break
     if faults:
-        raise RegionError(f'{file.where}: expected whole lines for the images asked for, found {len(faults)} faulty ones; mend '
+        raise RegionError(f'{file.where}: expected complete lines for the images asked for, found {len(faults)} faulty; mend '
                           f'the file or fetch it again:\n{tsv.listed(faults)}')
     return RegionArrays.of_images(file.where, images) if images else None

@@ -175,10 +175,10 @@ def listed(faults: list, most: int = 20) -> str:
 
 def read(file, on_fault: Callable[[RegionError], None] | None = None,
          wanted: Callable[[bytes], bool] | None = None) -> Iterator[tuple[int, ImageRegions]]:
-    """Yield (line number from 1, ImageRegions) for each whole line of a TSV, holding one line at a time.
+    """Yield (line number from 1, ImageRegions) for each complete line of a TSV, holding one line at a time.
 
     `file` is a TsvFile, or the path of a TSV or of a published zip. A faulty line, or one whose image id an earlier line
-    has, raises RegionError; with `on_fault` the error is passed to it and reading goes on. The first whole line sets the
+    has, raises RegionError; with `on_fault` the error is passed to it and reading goes on. The first complete line sets the
     feature size f. With `wanted` only lines for whose image id (bytes) it returns True are decoded and checked. Raises
     RegionError too if the file cannot be read to its end; lines before a zip's damage may be wrong.
     """
@@ -380,6 +380,6 @@ def _array(fields: dict[str, memoryview], field: str, dtype: np.dtype, o: int, c
 
 
 def label(line: bytes) -> str:
-    """The image id of a line, whole or not, fit to stand in a message."""
+    """The image id of a complete or incomplete line, shortened for a message."""
     label = line.split(b'\t', 1)[0][:80].decode('utf-8', 'backslashreplace').rstrip('\r\n')
     return label if label and label.isprintable() else repr(label)

@@ -45,8 +45,8 @@ def info(options) -> int:
         count += 1
     _, first = next(tsv.read(regions, lambda fault: None), (0, None))
     print(f'{regions.where}: TSV of {regions.size:,} bytes, {count:,} lines')
-    print(f'  first whole line: image {first.img_id}, {len(first.boxes)} regions of {first.features.shape[1]} numbers' if first
-          else '  no whole line; bash run/regions.bash check says why')
+    print(f'  first complete line: image {first.img_id}, {len(first.boxes)} regions of {first.features.shape[1]} numbers' if first
+          else '  no complete line; bash run/regions.bash check says why')
     print(f'  sha256      {digest.hexdigest()}')
     print(f'  provenance  {json.dumps(tsv.provenance(regions) or None)}')
     folder = store.store_folder(_tsv_path(options.path), options.storeRoot)
@@ -83,7 +83,7 @@ def check(options) -> int:
         print(f'{path}: {len(img_ids):,} images with regions, {len(unasked):,} of them without questions'
               + (f': {some(sorted(unasked), NAMED)}' if unasked else ''))
     print(f'{path}: {len(valid):,} whole images, {faults:,} fault{"s" * (faults != 1)}'
-          + ('; bash run/regions.bash repair writes the whole lines' if faults and not Path(path).is_dir() else ''))
+          + ('; bash run/regions.bash repair writes the complete lines' if faults and not Path(path).is_dir() else ''))
     return 1 if faults else 0
 
 
@@ -94,7 +94,7 @@ def repair(options) -> int:
         options.error(f'--out: {options.out} exists, and is not overwritten; name another file')
     faults = []
     lines = checks.repair(options.tsv, options.out, lambda fault: (faults.append(fault), print(fault)))
-    print(f'{options.out}: {lines:,} whole lines; {len(faults):,} left out')
+    print(f'{options.out}: {lines:,} complete lines; {len(faults):,} left out')
     return 0
 
 
@@ -203,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument('--published', action='store_true', help='also count the images of a published file, known by its '
                          'name: ' + ', '.join(f'{name} {count:,}' for name, count in checks.PUBLISHED.items()))
     command.add_argument('--questions', nargs='+', metavar='JSON', help='also name images of these questions without regions')
-    command = add('repair', repair, 'write the whole lines byte for byte and list the others', tsv={'metavar': 'TSV|ZIP'})
+    command = add('repair', repair, 'write the complete lines byte for byte and list the others', tsv={'metavar': 'TSV|ZIP'})
     command.add_argument('--out', required=True, metavar='TSV', help='a new file; nothing is overwritten')
     command = add('stats', statistics, 'features, boxes and classes in numbers', path=regions)
     command.add_argument('--against', metavar='TSV|STORE', help='print the same of these, and the differences')
