@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared' / 'data'
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1}
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, whose programs would ignore Ctrl-C as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -363,6 +363,9 @@ def test_the_program_prints_its_address_and_leaves_nothing(snapshots, made_world
             uploads = [path for path in tmp_path.rglob('*') if path.name == files[0].name]
         finally:
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            try:
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
     assert (process.returncode, out, err) == (130, '', '\ndemo.bash: stopped\n')
     assert uploads and not any(path.exists() for path in uploads)
