@@ -137,7 +137,7 @@ def test_losses_left_out(program):
     captions = np.array([0])  # one that is no question: nothing to answer
     _, head, train_set, _ = program()
     batch = train_set.to_device(train_set[MicroBatch(captions, 0, 0)])
-    assert float(head.losses(batch, head.counts([batch]))['QA']) == 0
+    assert head.losses(batch, head.counts([batch]))['QA'].item() == 0
 
 
 def test_flags_that_mean_nothing():
