@@ -26,7 +26,7 @@ wrong() {  # wrong VARIABLE EXPECTED: the variable's value is refused, with exit
 }
 
 number() {  # number VARIABLE MIN MAX EXPECTED: refuses a value that is not a whole number from MIN to MAX
-    [[ ${!1-} =~ ^[0-9]{1,6}$ ]] && [ "${!1}" -ge "$2" ] && [ "${!1}" -le "$3" ] || wrong "$1" "$4"
+    [[ ${!1-} =~ ^(0|[1-9][0-9]{0,5})$ ]] && [ "${!1}" -ge "$2" ] && [ "${!1}" -le "$3" ] || wrong "$1" "$4"
 }
 
 torchrun_flags() {  # torchrun_flags PROCESSES: sets `torchrun` to src/launch.py with its flags, from NNODES and the like
@@ -57,7 +57,7 @@ torchrun_flags() {  # torchrun_flags PROCESSES: sets `torchrun` to src/launch.py
 launch() {
     local program start=$2 gpus=$3 flag several=no
     # OpenMP threads spin while they wait for each other. Beside other processes long spinning multiplies the time of an epoch by 6,
-    # 500 rounds by 2.3; on idle cores 500 rounds cost a tenth (docs/results.md, "Speed").
+    # 500 rounds by 2.3; on idle cores 500 rounds cost a seventh (docs/results.md, "Speed").
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-500}
     program=${1#src/} program=${program%.py} program=${program//\//.}  # a module, so that its folder is not on sys.path
     shift 3
@@ -73,6 +73,7 @@ launch() {
     # shellcheck disable=SC2206  # a flag and its value are two words
     flags=($start "${flags[@]}")
 
+    [ -z "${NPROC-}" ] || number NPROC 1 1000 'the number of processes, 1 or more'
     local count=${NPROC:-1}
     if [ "$gpus" = cpu ]; then
         flags+=(--device cpu)

@@ -313,7 +313,7 @@ class Match(Head):
         return batch['image_id'] != batch['image_id'].roll(-1)
 
     def forward(self, batch, counts):
-        k = len(batch['boxes' if 'boxes' in batch else 'pixels']) // batch['examples']
+        k = len(next(batch[key] for key in IMAGE_KEYS if key in batch)) // batch['examples']
         next_images = {key: batch[key].roll(-k, 0) for key in IMAGE_KEYS if key in batch}
         positive, negative = self.logits(batch), self.logits(batch | next_images)
         is_negative = self.is_negative(batch).float()

@@ -63,7 +63,9 @@ def open_columns(path, tokenizer, max_length, store_root=None):
                 if not fresh(folder, path, made_by):  # another process may have made them in the meantime
                     make(folder, path, made_by, tokenizer, max_length)
         except OSError as error:
-            raise DataError(f'{folder}: cannot be written ({error.strerror}); is the disk full? Name another place by '
+            if error.filename == str(path):  # of reading
+                raise
+            raise DataError(f'{folder}: cannot be written ({error.strerror or error}); is the disk full? Name another place by '
                             '--storeRoot') from None
     return Columns(folder)
 

@@ -95,7 +95,12 @@ def atomic_folder(path):
         sync(temporary)
         if path.exists():
             path.rename(replaced)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

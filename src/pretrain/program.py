@@ -8,7 +8,7 @@ from annotations.pretraining_text import KIND
 from annotations.spec import DatasetSpec
 from cli import train_main
 from files.json_files import DataError
-from tasks.program import Program, check_features, read_spec, train
+from tasks.program import Program, check_features, check_has_features, read_spec, train
 from train import evaluate_losses, warn_constant_logits
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
@@ -30,7 +30,7 @@ class PretrainingTask:
     def report(self, sums):
         """(text, {name: number}): the mean losses of a training epoch and the accuracy of its answers."""
         steps = max(sums.get('steps', 0), 1)
-        losses = {name.removeprefix('loss/'): value / steps for name, value in sums.items() if 'loss/' in name}
+        losses = {name.removeprefix('loss/'): value / steps for name, value in sums.items() if name.startswith('loss/')}
         return self.figures(losses, sums)
 
     def validate(self, head, dataset, options, device):
@@ -84,7 +84,7 @@ class PretrainingProgram(Program):
 
     def make(self):
         """(task, head, training set, validation set or None)."""
-        head = self.build(PretrainingTask.kind)
+        head = self.build_head(PretrainingTask.kind)
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
@@ -95,6 +95,7 @@ class PretrainingProgram(Program):
 
     def load(self, names):
         """The dataset of splits. Raises DataError if features, classes or attributes do not fit the model."""
+        check_has_features(self.spec.named(names), names)
         dataset = load_sentences(self.spec, names, self.tokenizer, self.answers, self.options, self.device)
         regions = dataset.regions
         check_features(regions, self.config, names, self.bert)

@@ -37,10 +37,10 @@ def check_features(regions, config, names, folder):
                         f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
 
 
-def check_images(splits, names, encoder):
-    """Raises DataError if the encoder needs regions and a split has none."""
+def check_has_features(splits, names):
+    """Raises DataError if a split lists no files of region features."""
     for split in splits:
-        if 'regions' in encoder.needs and not split.features:
+        if not split.features:
             raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
 
 
@@ -98,7 +98,7 @@ class Program:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
         return cls(spec.kind, model, options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
 
-    def build(self, kind):
+    def build_head(self, kind):
         """The head for a task or for 'pretrain', with its initial weights, on the device."""
         torch.manual_seed(self.options.seed)
         head = models.build(self.model, kind, self.config, self.answers, self.options)
@@ -155,7 +155,8 @@ class TaskProgram(Program):
 
     def load(self, names, examples, head, submit=False):
         """The dataset of splits. Raises DataError if their regions do not fit the model."""
-        check_images(self.spec.named(names), names, head.encoder)
+        if 'regions' in head.encoder.needs:
+            check_has_features(self.spec.named(names), names)
         dataset = load_examples(self.spec, names, examples, head.encoder, self.answers, self.options, submit, self.device)
         if 'regions' in head.encoder.needs:
             check_features(dataset.regions, self.config, names, self.bert)
@@ -163,7 +164,7 @@ class TaskProgram(Program):
 
     def build(self):
         """The head of the task, with its initial weights, on the device."""
-        head = super().build(self.kind)
+        head = self.build_head(self.kind)
         head.encoder.tokenizer = self.tokenizer
         return head
 
