@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import pytest
@@ -74,6 +75,22 @@ def test_a_folder_is_replaced_when_it_is_complete(tmp_path):
         (temporary / 'c').write_text('c')
         raise KeyError
     assert names(tmp_path) == ['store'] and names(path) == ['b']
+
+
+def test_a_new_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    path, rename = tmp_path / 'store', Path.rename
+    path.mkdir()
+    (path / 'a').write_text('a')
+
+    def fail(self, target):
+        if self.suffix == '.tmp':
+            raise OSError('no rename')
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(OSError, match='no rename'), atomic_folder(path) as temporary:
+        (temporary / 'b').write_text('b')
+    assert names(tmp_path) == ['store'] and names(path) == ['a']
 
 
 def test_a_folder_survives_a_process_that_was_killed_between_two_renames(tmp_path):

@@ -217,6 +217,8 @@ def test_sigterm_reaches_processes_and_is_the_status_of_those_that_leave_none(ru
 @pytest.mark.parametrize(('change', 'message'), [
     ({'NODE_RANK': None}, r"NODE_RANK: expected .* from 0 to NNODES - 1; found ''"),
     ({'NODE_RANK': '2'}, r"NODE_RANK: .* found '2'"),
+    ({'NODE_RANK': '01'}, r"NODE_RANK: .* found '01'"),
+    ({'NPROC': 'two'}, r"NPROC: .* found 'two'"),
     ({'NNODES': 'two'}, r"NNODES: .* found 'two'"),
     ({'NNODES': '0'}, r"NNODES: .* found '0'"),
     ({'MASTER_ADDR': None}, r"MASTER_ADDR: .* found ''"),
