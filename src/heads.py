@@ -284,7 +284,8 @@ class Regions(Head):
 
 
 class Match(Head):
-    """Image-text matching. The negative pairs of training combine each text with the next image of the micro-batch."""
+    """Image-text matching. The negative pairs of training combine each text with the next image of the micro-batch, so that,
+    unlike other losses, this one depends on --accumulate and on the number of processes."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
