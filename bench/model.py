@@ -105,8 +105,8 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
         runners[name] = HuggingFace(task, config, device) if name == HUGGING_FACE else Ours(task, name, config, device, same)
     if not options.alone:
         batch = make_batch(task, config, lengths[:4], 0, device)
-        ours, theirs = (runners[name].exact_loss(batch) for name in (options.modes.split(',')[0], HUGGING_FACE))
-        figures[f'{task}: relative difference of the losses, without dropout'] = abs(ours - theirs) / theirs
+        loss, reference = (runners[name].exact_loss(batch) for name in (options.modes.split(',')[0], HUGGING_FACE))
+        figures[f'{task}: relative difference of the losses, without dropout'] = abs(loss - reference) / reference
     for what, size in (('training', options.batchSize), ('inference', options.evalBatchSize)):
         if not size:
             continue

@@ -283,10 +283,10 @@ def execute(line, root):
     print(f'{time.monotonic() - began:6.1f} s  status {status}  {line}', file=sys.stderr)
     if not well:
         print(f'EXPECTED status {expected}\n{Path(f"{log}.err").read_text()[-2000:]}', file=sys.stderr)
-    found = {f'status of {line}': status}
+    entries = {f'status of {line}': status}
     if not folder:  # at which step a signal arrives is chance
-        found[f'stdout of {line}'] = normalise(Path(f'{log}.out').read_text(), root).splitlines()
-    return found, well
+        entries[f'stdout of {line}'] = normalise(Path(f'{log}.out').read_text(), root).splitlines()
+    return entries, well
 
 
 def run_shell(command, root, log, stop_at=None):
@@ -326,16 +326,16 @@ def record(repo, jobs):
         done = run_all(PRELUDE)
         with ThreadPoolExecutor(jobs) as pool:
             done += [one for chain in pool.map(run_all, CHAINS) for one in chain]
-        found = {name: value for part, _ in done for name, value in part.items()}
+        entries = {name: value for part, _ in done for name, value in part.items()}
         for path in sorted(set(root.rglob('*')) - before):
             name = str(path.relative_to(root))
             if path.is_file() and not SKIP.search(name):
-                found[f'file {normalise(name, root)}'] = record_file(path, root)
-        return found, all(well for _, well in done)
+                entries[f'file {normalise(name, root)}'] = record_file(path, root)
+        return entries, all(well for _, well in done)
 
 
 def differences(a, b):
-    """Lines that tell how two records differ."""
+    """Yields the differences of two records, one text per entry."""
     for name in sorted(a.keys() | b.keys()):
         one, other = (side.get(name, 'NOT THERE') for side in (a, b))
         if isinstance(one, list) and isinstance(other, list):
@@ -356,16 +356,16 @@ def main():
     flags = parser.parse_args()
     if flags.compare:
         a, b = (json.loads(path.read_text()) for path in flags.compare)
-        found = list(differences(a, b))
-        kinds = Counter(entry.split()[0] for entry in found)
-        print(*found, f'{len(found)} of {len(a.keys() | b.keys())} entries differ: {dict(kinds)}', sep='\n')
-        return int(bool(found))
+        changed = list(differences(a, b))
+        kinds = Counter(entry.split()[0] for entry in changed)
+        print(*changed, f'{len(changed)} of {len(a.keys() | b.keys())} entries differ: {dict(kinds)}', sep='\n')
+        return int(bool(changed))
     if not flags.out:
         parser.error('expected OUT.json or --compare')
-    found, well = record(flags.repo, flags.jobs)
-    flags.out.write_text(json.dumps(found, indent=0) + '\n')
-    print(f'{len(found)} entries: {flags.out}{"" if well else "; some commands did not end as expected, see above"}')
-    return int(not well)
+    entries, succeeded = record(flags.repo, flags.jobs)
+    flags.out.write_text(json.dumps(entries, indent=0) + '\n')
+    print(f'{len(entries)} entries: {flags.out}{"" if succeeded else "; some commands did not end as expected, see above"}')
+    return int(not succeeded)
 
 
 if __name__ == '__main__':

@@ -190,8 +190,8 @@ def transfer_answers(layers, checkpoint, start):
     layers: `answer_layers`; checkpoint: tensors of such layers, as lxrt.weights.answer_head finds them. Raises WeightsError if
     there are none, or they do not fit.
     """
-    own, last = layers.state_dict(), f'{len(layers) - 1}.'
-    for name, tensor in own.items():
+    state, last = layers.state_dict(), f'{len(layers) - 1}.'
+    for name, tensor in state.items():
         if name not in checkpoint:
             raise WeightsError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
         first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
@@ -203,7 +203,7 @@ def transfer_answers(layers, checkpoint, start):
         raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
                            'they must belong together')
     rows = torch.tensor(start.rows)
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         if name.startswith(last):
             tensor.fill_(start.absent if name.endswith('bias') else 0.0)
             tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
