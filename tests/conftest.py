@@ -34,6 +34,24 @@ def lxmert_head(config, answers, images=1):
     return models.build('lxmert', {1: 'vqa', 2: 'nlvr2'}[images], config, range(answers))
 
 
+def write_random_snapshot(folder, task, world):
+    """Writes a snapshot of LXMERT with its sidecars. Its random weights are large enough for answers to differ."""
+    import torch
+
+    from lxrt.config import LxrtConfig
+
+    answers = ['False', 'True'] if task == 'nlvr2' else json.loads((world / task / 'trainval_label2ans.json').read_text())
+    torch.manual_seed(3)
+    head = lxmert_head(LxrtConfig.from_json(world / 'bert/config.json'), len(answers), 2 if task == 'nlvr2' else 1)
+    for p in head.parameters():
+        p.data.normal_(0, 0.3)
+    folder.mkdir()
+    torch.save(head.original_state(), folder / 'BEST.pth')
+    (folder / 'answers.json').write_text(json.dumps(answers))
+    for name in ('config.json', 'vocab.txt'):
+        shutil.copy(world / 'bert' / name, folder)
+
+
 @pytest.fixture(scope='session')
 def made_world(tmp_path_factory):
     from shapes import world

@@ -10,9 +10,8 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, write_random_snapshot
 
-import models
 from explain import pointing
 from explain.relevance import Relevance
 from regions import readers
@@ -26,17 +25,8 @@ from tasks.predictor import Predictor
 def snapshots(made_world, tmp_path_factory):
     """The folder of snapshots of VQA and NLVR2, with weights that are random, but large enough for answers to differ."""
     folder = tmp_path_factory.mktemp('pointing')
-    vqa_answers = json.loads((made_world / 'vqa/trainval_label2ans.json').read_text())
-    for task, answers in (('vqa', vqa_answers), ('nlvr2', ['False', 'True'])):
-        torch.manual_seed(3)
-        head = models.build('lxmert', task, models.package('lxmert').config_from_json(made_world / 'bert/config.json'), answers)
-        for p in head.parameters():
-            p.data.normal_(0, 0.3)
-        (folder / task).mkdir()
-        torch.save(head.original_state(), folder / task / 'BEST.pth')
-        (folder / task / 'answers.json').write_text(json.dumps(answers))
-        for name in ('config.json', 'vocab.txt'):
-            shutil.copy(made_world / 'bert' / name, folder / task)
+    for task in ('vqa', 'nlvr2'):
+        write_random_snapshot(folder / task, task, made_world)
     return folder
 
 

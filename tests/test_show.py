@@ -2,12 +2,11 @@
 
 import itertools
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import lxmert_head
+from conftest import lxmert_head, write_random_snapshot
 from PIL import Image
 
 from explain import attention, drawing, program
@@ -169,18 +168,8 @@ def test_relevance_of_a_model_without_layers_before_the_cross_layers():
 def snapshots(made_world, tmp_path_factory):
     """The folder of a snapshot of each task, with weights that are random, but large enough for answers to differ."""
     folder = tmp_path_factory.mktemp('explain')
-    config = LxrtConfig.from_json(made_world / 'bert/config.json')
-    for task, images in (('vqa', 1), ('gqa', 1), ('nlvr2', 2)):
-        answers = ['False', 'True'] if images == 2 else json.loads((made_world / task / 'trainval_label2ans.json').read_text())
-        torch.manual_seed(3)
-        head = lxmert_head(config, len(answers), images)
-        for p in head.parameters():
-            p.data.normal_(0, 0.3)
-        (folder / task).mkdir()
-        torch.save(head.original_state(), folder / task / 'BEST.pth')
-        (folder / task / 'answers.json').write_text(json.dumps(answers))
-        for name in ('config.json', 'vocab.txt'):
-            shutil.copy(made_world / 'bert' / name, folder / task)
+    for task in ('vqa', 'gqa', 'nlvr2'):
+        write_random_snapshot(folder / task, task, made_world)
     return folder
 
 
