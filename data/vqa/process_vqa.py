@@ -8,7 +8,7 @@ has "2".
 With --split NAME FILE...: files of other datasets in the layouts of annotations.vqa_files, and a dataset.json for --dataset.
 Soft scores there, of normalised answers:
 - annotators' answers: as above, see vqa_files.soft_score (fewer than four annotators: the share who gave it);
-- one answer: 1; a list of alternative answers: 1 each.
+- one answer: 1; a list of alternative answers: 1 each; {answer: score}: as given.
 """
 import argparse
 import os
@@ -20,7 +20,18 @@ from pathlib import Path
 
 from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
-from annotations.vqa_files import KEYS, ImageIds, answers_of, pair, read_rows, soft_scores, text_of, types_of, value_of
+from annotations.vqa_files import (
+    KEYS,
+    ImageIds,
+    answers_of,
+    pair,
+    read_rows,
+    scores_of,
+    soft_scores,
+    text_of,
+    types_of,
+    value_of,
+)
 from files.json_files import DataError, field, read_json, some, stream
 from regions import store, tsv
 from tasks.vqa_answers import normalise
@@ -186,6 +197,8 @@ class Labels:
         return {most} if most else {answer for answer, _ in Counter(answers).most_common(1)}
 
     def label(self, row, place, vocabulary):
+        if scores := scores_of(row, place):
+            return {answer: score for one, score in scores.items() if (answer := self.clean(one)) in vocabulary}
         answers = self.answers(row, place)
         return soft_scores(answers, vocabulary) if self.annotators else {one: 1 for one in answers if one in vocabulary}
 

@@ -118,7 +118,7 @@ def text_of(value):
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
-    Answers may be one text or number, a list of them, a list of objects with "answer", or a csv cell with a list.
+    Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer: score}.
     No answers: []. Raises DataError with `place` (file, row).
     """
     value, annotators = value_of(row, 'answers'), None
@@ -127,7 +127,7 @@ def answers_of(row, place):
             value = ast.literal_eval(value)
     if value is None:
         return [], None
-    values = value if isinstance(value, list) else [value]
+    values = list(value) if isinstance(value, (list, dict)) else [value]
     if values and all(isinstance(one, dict) for one in values):
         values, annotators = [one.get('answer') for one in values], True
     texts = [text_of(one) for one in values]
@@ -135,6 +135,16 @@ def answers_of(row, place):
         raise DataError(f'{place}: expected answers as one text, a list of texts, or a list of objects with "answer", found '
                         f'{json.dumps(value)[:150]}; correct it')
     return [text for text in texts if text], annotators
+
+
+def scores_of(row, place):
+    """The label of a row that gives {answer: score from 0 to 1} itself, else None. Raises DataError with `place`."""
+    value = value_of(row, 'answers')
+    if not isinstance(value, dict):
+        return None
+    if not all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in value.values()):
+        raise DataError(f'{place}: expected a label {{answer: score from 0 to 1}}, found {json.dumps(value)[:150]}; correct it')
+    return value
 
 
 def types_of(row):
