@@ -208,7 +208,7 @@ class TaskProgram(Program):
         dataset = self.load(name, examples, head, submit=True)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
         warn_same_predictions(dataset, predictions)
-        files = {f'{name}_predict.{task.suffix}': task.dump}
+        files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
         for file, dump in files.items():
