@@ -219,7 +219,8 @@ class QuestionIds:
             raise DataError(f'{place}: expected a new question id, found {key!r:.100}; correct it, or give --renumber, which '
                             'numbers the questions')
         self.seen.add((split, key))
-        self.whole &= 'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None
+        self.whole &= isinstance(key, int) or (  # of an object {id: row}, as GQA's, they are texts
+            'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None)
 
     def choose(self):
         if self.seen and self.missing:

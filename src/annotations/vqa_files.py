@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import ijson
 
-from files.json_files import DataError, opened, some, stream
+from files.json_files import MAX_DEPTH, DataError, JsonBlocks, layout, opened, some, stream
 from images.pictures import ENDINGS
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
@@ -59,13 +59,16 @@ def find_rows(path):
     containers, nested = [], None
     with opened(path) as file:
         try:
-            for prefix, event, value in ijson.parse(file, multiple_values=True):
+            for prefix, event, value in ijson.parse(JsonBlocks(file, path, MAX_DEPTH), multiple_values=True):
                 if event.startswith('start_'):
                     containers.append(event.removeprefix('start_'))
                 elif event.startswith('end_'):
                     containers.pop()
                 elif event == 'map_key' and value.lower() in IDENTIFYING:
                     match containers:
+                        case ['map'] if layout(path) != 'lines':
+                            raise DataError(f'{path}: expected {FORMS}; found one object with the key "{value}"; if it is a table of '
+                                            'columns, write its rows, with pandas as to_json(orient="records")')
                         case ['map'] | ['array', 'map']:
                             return 'item'
                         case ['map', 'array', 'map']:
@@ -74,7 +77,8 @@ def find_rows(path):
                             return None
                     nested = nested or f'{prefix}.{value}'.lstrip('.')
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DataError(f'{path}: incomplete or invalid json ({" ".join(str(error).split())}); download it again') from None
+            raise DataError(f'{path}: incomplete or invalid json ({" ".join(str(error).split())}); download it again, '
+                            'or name it .csv if it is a table') from None
     where = f'the first at {nested}, which is nested deeper; write a list of them' if nested else 'none; is it the right file?'
     raise DataError(f'{path}: expected {FORMS}; found {where}')
 
@@ -182,7 +186,7 @@ def without_ending(name):
 
 
 RULES = {'name': str, 'path': without_ending, 'stem': lambda name: without_ending(name).rpartition('/')[2]}
-COCO = re.compile(r'(train|val|test)20\d\d')
+COCO = re.compile(r'train2014|val2014|test2015')
 
 
 class ImageIds:
@@ -199,6 +203,8 @@ class ImageIds:
         if rule and rule not in (*RULES, 'number') and '{' not in rule:
             raise DataError(f'--ids {rule}: expected {", ".join(RULES)}, or a pattern with keys in braces, such as '
                             '{image_id} or COCO_val2014_{image_id:012d}')
+        if rule == 'number' and not self.regions:
+            raise DataError('--ids number: expected --features too, whose ids end in the numbers')
 
     def add(self, row, path, place):
         """Takes note of the image of a row, before the rule is chosen."""
