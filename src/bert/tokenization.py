@@ -7,7 +7,8 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from files.json_files import DataError, read_json, read_text, shown
+from files.json_files import DataError, read_json, read_text
+from files.text import shown
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot

@@ -18,6 +18,7 @@ import ijson
 import numpy as np
 
 from files.atomic import byte_bar
+from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
 MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
@@ -32,7 +33,7 @@ CODES = bytes.maketrans(STRUCTURE, bytes((1, 1, 255, 255, 0, QUOTE)))
 OTHER_BYTES = bytes(set(range(256)) - set(STRUCTURE))
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Annotations or a description of a dataset that cannot be used."""
 
 
@@ -134,7 +135,7 @@ def read_bytes(path, what):
     """The content of a small file. Raises FileNotFoundError or DataError, which name the file and what it should be."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; expected {what}')
+        raise FileNotFoundError(printable(f'{path}: no such file; expected {what}'))
     if (size := path.stat().st_size) > MAX_BYTES:
         raise DataError(f'{path}: {size:,} bytes; expected at most {MAX_BYTES >> 20} MB: {what}')
     return path.read_bytes()
@@ -197,7 +198,7 @@ def opened(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; download it, or check the name')
+        raise FileNotFoundError(printable(f'{path}: no such file; download it, or check the name'))
     with (byte_bar(path.name, path.stat().st_size, delay=1) as bar,
           io.BufferedReader(CountedFile(path, bar), 1 << 20) as file):
         try:
@@ -265,12 +266,6 @@ def field(item, key, kind, path):
     return value
 
 
-def shown(value, most=200):
-    """A value of a file for a message: its first characters, as in Python."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text[:most] + '...' if len(text) > most else text
-
-
 def first_duplicate(items):
     """The first of some items that equals an earlier one, or None."""
     seen = set()
@@ -279,7 +274,7 @@ def first_duplicate(items):
 
 def some(names, most=3):
     """The first names of a list, for a message."""
-    names = list(dict.fromkeys(names))
+    names = [printable(name) for name in dict.fromkeys(names)]
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 

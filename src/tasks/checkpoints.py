@@ -11,7 +11,8 @@ from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json, shown, some
+from files.json_files import DataError, read_json, some
+from files.text import shown
 from heads import Start
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit

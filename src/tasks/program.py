@@ -62,7 +62,7 @@ def train(options, folder, sidecars, make, task_kind, device):
     parameters = sum(p.numel() for p in head.parameters())
     print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {world_size()}.')
     fit(task, head, train_set, valid_set, options, folder, state, device)
-    print0(f'\nSnapshots, log and events: {folder.path}')
+    print0('', f'Snapshots, log and events: {folder.path}')
     return task, head, train_set, valid_set
 
 
@@ -181,9 +181,9 @@ class TaskProgram(Program):
             print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
             task, head, _, valid_set = trained
-            print0(f'\n{head.load_original(read_state(folder.path / "BEST.pth"), "BEST.pth")}')
+            print0('', head.load_original(read_state(folder.path / 'BEST.pth'), 'BEST.pth'))
             predictions = evaluate(head, valid_set, options, self.device, k=task.k)
-            print0(f'\nBEST.pth on {options.valid}:\n{task.table(valid_set, predictions)}')
+            print0('', f'BEST.pth on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
 
     def make(self):
         """(task, head, training set, validation set or None)."""
@@ -217,6 +217,6 @@ class TaskProgram(Program):
                 write_atomically(path, partial(dump, dataset, predictions))
             print0(f'{len(dataset):,} predictions: {path}')
         if dataset.examples.labelled:
-            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}\n{task.table(dataset, predictions)}')
+            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))
         else:
             print0(f'{name} has no labels: no score.')
