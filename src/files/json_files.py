@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -107,11 +108,16 @@ def parse_json(text, place, expected):
         if len(values) < len(pairs):
             (key, _), = Counter(key for key, _ in pairs).most_common(1)
             raise invalid(f'key {key!a} is given twice')
+        if constants:
+            keys = [shown(key) for key, value in pairs if isinstance(value, float) and not math.isfinite(value)]
+            raise invalid(f'{constants[0]} is no number of json{f", key {keys[0]}" if keys else ""}')
         return values
 
-    def refuse(name):
-        raise invalid(f'{name} is no number of json')
+    def read_constant(name):
+        constants.append(name)
+        return float(name)
 
+    constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
         structure = Structure(place, 0)
@@ -119,7 +125,9 @@ def parse_json(text, place, expected):
             structure.check(text[start:start + BLOCK])
     try:
         text = text.decode('utf-8-sig')
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=read_constant)
+        if constants:
+            raise invalid(f'{constants[0]} is no number of json')
         if r'\ud' in text.lower():  # may be half of a character, which no text in UTF-8 can hold
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -109,6 +109,14 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
+def check_size(config, folder, weights):
+    """Raises DataError if the config of a folder is of a model that is many times larger than a file of weights."""
+    parameters, size = config.parameters(), weights.stat().st_size
+    if parameters > 8 * size:  # a parameter takes 2 or 4 bytes
+        raise DataError(f'{folder / "config.json"}: a model of {parameters:,} parameters, but {weights} has {size:,} bytes; is '
+                        'it the config of these weights?')
+
+
 def check_max_length(max_length, config):
     """Raises DataError if max_length exceeds the model's position embeddings."""
     if max_length > config.max_position_embeddings:
