@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from files.text import printable_lines
+
 SIGTERM_STATUS = 75  # exit status after SIGTERM with the run state saved; EX_TEMPFAIL of sysexits.h
 
 
@@ -21,7 +23,7 @@ def run_main(name, work, interrupted='interrupted'):
     try:
         return work()
     except (ValueError, OSError) as error:
-        print(f'{name}: error: {error}', file=sys.stderr)
+        print(printable_lines(f'{name}: error: {error}'), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'\n{name}: {interrupted}', file=sys.stderr)
@@ -61,7 +63,7 @@ def train_main(prepare, argv=None):
         dist.stop()
         return dist.end(SIGTERM_STATUS)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f'{name}: error: {error}', file=sys.stderr)
+        print(printable_lines(f'{name}: error: {error}'), file=sys.stderr)
         return dist.end(1)
     except KeyboardInterrupt:
         print(f'\n{name}: interrupted; to resume a run that was training, repeat its command with --resume', file=sys.stderr)

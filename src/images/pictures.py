@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401, registers these formats
 
+from files.text import InputError
+
 # Only these: each further format that pillow knows is one more parser exposed to untrusted files.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF')
 ENDINGS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff')
@@ -15,7 +17,7 @@ MIN_SIDE = 16  # pixels: one cell of a detector's feature map
 MAX_RATIO = 30  # of the sides: detectors shrink the longer one to 1000 pixels, which leaves the shorter one two cells
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A picture that cannot be used; the message names the file, what was expected and found, and what to do."""
 
 
