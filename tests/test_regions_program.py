@@ -218,7 +218,7 @@ def test_a_flipped_bit_in_a_store_is_noticed_by_its_digest(path, run, name):
     for digests in ([], {'features': 'none'}):
         change_meta(folder, digests=digests)
         status, out, _ = run('check', folder)
-        assert status == 1 and out.count(': expected the sha256 ') == 10
+        assert status == 1 and 'meta.json: key "digests": expected an object with the sha256 of ' in out
 
 
 def array_end(file):
