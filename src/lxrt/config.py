@@ -54,7 +54,7 @@ class LxrtConfig:
 
         Raises FileNotFoundError, or ValueError that names the file and the key.
         """
-        values = read_json(path, "a config.json of BERT or LXMERT")
+        values = read_json(path, 'a config.json of BERT or LXMERT')
         if not isinstance(values, dict):
             raise ValueError(f'{path}: expected a json object, found {type(values).__name__}')
         known = {field.name for field in fields(cls)}

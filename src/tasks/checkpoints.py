@@ -7,11 +7,11 @@ from pathlib import Path
 
 import models
 from annotations.answer_table import matching_rows, read_table
-from annotations.spec import check_answers, read_answers
+from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json, some
+from files.json_files import DataError, read_json, shown, some
 from heads import Start
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
@@ -140,14 +140,15 @@ def answers_beside(weights):
     of weights; None if neither has them. Raises DataError for a malformed id2label."""
     path = Path(weights).with_name('answers.json')
     if path.is_file():
-        return read_answers(path) if read_json(path, 'the answers of a snapshot') else None
+        answers = read_json(path, 'the answers of a snapshot')
+        return check_answers(answers, path) if answers else None
     path = path.with_name('config.json')
     config = read_json(path, 'the config of a model') if path.is_file() else {}
     names = config.get('id2label') if isinstance(config, dict) else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {str(names)[:100]}')
+        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}')
     return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 
@@ -189,7 +190,8 @@ def check_weights(model, options, weights, config, tokenizer, answers):
 
 def difference(known, answers):
     """The difference of two lists of answers, for a message."""
-    other = [a for a in known if a not in set(answers)] + [a for a in answers if a not in set(known)]
+    common = set(known) & set(answers)
+    other = [answer for answer in (*known, *answers) if answer not in common]
     return f'different: {some(map(repr, other))}' if other else 'another order'
 
 

@@ -1,5 +1,6 @@
 """Reads predictions and annotations, matches them (each question must be answered exactly once) and adds up scores."""
 
+import codecs
 import gzip
 import json
 import sys
@@ -67,7 +68,7 @@ def first_character(path):
     """The first byte of a json file that is not whitespace; b'' if it cannot be read, which reading the file will report."""
     try:
         with (gzip.open if Path(path).suffix == '.gz' else open)(path, 'rb') as file:
-            return file.read(1000).lstrip()[:1]
+            return file.read(1000).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except (OSError, EOFError, zlib.error):
         return b''
 

@@ -21,7 +21,7 @@ from annotations.examples import Examples
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
 from files.atomic import check_free_space, write_atomically
-from files.json_files import DataError, field, opened, some, stream
+from files.json_files import DataError, field, numbered_lines, some, stream
 from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
@@ -78,17 +78,16 @@ def json_pairs(path):
 def line_pairs(path):
     """Yields the pairs of a text file; at the end raises DataError that names all invalid lines."""
     invalid, first = [], None
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                img_id, sentence = (part.strip() for part in line.decode().rstrip('\r\n').split('\t'))
-            except ValueError:  # UnicodeDecodeError is one
-                img_id = sentence = ''
-            if img_id and sentence:
-                yield img_id, sentence
-            else:
-                invalid.append(str(number))
-                first = line if first is None else first
+    for number, line in numbered_lines(path):
+        try:
+            img_id, sentence = (part.strip() for part in line.decode().rstrip('\r\n').split('\t'))
+        except ValueError:  # UnicodeDecodeError is one
+            img_id = sentence = ''
+        if img_id and sentence:
+            yield img_id, sentence
+        else:
+            invalid.append(str(number))
+            first = line if first is None else first
     if invalid:
         raise DataError(f'{path}: line{"s" * (len(invalid) > 1)} {some(invalid)}: expected img_id<TAB>sentence in UTF-8, found '
                         f'{first[:60]!r} in the first')
