@@ -2,10 +2,14 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +26,8 @@ def atomic_file(path, mode='wb', **options):
     mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError that names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    remove_leftovers(f'{path}.tmp-')
+    temporary = path.with_name(f'{path.name}.tmp-{owner()}')
     file = open(temporary, mode, **options)  # noqa: SIM115
     try:
         with naming(path):
@@ -35,6 +40,36 @@ def atomic_file(path, mode='wb', **options):
         with contextlib.suppress(OSError):  # bytes that could not be written; the first error is the one to raise
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+def owner():
+    """Names this process: PID@HOST. With it ends the name of what is temporary."""
+    return f'{os.getpid()}@{socket.gethostname()}'
+
+
+def remove_leftovers(prefix):
+    """Removes files and folders named `prefix`, anything, and the owner() of a process of this machine that was killed."""
+    for name in glob.glob(f'{glob.escape(str(prefix))}*@{glob.escape(socket.gethostname())}'):
+        try:
+            os.kill(int(re.search(r'-(\d+)@[^@]*$', name)[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(name, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a folder, removed by now
+                os.unlink(name)
+        except (TypeError, OSError):  # no such name, a process of another user
+            pass
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix, parent=None):
+    """A new folder (Path) for files that do not outlast the block, by default among the system's temporary files.
+
+    Removes those of the same prefix and parent whose processes were killed.
+    """
+    parent = Path(parent or tempfile.gettempdir())
+    remove_leftovers(parent / prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=f'-{owner()}', dir=parent) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from cli import run_main
 from explain.drawing import photo_path
+from files.atomic import temporary_folder
 from files.json_files import DataError, read_json
 from predict.ask import add_arguments, detector_of, load_pipeline, run_options
 from regions.class_names import names_folder
@@ -81,10 +81,11 @@ def run(flags):
             signal.signal(number, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]  # they could share folders or move the port
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder('lxmert-') as folder:
         # Set before Gradio is imported: its cache, no request for its version, no proxy for requests to itself.
         no_proxy = urllib.request.getproxies().get('no'), flags.host, '127.0.0.1'
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED='False', no_proxy=','.join(filter(None, no_proxy)))
+        os.environ.update(GRADIO_TEMP_DIR=str(folder), GRADIO_ANALYTICS_ENABLED='False',
+                          no_proxy=','.join(filter(None, no_proxy)))
         page = launch(*load(flags), flags.host, flags.port)
         print(f'{page.local_url} (Ctrl-C ends it)', flush=True)
         try:
