@@ -197,25 +197,33 @@ def _start_worker(parent, _):
     Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
 
 
+@contextlib.contextmanager
+def worker_errors(workers):
+    """Raises WorkerError for errors of the data workers themselves, such as lost connections; those of a dataset pass."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError) as error:
+        if not workers or str(error).startswith('Caught '):  # raised by the dataset
+            raise
+        raise WorkerError('a data worker could not start or ended before its work was done (was it killed, is memory short, or '
+                          '/dev/shm full?)') from error
+
+
 def load_batches(dataset, micro_batches, options, device):
     """Yields a batch (dict of tensors on the device) for each MicroBatch. Raises what the dataset raises, or WorkerError."""
     pin, workers = device.type == 'cuda', options.numWorkers
-    loader = DataLoader(ErrorsAsValues(dataset), sampler=micro_batches, batch_size=None, num_workers=workers, pin_memory=pin,
-                        multiprocessing_context=WorkerContext() if workers else None,
-                        worker_init_fn=partial(_start_worker, os.getpid()))
-    handler = signal.getsignal(signal.SIGCHLD)
-    with signals_blocked():
-        batches = iter(loader)
+    handler, context = signal.getsignal(signal.SIGCHLD), WorkerContext() if workers else None
+    with signals_blocked(), worker_errors(workers):
+        if workers:
+            [context.Queue() for _ in range(workers + 3)]  # so many must fit in /dev/shm: an iterator is not to fail half made
+        batches = iter(DataLoader(ErrorsAsValues(dataset), sampler=micro_batches, batch_size=None, num_workers=workers,
+                                  pin_memory=pin, multiprocessing_context=context,
+                                  worker_init_fn=partial(_start_worker, os.getpid())))
     if signal.getsignal(signal.SIGCHLD) != handler:  # else the death of a worker is raised at any moment, such as while saving
         signal.signal(signal.SIGCHLD, handler)
     for _ in micro_batches:
-        try:
+        with worker_errors(workers):
             batch = next(batches)
-        except (OSError, EOFError, RuntimeError) as error:
-            if not workers or str(error).startswith('Caught '):  # raised by the dataset
-                raise
-            raise WorkerError('a data worker ended before its work was done (was it killed, is memory short, or /dev/shm full?)'
-                              ) from error
         if isinstance(batch, Exception):
             raise batch
         if options.compile:
