@@ -13,6 +13,7 @@ import math
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ijson
@@ -26,6 +27,7 @@ MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line
 MAX_EXPANSION = 200  # times that a gzip file may grow; text that people wrote grows 3 to 20 times
 FREE_EXPANSION = 256 << 20  # bytes that any gzip file may grow to
 BLOCK = 1 << 16  # bytes checked at once
+MAX_FIRST_LINE = 1 << 20  # bytes; a longer one is that of an object, not the first of json lines
 
 # Of json only brackets (1 opens, -1 closes), commas (0) and quotes matter to its structure.
 QUOTE = 2
@@ -242,25 +244,43 @@ def check_json(path, multiple_values=False):
             raise DataError(f'{path}: expected complete json ({" ".join(str(error).split())})') from None
 
 
+def layout(path):
+    """'list', 'object', or 'lines' for json lines (objects, each in a line of its own), of a json file that is to be read."""
+    with opened(path) as file:
+        line = file.readline(MAX_FIRST_LINE).removeprefix(codecs.BOM_UTF8)
+        while line.isspace():
+            line = file.readline(MAX_FIRST_LINE)
+        if not line.lstrip().startswith(b'{'):
+            return 'list'
+        try:
+            values = parse_json(line, path, 'an object').values()
+        except DataError:
+            return 'object'  # of several lines
+        holds_rows = any(isinstance(value, list) and (not value or isinstance(value[0], dict)) for value in values)
+        holds_rows |= all(isinstance(value, dict) for value in values)
+        return 'lines' if not holds_rows or file.readline(MAX_FIRST_LINE).strip() else 'object'
+
+
 def stream(path, prefix, what, pairs=False):
     """Yields the items of a json file one by one.
 
-    path: .json or .json.gz; prefix: where they are, as in ijson ('questions.item'; '' with pairs); what: what they are, in the
-    plural, for messages; pairs: yield the (key, value) pairs of an object. Raises FileNotFoundError, or DataError if the file
-    is incomplete or no json, or has no such items.
+    path: .json or .json.gz; prefix: where they are, as in ijson ('questions.item'; '' with pairs); 'item', those of a list, also
+    reads json lines; what: what they are, in the plural, for messages; pairs: yield the (key, value) pairs of an object. Raises
+    FileNotFoundError, or DataError if the file is incomplete or no json, or has no such items.
     """
-    count = 0
+    count, lines = 0, prefix == 'item' and layout(path) == 'lines'
     with opened(path) as file:
-        blocks = JsonBlocks(file, path, 1 + prefix.count('.'))
+        blocks = JsonBlocks(file, path, 0 if lines else 1 + prefix.count('.'))
+        items = partial(ijson.items, multiple_values=True) if lines else ijson.kvitems if pairs else ijson.items
         try:
-            for item in (ijson.kvitems if pairs else ijson.items)(blocks, prefix, use_float=True):
+            for item in items(blocks, '' if lines else prefix, use_float=True):
                 count += 1
                 yield item
         except (ijson.JSONError, UnicodeDecodeError) as error:
             fault = ' '.join(str(error).split())  # the parser draws an arrow below the fault
             raise DataError(f'{path}: incomplete or invalid json after {count:,} {what} ({fault}); download it again') from None
     if not count:
-        place = f'at {prefix.replace(".item", "[...]")}' if '.' in prefix else 'in a list'
+        place = f'at {prefix.replace(".item", "[...]")}' if '.' in prefix else 'in a list or as json lines'
         raise DataError(f'{path}: expected {what} {"as the values of one object" if pairs else place}, found none; is it the '
                         'file that its name says?')
 

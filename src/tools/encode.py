@@ -57,7 +57,7 @@ Exit status: 0 success, 1 invalid input, 2 wrong usage.
 
 def read_pairs(path):
     """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
-    pairs = list((json_pairs if '.json' in path.suffixes[-2:] else line_pairs)(path))
+    pairs = list((json_pairs if {'.json', '.jsonl'} & {*path.suffixes[-2:]} else line_pairs)(path))
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
     for img_id, _ in pairs:
