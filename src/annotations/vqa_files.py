@@ -118,8 +118,8 @@ def text_of(value):
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
-    Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer: score}.
-    No answers: []. Raises DataError with `place` (file, row).
+    Answers: one text or number, a list of them, a list of objects with "answer", a csv cell with a list, {answer: score}; [] if
+    there are none. Raises DataError with `place` (file, row).
     """
     value, annotators = value_of(row, 'answers'), None
     if isinstance(value, str) and value.startswith('['):
