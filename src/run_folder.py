@@ -21,6 +21,7 @@ from bert.weights import WeightsError, check_file, leaves, load_file, why_not_pl
 from dist import gather, is_main, print0, restarted, sum_by_name, world_size
 from files.atomic import sync, write_atomically, write_text
 from files.json_files import DataError, read_json, some
+from files.text import printable
 
 STATE = 'RUN_STATE.pth'
 PREVIOUS = 'RUN_STATE.previous.pth'  # the state saved before, for a damaged one
@@ -234,10 +235,10 @@ class RunFolder:
 
     def log(self, *lines):
         """Prints lines and appends them to log.log."""
-        print0('\n'.join(lines))
+        print0(*lines)
         if is_main():
             with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
-                log.write('\n'.join(lines) + '\n')
+                log.writelines(f'{printable(line)}\n' for line in lines)
 
     def scalars(self, values, step):
         """Writes {name: number} as TensorBoard events at a step."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.json_files import DataError, first_duplicate, read_json, shown
+from files.json_files import DataError, first_duplicate, read_json
+from files.text import shown
 from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record

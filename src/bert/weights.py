@@ -4,12 +4,15 @@ import contextlib
 import errno
 import os
 import re
+import textwrap
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from files.text import InputError, printable
 
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -19,7 +22,7 @@ MALFORMED = (None, errno.EINVAL, errno.EOVERFLOW)  # errors of a read that the c
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer in old Hugging Face files, not a weight
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A file of weights that cannot be read or does not fit the model."""
 
 
@@ -35,11 +38,11 @@ class LoadReport:
     invalid: list = field(default_factory=list)  # in both, but the tensor cannot be trained weights; 'name: reason'
 
     def __str__(self):
-        lines = [f'Weights from {self.source}:']
+        lines = [f'Weights from {printable(self.source)}:']
         for kind in ('matched', 'missing', 'unexpected', 'wrong_size', *(['invalid'] if self.invalid else [])):
-            names = getattr(self, kind)
+            names = [printable(name) for name in getattr(self, kind)[:4]]
             shown = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-            lines.append(f'  {kind.replace("_", " "):10s} {len(names):5d}  {shown}'.rstrip())
+            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {shown}'.rstrip())
         return '\n'.join(lines)
 
 
@@ -274,7 +277,7 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
                 for name, first in tied(expected) if {name, first} <= set(report.matched)
                 and not torch.equal(state[name], state[first])]
     if reasons:
-        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{report}')
+        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{textwrap.indent(str(report), "  ")}')
     return report
 
 

@@ -7,7 +7,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -25,7 +27,8 @@ def atomic_file(path, mode='wb', **options):
     mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError that names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    remove_leftovers(f'{path}.tmp-')
+    temporary = path.with_name(f'{path.name}.tmp-{owner()}')
     file = open(temporary, mode, **options)  # noqa: SIM115
     try:
         with naming(path):
@@ -38,6 +41,23 @@ def atomic_file(path, mode='wb', **options):
         with contextlib.suppress(OSError):  # bytes that could not be written; the first error is the one to raise
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+def owner():
+    """Names this process: PID@HOST. With it end the names of temporary files."""
+    return f'{os.getpid()}@{socket.gethostname()}'
+
+
+def remove_leftovers(prefix):
+    """Removes files named `prefix`, anything, and the owner() of a process of this machine that was killed."""
+    for name in glob.glob(f'{glob.escape(str(prefix))}*@{glob.escape(socket.gethostname())}'):
+        try:
+            os.kill(int(re.search(r'-(\d+)@[^@]*$', name)[1]), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(OSError):  # removed by now
+                os.unlink(name)
+        except (TypeError, OSError):  # no such name, a process of another user
+            pass
 
 
 @contextlib.contextmanager
