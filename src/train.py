@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
 from multiprocessing.queues import Queue
 from typing import NamedTuple
@@ -194,6 +195,7 @@ class WorkerContext(type(multiprocessing.get_context('fork'))):
 
 def _start_worker(parent, _):
     become_worker(parent)
+    sys.excepthook = lambda *_: None  # of the thread that hands over memory, where the parent has stopped to read
     Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
 
 
