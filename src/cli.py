@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from files.text import printable_lines
+
 SIGTERM_STATUS = 75  # exit status after SIGTERM with the run state saved; EX_TEMPFAIL of sysexits.h
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # signals that end a program
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -83,7 +85,7 @@ def run_main(name, work, interrupted='interrupted'):
         lacking = describe_lack(error)
         if not lacking and not isinstance(error, (ValueError, OSError)):
             raise
-        print(f'{name}: error: {lacking or error}', file=sys.stderr)
+        print(printable_lines(f'{name}: error: {lacking or error}'), file=sys.stderr)
         return 1
 
 
@@ -142,7 +144,7 @@ def train_main(prepare, argv=None):
     except Exception as error:
         lacking = describe_lack(error)
         if not lacking and isinstance(error, (ValueError, OSError, FloatingPointError)):
-            print(f'{name}: error: {error}', file=sys.stderr)
+            print(printable_lines(f'{name}: error: {error}'), file=sys.stderr)
             return dist.end(1)
         if not lacking:
             traceback.print_exc()

@@ -13,6 +13,7 @@ import torch.distributed as torch_dist
 
 from cli import DeviceError, end_with_parent
 from files.atomic import write_text
+from files.text import printable_lines
 
 STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
 LAUNCHER = 'LAUNCHER_PID'  # environment variable: the process id of src/launch.py
@@ -33,9 +34,9 @@ def is_main():
 
 
 def print0(*lines):
-    """Prints on rank 0 only."""
+    """Prints lines on rank 0 only."""
     if is_main():
-        print(*lines, flush=True)
+        print('\n'.join(map(printable_lines, lines)), flush=True)
 
 
 def start(device_type=None):

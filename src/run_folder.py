@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from dist import gather, is_main, print0, restarted, sum_by_name
 from files.atomic import write_atomically, write_text
+from files.text import printable
 
 STATE = 'RUN_STATE.pth'
 SOURCE = Path(__file__).resolve().parent
@@ -138,10 +139,10 @@ class RunFolder:
 
     def log(self, *lines):
         """Prints lines and appends them to log.log."""
-        print0('\n'.join(lines))
+        print0(*lines)
         if is_main():
             with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
-                log.write('\n'.join(lines) + '\n')
+                log.writelines(f'{printable(line)}\n' for line in lines)
 
     def scalars(self, values, step):
         """Writes {name: number} as TensorBoard events at a step."""

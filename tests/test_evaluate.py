@@ -261,7 +261,7 @@ def test_bad_lines_of_nlvr2(run, predictions, expected):
     ('gqa', gqa_answers(q5='shape'), {'q5': GQA['q5']}, {'q5': {'valid': []}}, 'c.json: key "plausible"'),
     ('nlvr2', 'dev-1-0-0,True', '{"identifier": "dev-1-0-0", "label": "yes"}', None, ':1: key "label"'),
     ('nlvr2', 'dev-1-0,True', '{"identifier": "dev-1-0", "label": "True"}', None, 'a.json: expected identifiers like'),
-    ('nlvr2', 'dev-1-0-0,True', '{"identifier": ', None, 'a.json:1: expected one json object per line'),
+    ('nlvr2', 'dev-1-0-0,True', '{"identifier": ', None, 'a.json:1: incomplete or invalid json'),
 ])
 def test_files_that_are_not_what_they_should_be_are_named(run, task, predictions, annotations, choices, expected):
     status, figures, out, error = run(task, predictions, annotations, choices)

@@ -116,6 +116,7 @@ class SentenceDataset(torch.utils.data.Dataset):
         rows, files = self.begin[image] + examples - self.start[image], self.file[image]
         values = None
         for file in np.unique(files).tolist():
+            self.columns[file].check_length()
             of_file = np.flatnonzero(files == file)
             part = read(file, rows[of_file], of_file)
             values = np.empty((len(examples), *part.shape[1:]), np.int64) if values is None else values

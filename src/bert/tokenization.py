@@ -1,12 +1,14 @@
 """BERT's lower-casing WordPiece tokenizer, on the Rust `tokenizers` library."""
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
+
+from files.json_files import DataError, read_json, read_text
+from files.text import shown
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot
@@ -43,26 +45,24 @@ class BertTokenizer:
         if not path.is_dir():
             return cls(path)
         settings = path / 'tokenizer_config.json'
-        try:
-            cased = settings.is_file() and json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case') is False
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f'{settings}: expected a json object ({error})') from None
-        if cased:
+        values = read_json(settings, 'the settings of a tokenizer') if settings.is_file() else {}
+        if not isinstance(values, dict):
+            raise DataError(f'{settings}: expected an object, found {shown(values)}')
+        if values.get('do_lower_case') is False:
             raise ValueError(f'{settings}: do_lower_case is false, but text is lower-cased here; use an uncased BERT')
         return cls(next((path / name for name in VOCABULARIES if (path / name).is_file()), path / VOCABULARIES[0]))
 
     def _read(self):
         """The file's word pieces, in the order of their ids."""
         if self.vocab_file.suffix == '.json':
-            try:
-                ids = json.loads(self.vocab_file.read_text(encoding='utf-8'))['model']['vocab']
-                return sorted(ids, key=dict(ids).get)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, found {error!r}') from None
-        try:
-            pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{self.vocab_file}: expected a text file in UTF-8, found {error}') from None
+            ids = read_json(self.vocab_file, 'a tokenizer.json with model.vocab')
+            for key in ('model', 'vocab'):
+                ids = ids.get(key) if isinstance(ids, dict) else None
+            if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+                raise DataError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, {{word piece: id}} with the ids '
+                                f'from 0 on, found {shown(ids)}')
+            return sorted(ids, key=ids.get)
+        pieces = read_text(self.vocab_file, 'a text file with one word piece a line').split('\n')
         return pieces[:-1] if pieces[-1] == '' else pieces  # the last line has an end
 
     def __len__(self):

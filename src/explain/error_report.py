@@ -61,7 +61,7 @@ def run(args):
     with temporary_folder('lxmert-') as folder:  # TaskProgram needs a run folder
         data = predict_split(args, str(folder))
     write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
-    dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
+    dist.print0(f'Score on {args.test}: {data["score"]:.2f}', f'{len(data["examples"]):,} of {data["questions"]:,} examples, '
                 f'{out.stat().st_size / 1e6:.1f} MB: {out}')
     return 0
 

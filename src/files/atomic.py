@@ -1,7 +1,8 @@
-"""Files and folders that appear under their final name only when complete; locks, free disk space, digests."""
+"""Files and folders that appear under their final name only when complete; temporary ones, locks, free disk space, digests."""
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -43,33 +44,20 @@ def atomic_file(path, mode='wb', **options):
 
 
 def owner():
-    """Names this process: PID@HOST. With it ends the name of what is temporary."""
+    """Names this process: PID@HOST. With it end the names of temporary files."""
     return f'{os.getpid()}@{socket.gethostname()}'
 
 
 def remove_leftovers(prefix):
-    """Removes files and folders named `prefix`, anything, and the owner() of a process of this machine that was killed."""
+    """Removes files named `prefix`, anything, and the owner() of a process of this machine that was killed."""
     for name in glob.glob(f'{glob.escape(str(prefix))}*@{glob.escape(socket.gethostname())}'):
         try:
             os.kill(int(re.search(r'-(\d+)@[^@]*$', name)[1]), 0)
         except ProcessLookupError:
-            shutil.rmtree(name, ignore_errors=True)
-            with contextlib.suppress(OSError):  # a folder, removed by now
+            with contextlib.suppress(OSError):  # removed by now
                 os.unlink(name)
         except (TypeError, OSError):  # no such name, a process of another user
             pass
-
-
-@contextlib.contextmanager
-def temporary_folder(prefix, parent=None):
-    """A new folder (Path) for files that do not outlast the block, by default among the system's temporary files.
-
-    Removes those of the same prefix and parent whose processes were killed.
-    """
-    parent = Path(parent or tempfile.gettempdir())
-    remove_leftovers(parent / prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=f'-{owner()}', dir=parent) as folder:
-        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -140,6 +128,47 @@ def atomic_folder(path):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix, parent=None):
+    """A new folder below `parent`, or below $TMPDIR or /tmp, removed when the block ends.
+
+    Those of processes that were killed are removed first. prefix: of the name, one for each program, such as 'lxmert-demo-'. A
+    lock on the folder shows that its owner lives; processes that were forked from the owner hold it too.
+    """
+    parent = Path(parent or tempfile.gettempdir())
+    for leftover in parent.glob(f'{glob.escape(prefix)}{8 * "[a-z0-9_]"}'):  # as mkdtemp names them
+        with contextlib.suppress(OSError):  # in use, or of another user
+            descriptor = _lock_folder(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(descriptor)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it before it was locked
+            descriptor = _lock_folder(folder, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock_folder(folder, flags):
+    """Locks a folder of this user until the returned descriptor is closed. Raises OSError, with LOCK_NB also if it is locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, 'a folder of another user', str(folder))
+        fcntl.flock(descriptor, flags)
+    except OSError:
+        if flags & fcntl.LOCK_NB:
+            os.close(descriptor)
+            raise  # so that nothing is removed; without LOCK_NB: a network disk without locks, where nobody removes anything
+    return descriptor
 
 
 def sync(path):

@@ -81,7 +81,7 @@ def run(flags):
             signal.signal(number, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith('GRADIO_')]:
         del os.environ[name]  # they could share folders or move the port
-    with temporary_folder('lxmert-') as folder:
+    with temporary_folder('lxmert-demo-') as folder:
         # Set before Gradio is imported: its cache, no request for its version, no proxy for requests to itself.
         no_proxy = urllib.request.getproxies().get('no'), flags.host, '127.0.0.1'
         os.environ.update(GRADIO_TEMP_DIR=str(folder), GRADIO_ANALYTICS_ENABLED='False',

@@ -1,15 +1,14 @@
 """NLVR2: is a statement true of two photographs? (Suhr et al., 2019). The program behind run/nlvr2_{finetune,test}.bash."""
 
-import json
 import sys
 
 import numpy as np
 
 from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, opened
+from files.json_files import DataError, field, layout, numbered_lines, parse_json
 from tasks.program import main
-from tasks.scoring import PredictionFaults, Question, Scores, first_character, label_score, match_predictions, read_split
+from tasks.scoring import PredictionFaults, Question, Scores, label_score, match_predictions, read_split
 from tasks.task import Task
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
@@ -71,33 +70,31 @@ class NLVR2(Task):
 def read_predictions(path, faults):
     """{identifier: 'True' or 'False'} of lines `identifier,True`."""
     predictions = {}
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            key, _, answer = line.decode(errors='replace').strip().partition(',')
-            if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
-                faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
-            elif key in predictions:
-                faults.add('questions answered again', f'{key} in line {number}')
-            else:
-                predictions[key] = answer.capitalize()
+    for number, line in numbered_lines(path):
+        key, _, answer = line.decode(errors='replace').strip().partition(',')
+        if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
+            faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
+        elif key in predictions:
+            faults.add('questions answered again', f'{key} in line {number}')
+        else:
+            predictions[key] = answer.capitalize()
     return predictions
 
 
 def read_questions(path):
-    """Yields the Questions of an official file (json lines) or of this project's json. Raises DataError."""
-    if first_character(path) == b'[':
+    """Yields the Questions of an official file (json lines) or of this project's json, also as json lines. Raises DataError."""
+    if layout(path) == 'list':
         yield from read_split(path, PAIR, {})
         return
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            location = f'{path}:{number}'
-            try:
-                item = json.loads(line)
-            except ValueError as error:
-                raise DataError(f'{location}: expected one json object per line, found {error}') from None
-            if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
-                raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}')
-            yield Question(field(item, 'identifier', str, location), None if label is None else {label: 1.0})
+    for number, line in numbered_lines(path):
+        location = f'{path}:{number}'
+        item = parse_json(line, location, 'one json object per line')
+        if number == 1 and isinstance(item, dict) and 'sent' in item:
+            yield from read_split(path, PAIR, {})
+            return
+        if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
+            raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}')
+        yield Question(field(item, 'identifier', str, location), None if label is None else {label: 1.0})
 
 
 def consistency(identifiers, correct):

@@ -1,13 +1,10 @@
 """Reads predictions and annotations, matches them (each question must be answered exactly once) and adds up scores."""
 
-import gzip
 import json
 import sys
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-from files.json_files import DataError, stream
+from files.json_files import DataError, layout, stream
 
 
 class Question(NamedTuple):
@@ -63,19 +60,10 @@ class Scores:
         return by.pop('all')[''] | {'by': by, 'measure': measure, 'notes': list(notes)}
 
 
-def first_character(path):
-    """The first byte of a json file that is not whitespace; b'' if it cannot be read, which reading the file will report."""
-    try:
-        with (gzip.open if Path(path).suffix == '.gz' else open)(path, 'rb') as file:
-            return file.read(1000).lstrip()[:1]
-    except (OSError, EOFError, zlib.error):
-        return b''
-
-
 def read_json_predictions(path, id_key, id_type, answer_key, faults):
     """Reads a list [{id_key: ..., answer_key: ...}, ...] as {question id: answer}; adds invalid items to `faults`."""
     expected = f'{{"{id_key}": {"a whole number" if id_type is int else "a text"}, "{answer_key}": a text}}'
-    if first_character(path) not in (b'[', b''):
+    if layout(path) == 'object':
         raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations?')
     predictions = {}
     for i, item in enumerate(stream(path, 'item', 'predictions')):

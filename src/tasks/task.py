@@ -5,6 +5,7 @@ from tqdm import tqdm
 from annotations.examples import QUESTION
 from dist import print0
 from files.json_files import write_list
+from files.text import printable
 from train import evaluate
 
 MAX_TYPES = 30  # print no table of more question types; VQA v2 has 65
@@ -75,7 +76,7 @@ class Task:
         lines = [f'{"":24s} questions  share  score', f'{"all":24s} {len(scores):9d}  100.0  {100 * scores.mean():5.2f}']
         for key, types in self.types(dataset.examples).items():
             for name, mask in types if len(types) <= MAX_TYPES else ():
-                lines.append(f'{key.split("_")[0] + ": " + name:24s} {mask.sum():9d}  {100 * mask.mean():5.1f}  '
+                lines.append(f'{key.split("_")[0] + ": " + printable(name):24s} {mask.sum():9d}  {100 * mask.mean():5.1f}  '
                              f'{100 * scores[mask].mean():5.2f}')
         return '\n'.join(lines)
 
