@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import cli
 import train
 from annotations.dataset import ExampleDataset
 from files.atomic import atomic_file, owner, temporary_folder
+from param import Options
 from shapes import world as shapes_world
 
 LIMIT = 60  # seconds in which everything that is ended must have ended
@@ -238,6 +241,32 @@ def test_files_of_killed_processes_are_removed_and_no_others(tmp_path):
     with atomic_file(tmp_path / 'a.json', 'w') as file:
         file.write('complete')
     assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / 'a.json'])
+
+
+class Numbers(torch.utils.data.Dataset):
+    """The numbers of its process, which ends when it is asked for 7."""
+
+    def __getitem__(self, number):
+        if number == 7:
+            open(f'/dev/shm/torch_{os.getpid()}_1_1', 'w').close()  # as a batch that is on its way
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {'pid': torch.tensor(os.getpid())}
+
+    def to_device(self, batch):
+        return batch
+
+
+def test_what_a_killed_worker_leaves_is_removed_when_the_next_one_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, '__defaults__', (0.2,))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    load = partial(train.load_batches, Numbers(), options=Options(numWorkers=1), device=torch.device('cpu'))
+    batches = load([1, 2, 3, 7])  # it prepares two in advance
+    memory = f'/dev/shm/torch_{int(next(batches)["pid"])}_1_1'
+    with pytest.raises(cli.WorkerError):
+        list(batches)
+    assert os.path.exists(memory) and len(list(tmp_path.iterdir())) == 1
+    assert len(list(load([1, 2]))) == 2
+    assert not os.path.exists(memory) and not list(tmp_path.iterdir())
 
 
 def kill_this_process(*_):
