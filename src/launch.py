@@ -17,8 +17,11 @@ GRACE = int(os.environ.get('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', 300))  # seconds be
 
 def main(arguments):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as torchrun
+
+    from dist import tcp_store
 
     error, code = None, 0
     with temporary_folder('lxmert-') as folder:
@@ -26,6 +29,7 @@ def main(arguments):
         os.environ.update(STATUS_FILE=str(status), LAUNCHER_PID=str(os.getpid()))
         # Else restarted processes get the addresses of those that died (PyTorch 2.13).
         os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        c10d_rendezvous_backend.TCPStore = tcp_store  # the one in which several machines meet
         pass_on_signals()
         # One machine meets itself in a file, without an open port; there is no other machine to tell that it is alive.
         one_machine = ['--rdzv-backend=c10d', f'--rdzv-endpoint={folder}/rendezvous', '--local-addr=127.0.0.1',

@@ -137,16 +137,18 @@ def atomic_folder(path):
 
 
 @contextlib.contextmanager
-def temporary_folder(prefix, parent=None):
+def temporary_folder(prefix, parent=None, on_leftover=None):
     """A new folder below `parent`, or below $TMPDIR or /tmp, removed when the block ends.
 
-    Those of processes that were killed are removed first. prefix: of the name, one for each program, such as 'lxmert-demo-'. A
-    lock on the folder shows that its owner lives; processes that were forked from the owner hold it too.
+    Those of processes that were killed are removed first, after on_leftover(folder). prefix: of the name, one for each program,
+    such as 'lxmert-demo-'. A lock on the folder shows that its owner lives; processes forked from the owner hold it too.
     """
     parent = Path(parent or tempfile.gettempdir())
     for leftover in parent.glob(f'{glob.escape(prefix)}{8 * "[a-z0-9_]"}'):  # as mkdtemp names them
         with contextlib.suppress(OSError):  # in use, or of another user
             descriptor = _lock_folder(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if on_leftover:
+                on_leftover(leftover)
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(descriptor)
     while True:
