@@ -32,6 +32,7 @@ from bert.weights import WeightsError, why_not_like
 from cli import WorkerError, become_worker, handle_termination, signals_blocked
 from files.atomic import temporary_folder
 from files.json_files import some
+from files.text import printable
 from run_folder import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
@@ -266,7 +267,7 @@ def autocast(options, device):
 
 def progress_bar(total, start, text, options):
     disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=disable, leave=False)
+    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):

@@ -16,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from files.text import printable
+
 BLOCK = 1 << 20  # bytes read at once for a digest
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file
 
@@ -219,7 +221,7 @@ def check_free_space(folder, needed, what, advice):
 
 def byte_bar(name, size, delay=0):
     """A progress bar in bytes, shown on a terminal after `delay` seconds."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
+    return tqdm(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay, disable=None)
 
 
 def sha256(path):
