@@ -193,7 +193,8 @@ def test_image_ids_are_those_of_the_regions(tmp_path, convert, images, ids, expe
     assert check_dataset.main([str(tmp_path / 'out/dataset.json')]) == 0
 
 
-@pytest.mark.parametrize('text', ['\ufeff[{"image": "a", "question": "x", "answer": "y"}]', '\ufeffimage,question,answer\na,x,y\n'])
+@pytest.mark.parametrize('text', ['\ufeff[{"image": "a", "question": "x", "answer": "y"}]',
+                                  '\ufeffimage,question,answer\na,x,y\n'])
 def test_byte_order_marks(tmp_path, convert, text):
     path = tmp_path / ('q.csv' if ',q' in text else 'q.json')
     path.write_text(text)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import ijson
 
-from files.json_files import MAX_DEPTH, DataError, JsonBlocks, layout, opened, some, stream
+from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, layout, opened, some, stream
 from images.pictures import ENDINGS
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
@@ -67,8 +67,8 @@ def find_rows(path):
                 elif event == 'map_key' and value.lower() in IDENTIFYING:
                     match containers:
                         case ['map'] if layout(path) != 'lines':
-                            raise DataError(f'{path}: expected {FORMS}; found one object with the key "{value}"; if it is a table of '
-                                            'columns, write its rows, with pandas as to_json(orient="records")')
+                            raise DataError(f'{path}: expected {FORMS}; found one object with the key "{value}"; if it is a '
+                                            'table of columns, write its rows, with pandas as to_json(orient="records")')
                         case ['map'] | ['array', 'map']:
                             return 'item'
                         case ['map', 'array', 'map']:
@@ -88,7 +88,7 @@ def read_table(path, delimiters):
     with opened(path) as file:
         text = io.TextIOWrapper(file, 'utf-8-sig', newline='')
         try:
-            header = text.readline()
+            header = text.readline(MAX_BYTES)
             names = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in delimiters}
             delimiter = max(names, key=lambda one: len(names[one]))
             if not any(name.strip().lower() in IDENTIFYING for name in names[delimiter]):

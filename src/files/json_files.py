@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import ijson
 import numpy as np
 
 from files.atomic import byte_bar
+from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
 MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
@@ -34,7 +36,7 @@ CODES = bytes.maketrans(STRUCTURE, bytes((1, 1, 255, 255, 0, QUOTE)))
 OTHER_BYTES = bytes(set(range(256)) - set(STRUCTURE))
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Annotations or a description of a dataset that cannot be used."""
 
 
@@ -108,11 +110,16 @@ def parse_json(text, place, expected):
         if len(values) < len(pairs):
             (key, _), = Counter(key for key, _ in pairs).most_common(1)
             raise invalid(f'key {key!a} is given twice')
+        if constants:
+            keys = [shown(key) for key, value in pairs if isinstance(value, float) and not math.isfinite(value)]
+            raise invalid(f'{constants[0]} is no number of json{f", key {keys[0]}" if keys else ""}')
         return values
 
-    def refuse(name):
-        raise invalid(f'{name} is no number of json')
+    def read_constant(name):
+        constants.append(name)
+        return float(name)
 
+    constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
         structure = Structure(place, 0)
@@ -120,7 +127,9 @@ def parse_json(text, place, expected):
             structure.check(text[start:start + BLOCK])
     try:
         text = text.decode('utf-8-sig')
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=read_constant)
+        if constants:
+            raise invalid(f'{constants[0]} is no number of json')
         if r'\ud' in text.lower():  # may be half of a character, which no text in UTF-8 can hold
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -136,7 +145,7 @@ def read_bytes(path, what):
     """The content of a small file. Raises FileNotFoundError or DataError, which name the file and what it should be."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; expected {what}')
+        raise FileNotFoundError(printable(f'{path}: no such file; expected {what}'))
     if (size := path.stat().st_size) > MAX_BYTES:
         raise DataError(f'{path}: {size:,} bytes; expected at most {MAX_BYTES >> 20} MB: {what}')
     return path.read_bytes()
@@ -199,7 +208,7 @@ def opened(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; download it, or check the name')
+        raise FileNotFoundError(printable(f'{path}: no such file; download it, or check the name'))
     with (byte_bar(path.name, path.stat().st_size, delay=1) as bar,
           io.BufferedReader(CountedFile(path, bar), 1 << 20) as file):
         try:
@@ -285,12 +294,6 @@ def field(item, key, kind, path):
     return value
 
 
-def shown(value, most=200):
-    """A value of a file for a message: its first characters, as in Python."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text[:most] + '...' if len(text) > most else text
-
-
 def first_duplicate(items):
     """The first of some items that equals an earlier one, or None."""
     seen = set()
@@ -299,7 +302,7 @@ def first_duplicate(items):
 
 def some(names, most=3):
     """The first names of a list, for a message."""
-    names = list(dict.fromkeys(names))
+    names = [printable(name) for name in dict.fromkeys(names)]
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from files.json_files import DataError, layout, some, stream
+from files.text import printable, shown
 
 CORRECT, KEEP_ONE = 'Correct the predictions', 'Keep one answer to each question'
 
@@ -32,14 +33,14 @@ class PredictionFaults:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.advice[advice] = None
         if self.counts[kind] <= 3:
-            self.first.setdefault(kind, []).append(str(name))
+            self.first.setdefault(kind, []).append(printable(name)[:200])
 
     def check(self):
         """Raises DataError if there are faults, with the number and the first examples of each kind."""
         if self.counts:
             raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
-                for kind, count in self.counts.items()) + f'\n{"; ".join(self.advice)}')
+                for kind, count in self.counts.items()) + f'\n  {"; ".join(self.advice)}')
 
 
 @dataclass
@@ -96,7 +97,7 @@ def read_split(path, schema, types):
     """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
         if fault := schema.first_fault(item):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {json.dumps(item)[:200]}; '
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
                             'correct it, or name the official annotations')
         label = schema.scores(item) if 'label' in item else None
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
@@ -112,15 +113,16 @@ def match_predictions(questions, predictions, path, faults, score, subset):
     ids, skipped, unanswered_unbalanced, answered_unbalanced, labelled = set(), set(), [], False, None
     for question in questions:
         if question.id in ids or question.id in skipped:
-            raise DataError(f'{path}: question {question.id} occurs twice; expected each once; get the file again, or correct it')
+            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once; get the '
+                            'file again, or correct it')
         if subset.only is not None and str(question.id) not in subset.only:
             skipped.add(question.id)
             continue
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
-            raise DataError(f'{path}: question {question.id}: expected labels on all questions of a file or on none; correct the '
-                            'file')
+            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on '
+                            'none; correct the file')
         if question.id in predictions:
             answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)
