@@ -145,6 +145,17 @@ def test_slake(tmp_path, convert):
         convert('--split', 'train', path, '--where', 'q_lang=de', out='de')
 
 
+def test_splits_of_one_file(tmp_path, convert):
+    """As VQA-RAD's phrase_type, of which two make a split."""
+    rows = [{'image_name': 'a', 'question': kind, 'answer': 'x', 'phrase_type': kind}
+            for kind in ('freeform', 'para', 'test_para')]
+    path = save(tmp_path / 'q.json', rows)
+    _, splits, _, _ = convert('--split', 'train', path, 'phrase_type=freeform', 'phrase_type=para',
+                              '--split', 'test', path, 'phrase_type=test_para')
+    assert {split: [row['sent'] for row in rows] for split, rows in splits.items()} == {
+        'train': ['freeform', 'para'], 'test': ['test_para']}
+
+
 def test_gqa_ood(tmp_path, convert):
     """An object by id; ids stay texts, of which two may be the same number."""
     rows = {'0182': {'question': 'Is it?', 'imageId': '5', 'answer': 'yes', 'types': {'structural': 'verify'}},
