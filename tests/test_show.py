@@ -398,7 +398,7 @@ def test_a_script_without_font_is_one_message(no_fonts, tmp_path, capsys):
         warnings.simplefilter('error')
         for name in ('one.png', 'two.png'):
             drawing.save(heads_of('图', '片', 'न', 'кот', 'é', 'e\u200d\ufe0f'), tmp_path / name)
-        drawing.draw_labels(ImageDraw.Draw(Image.new('RGB', (200, 200))), [[10, 10, 90, 90]], ['红 1'], ['red'])
+        drawing.draw_labels(ImageDraw.Draw(Image.new('RGB', (200, 200))), [[10, 10, 90, 90]], ['红 1'], [(255, 0, 0)])
     error = capsys.readouterr().err
     assert error.count('\n') == 2 and error.count('Install a font') == 2
     assert 'no installed font has 3 of the characters (न 图 片)' in error and '1 of the characters (红)' in error
@@ -414,8 +414,10 @@ def test_a_font_installed_since_is_used(no_fonts, tmp_path, capsys):
         figure = heads_of('图', 'a')
         drawing.save(figure, tmp_path / 'heads.png')
         label = Image.new('RGB', (200, 200), 'white')
-        drawing.draw_labels(ImageDraw.Draw(label), [[10, 100, 90, 190]], ['红'], ['red'])
+        drawing.draw_labels(ImageDraw.Draw(label), [[10, 100, 90, 190]], ['红'], [(255, 0, 0)])
     assert capsys.readouterr().err == ''
+    for text in (figure._suptitle, figure.axes[0].texts[0], figure.axes[1].get_yticklabels()[0]):
+        assert '图' in text.get_text() and text.get_fontfamily() == ['DejaVu Sans', 'Tiny']
     assert drawing._pil_font(['红']).getname()[0] == 'Tiny' and drawing._pil_font(['red é']).getname()[0] != 'Tiny'
     assert [one.name for one in drawing.fonts_for(['plain'])] == ['DejaVu Sans']  # no other is looked for
 
