@@ -18,7 +18,7 @@ from images.pictures import ENDINGS
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
 KEYS = {
     'question': ('question', 'sent', 'query'),
-    'id': ('question_id', 'questionid', 'qid', 'id'),
+    'id': ('question_id', 'questionid', 'qid', 'identifier', 'id'),
     'image': ('image_name', 'img_name', 'file_name', 'filename', 'image_path', 'img_path', 'image_file', 'img_file', 'image',
               'image_id', 'imageid', 'img_id', 'img'),
     'answers': ('answers', 'direct_answers', 'answer', 'label', 'multiple_choice_answer'),
@@ -118,8 +118,8 @@ def text_of(value):
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
-    Answers: one text or number, a list of them, a list of objects with "answer", a csv cell with a list, {answer: score}; [] if
-    there are none. Raises DataError with `place` (file, row).
+    Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer:
+    score}. No answers: []. Raises DataError with `place` (file, row).
     """
     value, annotators = value_of(row, 'answers'), None
     if isinstance(value, str) and value.startswith('['):
