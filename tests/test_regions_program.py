@@ -269,7 +269,8 @@ def test_check_questions(path, run, tmp_path):
     status, out, _ = run('check', path, '--questions', questions, pairs)
     assert status == 1 and 'for its 7 images, found none for 7: none0, none1, none2, none3, none4 and 2 more' in out
     assert 'found none for 1: gone' in out
-    for text, message in (('{', 'incomplete or invalid json'), ('{}', 'expected questions in a list, found none'),
+    no_list = 'expected questions in a list or as json lines, found none'
+    for text, message in (('{', 'incomplete or invalid json'), ('{}', no_list),
                           ('[{"img_id": 3}]', 'key "img_id": expected str, found 3'),
                           ('[{"img0": "a"}]', 'key "img1": expected str, found None')):
         questions.write_text(text)

@@ -2,7 +2,8 @@
 
 import re
 
-from files.json_files import DataError, first_duplicate, read_json, shown
+from files.json_files import DataError, first_duplicate, read_json
+from files.text import shown
 
 NUMBERS = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
 SAME = {

@@ -7,7 +7,8 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from files.json_files import DataError, read_json, read_text, shown
+from files.json_files import DataError, read_json, read_text
+from files.text import shown
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot
@@ -54,12 +55,12 @@ class BertTokenizer:
     def _read(self):
         """The file's word pieces, in the order of their ids."""
         if self.vocab_file.suffix == '.json':
-            ids = read_json(self.vocab_file, "Hugging Face's tokenizer.json")
+            ids = read_json(self.vocab_file, 'a tokenizer.json with model.vocab')
             for key in ('model', 'vocab'):
                 ids = ids.get(key) if isinstance(ids, dict) else None
             if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
-                raise DataError(f'{self.vocab_file}: key "model.vocab": expected {{word piece: id}} with the ids from 0 on, '
-                                f'found {shown(ids)}')
+                raise DataError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, {{word piece: id}} with the ids '
+                                f'from 0 on, found {shown(ids)}')
             return sorted(ids, key=ids.get)
         pieces = read_text(self.vocab_file, 'a text file with one word piece a line').split('\n')
         return pieces[:-1] if pieces[-1] == '' else pieces  # the last line has an end

@@ -9,21 +9,25 @@ import gzip
 import io
 import itertools
 import json
+import math
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ijson
 import numpy as np
 
 from files.atomic import byte_bar
+from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
 MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
 MAX_EXPANSION = 200  # times that a gzip file may grow; text that people wrote grows 3 to 20 times
 FREE_EXPANSION = 256 << 20  # bytes that any gzip file may grow to
 BLOCK = 1 << 16  # bytes checked at once
+MAX_FIRST_LINE = 1 << 20  # bytes; a longer one is that of an object, not the first of json lines
 
 # Of json only brackets (1 opens, -1 closes), commas (0) and quotes matter to its structure.
 QUOTE = 2
@@ -32,7 +36,7 @@ CODES = bytes.maketrans(STRUCTURE, bytes((1, 1, 255, 255, 0, QUOTE)))
 OTHER_BYTES = bytes(set(range(256)) - set(STRUCTURE))
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Annotations or a description of a dataset that cannot be used."""
 
 
@@ -106,11 +110,16 @@ def parse_json(text, place, expected):
         if len(values) < len(pairs):
             (key, _), = Counter(key for key, _ in pairs).most_common(1)
             raise invalid(f'key {key!a} is given twice')
+        if constants:
+            keys = [shown(key) for key, value in pairs if isinstance(value, float) and not math.isfinite(value)]
+            raise invalid(f'{constants[0]} is no number of json{f", key {keys[0]}" if keys else ""}')
         return values
 
-    def refuse(name):
-        raise invalid(f'{name} is no number of json')
+    def read_constant(name):
+        constants.append(name)
+        return float(name)
 
+    constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
         structure = Structure(place, 0)
@@ -118,7 +127,9 @@ def parse_json(text, place, expected):
             structure.check(text[start:start + BLOCK])
     try:
         text = text.decode('utf-8-sig')
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=read_constant)
+        if constants:
+            raise invalid(f'{constants[0]} is no number of json')
         if r'\ud' in text.lower():  # may be half of a character, which no text in UTF-8 can hold
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -134,7 +145,7 @@ def read_bytes(path, what):
     """The content of a small file. Raises FileNotFoundError or DataError, which name the file and what it should be."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; expected {what}')
+        raise FileNotFoundError(printable(f'{path}: no such file; expected {what}'))
     if (size := path.stat().st_size) > MAX_BYTES:
         raise DataError(f'{path}: {size:,} bytes; expected at most {MAX_BYTES >> 20} MB: {what}')
     return path.read_bytes()
@@ -197,7 +208,7 @@ def opened(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; download it, or check the name')
+        raise FileNotFoundError(printable(f'{path}: no such file; download it, or check the name'))
     with (byte_bar(path.name, path.stat().st_size, delay=1) as bar,
           io.BufferedReader(CountedFile(path, bar), 1 << 20) as file):
         try:
@@ -233,25 +244,43 @@ def check_json(path, multiple_values=False):
             raise DataError(f'{path}: expected complete json ({" ".join(str(error).split())})') from None
 
 
+def layout(path):
+    """'list', 'object', or 'lines' for json lines (objects, each in a line of its own), of a json file that is to be read."""
+    with opened(path) as file:
+        line = file.readline(MAX_FIRST_LINE).removeprefix(codecs.BOM_UTF8)
+        while line.isspace():
+            line = file.readline(MAX_FIRST_LINE)
+        if not line.lstrip().startswith(b'{'):
+            return 'list'
+        try:
+            values = parse_json(line, path, 'an object').values()
+        except DataError:
+            return 'object'  # of several lines
+        holds_rows = any(isinstance(value, list) and (not value or isinstance(value[0], dict)) for value in values)
+        holds_rows |= all(isinstance(value, dict) for value in values)
+        return 'lines' if not holds_rows or file.readline(MAX_FIRST_LINE).strip() else 'object'
+
+
 def stream(path, prefix, what, pairs=False):
     """Yields the items of a json file one by one.
 
-    path: .json or .json.gz; prefix: where they are, as in ijson ('questions.item'; '' with pairs); what: what they are, in the
-    plural, for messages; pairs: yield the (key, value) pairs of an object. Raises FileNotFoundError, or DataError if the file
-    is incomplete or no json, or has no such items.
+    path: .json or .json.gz; prefix: where they are, as in ijson ('questions.item'; '' with pairs); 'item', those of a list, also
+    reads json lines; what: what they are, in the plural, for messages; pairs: yield the (key, value) pairs of an object. Raises
+    FileNotFoundError, or DataError if the file is incomplete or no json, or has no such items.
     """
-    count = 0
+    count, lines = 0, prefix == 'item' and layout(path) == 'lines'
     with opened(path) as file:
-        blocks = JsonBlocks(file, path, 1 + prefix.count('.'))
+        blocks = JsonBlocks(file, path, 0 if lines else 1 + prefix.count('.'))
+        items = partial(ijson.items, multiple_values=True) if lines else ijson.kvitems if pairs else ijson.items
         try:
-            for item in (ijson.kvitems if pairs else ijson.items)(blocks, prefix, use_float=True):
+            for item in items(blocks, '' if lines else prefix, use_float=True):
                 count += 1
                 yield item
         except (ijson.JSONError, UnicodeDecodeError) as error:
             fault = ' '.join(str(error).split())  # the parser draws an arrow below the fault
             raise DataError(f'{path}: incomplete or invalid json after {count:,} {what} ({fault}); download it again') from None
     if not count:
-        place = f'at {prefix.replace(".item", "[...]")}' if '.' in prefix else 'in a list'
+        place = f'at {prefix.replace(".item", "[...]")}' if '.' in prefix else 'in a list or as json lines'
         raise DataError(f'{path}: expected {what} {"as the values of one object" if pairs else place}, found none; is it the '
                         'file that its name says?')
 
@@ -265,12 +294,6 @@ def field(item, key, kind, path):
     return value
 
 
-def shown(value, most=200):
-    """A value of a file for a message: its first characters, as in Python."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text[:most] + '...' if len(text) > most else text
-
-
 def first_duplicate(items):
     """The first of some items that equals an earlier one, or None."""
     seen = set()
@@ -279,7 +302,7 @@ def first_duplicate(items):
 
 def some(names, most=3):
     """The first names of a list, for a message."""
-    names = list(dict.fromkeys(names))
+    names = [printable(name) for name in dict.fromkeys(names)]
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 

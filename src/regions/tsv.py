@@ -27,6 +27,7 @@ import pybase64
 
 from files.atomic import atomic_file, byte_bar
 from files.json_files import read_json
+from files.text import InputError
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
           'features')
@@ -42,7 +43,7 @@ BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
 ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or unknown compression
 
 
-class RegionError(ValueError):
+class RegionError(InputError):
     """Regions that cannot be used; the message names file, line or image, what was expected, found, and what to do."""
 
 

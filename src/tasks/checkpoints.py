@@ -11,7 +11,8 @@ from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json, shown, some
+from files.json_files import DataError, read_json, some
+from files.text import shown
 from heads import Start
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
@@ -106,6 +107,14 @@ def read_tokenizer(folder, config):
         raise ValueError(f'{tokenizer.vocab_file}: {len(tokenizer)} word pieces, but vocab_size of the config is '
                          f'{config.vocab_size}')
     return tokenizer
+
+
+def check_size(config, folder, weights):
+    """Raises DataError if the config of a folder is of a model that is many times larger than a file of weights."""
+    parameters, size = config.parameters(), weights.stat().st_size
+    if parameters > 8 * size:  # a parameter takes 2 or 4 bytes
+        raise DataError(f'{folder / "config.json"}: a model of {parameters:,} parameters, but {weights} has {size:,} bytes; is '
+                        'it the config of these weights?')
 
 
 def check_max_length(max_length, config):

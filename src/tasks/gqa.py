@@ -4,13 +4,12 @@ import sys
 
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, stream
+from files.json_files import DataError, field, layout, stream
 from tasks.program import main
 from tasks.scoring import (
     PredictionFaults,
     Question,
     Scores,
-    first_character,
     label_score,
     match_predictions,
     read_json_predictions,
@@ -77,7 +76,7 @@ class GQA(Task):
 
 def read_questions(path):
     """Yields the Questions of an official questions file or of this project's json. Raises DataError."""
-    if first_character(path) == b'[':
+    if layout(path) != 'object':
         yield from read_split(path, TEXT_QUESTION, {'answer_type': 'answer type', 'question_type': 'structural type'})
         return
     for key, item in stream(path, '', 'questions', pairs=True):

@@ -6,9 +6,9 @@ import numpy as np
 
 from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, numbered_lines, parse_json
+from files.json_files import DataError, field, layout, numbered_lines, parse_json
 from tasks.program import main
-from tasks.scoring import PredictionFaults, Question, Scores, first_character, label_score, match_predictions, read_split
+from tasks.scoring import PredictionFaults, Question, Scores, label_score, match_predictions, read_split
 from tasks.task import Task
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
@@ -71,7 +71,7 @@ def read_predictions(path, faults):
     """{identifier: 'True' or 'False'} of lines `identifier,True`."""
     predictions = {}
     for number, line in numbered_lines(path):
-        key, _, answer = line.decode(errors='replace').strip().partition(',')
+        key, _, answer = line.decode(errors='replace').strip().rpartition(',')  # identifiers may have commas
         if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
             faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
         elif key in predictions:
@@ -82,13 +82,16 @@ def read_predictions(path, faults):
 
 
 def read_questions(path):
-    """Yields the Questions of an official file (json lines) or of this project's json. Raises DataError."""
-    if first_character(path) == b'[':
+    """Yields the Questions of an official file (json lines) or of this project's json, also as json lines. Raises DataError."""
+    if layout(path) == 'list':
         yield from read_split(path, PAIR, {})
         return
     for number, line in numbered_lines(path):
         location = f'{path}:{number}'
         item = parse_json(line, location, 'one json object per line')
+        if number == 1 and isinstance(item, dict) and 'sent' in item:
+            yield from read_split(path, PAIR, {})
+            return
         if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
             raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}')
         yield Question(field(item, 'identifier', str, location), None if label is None else {label: 1.0})

@@ -42,7 +42,9 @@ class Predictor:
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
         package = models.package(model := checkpoints.model_type(path))
-        state, config = package.read_task(path), package.config_from_json(path.with_name('config.json'))
+        config = package.config_from_json(path.with_name('config.json'))
+        checkpoints.check_size(config, path.parent, path)
+        state = package.read_task(path)
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')

@@ -1,14 +1,11 @@
 """Reads predictions and annotations, matches them (each question must be answered exactly once) and adds up scores."""
 
-import codecs
-import gzip
 import json
 import sys
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-from files.json_files import DataError, stream
+from files.json_files import DataError, layout, stream
+from files.text import printable, shown
 
 
 class Question(NamedTuple):
@@ -31,7 +28,7 @@ class PredictionFaults:
     def add(self, kind, name):
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] <= 3:
-            self.first.setdefault(kind, []).append(str(name))
+            self.first.setdefault(kind, []).append(printable(name)[:200])
 
     def check(self):
         """Raises DataError if there are faults, with the number and the first examples of each kind."""
@@ -64,19 +61,10 @@ class Scores:
         return by.pop('all')[''] | {'by': by, 'measure': measure, 'notes': list(notes)}
 
 
-def first_character(path):
-    """The first byte of a json file that is not whitespace; b'' if it cannot be read, which reading the file will report."""
-    try:
-        with (gzip.open if Path(path).suffix == '.gz' else open)(path, 'rb') as file:
-            return file.read(1000).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    except (OSError, EOFError, zlib.error):
-        return b''
-
-
 def read_json_predictions(path, id_key, id_type, answer_key, faults):
     """Reads a list [{id_key: ..., answer_key: ...}, ...] as {question id: answer}; adds invalid items to `faults`."""
     expected = f'{{"{id_key}": {"a whole number" if id_type is int else "a text"}, "{answer_key}": a text}}'
-    if first_character(path) not in (b'[', b''):
+    if layout(path) == 'object':
         raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations?')
     predictions = {}
     for i, item in enumerate(stream(path, 'item', 'predictions')):
@@ -94,7 +82,7 @@ def read_split(path, schema, types):
     """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
         if fault := schema.first_fault(item):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {json.dumps(item)[:200]}')
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}')
         label = schema.scores(item) if 'label' in item else None
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
 
@@ -108,11 +96,11 @@ def match_predictions(questions, predictions, path, faults, score):
     ids, unanswered_unbalanced, answered_unbalanced, labelled = set(), [], False, None
     for question in questions:
         if question.id in ids:
-            raise DataError(f'{path}: question {question.id} occurs twice; expected each once')
+            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once')
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
-            raise DataError(f'{path}: question {question.id}: expected labels on all questions of a file or on none')
+            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on none')
         if question.id in predictions:
             answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)

@@ -4,13 +4,12 @@ import sys
 
 from annotations.examples import QUESTION
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, stream
+from files.json_files import DataError, field, layout, stream
 from tasks.program import main
 from tasks.scoring import (
     PredictionFaults,
     Question,
     Scores,
-    first_character,
     label_score,
     match_predictions,
     read_json_predictions,
@@ -59,11 +58,13 @@ class VQA(Task):
 
 
 def read_questions(path):
-    """Yields the Questions of the official annotations or of this project's json. Raises DataError."""
-    if first_character(path) == b'[':
+    """Yields the Questions of the official annotations, also as a list (VQA-CP), or of this project's json. Raises DataError."""
+    prefix = 'annotations.item' if layout(path) == 'object' else 'item'
+    first = next(stream(path, prefix, 'annotations'))
+    if prefix == 'item' and not (isinstance(first, dict) and 'answers' in first):
         yield from read_split(path, QUESTION, TYPES)
         return
-    for item in stream(path, 'annotations.item', 'annotations'):
+    for item in stream(path, prefix, 'annotations'):
         key = field(item, 'question_id', int, path)
         answers = [field(answer, 'answer', str, path) for answer in field(item, 'answers', list, path)]
         if not answers:

@@ -6,7 +6,6 @@ Exit status 0: success; 1: invalid input; 2: wrong usage.
 import argparse
 import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
-from files.atomic import check_free_space, write_atomically
+from files.atomic import check_free_space, temporary_folder, write_atomically
 from files.json_files import DataError, field, numbered_lines, some, stream
 from param import Options, add_flags
 from regions import placement, store
@@ -58,7 +57,7 @@ Exit status: 0 success, 1 invalid input, 2 wrong usage.
 
 def read_pairs(path):
     """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
-    pairs = list((json_pairs if '.json' in path.suffixes[-2:] else line_pairs)(path))
+    pairs = list((json_pairs if {'.json', '.jsonl'} & {*path.suffixes[-2:]} else line_pairs)(path))
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
     for img_id, _ in pairs:
@@ -190,8 +189,8 @@ def write_states(out, texts, arrays, batches):
     sizes = [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in arrays.values()]
     sizes += [array.nbytes for array in texts.values()]
     check_free_space(out.parent, sum(sizes) + max(sizes), f'--out {out}', 'name fewer --layers, or another disk')
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as folder:
-        files = {name: Path(folder) / f'{name}.npy' for name in (*texts, *arrays)}
+    with temporary_folder(f'.{out.name}-', out.parent) as folder:
+        files = {name: folder / f'{name}.npy' for name in (*texts, *arrays)}
         for name, array in texts.items():
             np.save(files[name], array)
         mapped = {name: allocate(files[name], dtype, shape) for name, (dtype, shape) in arrays.items()}
