@@ -274,7 +274,7 @@ def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
                               + tsv.listed(faults))
         if not count:
             raise RegionError(f'{file.where}: expected an image a line, found no line at all; fetch or extract it again')
-        writer.finish(provenance | {'converted from': os.path.abspath(file.path)}, file.meta(digest.hexdigest()))
+        writer.finish(provenance | {'converted from': tsv.path_text(os.path.abspath(file.path))}, file.meta(digest.hexdigest()))
 
 
 def prefetch(items: Iterator, ahead: int) -> Iterator:
