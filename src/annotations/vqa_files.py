@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import ijson
 
-from files.json_files import DataError, opened, some, stream
+from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, opened, some, stream
 from images.pictures import ENDINGS
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
@@ -59,7 +59,7 @@ def find_rows(path):
     containers, nested = [], None
     with opened(path) as file:
         try:
-            for prefix, event, value in ijson.parse(file, multiple_values=True):
+            for prefix, event, value in ijson.parse(JsonBlocks(file, path, MAX_DEPTH), multiple_values=True):
                 if event.startswith('start_'):
                     containers.append(event.removeprefix('start_'))
                 elif event.startswith('end_'):
@@ -84,7 +84,7 @@ def read_table(path, delimiters):
     with opened(path) as file:
         text = io.TextIOWrapper(file, 'utf-8-sig', newline='')
         try:
-            header = text.readline()
+            header = text.readline(MAX_BYTES)
             names = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in delimiters}
             delimiter = max(names, key=lambda one: len(names[one]))
             if not any(name.strip().lower() in IDENTIFYING for name in names[delimiter]):

@@ -131,7 +131,7 @@ def check_zip(file):
         if len({info.filename for info in infos}) < len(infos) or sum(info.file_size for info in infos) > size:
             raise WeightsError('the file is damaged: entries of its archive overlap')
         if bad := archive.testzip():
-            raise WeightsError(f'the check sum of its entry {bad} differs: the file was damaged after it was written, or was '
+            raise WeightsError(f'{bad}: its check sum differs: the file was damaged after it was written, or was '
                                'written with set_crc32_options(False) and must be written again without it')
     return Counter(info.file_size for info in infos)
 
@@ -159,6 +159,39 @@ def leaves(value, name='', left=None):
             yield from leaves(item, f'{name}.{key}' if name else str(key), left)
     else:
         yield name, value
+
+
+def why_not_like(value, expected, name, may_lack=False, values=True):
+    """How a value that was read differs in structure from `expected`, and where; '' if it does not.
+
+    Tensors must have the shape and dtype of those expected, and hold finite numbers; lists their length, dicts their keys (with
+    may_lack also fewer or other ones, as of another version of PyTorch); other values must be equal, or with values=False of the
+    same type; so must numbers called step.
+    """
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(value, torch.Tensor):
+            return f'{name}: expected a tensor, found {type(value).__name__}'
+        if reason := why_not_plain(value):
+            return f'{name}: {reason}'
+        if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+            return (f'{name}: expected {expected.dtype} of shape {tuple(expected.shape)}, found {value.dtype} of shape '
+                    f'{tuple(value.shape)}')
+        return '' if value.isfinite().all() else f'{name}: holds NaN or infinity'
+    if type(value) is not type(expected) and not {type(value), type(expected)} <= {list, tuple}:
+        return f'{name}: expected {type(expected).__name__}, found {type(value).__name__}'
+    if isinstance(expected, (list, tuple)):
+        if len(value) != len(expected):
+            return f'{name}: expected {len(expected)} entries, found {len(value)}'
+        return next(filter(None, (why_not_like(one, other, f'{name}.{i}', may_lack, values)
+                                  for i, (one, other) in enumerate(zip(value, expected, strict=True)))), '')
+    if isinstance(expected, dict):
+        if value.keys() != expected.keys() and not may_lack:
+            different = sorted(map(str, value.keys() ^ expected.keys()))
+            return f'{name}: expected the keys {", ".join(map(str, expected))}, found others: {", ".join(different)[:200]}'
+        return next(filter(None, (why_not_like(value[key], expected[key], f'{name}.{key}', may_lack, values)
+                                  for key in expected if key in value)), '')
+    same = not values or value == expected or name.endswith('.step')
+    return '' if same else f'{name}: expected {expected!r}, found {str(value)[:100]!r}'
 
 
 def why_not_plain(tensor):

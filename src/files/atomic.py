@@ -16,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from files.text import printable
+
 BLOCK = 1 << 20  # bytes read at once for a digest
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file
 
@@ -82,9 +84,15 @@ def write_atomically(path, write):
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
-        temporary.unlink(missing_ok=True)
-        raise OSError(f'{path}: cannot be written ({error}); is the disk full?') from None
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError, with its own lines of code, where a disk is full
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        internal = isinstance(error, RuntimeError) and ('enforce fail' in str(error) or 'Pytorch' in str(error))
+        reason = 'a write failed' if internal else getattr(error, 'strerror', None) or str(error)
+        free = ''
+        with contextlib.suppress(OSError):
+            free = f'{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there; '
+        raise OSError(f'{path}: cannot be written ({reason}); is the disk full? {free}earlier content is unchanged') from None
 
 
 def write_text(path, text):
@@ -213,7 +221,7 @@ def check_free_space(folder, needed, what, advice):
 
 def byte_bar(name, size, delay=0):
     """A progress bar in bytes, shown on a terminal after `delay` seconds."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
+    return tqdm(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay, disable=None)
 
 
 def sha256(path):

@@ -17,6 +17,7 @@ from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_d
 from explain import drawing
 from explain.attention import TOP, draw_explanation, explain, most_relevant_words
 from files.json_files import DataError, read_json
+from files.text import printable
 from images.pictures import ENDINGS, open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
@@ -163,15 +164,15 @@ def run(flags):
         open_picture(file)
     snapshot, pipeline = load_pipeline(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
-    print(f'Answers of {snapshot}:')
+    print(printable(f'Answers of {snapshot}:'))
     written = set()
     for group, result in pipeline.ask_files(files, questions, flags.best):
-        print(f'\n{", ".join(map(str, group))}: {result.question}')
+        print('\n' + printable(f'{", ".join(map(str, group))}: {result.question}'))
         if rest := pipeline.predictor.truncated(result.question):
-            print(f'  too long, not read: {rest}')
+            print(printable(f'  too long, not read: {rest}'))
         for answer, probability in result.answers:
-            print(f'  {probability:6.1%}  {answer}')
-        print(f'  words: {", ".join(result.words)}')
+            print(printable(f'  {probability:6.1%}  {answer}'))
+        print(printable(f'  words: {", ".join(result.words)}'))
         for file, regions, picture in zip(group, result.regions, result.drawings, strict=True):
             path = flags.out / drawing_name(file, result.question, written)
             drawing.save(picture, path)

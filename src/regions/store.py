@@ -53,9 +53,6 @@ class RegionStore(RegionArrays):
         self.meta = store_files.read_meta(self.folder)
         arrays = {name: store_files.map_array(self.folder / f'{name}.npy', *layout)
                   for name, layout in store_files.layout(self.meta).items()}
-        if arrays['offsets'][-1] != self.meta['regions']:
-            raise RegionError(f'{self.folder}/offsets.npy: expected it to end in {self.meta["regions"]}, found '
-                              f'{arrays["offsets"][-1]}')
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
             raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')

@@ -36,6 +36,7 @@ ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'
           'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
 OPTIONAL = {'class_probabilities': '<f2'}  # arrays (o, any number) that a region store may hold in addition, not a TSV
 COLUMNS = ARRAYS | {name: (name, dtype) for name, dtype in OPTIONAL.items()}
+PROBABILITIES = {'class_conf': 1e-3, 'attribute_conf': 1e-3, 'class_probabilities': 0}  # column -> how far above 1 by rounding
 DAMAGED = 'damaged: fetch the file again, or extract the image anew'
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
 BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
@@ -241,9 +242,10 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     it, or with 0, features may be None.
     """
     img_id = image.img_id
-    if not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable():
-        raise RegionError(f'field "img_id": expected a name with no white space around it and no control characters, '
-                          f'found {img_id!r}')
+    if (not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable()
+            or '..' in img_id.split('/')):  # as a file's name it would leave its folder
+        raise RegionError(f'field "img_id": expected a name with no white space around it, no control characters and no "..", '
+                          f'found {img_id!r:.100}')
     for field, size in (('img_h', image.height), ('img_w', image.width)):
         if not isinstance(size, int | np.integer) or not 0 < size < 2**31:
             raise RegionError(f'field "{field}": expected a positive number of pixels, found {size!r}')
@@ -269,7 +271,7 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         if dtype != '<i8' and not np.isfinite(array).all():
             region = np.argwhere(~np.isfinite(array))[0, 0]
             raise RegionError(f'field "{field}": expected finite numbers, found NaN or infinity in region {region}')
-        if name == 'class_probabilities' and not (array.min() >= 0 and array.max() <= 1):
+        if name in PROBABILITIES and not (array.min() >= 0 and array.max() <= 1 + PROBABILITIES[name]):
             raise RegionError(f'field "{field}": expected numbers from 0 to 1, found {array.min()} to {array.max()}')
     limits = np.array([image.width, image.height] * 2, np.float32)
     boxes = image.boxes

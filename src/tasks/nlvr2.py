@@ -71,7 +71,7 @@ def read_predictions(path, faults):
     """{identifier: 'True' or 'False'} of lines `identifier,True`."""
     predictions = {}
     for number, line in numbered_lines(path):
-        key, _, answer = line.decode(errors='replace').strip().partition(',')
+        key, _, answer = line.decode(errors='replace').strip().rpartition(',')  # identifiers may have commas
         if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
             faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
         elif key in predictions:

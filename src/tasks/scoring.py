@@ -5,6 +5,7 @@ import sys
 from typing import NamedTuple
 
 from files.json_files import DataError, layout, stream
+from files.text import printable, shown
 
 
 class Question(NamedTuple):
@@ -27,7 +28,7 @@ class PredictionFaults:
     def add(self, kind, name):
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] <= 3:
-            self.first.setdefault(kind, []).append(str(name))
+            self.first.setdefault(kind, []).append(printable(name)[:200])
 
     def check(self):
         """Raises DataError if there are faults, with the number and the first examples of each kind."""
@@ -81,7 +82,7 @@ def read_split(path, schema, types):
     """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
         if fault := schema.first_fault(item):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {json.dumps(item)[:200]}')
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}')
         label = schema.scores(item) if 'label' in item else None
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
 
@@ -95,11 +96,11 @@ def match_predictions(questions, predictions, path, faults, score):
     ids, unanswered_unbalanced, answered_unbalanced, labelled = set(), [], False, None
     for question in questions:
         if question.id in ids:
-            raise DataError(f'{path}: question {question.id} occurs twice; expected each once')
+            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once')
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
-            raise DataError(f'{path}: question {question.id}: expected labels on all questions of a file or on none')
+            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on none')
         if question.id in predictions:
             answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)

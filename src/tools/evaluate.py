@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import write_text
+from files.text import printable
 from tasks.registry import task_class
 
 TASKS = ('vqa', 'gqa', 'nlvr2')
@@ -27,7 +28,7 @@ def table(figures):
         lines = [f'{figures["measure"]}, per cent', f'{"":32s} questions  share  score',
                  f'{"all":32s} {total:9,d}  100.0 {figures["accuracy"]:6.2f}']
         for kind, types in figures['by'].items():
-            lines += [f'{kind + ": " + name:32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
+            lines += [f'{printable(f"{kind}: {name}"):32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
                       f'{row["accuracy"]:6.2f}' for name, row in types.items()]
         lines += [f'{name:49s} {figures[name]:6.2f}' for name in ('consistency', 'validity', 'plausibility') if name in figures]
     return '\n'.join(lines + figures['notes'])
