@@ -192,7 +192,7 @@ def differs(old, new):
     """Whether the contents of two sidecars differ. Ignores model_type, which older runs did not write."""
     try:
         old, new = json.loads(old), json.loads(new)
-    except ValueError:  # vocab.txt
+    except (ValueError, RecursionError):  # vocab.txt
         return old != new
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, 'model_type': None} != {**new, 'model_type': None}
