@@ -92,8 +92,9 @@ def check_shape(photo, image):
 
 
 def photo_path(folder, img_id):
-    """`folder`/`img_id` with an ending of photographs, or None if there is no such file."""
-    return next((path for ending in ENDINGS if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
+    """`folder`/`img_id` with an ending of photographs, also one in the id, or None if there is no such file."""
+    endings = ('',) * img_id.endswith(ENDINGS) + ENDINGS
+    return next((path for ending in endings if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
 
 
 def find_photo(folder, img_id):

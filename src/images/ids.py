@@ -97,8 +97,8 @@ def find_pictures(source, split=None, ids='stem'):
     for path in paths:
         img_id = id_of(path.relative_to(folder) if path.is_relative_to(folder) else path)
         if (first := pictures.setdefault(img_id, path)) is not path:
-            raise DataError(f'{path}: its image id would be {img_id}, which is that of {first}; give --ids path to make the path '
-                            'the id, leave one of the two out, or rename it')
+            raise DataError(f'{path}: its image id would be {img_id}, which is that of {first}; leave one of the two out, rename '
+                            'it, or give --ids path to use the path as the id')
     if invalid := [str(path) for img_id, path in pictures.items() if not img_id.isprintable() or img_id != img_id.strip()]:
         raise DataError(f'{invalid[0]!a}: expected a name that can be an image id, without white space around it and '
                         'control characters; rename it')

@@ -120,6 +120,18 @@ def box_fault(boxes: np.ndarray, height: int, width: int) -> str | None:
     return None
 
 
+def check_first_boxes(name, arrays: dict[str, np.ndarray], images: int = 8) -> None:
+    """Raises RegionError if the first images of a store (its name and arrays) all have invalid boxes: a store that was made
+    before boxes were checked for their form. Reads a few kilobytes."""
+    offsets, sizes = arrays['offsets'][:images + 1].tolist(), arrays['sizes'][:images].tolist()
+    fault = None
+    for begin, end, (height, width) in zip(offsets, offsets[1:], sizes, strict=False):
+        if (fault := box_fault(arrays['boxes'][begin:end], height, width)) is None:
+            return
+    if fault:
+        raise RegionError(f'{name}: field "boxes" of the first images: {fault}')
+
+
 def in_pixels(boxes: np.ndarray, form: str, height: int, width: int) -> np.ndarray:
     """Boxes (o, 4) of another form, one of FORMS or several with commas, as pixels x1, y1, x2, y2. Raises RegionError if they are
     to be normalised and are not."""

@@ -56,6 +56,23 @@ def chosen(path, img_ids: list[str]) -> Iterator[ImageRegions]:
                       'correct the ids')
 
 
+def first_known(path, candidates: list[list[str]]) -> list[str]:
+    """Of each list of image ids the first that the file has; the first of all if it has none."""
+    if all(len(ids) == 1 for ids in candidates):
+        return [ids[0] for ids in candidates]
+    regions, everything = open_file(path), {img_id for ids in candidates for img_id in ids}
+    if isinstance(regions, TsvFile):
+        known = set()
+        for line in regions.lines():
+            if (img_id := line.split(b'\t', 1)[0].decode(errors='replace')) in everything:
+                known.add(img_id)
+                if all(known & set(ids) for ids in candidates):
+                    break
+    else:
+        known = {img_id for img_id, row in zip(everything, regions.rows(list(everything)), strict=False) if row >= 0}
+    return [next((img_id for img_id in ids if img_id in known), ids[0]) for ids in candidates]
+
+
 # Image ids of two files that do not fit
 
 SAMPLE = 1000  # lines of a TSV without a store whose ids are compared

@@ -74,7 +74,8 @@ def region_ids(path, store_root):
 def findings(contents, with_regions, answers, spec, features=()):
     """Yields (faulty key or None, message) for a split's Contents.
 
-    with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read; features: the files of regions.
+    with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read.
+    features: the files of regions.
     """
     if contents.truncated:
         yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
