@@ -347,9 +347,9 @@ def read_run_state(path):
 
 def structure_digest(state):
     """The digest of a run state's progress, names, shapes and plain values. The check sums of the file stand for the numbers in
-    tensors; options and scaler, which older versions wrote in part, are compared with those of the command."""
+    tensors; options, of which older versions wrote a part, are compared with those of the command."""
     digest = hashlib.sha256()
-    for name, value in leaves({key: value for key, value in state.items() if key not in ('structure', 'options', 'scaler')}):
+    for name, value in leaves({key: value for key, value in state.items() if key not in ('structure', 'options') and value}):
         about = f'{value.dtype} {tuple(value.shape)}' if isinstance(value, torch.Tensor) else f'{type(value)} {value!r}'
         digest.update(f'{name!r} {about}\n'.encode('utf-8', 'surrogatepass'))
     return digest.hexdigest()

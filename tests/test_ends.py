@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import cli
+import dist
 import train
 from annotations.dataset import ExampleDataset
 from files.atomic import atomic_file, owner, temporary_folder
@@ -173,6 +174,20 @@ def test_sighup_is_ignored_where_nohup_wants_it():
 def test_what_another_attempt_may_have(error, message):
     lacking = cli.describe_lack(error)
     assert lacking is None if message is None else message in lacking
+
+
+@pytest.mark.parametrize(('error', 'status', 'left'), [
+    (torch.OutOfMemoryError('CUDA out of memory.'), 1, None), (cli.WorkerError('killed'), 1, None), (IndexError('7'), 1, None),
+    (ValueError('faulty'), 0, '1'), (FloatingPointError('not finite'), 0, '1')])
+def test_only_faulty_input_is_not_restarted(monkeypatch, tmp_path, error, status, left):
+    """torchrun restarts processes whose status is not 0; dist.end leaves the status of those that it is not to restart."""
+    def prepare(*_):
+        raise error
+
+    monkeypatch.setattr(dist, 'start', lambda device: torch.device('cpu'))
+    monkeypatch.setenv(dist.STATUS_FILE, str(tmp_path / 'status'))
+    assert cli.train_main(prepare, ['--fromScratch']) == status
+    assert ((tmp_path / 'status').read_text() if left else None) == left and (tmp_path / 'status').exists() == bool(left)
 
 
 SCRIPT = """

@@ -29,6 +29,7 @@ from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
 from files.json_files import DataError, read_json, stream
 from regions import store_files
 from regions.store_files import Column
+from regions.tsv import path_text
 
 CHUNK = 1 << 16  # sentences that are tokenised and written at once
 
@@ -162,7 +163,7 @@ def make(folder, path, made_by, tokenizer, max_length):
                 raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
             writer.add(example)
         writer.close({'made_by': made_by, 'source': {
-            'name': path.name, 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
+            'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
 
 
 class Writer:

@@ -5,6 +5,7 @@ import sys
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
 from files.json_files import DataError, field, layout, stream
+from files.text import shown
 from tasks.program import main
 from tasks.scoring import (
     PredictionFaults,
@@ -93,8 +94,11 @@ def read_questions(path):
         if not isinstance(balanced := item.get('isBalanced', True), bool):
             raise DataError(f'{path}: question {key}: key "isBalanced": expected true or false, found {balanced!r}; get '
                             'the file again')
-        yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced,
-                       tuple(field(item, 'entailed', list, path)) if 'entailed' in item else (), types.get('detailed') or '')
+        entailed = tuple(field(item, 'entailed', list, path)) if 'entailed' in item else ()
+        detailed = types.get('detailed') or ''
+        if not all(isinstance(name, str) for name in (*entailed, detailed)):
+            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found {shown(item)}')
+        yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced, entailed, detailed)
 
 
 def consistency(correct, entailed):

@@ -53,13 +53,9 @@ def inputs_of(dataset, options, flag):
     regions = dataset.regions
     inputs = {f'{ANNOTATIONS} of --{flag}': [dataset.digest(), getattr(options, flag)]}
     if options.image_limit:  # the regions may come from a TSV now and from a store later: only those in use are compared
-        return inputs | {f'regions of --{flag}': [_digest(regions, dataset.used_rows()), str(regions.name)]}
+        return inputs | {f'regions of --{flag}': [regions.digest(dataset.used_rows()), str(regions.name)]}
     stores = getattr(regions, 'stores', [regions])
-    return inputs | {f'regions of --{flag} ({i})': [_digest(store), str(store.name)] for i, store in enumerate(stores, 1)}
-
-
-def _digest(regions, *rows):
-    return regions.digest(*rows) if hasattr(regions, 'digest') else ''  # TODO
+    return inputs | {f'regions of --{flag} ({i})': [store.digest(), str(store.name)] for i, store in enumerate(stores, 1)}
 
 
 def check_batch(dataset, examples, flag, device):

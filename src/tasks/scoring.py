@@ -114,16 +114,16 @@ def match_predictions(questions, predictions, path, faults, score, subset):
     ids, skipped, unanswered_unbalanced, answered_unbalanced, labelled = set(), set(), [], False, None
     for question in questions:
         if question.id in ids or question.id in skipped:
-            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once; get the '
-                            'file again, or correct it')
+            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once; get the file again, or '
+                            'correct it')
         if subset.only is not None and str(question.id) not in subset.only:
             skipped.add(question.id)
             continue
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
-            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on '
-                            'none; correct the file')
+            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on none; '
+                            'correct the file')
         if question.id in predictions:
             answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)
