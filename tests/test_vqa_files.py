@@ -15,8 +15,10 @@ from annotations.spec import DatasetSpec
 from annotations.vqa_files import soft_score
 from files.json_files import DataError, layout
 from regions import tsv
+from regions.checks import question_images
 from tasks.vqa import vqa_accuracy
 from tools import check_dataset
+from tools.encode import read_pairs
 
 spec = importlib.util.spec_from_file_location('process_vqa', ROOT / 'data/vqa/process_vqa.py')
 process_vqa = importlib.util.module_from_spec(spec)
@@ -285,3 +287,20 @@ def test_a_broken_line_of_json_lines_is_named(tmp_path):
     path.write_text('{"img_id": "a", "question_id": 1, "sent": "x"}\n{"img_id": "b"\n')
     with pytest.raises(DataError, match=r'x\.jsonl: incomplete or invalid json after 1 examples'):
         read_examples([path], QUESTION, [])
+
+
+def test_json_lines_in_every_reader(tmp_path, capsys):
+    """Sentences of pre-training, the questions of `regions.bash check`, the pairs of `encode.bash`."""
+    images = [{'img_id': name, 'sentf': {'captions': ['A dog.'], 'asked': ['Who?']}, 'labelf': {'asked': [{'dog': 1.0}]}}
+              for name in 'ab']
+    save(tmp_path / 'train.jsonl', images)
+    save(tmp_path / 'answers.json', [{'ans': 'dog', 'dsets': ['asked']}])
+    regions(tmp_path / 'r.tsv', 'a', 'b')
+    path = save(tmp_path / 'd.json', {'kind': 'lxmert', 'name': 'd', 'max_length': 20, 'answers': 'answers.json', 'splits': {
+        'train': {'annotations': 'train.jsonl', 'features': ['r.tsv']}}})
+    assert check_dataset.main([path]) == 0
+    assert '4 sentences on 2 images, 2 with labels' in capsys.readouterr().out
+    questions = tmp_path / 'q.jsonl'
+    save(questions, [{'img_id': 'a', 'sent': 'x', 'question_id': 1}, {'img_id': 'b', 'sent': 'y', 'question_id': 2}])
+    assert question_images(questions) == {'a', 'b'}
+    assert read_pairs(questions) == (['a', 'b'], ['x', 'y'])

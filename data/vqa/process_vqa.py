@@ -22,7 +22,7 @@ from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_
 from annotations.spec import read_answers
 from annotations.vqa_files import (
     KEYS,
-    ImageIds,
+    QuestionImages,
     answers_of,
     pair,
     read_rows,
@@ -234,17 +234,22 @@ class QuestionIds:
 
 
 def known_regions(paths):
-    """The image ids of all regions, if that takes no long reading; else an empty list."""
+    """The image ids of all regions, if that takes no long reading; else an empty list. Raises RegionError if there are none."""
     from tools.check_dataset import region_ids
 
-    quick = [store.fresh(path) if tsv.find(path) is None or tsv.find(path).size > MAX_REGIONS else True for path in paths]
-    return [key.decode() for path in paths for key in region_ids(path, None).tolist()] if all(quick) else []
+    for path in paths:
+        file = tsv.find(path)
+        if store.fresh(path) is None and file.size > MAX_REGIONS:
+            print(f'{path}: large, and not converted yet: image ids are not compared with its ids. To do so, first run: '
+                  f'bash run/regions.bash convert {path}')
+            return []
+    return [key.decode() for path in paths for key in region_ids(path, None).tolist()]
 
 
 def convert(args):
     """Makes the files of --split: each read once to choose ids and answers, and once to write."""
     splits = {split: Rows(split, paths, args.where[split]) for split, paths in args.split.items()}
-    labels, questions, images = Labels(splits, args.lists), QuestionIds(args.renumber), ImageIds(args.ids, args.regions)
+    labels, questions, images = Labels(splits, args.lists), QuestionIds(args.renumber), QuestionImages(args.ids, args.regions)
     counts = {split: Counter() for split in splits}
     for split, rows in splits.items():
         place = None

@@ -8,12 +8,12 @@ import re
 from collections import Counter
 from contextlib import suppress
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import ijson
 
 from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, layout, opened, some, stream
-from images.pictures import ENDINGS
+from images.ids import without_ending
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
 KEYS = {
@@ -179,17 +179,11 @@ def pair(questions, annotations, advice):
 
 # ---- image ids
 
-def without_ending(name):
-    """A picture's path without its ending, with / between folders: the image id of run/extract.bash."""
-    path = PurePosixPath(name.replace('\\', '/'))
-    return str(path.with_suffix('') if path.suffix.lower() in ENDINGS else path)
-
-
 RULES = {'name': str, 'path': without_ending, 'stem': lambda name: without_ending(name).rpartition('/')[2]}
 COCO = re.compile(r'train2014|val2014|test2015')
 
 
-class ImageIds:
+class QuestionImages:
     """Image ids of rows, by a rule: a key of RULES, 'number', or a pattern of a row's keys (COCO_val2014_{image_id:012d})."""
 
     def __init__(self, rule=None, regions=()):
