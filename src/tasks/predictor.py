@@ -146,7 +146,7 @@ def read_run(path):
         return {}
     run = read_json(path, 'the options of the run that wrote the snapshot')
     if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
-        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again, or remove it')
+        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again')
     return run
 
 
