@@ -249,7 +249,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
             self.writer = SummaryWriter(self.path, purge_step=step)
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(printable(name), value, step)
 
     def close(self):
         if self.writer is not None:

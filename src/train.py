@@ -12,8 +12,11 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
 from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +30,9 @@ from bert.optimization import BertAdam, load_averages
 from bert.speed import ApexAdam
 from bert.weights import WeightsError, why_not_like
 from cli import WorkerError, become_worker, handle_termination, signals_blocked
+from files.atomic import temporary_folder
 from files.json_files import some
+from files.text import printable
 from run_folder import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
@@ -203,8 +208,21 @@ class WorkerContext(type(multiprocessing.get_context('fork'))):
     Process = WorkerProcess
 
 
+def _remove_shared_memory(folder):
+    """Removes what a data worker that was killed left in /dev/shm. folder: its temporary one, with a file named after its pid."""
+    for pid in (path.name for path in folder.iterdir() if path.name.isdigit()):
+        for memory in Path('/dev/shm').glob(f'torch_{pid}_*'):
+            memory.unlink(missing_ok=True)
+
+
 def _start_worker(parent, _):
     become_worker(parent)
+    folder = temporary_folder('lxmert-worker-', on_leftover=_remove_shared_memory)
+    path = folder.__enter__()
+    (path / str(os.getpid())).touch()
+    Finalize(None, folder.__exit__, (None, None, None), exitpriority=-100)  # as multiprocessing removes its own
+    multiprocessing.current_process()._config['tempdir'] = str(path)  # for sockets, which remain if this worker is killed
+    sys.excepthook = lambda *_: None  # of the thread that hands over memory, where the parent has stopped to read
     Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
 
 
@@ -214,7 +232,7 @@ def worker_errors(workers):
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
-        if not workers or str(error).startswith('Caught '):  # raised by the dataset
+        if not workers or (isinstance(error, RuntimeError) and str(error).startswith('Caught ')):  # raised by the dataset
             raise
         raise WorkerError('a data worker could not start or ended before its work was done (was it killed, is memory short, or '
                           '/dev/shm full?)') from error
@@ -249,7 +267,7 @@ def autocast(options, device):
 
 def progress_bar(total, start, text, options):
     disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=disable, leave=False)
+    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):

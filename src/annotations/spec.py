@@ -74,6 +74,10 @@ class DatasetSpec:
             return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
         check_keys(values, KEYS)
+        for name in get(values, 'splits', dict):
+            if len(name) > 100 or not name.isprintable() or name != name.strip() or name[:1] in ('', '.') or {*name} & {*'/\\,'}:
+                raise DataError(f'{where}: key "splits": expected names, of files too, of 1 to 100 characters without commas and '
+                                f'slashes, that do not begin with a dot, found {shown(name)}')
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
         length = get(values, 'max_length', int)
         if length < 3:

@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 
 import ijson
 
-from files.json_files import DataError, opened, some, stream
+from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, opened, some, stream
 from images.pictures import ENDINGS
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
 KEYS = {
     'question': ('question', 'sent', 'query'),
-    'id': ('question_id', 'questionid', 'qid', 'id'),
+    'id': ('question_id', 'questionid', 'qid', 'identifier', 'id'),
     'image': ('image_name', 'img_name', 'file_name', 'filename', 'image_path', 'img_path', 'image_file', 'img_file', 'image',
               'image_id', 'imageid', 'img_id', 'img'),
     'answers': ('answers', 'direct_answers', 'answer', 'label', 'multiple_choice_answer'),
@@ -59,7 +59,7 @@ def find_rows(path):
     containers, nested = [], None
     with opened(path) as file:
         try:
-            for prefix, event, value in ijson.parse(file, multiple_values=True):
+            for prefix, event, value in ijson.parse(JsonBlocks(file, path, MAX_DEPTH), multiple_values=True):
                 if event.startswith('start_'):
                     containers.append(event.removeprefix('start_'))
                 elif event.startswith('end_'):
@@ -84,7 +84,7 @@ def read_table(path, delimiters):
     with opened(path) as file:
         text = io.TextIOWrapper(file, 'utf-8-sig', newline='')
         try:
-            header = text.readline()
+            header = text.readline(MAX_BYTES)
             names = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in delimiters}
             delimiter = max(names, key=lambda one: len(names[one]))
             if not any(name.strip().lower() in IDENTIFYING for name in names[delimiter]):
@@ -118,8 +118,8 @@ def text_of(value):
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
-    Answers: one text or number, a list of them, a list of objects with "answer", a csv cell with a list, {answer: score}; [] if
-    there are none. Raises DataError with `place` (file, row).
+    Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer:
+    score}. No answers: []. Raises DataError with `place` (file, row).
     """
     value, annotators = value_of(row, 'answers'), None
     if isinstance(value, str) and value.startswith('['):

@@ -151,9 +151,13 @@ def read_bytes(path, what):
     return path.read_bytes()
 
 
-def read_json(path, what):
-    """The content of a json file. Raises FileNotFoundError or DataError, which name the file and what it should be."""
-    return parse_json(read_bytes(path, what), path, what)
+def read_json(path, what, kind=object):
+    """The content of a json file, which must be a `kind` (dict or list). Raises FileNotFoundError or DataError, which name the
+    file and what it should be."""
+    value = parse_json(read_bytes(path, what), path, what)
+    if not isinstance(value, kind):
+        raise DataError(f'{path}: expected {what}, {"an object" if kind is dict else "a list"}, found {shown(value)}')
+    return value
 
 
 def read_text(path, what):

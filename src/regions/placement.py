@@ -166,6 +166,9 @@ class Table:
                 features[part] = torch.from_numpy(np.array(store.arrays['features'][part])).to(device)
                 finite &= torch.isfinite(features[part]).all()
         if not finite:
+            if img_ids := store.nonfinite(np.arange(len(store))):
+                raise RegionError(f'{store.name}: expected finite features, found NaN or infinity in image {", ".join(img_ids)}; '
+                                  'run/regions.bash check lists all')
             raise RegionError(f'{store.name}: has features too large for half precision (over 65504); give --featDevice ram')
         self.arrays = ({'features': features} if store.feature_size else {}) | {'boxes': boxes}
 

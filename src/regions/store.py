@@ -34,6 +34,7 @@ from tqdm import tqdm
 from files.atomic import byte_bar, write_json
 from regions import store_files, tsv
 from regions.arrays import RegionArrays, RegionView
+from regions.image_regions import check_first_boxes
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
 AHEAD = 16  # images that are decoded before they are written
@@ -53,9 +54,6 @@ class RegionStore(RegionArrays):
         self.meta = store_files.read_meta(self.folder)
         arrays = {name: store_files.map_array(self.folder / f'{name}.npy', *layout)
                   for name, layout in store_files.layout(self.meta).items()}
-        if arrays['offsets'][-1] != self.meta['regions']:
-            raise RegionError(f'{self.folder}/offsets.npy: expected it to end in {self.meta["regions"]}, found '
-                              f'{arrays["offsets"][-1]}')
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
             raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')
@@ -133,9 +131,11 @@ def open_regions(tsv_path, store_root=None) -> RegionStore:
     A zip of the TSV's name beside it stands for a TSV that is missing (see `tsv`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
     are float16 is used in place of one of float32. Raises RegionError with advice if there is neither, if the TSV has
-    faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
+    faulty lines (all are read; the first 20 are listed), if the store cannot be written, or holds normalised boxes.
     """
-    return _open(tsv_of(tsv_path), store_root, None)
+    store = _open(tsv_of(tsv_path), store_root, None)
+    check_first_boxes(store.folder, store.arrays)
+    return store
 
 
 def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
@@ -277,7 +277,7 @@ def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
                               + tsv.listed(faults))
         if not count:
             raise RegionError(f'{file.where}: expected an image a line, found no line at all; fetch or extract it again')
-        writer.finish(provenance | {'converted from': os.path.abspath(file.path)}, file.meta(digest.hexdigest()))
+        writer.finish(provenance | {'converted from': tsv.path_text(os.path.abspath(file.path))}, file.meta(digest.hexdigest()))
 
 
 def prefetch(items: Iterator, ahead: int) -> Iterator:

@@ -255,7 +255,7 @@ class TaskProgram(Program):
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
         warn_same_predictions(dataset, predictions)
-        files = {f'{name}_predict.{task.suffix}': task.dump}
+        files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
         for file, dump in files.items():

@@ -17,8 +17,10 @@ from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
 from bert.tokenization import CHUNK, BertTokenizer
 from files.json_files import DataError, some, stream
+from files.text import printable, printable_lines
 from param import add_flags
 from regions import store, tsv
+from regions.readers import id_difference
 from tasks.registry import TASKS, task_class
 
 
@@ -70,10 +72,11 @@ def region_ids(path, store_root):
     return np.unique(np.array(ids, np.bytes_))
 
 
-def findings(contents, with_regions, answers, spec):
+def findings(contents, with_regions, answers, spec, features=()):
     """Yields (faulty key or None, message) for a split's Contents.
 
     with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read.
+    features: the files of regions.
     """
     if contents.truncated:
         yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
@@ -85,7 +88,8 @@ def findings(contents, with_regions, answers, spec):
         missing = [img_id.decode() for img_id in np.setdiff1d(contents.images, with_regions).tolist()]
         message = f'{len(missing):,} images have no regions ({some(missing)})'
         if len(missing) == len(contents.images):
-            yield 'features', f'all {message}; do they belong together?'
+            existing = [img_id.decode('utf-8', 'replace') for img_id in with_regions.tolist()]
+            yield 'features', f'all {message}: {id_difference(missing, features[0], existing)}'
         elif missing:
             yield None, f'{message}: not trained on, and --test needs --allowMissing'
         yield None, f'{len(np.setdiff1d(with_regions, contents.images)):,} images with regions have no sentences'
@@ -124,11 +128,11 @@ def check(path, tokenizer, store_root, report_fault):
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')
         ids = [ids_of_file[file] for file in split.features]
         with_regions = np.unique(np.concatenate(ids)) if ids and all(file_ids is not None for file_ids in ids) else None
-        for key, message in findings(contents, with_regions, answers, spec):
+        for key, message in findings(contents, with_regions, answers, spec, split.features):
             if key:
                 report_fault(f'{path}: key "splits.{name}.{key}": {message}')
             else:
-                print(f'  {message}')
+                print(printable(f'  {message}'))
 
 
 def main(argv=None):
@@ -144,7 +148,7 @@ def main(argv=None):
     def report_fault(message):
         nonlocal faults
         faults += 1
-        print(message)
+        print(printable_lines(message))
 
     try:
         tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)
