@@ -145,7 +145,7 @@ def in_pixels(boxes: np.ndarray, form: str, height: int, width: int) -> np.ndarr
     if 'normalised' in forms:
         if boxes.size and not (boxes.min() >= -0.02 and boxes.max() <= 1.02):  # half precision rounds
             raise RegionError(f'field "boxes": expected numbers from 0 to 1 (normalised), found {boxes.min():.6g} to '
-                              f'{boxes.max():.6g}; leave out --boxes normalised')
+                              f'{boxes.max():.6g}; of boxes in pixels leave out --boxes normalised')
         boxes = boxes.clip(0, 1) * ([width, height] * 2)
     return boxes.astype(np.float32)
 

@@ -153,6 +153,13 @@ class Importer:
         else:
             columns['boxes'] = in_pixels(normalised[:, :4], 'normalised', height, width)
             self.counts[f'{keys["normalised"]}: x1, y1, x2, y2 divided by width and height, converted to pixels'] += 1
+            sides = normalised[:, 2:4] - normalised[:, :2]
+            expected = np.concatenate([sides, sides.prod(1, keepdims=True)], 1)[:, :normalised.shape[1] - 4]
+            if normalised.shape[1] == 5:
+                expected = sides.prod(1, keepdims=True)
+            if not np.allclose(normalised[:, 4:7], expected, atol=0.02):
+                self.counts[f'{keys["normalised"]}: the numbers after the first four are not width, height and area; '
+                            'their order may be another'] += 1
         return ImageRegions(img_id, height, width, **columns)
 
     def _boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
