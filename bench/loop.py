@@ -130,10 +130,10 @@ def start_processes(options):
     """Seconds of a step of the loop in --processes processes."""
     flags = [f'--{name}={getattr(options, name)}'
              for name in ('task', 'mode', 'batchSize', 'steps', 'turns', 'device', 'featDevice', 'folder')]
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={options.processes}']
+    launcher = ['src/launch.py', f'--nproc-per-node={options.processes}']
     threads = max(len(os.sched_getaffinity(0)) // options.processes, 1)
     return report.run_separately('loop', '--part', 'process', *flags, *(['--small'] if options.small else []), launcher=launcher,
-                                 OMP_NUM_THREADS=str(threads))
+                                 OMP_NUM_THREADS=str(threads), NODE_RANK='0', GLOO_SOCKET_IFNAME='lo', NCCL_SOCKET_IFNAME='lo')
 
 
 def training_hours(options, seconds):

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+from cli import end_with_parent
 from files.atomic import write_json
 
 
@@ -43,7 +45,8 @@ def run_separately(module, *flags, launcher=(), **environment):
     launcher: a program that starts several processes of the module, such as torchrun; environment: variables."""
     command = [sys.executable, *launcher, '-m', f'bench.{module}', *map(str, flags)]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))} | environment
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment,
+                          preexec_fn=partial(end_with_parent, os.getpid()))
     if done.returncode:
         sys.exit(1)  # it has printed why
     return json.loads(done.stdout.splitlines()[-1])

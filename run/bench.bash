@@ -11,7 +11,7 @@ case ${1:-} in
     '')
         for name in model loop; do
             echo "== $name"
-            "$PYTHON" -m bench.$name || exit
+            run_program "$PYTHON" -m bench.$name || exit
         done
         ;;
     model | loop | regions | detector) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;

@@ -19,7 +19,8 @@ done
 IFS=, read -ra snapshots <<<"$snapshots"
 for i in "${!snapshots[@]}"; do
     [[ ${snapshots[i]} != *.json ]] || { files+=("${snapshots[i]}"); continue; }
-    bash "run/${task}_test.bash" "$gpus" "$name/$((i + 1))" --test "$split" --load "${snapshots[i]}" --dumpProbs 10 "${flags[@]}" || exit
+    run_program bash "run/${task}_test.bash" "$gpus" "$name/$((i + 1))" --test "$split" --load "${snapshots[i]}" --dumpProbs 10 \
+        "${flags[@]}" || exit
     files+=("snap/$task/$name/$((i + 1))/${split}_probs.json")
 done
 [ "$task" = nlvr2 ] && ending=csv || ending=json

@@ -10,6 +10,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 [ . -ef "$OLDPWD" ] || echo "Paths are relative to $PWD, not to where this is called from." >&2
 
+source run/signals.bash
 PYTHON=python3
 [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}
@@ -89,5 +90,6 @@ launch() {
         # torchrun's own default is one thread a process
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
     fi
-    exec "$PYTHON" "${torchrun[@]}" -m "$program" "${flags[@]}"
+    [ ${#started[@]} = 0 ] || kill -0 $$ || exit 1  # the script was killed
+    exec "${started[@]}" "$PYTHON" "${torchrun[@]}" -m "$program" "${flags[@]}"
 }

@@ -23,15 +23,15 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$corpus" ] || usage "$help"
-"$PYTHON" data/nlvr/process_nlvr.py --nlvr "$corpus" "${make[@]}" || exit 1
+run_program "$PYTHON" data/nlvr/process_nlvr.py --nlvr "$corpus" "${make[@]}" || exit 1
 out=snap/nlvr/$name
 train() {  # train START...
     launch src/tasks/nlvr.py '' "$gpus" --dataset $data/dataset.json --bert $data/bert --train train --valid dev \
         --evalBatchSize 256 --output "$out" --resume "$@" "${flags[@]}"
 }
-pretrain() {  # pretrain SPLIT START...: in a subshell, since launch does not return
-    (launch src/pretrain/program.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" --valid '' \
-        --taskQA --batchSize 32 --lr 4e-4 --epochs 1 --output "$out/pretrain_$1" --resume "${@:2}" "${flags[@]}") || exit $?
+pretrain() {  # pretrain SPLIT START...
+    run_program launch src/pretrain/program.py '' "$gpus" --dataset $data/pretraining.json --bert $data/bert --train "$1" \
+        --valid '' --taskQA --batchSize 32 --lr 4e-4 --epochs 1 --output "$out/pretrain_$1" --resume "${@:2}" "${flags[@]}" || exit
 }
 [ $pretraining = yes ] || train --fromScratch --batchSize 64 --lr 5e-4 --epochs 2
 pretrain easy --fromScratch

@@ -5,6 +5,7 @@
 # docs/results.md. To resume it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source run/signals.bash
 usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]" >&2; exit 2; }
 [ $# -le 2 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} run=quickstart
@@ -19,10 +20,6 @@ case $task in
     *) usage ;;
 esac
 step() { printf '\n== %s\n' "$*"; }
-# Programs run in the background, so that a signal to this script reaches them.
-trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT
-trap 'kill $(jobs -p) 2>/dev/null; exit 143' TERM
-run_program() { "$@" & wait $!; }
 
 step "Installing packages in .venv"
 run_program bash run/setup.bash
@@ -41,7 +38,7 @@ run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --
 
 step "Results"
 results=(snap/"$task"/${run}_results/*_predict.*)
-PYTHONPATH=src .venv/bin/python src/shapes/report.py data/shapes --task $task "snap/$task/${run}_results/${labelled}_predict.${results##*.}"
+PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "snap/$task/${run}_results/${labelled}_predict.${results##*.}"
 cat <<TEXT
 
 majority: always the most frequent answer; text only: the best answer to the question without the picture.

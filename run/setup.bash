@@ -5,6 +5,7 @@
 # Needs Python 3.11 or later; PYTHON names another interpreter than python3. Does nothing where all is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source run/signals.bash
 python=${PYTHON:-python3}
 wanted=requirements.txt
 case "${1:-}" in
@@ -22,12 +23,13 @@ digest=$(cat requirements.txt run/demo_requirements.txt "$wanted" | cksum)
 if [ "$(cat ".venv/${wanted//\//-}.done" 2>/dev/null)" = "$digest" ]; then
     exit 0
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv || {
+# Without pip it was made half, by a process that was killed.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || run_program "$python" -m venv .venv || {
     echo "setup.bash: no virtual environment could be made; on Debian: apt-get install python3-venv" >&2
     exit 1
 }
 echo "Installing $wanted into .venv"
 # PyTorch by itself first: pip then keeps to its pinned build, whatever the other packages ask for.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"
+run_program .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
+run_program .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$wanted"
 echo "$digest" > ".venv/${wanted//\//-}.done"

@@ -4,6 +4,7 @@
 # Chromium or sample data that is not here are skipped and say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash run/setup.bash --tests
+source run/signals.bash
+run_program bash run/setup.bash --tests
 .venv/bin/ruff check .
 exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --durations=0 --durations-min=8 "$@"

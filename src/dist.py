@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 
-from cli import DeviceError
+from cli import DeviceError, end_with_parent
 from files.atomic import write_text
+from files.text import printable_lines
 
 STATUS_FILE = 'STATUS_FILE'  # environment variable: the file in which src/launch.py finds the program's exit status
+LAUNCHER = 'LAUNCHER_PID'  # environment variable: the process id of src/launch.py
 SIGNAL_STATUS = 'SIGNAL_STATUS'  # environment variable: the exit status of a program that a signal has ended
 _watcher = None
 
@@ -32,9 +34,9 @@ def is_main():
 
 
 def print0(*lines):
-    """Prints on rank 0 only."""
+    """Prints lines on rank 0 only."""
     if is_main():
-        print(*lines, flush=True)
+        print('\n'.join(map(printable_lines, lines)), flush=True)
 
 
 def start(device_type=None):
@@ -58,22 +60,27 @@ def start(device_type=None):
 def _join():
     """The store in which the processes of src/launch.py find each other. Rank 0 serves it, at MASTER_ADDR only."""
     global _watcher
+    end_with_parent(int(os.environ[LAUNCHER]))
     _watcher, ended = Watcher(), _status()
     if ended is None:
         _watcher.start()
-    address, port, first = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
-    listener = None  # a TCPStore's own socket listens on all addresses of the machine
-    if first:
-        with contextlib.suppress(OSError):  # MASTER_ADDR is no address of this machine, as behind a router
-            listener = socket.create_server((address, port)).detach()
-    store = torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), first, wait_for_workers=False,
-                                master_listen_fd=listener)
+    store = tcp_store(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), int(os.environ['WORLD_SIZE']),
+                      is_master=os.environ['RANK'] == '0', wait_for_workers=False)
     _watcher.store = store.clone()
     if ended is not None:
         os._exit(end(ended))
     if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
         raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
     return store
+
+
+def tcp_store(address, port, *args, is_master, **options):
+    """A torch.distributed.TCPStore that listens on `address` only; one's own socket listens on all addresses of the machine."""
+    listener = None
+    if is_master:
+        with contextlib.suppress(OSError):  # no address of this machine, as behind a router; or a port in use, as TCPStore says
+            listener = socket.create_server((address, port)).detach()
+    return torch_dist.TCPStore(address, port, *args, is_master=is_master, master_listen_fd=listener, **options)
 
 
 def _status():
@@ -84,20 +91,17 @@ def _status():
 
 
 class Watcher(threading.Thread):
-    """Ends this process if another one has ended with an error, since a collective may wait for that one for ever, or if the
-    launcher was killed."""
+    """Ends this process if another one has ended with an error, since a collective may wait for that one for ever."""
 
     INTERVAL = 0.5  # seconds
     store = None  # a connection of its own, since a call that waits blocks others
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.launcher, self.stopped = os.getppid(), threading.Event()
+        self.stopped = threading.Event()
 
     def run(self):
         while not self.stopped.wait(self.INTERVAL):
-            if os.getppid() != self.launcher:
-                os._exit(1)
             with contextlib.suppress(RuntimeError):  # rank 0, which serves the store, has ended
                 if self.store and self.store.check(['status']):  # set on any machine
                     write_text(os.environ[STATUS_FILE], self.store.get('status').decode())

@@ -8,23 +8,29 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
+from files.atomic import temporary_folder
+
+SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 GRACE = int(os.environ.get('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', 300))  # seconds between SIGTERM and SIGKILL
 
 
 def main(arguments):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as torchrun
 
+    from dist import tcp_store
+
     error, code = None, 0
-    with tempfile.TemporaryDirectory(prefix='lxmert-') as folder:
-        status = Path(folder, 'status')
-        os.environ['STATUS_FILE'] = str(status)
+    with temporary_folder('lxmert-') as folder:
+        status = folder / 'status'
+        os.environ.update(STATUS_FILE=str(status), LAUNCHER_PID=str(os.getpid()))
         # Else restarted processes get the addresses of those that died (PyTorch 2.13).
         os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        c10d_rendezvous_backend.TCPStore = tcp_store  # the one in which several machines meet
         pass_on_signals()
         # One machine meets itself in a file, without an open port; there is no other machine to tell that it is alive.
         one_machine = ['--rdzv-backend=c10d', f'--rdzv-endpoint={folder}/rendezvous', '--local-addr=127.0.0.1',
@@ -35,8 +41,13 @@ def main(arguments):
             rank, failure = failed.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
             error = f'process {rank} ended with ' + (failure.signal_name() if code > 128 else f'exit status {code}')
+        except Signalled:
+            pass
         except RendezvousError as failed:
             code, error = 1, f'the machines do not meet: {str(failed.__cause__ or failed).partition(chr(10))[0]}'
+        finally:
+            for number in SIGNALS:  # there is nothing left to end
+                signal.signal(number, lambda *_: None)
         if status.exists():
             return int(status.read_text())
         if 'SIGNAL_STATUS' in os.environ:
@@ -46,20 +57,27 @@ def main(arguments):
     return code
 
 
+class Signalled(BaseException):
+    """A signal came while no process was running, such as while the machines meet."""
+
+
 def pass_on_signals():
     """Passes SIGTERM, SIGHUP (as SIGTERM) and SIGINT on to the processes; kills those that have not ended GRACE seconds later."""
     def signal_processes(number):
-        for process in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split():
+        processes = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process), number)
+        return processes
 
     def pass_on(number, _):
         os.environ['SIGNAL_STATUS'] = str(128 + number)  # for processes that end without leaving another, and are restarted
         signal.alarm(GRACE)
-        signal_processes(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        if not signal_processes(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM):
+            raise Signalled
 
     signal.signal(signal.SIGALRM, lambda *_: signal_processes(signal.SIGKILL))
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, pass_on)
 

@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
+import os
 from dataclasses import dataclass
+
+MAX_LAYERS = 1000  # of each kind
 
 
 def flag(default, group, text, choices=None):
@@ -92,11 +95,15 @@ class Options:
             raise ValueError('--transferAnswers: is valid only with --load; --loadLXMERTQA always matches answers by name')
         if self.tiny and self.fast:
             raise ValueError('--tiny and --fast: give only one of them')
-        for name, minimum in (('batchSize', 1), ('epochs', 1), ('accumulate', 1), ('saveSteps', 0), ('dumpProbs', 0),
-                            ('numWorkers', 0), ('evalBatchSize', 1), ('llayers', 0), ('xlayers', 0), ('rlayers', 0), ('seed', 0)):
+        million, workers = 10 ** 6, max(64, 4 * os.cpu_count())
+        for name, least, most in (
+                ('batchSize', 1, million), ('epochs', 1, million), ('accumulate', 1, million), ('saveSteps', 0, 10 ** 9),
+                ('dumpProbs', 0, million), ('numWorkers', 0, workers), ('evalBatchSize', 1, million), ('llayers', 0, MAX_LAYERS),
+                ('xlayers', 0, MAX_LAYERS), ('rlayers', 0, MAX_LAYERS), ('seed', 0, 2 ** 63 - 1)):
             value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f'--{name}: expected at least {minimum}, found {value}')
+            if value is not None and not least <= value <= most:
+                limit = f'at least {least}' if value < least else f'at most {most}'
+                raise ValueError(f'--{name}: expected {limit}, found {value}')
         if self.accumulate > self.batchSize:
             raise ValueError(f'--accumulate {self.accumulate}: more parts than examples in a step (--batchSize {self.batchSize})')
         if self.bf16 and self.fp16:

@@ -8,19 +8,32 @@ The model is a heads.Head. A task (tasks/task.py) has the attributes `kind`, `be
 """
 
 import contextlib
+import itertools
+import multiprocessing
+import os
 import signal
+import sys
+from functools import partial
+from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import dist
-from bert.optimization import BertAdam
+from bert.optimization import BertAdam, load_averages
 from bert.speed import ApexAdam
-from run_folder import Progress
+from bert.weights import WeightsError, why_not_like
+from cli import WorkerError, become_worker, handle_termination, signals_blocked
+from files.atomic import temporary_folder
+from files.json_files import some
+from files.text import printable
+from run_folder import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
@@ -67,9 +80,17 @@ class OptimizerStep:
     def state_dict(self):
         return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
 
-    def load_state_dict(self, state):
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state.get('scaler', {}))  # run states written before --fp16 existed have none
+    def load_state_dict(self, state, steps):
+        """Loads the state of a run that has done so many steps. Raises WeightsError that names the key, if it does not fit."""
+        scaler, expected = state.get('scaler', {}), self.scaler.state_dict()  # states written before --fp16 existed have none
+        if scaler.keys() != expected.keys() or not all(
+                type(value) is type(expected[name]) and 0 <= value < float('inf') for name, value in scaler.items()):
+            raise WeightsError(f'key scaler: expected numbers for {", ".join(expected) or "nothing"}, found {str(scaler)[:200]}')
+        try:
+            load_averages(self.optimizer, state['optimizer'], steps)
+        except WeightsError as error:
+            raise WeightsError(f'key optimizer.{error}') from None
+        self.scaler.load_state_dict(scaler)
 
 
 class DeferredMetrics:
@@ -117,33 +138,23 @@ class MicroBatch(NamedTuple):
 
 
 class Interrupted(Exception):
-    """Training stopped on SIGTERM after the run state was saved."""
+    """Training stopped on SIGTERM or SIGHUP after the run state was saved."""
 
 
 class SigtermHandler:
-    """Context manager that records SIGTERM in `received`; the training loop then stops after the current step."""
+    """Context manager that records SIGTERM or SIGHUP in `received`, its name; the training loop then stops after the step."""
 
     def __enter__(self):
-        self.received = False
-        self.previous = signal.signal(signal.SIGTERM, self.handle)
+        self.received = ''
+        self.handling = handle_termination(self.handle)
+        self.handling.__enter__()
         return self
 
-    def handle(self, *_):
-        self.received = True
+    def handle(self, number, _):
+        self.received = signal.Signals(number).name
 
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.previous)
-
-
-@contextlib.contextmanager
-def sigterm_blocked():
-    """Blocks SIGTERM in this process inside the context, and permanently in processes started there: schedulers signal every
-    process of a run, but data workers must stay alive until the run state is saved."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    def __exit__(self, *error):
+        self.handling.__exit__(*error)
 
 
 def steps_per_epoch(examples, batch_size):
@@ -169,13 +180,81 @@ def evaluation_batches(examples, options):
             for start in range(0, examples, size)]
 
 
+class ErrorsAsValues(Dataset):
+    """A dataset that returns errors of input instead of raising them: a DataLoader would add a traceback to their messages."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as error:
+            return error
+
+
+class WorkerProcess(multiprocessing.get_context('fork').Process):
+    """A data worker. Its parent ends it by SIGKILL. SIGTERM is blocked: schedulers send it to every process of a run, but data
+    workers must stay alive until the run state is saved."""
+
+    @staticmethod
+    def _Popen(process):
+        popen = super(WorkerProcess, WorkerProcess)._Popen(process)
+        popen.terminate = popen.kill  # by which multiprocessing and DataLoader end processes
+        return popen
+
+
+class WorkerContext(type(multiprocessing.get_context('fork'))):
+    Process = WorkerProcess
+
+
+def _remove_shared_memory(folder):
+    """Removes what a data worker that was killed left in /dev/shm. folder: its temporary one, with a file named after its pid."""
+    for pid in (path.name for path in folder.iterdir() if path.name.isdigit()):
+        for memory in Path('/dev/shm').glob(f'torch_{pid}_*'):
+            memory.unlink(missing_ok=True)
+
+
+def _start_worker(parent, _):
+    become_worker(parent)
+    folder = temporary_folder('lxmert-worker-', on_leftover=_remove_shared_memory)
+    path = folder.__enter__()
+    (path / str(os.getpid())).touch()
+    Finalize(None, folder.__exit__, (None, None, None), exitpriority=-100)  # as multiprocessing removes its own
+    multiprocessing.current_process()._config['tempdir'] = str(path)  # for sockets, which remain if this worker is killed
+    sys.excepthook = lambda *_: None  # of the thread that hands over memory, where the parent has stopped to read
+    Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
+
+
+@contextlib.contextmanager
+def worker_errors(workers):
+    """Raises WorkerError for errors of the data workers themselves, such as lost connections; those of a dataset pass."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError) as error:
+        if not workers or (isinstance(error, RuntimeError) and str(error).startswith('Caught ')):  # raised by the dataset
+            raise
+        raise WorkerError('a data worker could not start or ended before its work was done (was it killed, is memory short, or '
+                          '/dev/shm full?)') from error
+
+
 def load_batches(dataset, micro_batches, options, device):
-    """Yields a batch (dict of tensors on the device) for each MicroBatch."""
-    pin = device.type == 'cuda'
-    with sigterm_blocked():
-        loader = DataLoader(dataset, sampler=micro_batches, batch_size=None, num_workers=options.numWorkers, pin_memory=pin)
-        batches = iter(loader)
-    for batch in batches:
+    """Yields a batch (dict of tensors on the device) for each MicroBatch. Raises what the dataset raises, or WorkerError."""
+    pin, workers = device.type == 'cuda', options.numWorkers
+    handler, context = signal.getsignal(signal.SIGCHLD), WorkerContext() if workers else None
+    with signals_blocked(), worker_errors(workers):
+        if workers:
+            [context.Queue() for _ in range(workers + 3)]  # so many must fit in /dev/shm: an iterator is not to fail half made
+        batches = iter(DataLoader(ErrorsAsValues(dataset), sampler=micro_batches, batch_size=None, num_workers=workers,
+                                  pin_memory=pin, multiprocessing_context=context,
+                                  worker_init_fn=partial(_start_worker, os.getpid())))
+    if signal.getsignal(signal.SIGCHLD) != handler:  # else the death of a worker is raised at any moment, such as while saving
+        signal.signal(signal.SIGCHLD, handler)
+    for _ in micro_batches:
+        with worker_errors(workers):
+            batch = next(batches)
+        if isinstance(batch, Exception):
+            raise batch
         if options.compile:
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the outputs of the previous batch
         yield dataset.to_device({name: value.to(device, non_blocking=pin) if isinstance(value, torch.Tensor) else value
@@ -188,7 +267,7 @@ def autocast(options, device):
 
 def progress_bar(total, start, text, options):
     disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=disable, leave=False)
+    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
@@ -228,14 +307,17 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
     """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}."""
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
-    bar = progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options)
-    micro_batches = list(training_batches(len(train_set), progress.epoch, progress.step, options))
+    first = progress.step
+    micro_batches = list(training_batches(len(train_set), progress.epoch, first, options))
     batches = load_batches(train_set, micro_batches, options, device)
 
     def read_metrics(flush):
         """Counts skipped steps and logs losses, once they are on the CPU. Returns whether any rank received SIGTERM."""
         stop = False
         for step, (finite, stopping, *loss) in deferred.pop_ready(flush):
+            if not finite:
+                parts = micro_batches[(step - first - 1) * options.accumulate:(step - first) * options.accumulate]
+                name_nonfinite(train_set, np.concatenate([part.indices for part in parts]), step, progress)
             count_skipped(progress, folder, bool(finite), step)
             stop |= bool(stopping)
             for value in map(float, loss):
@@ -243,29 +325,39 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
                 folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
         return stop
 
-    while progress.step < progress.steps_per_epoch:
-        step = [next(batches) for _ in range(options.accumulate)]
-        metrics, finite, stopping = train_step(model, optimizer_step, step, options, progress, device, sigterm.received)
-        progress.step += 1
-        for name, value in {**metrics, 'steps': 1.0 / dist.world_size()}.items():
-            value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
-            sums[name] = sums.get(name, 0.0) + value
-        loss = [sum(value for name, value in metrics.items() if name.startswith('loss/'))]
-        deferred.push(progress.step, finite, stopping,
-                      *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
-        bar.update()
-        last = progress.step == progress.steps_per_epoch
-        save = options.saveSteps and progress.step % options.saveSteps == 0 and not last
-        stop = read_metrics(flush=save or last)
-        if stop or save:
-            read_metrics(flush=True)
-            progress.sums = sums = {name: float(value) for name, value in sums.items()}
-            folder.save_state(options, progress, unwrap(model), optimizer_step)
-        if stop:
-            raise Interrupted(f'SIGTERM: stopped after step {progress.step} of epoch {progress.epoch}, the run state is saved; '
-                              'repeat the command with --resume')
-    bar.close()
-    return dist.sum_by_name(sums)
+    with progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options) as bar:
+        while progress.step < progress.steps_per_epoch:
+            step = [next(batches) for _ in range(options.accumulate)]
+            metrics, finite, stopping = train_step(model, optimizer_step, step, options, progress, device, bool(sigterm.received))
+            progress.step += 1
+            for name, value in {**metrics, 'steps': 1.0 / dist.world_size()}.items():
+                value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
+                sums[name] = sums.get(name, 0.0) + value
+            loss = [sum(value for name, value in metrics.items() if name.startswith('loss/'))]
+            deferred.push(progress.step, finite, stopping,
+                          *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
+            bar.update()
+            last = progress.step == progress.steps_per_epoch
+            save = options.saveSteps and progress.step % options.saveSteps == 0 and not last
+            stop = read_metrics(flush=save or last)
+            if stop or save:
+                read_metrics(flush=True)
+                progress.sums = sums = {name: float(value) for name, value in sums.items()}
+                folder.save_state(options, progress, unwrap(model), optimizer_step)
+            if stop:
+                raise Interrupted(f'{sigterm.received or "SIGTERM"}: stopped after step {progress.step} of epoch '
+                                  f'{progress.epoch}, the run state is saved; repeat the command with --resume')
+    sums = dist.sum_by_name(sums)
+    if not sums['steps'] and progress.epoch == options.epochs - 1:  # fewer than MAX_SKIPPED; else those of the next epoch count
+        raise FloatingPointError(_not_finite(f'all steps of epoch {progress.epoch}', folder))
+    return sums
+
+
+def name_nonfinite(dataset, indices, step, progress):
+    """Prints which images of a skipped step have features that are not finite, if any. indices: this rank's examples."""
+    if images := list(itertools.chain.from_iterable(dist.gather(dataset.nonfinite_images(indices)))):
+        dist.print0(f'Step {step} of epoch {progress.epoch} is skipped: features of the images {some(images)} are NaN or '
+                    'infinite; extract or fetch them again.')
 
 
 def count_skipped(progress, folder, finite, step):
@@ -276,10 +368,13 @@ def count_skipped(progress, folder, finite, step):
     progress.skipped += 1
     progress.skipped_in_a_row += 1
     if progress.skipped_in_a_row == MAX_SKIPPED:
-        saved = folder.path / 'RUN_STATE.pth'
-        raise FloatingPointError(
-            f'{MAX_SKIPPED} steps in a row had a gradient that is not finite, the last of them step {step} of epoch '
-            f'{progress.epoch}; lower --lr, or remove --bf16 or --fp16; '
+        raise FloatingPointError(_not_finite(f'{MAX_SKIPPED} steps in a row, the last of them step {step} of epoch '
+                                             f'{progress.epoch},', folder))
+
+
+def _not_finite(steps, folder):
+    saved = folder.path / 'RUN_STATE.pth'
+    return (f'{steps} had a gradient that is not finite; lower --lr, or remove --bf16 or --fp16; '
             + (f'the last saved run state is {saved}' if saved.exists() else 'no run state was saved'))
 
 
@@ -304,18 +399,18 @@ def evaluate(head, dataset, options, device, text='Evaluating', k=1):
     micro_batches = evaluation_batches(len(dataset), options)
     local = micro_batches[dist.rank()::dist.world_size()]
     arrays, starts = None, np.cumsum([0, *(len(micro_batch.indices) for micro_batch in local)])
-    deferred, bar = DeferredMetrics(device), progress_bar(len(local), 0, text, options)
-    for number, batch in enumerate(load_batches(dataset, local, options, device)):
-        with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
-            deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
-        for ready, tensors in deferred.pop_ready(flush=number == len(local) - 1):
-            predictions = [tensor.numpy() for tensor in tensors]
-            if arrays is None:  # allocated once: many small arrays that outlive the large batches would fragment the heap
-                arrays = [np.empty((starts[-1], *rows.shape[1:]), rows.dtype) for rows in predictions]
-            for array, rows in zip(arrays, predictions, strict=True):
-                array[starts[ready]:starts[ready + 1]] = rows
-            bar.update()
-    bar.close()
+    deferred = DeferredMetrics(device)
+    with progress_bar(len(local), 0, text, options) as bar:
+        for number, batch in enumerate(load_batches(dataset, local, options, device)):
+            with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
+                deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
+            for ready, tensors in deferred.pop_ready(flush=number == len(local) - 1):
+                predictions = [tensor.numpy() for tensor in tensors]
+                if arrays is None:  # allocated once: many small arrays that outlive the large batches would fragment the heap
+                    arrays = [np.empty((starts[-1], *rows.shape[1:]), rows.dtype) for rows in predictions]
+                for array, rows in zip(arrays, predictions, strict=True):
+                    array[starts[ready]:starts[ready + 1]] = rows
+                bar.update()
     if dist.world_size() == 1:
         return tuple(arrays)
     ranks = range(dist.world_size())
@@ -331,32 +426,27 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
     head.eval()
     sums = {}
     local = evaluation_batches(len(dataset), options)[dist.rank()::dist.world_size()]
-    bar = progress_bar(len(local), 0, text, options)
-    for batch in load_batches(dataset, local, options, device):
-        counts = head.counts([batch])
-        with autocast(options, device):
-            losses, metrics = head(batch, dict.fromkeys(counts, torch.ones((), device=device)))
-        values = metrics | {f'loss/{name}': value for name, value in losses.items()}
-        for name, value in (values | {f'count/{name}': value for name, value in counts.items()}).items():
-            sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
-        bar.update()
-    bar.close()
+    with progress_bar(len(local), 0, text, options) as bar:
+        for batch in load_batches(dataset, local, options, device):
+            counts = head.counts([batch])
+            with autocast(options, device):
+                losses, metrics = head(batch, dict.fromkeys(counts, torch.ones((), device=device)))
+            values = metrics | {f'loss/{name}': value for name, value in losses.items()}
+            for name, value in (values | {f'count/{name}': value for name, value in counts.items()}).items():
+                sums[name] = sums.get(name, 0.0) + torch.as_tensor(value).double()
+            bar.update()
     sums = dist.sum_by_name(sums)
     losses = {name.removeprefix('loss/'): value for name, value in sums.items() if name.startswith('loss/')}
     return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 
 
-def fit(task, head, train_set, valid_set, options, folder, state, device):
-    """Trains a head for --epochs epochs and validates after each. state: the saved run state to resume from, or None.
+def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device):
+    """Trains a head for --epochs epochs and validates after each. progress, optimizer_step: of begin_or_resume.
 
     Writes snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run state to
-    `folder`. After a crash, training resumes from the last run state with bit-identical results. On SIGTERM the loop saves the
-    run state after the current step (on a GPU, the next one) and raises Interrupted; validation is finished first.
+    `folder`. After a crash, training resumes from the last run state with bit-identical results. On SIGTERM or SIGHUP the
+    loop saves the run state after the current step (on a GPU, the next one) and raises Interrupted; validation is finished first.
     """
-    progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
-    optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
-    if state is not None:
-        progress = resume(state, head, optimizer_step, folder)
     model = head
     if dist.world_size() > 1:
         model = DistributedDataParallel(head, find_unused_parameters=True)
@@ -386,14 +476,32 @@ def finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
     folder.save_snapshot(task.epoch_name.format(epoch + 1), head)
 
 
-def resume(state, head, optimizer_step, folder):
-    """Loads a saved run state into the head and its OptimizerStep and returns its Progress."""
-    progress = Progress(**state['progress'])
-    dist.print0(head.load_original(state['model'], f'the run state in {folder.path}'))
-    optimizer_step.load_state_dict(state)
-    head.load_extra_state(state.get('extra', {}))
+def begin_or_resume(state, head, train_set, data, options, folder, device):
+    """(Progress, OptimizerStep) of a new run, or those of a saved run state, which also fills the head. Writes nothing.
+
+    data: the training set's digest. Raises WeightsError that names file and key if the state does not fit the model or the data.
+    """
+    progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=data)
+    optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
+    if state is None:
+        return progress, optimizer_step
+    steps, progress = progress.steps_per_epoch, Progress.from_dict(state['progress'])
+    try:
+        if progress.steps_per_epoch != steps:
+            raise WeightsError(f'key progress.steps_per_epoch: expected {steps}, found {progress.steps_per_epoch}')
+        model = {name: torch.empty_like(tensor, device='meta') for name, tensor in head.original_state().items()}
+        if reason := why_not_like(state['model'], model, 'model') or why_not_like(
+                state.get('extra', {}), head.extra_state(), 'extra', values=False):
+            raise WeightsError(f'key {reason}')
+        report = head.load_original(state['model'], f'the run state in {folder.path}')
+        optimizer_step.load_state_dict(state, progress.total_steps)
+    except WeightsError as error:
+        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {error}') from None
+    dist.print0(report)
+    if 'extra' in state:
+        head.load_extra_state(state['extra'])
     state.clear()  # frees the memory
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
     dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
-    return progress
+    return progress, optimizer_step

@@ -179,7 +179,7 @@ def test_the_tokenizer_goes_with_it(snapshot, made_world, tmp_path):
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"model": {}}', '{"model": {"vocab": 3}}'])
 def test_a_faulty_tokenizer_is_named(tmp_path, text):
     (tmp_path / 'tokenizer.json').write_text(text)
-    with pytest.raises(ValueError, match=r'tokenizer\.json: expected a tokenizer\.json with model\.vocab'):
+    with pytest.raises(ValueError, match=r'tokenizer\.json: .*expected a tokenizer\.json with model\.vocab'):
         BertTokenizer.from_pretrained(tmp_path)
 
 

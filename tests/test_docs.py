@@ -86,7 +86,8 @@ def test_every_flag_is_in_the_flag_list_as_it_is():
 def test_every_launcher_is_in_the_list_with_its_flags():
     rows = re.findall(r'^\| (`run/.*?`) \| (.*?) \| (.*?) \|$', (ROOT / 'run/README.md').read_text(), re.M)
     names = [name for launchers, *_ in rows for name in re.findall(r'run/\w+\.bash', launchers)]
-    assert sorted(names) == sorted(f'run/{path.name}' for path in (ROOT / 'run').glob('*.bash') if path.name != 'launch.bash')
+    assert sorted(names) == sorted(f'run/{path.name}' for path in (ROOT / 'run').glob('*.bash')
+                                   if path.name not in ('launch.bash', 'signals.bash'))
     for launcher, program, flags in rows:
         for path in re.findall(r'`((?:src|data)/[\w/]+\.py)`', program):
             assert (ROOT / path).is_file(), path

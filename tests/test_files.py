@@ -17,6 +17,7 @@ from files.atomic import (
     check_free_space,
     locked,
     sha256,
+    temporary_folder,
     write_atomically,
     write_json,
     write_text,
@@ -117,6 +118,33 @@ def test_a_lock_is_held_by_one_process_and_released_when_it_dies(tmp_path):
         process.communicate()
     with locked(path, lambda: waits.append(2), timeout=10):
         assert waits == [1]
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
+    code = f"""if True:
+        import time
+        from files.atomic import temporary_folder
+        with temporary_folder('lxmert-a-', {str(tmp_path)!r}) as folder:
+            (folder / 'file').touch()
+            print(folder, flush=True)
+            time.sleep(60)"""
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')}) as process:
+        try:
+            killed = Path(process.stdout.readline().strip())
+            with pytest.raises(FileNotFoundError, match='inside'), temporary_folder('lxmert-a-', tmp_path) as folder:
+                assert killed.is_dir() and folder.is_dir()  # the other one is in use
+                raise FileNotFoundError('inside')
+            assert not folder.exists()
+        finally:
+            process.kill()
+            process.wait()
+    (tmp_path / 'lxmert-a-notes').mkdir()
+    with temporary_folder('lxmert-b-', tmp_path):
+        assert killed.is_dir()  # of another program
+    with temporary_folder('lxmert-a-', tmp_path) as folder:
+        assert not killed.exists() and names(tmp_path) == sorted([folder.name, 'lxmert-a-notes'])
+    assert names(tmp_path) == ['lxmert-a-notes']
 
 
 def test_free_space_and_digest(tmp_path):

@@ -101,6 +101,7 @@ def test_runs_that_were_disturbed_end_with_the_same_bits(start, tmp_path):
     two = [start(folder, NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RESTARTS='1')
            for rank in (0, 1)]
     saved = wait_for_new_state(folder, two)
+    assert listening([pid for launcher in two for pid in (launcher.pid, *ranks(launcher).values())]) == {'0100007F'}
     os.kill(ranks(two[1])[1], signal.SIGKILL)
     wait_for_new_state(folder, two, saved)
     two[1].terminate()
@@ -158,12 +159,6 @@ def test_a_process_ends_when_another_has_failed(watcher, tmp_path):
     assert watcher.exits == [0] and (tmp_path / 'status').read_text() == '75'
 
 
-def test_a_process_ends_when_its_launcher_was_killed(watcher, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'getppid', lambda: 1)
-    watcher.join(30)
-    assert watcher.exits[0] == 1 and not (tmp_path / 'status').exists()
-
-
 @pytest.mark.parametrize(('rank', 'printed'), [('0', 1), ('1', 0)])
 def test_wrong_flags_are_told_once_a_machine_and_leave_2(monkeypatch, tmp_path, capsys, rank, printed):
     monkeypatch.setenv(dist.STATUS_FILE, str(tmp_path / 'status'))
@@ -177,7 +172,7 @@ def test_wrong_flags_are_told_once_a_machine_and_leave_2(monkeypatch, tmp_path, 
 def run_launch(monkeypatch):
     """run_launch(work): the exit status of launch.main when torchrun does work()."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)}
-    for name in (dist.STATUS_FILE, dist.SIGNAL_STATUS, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'):
+    for name in (dist.STATUS_FILE, dist.SIGNAL_STATUS, dist.LAUNCHER, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE'):
         monkeypatch.setenv(name, '')  # what launch.main sets is undone
 
     def run(work):
@@ -253,8 +248,10 @@ def rank1(monkeypatch, tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     for name, value in {'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'RANK': '1', 'GROUP_RANK': '1', 'NODE_RANK': '1',
-                        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'STATUS_FILE': str(tmp_path / 'status')}.items():
+                        'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'STATUS_FILE': str(tmp_path / 'status'),
+                        'LAUNCHER_PID': '0'}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, 'end_with_parent', lambda launcher: None)
     monkeypatch.setattr(dist.Watcher, 'INTERVAL', 0.01)
     yield torch_dist.TCPStore('127.0.0.1', port, is_master=True)
     dist.stop()

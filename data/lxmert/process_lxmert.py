@@ -8,7 +8,6 @@ Sentences and labels are not normalised.
 import argparse
 import json
 import re
-import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from annotations.answer_table import normalise, read_table
 from annotations.raw_data import Outputs, examples_of, find, frequent, run
+from files.atomic import temporary_folder
 from files.json_files import DataError, field, read_json, stream
 
 COCO = {'train2014': 'captions_train2014.json', 'val2014': 'captions_val2014.json'}
@@ -215,7 +215,7 @@ def main(argv):
              for flag, names in (('coco', COCO.values()), ('vg', VG), ('vqa', VQA), ('gqa', GQA))]
     like = set(read_table(args.like)) if args.like else None
     with Outputs(args.out, [*(f'{part}.json' for part in PARTS), 'all_ans.json']) as out, ExitStack() as stack:
-        sentences = Sentences(stack.enter_context(tempfile.TemporaryDirectory(prefix='.lxmert-', dir=args.out)), stack)
+        sentences = Sentences(stack.enter_context(temporary_folder('.lxmert-', args.out)), stack)
         answers = write(out, sentences, collect(sentences, *paths))
         table = read_json(args.like, 'the answer table') if like else answer_table(answers, args.least)
         if not table:

@@ -26,7 +26,7 @@ import grammar
 from annotations.raw_data import json_lines, run
 from bert.tokenization import SPECIAL_TOKENS
 from files.atomic import atomic_folder, locked, sha256
-from files.json_files import DataError
+from files.json_files import DataError, read_json
 from regions import store, tsv
 
 SOURCE = 'https://github.com/lil-lab/nlvr (folder nlvr)'
@@ -256,7 +256,7 @@ def find(folder, split):
 def made_before(description):
     """What this program made the dataset at `description` (a dataset.json) from; None if it did not make it."""
     try:
-        content = json.loads(description.read_text('utf-8'))
+        content = read_json(description, 'the description of a dataset')
     except (OSError, ValueError):
         return None
     return content.get('made_from') if isinstance(content, dict) else None

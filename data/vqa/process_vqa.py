@@ -1,19 +1,39 @@
-"""Make train, nominival, minival and test.json and the answer vocabulary of VQA v2 from the official files.
+"""Make train, nominival, minival and test.json and the answer vocabulary of VQA v2, or with --split of other VQA files.
 
 The label of a question is {answer: soft score}: 0.3, 0.6, 0.9, 1 for an answer that 1, 2, 3, 4 or more of ten annotators gave.
 As in the preprocessing that LXMERT's original code uses, the vocabulary holds the most common answers of questions after the
 official evaluator's normalisation, but annotators' answers are compared with it as typed: "two" is no label, since the vocabulary
 has "2".
+
+With --split NAME FILE...: files of other datasets in the layouts of annotations.vqa_files, and a dataset.json for --dataset.
+Soft scores there, of normalised answers:
+- annotators' answers: as above, see vqa_files.soft_score (fewer than four annotators: the share who gave it);
+- one answer: 1; a list of alternative answers: 1 each; {answer: score}: as given.
 """
 import argparse
+import os
 import random
+import re
 from collections import Counter
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 
 from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
-from files.json_files import DataError, field, read_json, stream
+from annotations.vqa_files import (
+    KEYS,
+    ImageIds,
+    answers_of,
+    pair,
+    read_rows,
+    scores_of,
+    soft_scores,
+    text_of,
+    types_of,
+    value_of,
+)
+from files.json_files import DataError, field, read_json, some, stream
+from regions import store, tsv
 from tasks.vqa_answers import normalise
 
 SOURCE = 'https://visualqa.org/download.html'
@@ -23,36 +43,15 @@ IMAGES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015', 'testDev':
 OUTPUTS = {'train': ['train.json'], 'val': ['nominival.json', 'minival.json'], 'test': ['test.json'],
            'testDev': ['test-dev.json']}
 NAMES = IMAGES | {'testDev': 'test-dev2015'}  # in the names of the official files
-SCORES = (0, 0.3, 0.6, 0.9, 1)  # by the number of annotators who gave an answer
 MINIVAL, SEED = 5000, 9595
+AGAIN = f'get the files again from {SOURCE}'
+PEEK = 1000  # rows that tell annotators' answers from alternatives
+MAX_REGIONS = 1 << 30  # bytes: image ids are read from a TSV without a store up to this size
 
 
 def img_id(split, image_id):
     """COCO's name of an image: img_id('train', 9) is COCO_train2014_000000000009."""
     return f'COCO_{IMAGES[split]}_{image_id:012d}'
-
-
-def soft_scores(answers, vocabulary):
-    """{answer: soft score} of the annotators' raw answers (list of str), only for answers of the vocabulary (a set)."""
-    return {answer: SCORES[min(count, 4)] for answer, count in Counter(answers).items() if answer in vocabulary}
-
-
-def pair(questions, annotations):
-    """Yields (question, annotation) with the same question_id; at the end those without a counterpart, with None.
-
-    Both are iterables of (question_id, item). The official files are in the same order, so that hardly any item is kept waiting;
-    in another order memory grows. Raises DataError if an id occurs twice while its counterpart is missing.
-    """
-    unpaired = ({}, {})  # of questions and annotations: {question_id: item}
-    for both in zip_longest(questions, annotations):
-        for side, (key, item) in ((side, entry) for side, entry in enumerate(both) if entry is not None):
-            if key in unpaired[side]:
-                raise DataError(f'question_id {key} occurs twice; expected each once: get the files again from {SOURCE}')
-            unpaired[side][key] = item
-            if key in unpaired[1 - side]:
-                yield unpaired[0].pop(key), unpaired[1].pop(key)
-    yield from ((question, None) for question in unpaired[0].values())
-    yield from ((None, annotation) for annotation in unpaired[1].values())
 
 
 def read_questions(path, split):
@@ -75,7 +74,7 @@ def labelled(split, paths, vocabulary, tally):
     paths: of questions and annotations; vocabulary: a set of answers. Raises DataError if the files do not belong together.
     """
     unpaired = [], []  # question ids without annotation, without question
-    for question, annotation in pair(read_questions(paths[0], split), read_annotations(paths[1])):
+    for question, annotation in pair(read_questions(paths[0], split), read_annotations(paths[1]), AGAIN):
         if question is None or annotation is None:
             unpaired[annotation is not None].append((question or annotation)['question_id'])
             continue
@@ -120,9 +119,217 @@ def choose_minival(path, questions):
     return set(random.Random(SEED).sample(images, MINIVAL))
 
 
+# ---- files of other datasets
+
+class Rows:
+    """The rows of one split as (row, path, place), from files of questions with answers, or of questions and of annotations with
+    the same ids. Each iteration reads the files again."""
+
+    def __init__(self, split, paths, where):
+        """where: {key: text} that rows must have."""
+        self.split, self.where, self.dropped, self.values = split, where, Counter(), Counter()
+        self.questions, self.annotations = [], []
+        for path in paths:
+            row, _ = next(read_rows(path))
+            (self.annotations if value_of(row, 'question') is None else self.questions).append(path)
+        if not self.questions:
+            raise DataError(f'--split {split}: {", ".join(map(str, paths))}: expected a file with questions '
+                            f'({", ".join(KEYS["question"])}), found only answers; name the file of their questions too')
+
+    def read(self, paths):
+        """Yields (question id or None, (row, path, place))."""
+        for path in paths:
+            for row, place in read_rows(path):
+                key = text_of(value_of(row, 'id'))
+                if self.annotations and key is None:
+                    raise DataError(f'{place}: expected an id ({", ".join(KEYS["id"])}), which joins questions and annotations, '
+                                    'found none; merge the files')
+                yield key, (row, path, place)
+
+    def joined(self):
+        """Yields (row, path, place) of the questions, with the keys of their annotations."""
+        questions, annotations = self.read(self.questions), self.read(self.annotations)
+        if not self.annotations:
+            yield from (item for _, item in questions)
+            return
+        for question, annotation in pair(questions, annotations, 'correct the files, of which one may be given twice'):
+            if question is None or annotation is None:
+                self.dropped['annotations without a question' if question is None else 'questions without an annotation'] += 1
+            else:
+                yield question[0] | annotation[0], *question[1:]
+
+    def __iter__(self):
+        self.dropped.clear()
+        for row, path, place in self.joined():
+            values = {key: text_of(row.get(key)) for key in self.where}
+            if values == self.where:
+                yield row, path, place
+            else:
+                self.dropped['questions left out by --where'] += 1
+                self.values.update(f'{key}={value}' for key, value in values.items())
+
+
+class Labels:
+    """Answers of rows as {answer: soft score}. lists: 'annotators' or 'alternatives', or None to tell from the first rows."""
+
+    def __init__(self, splits, lists):
+        answered = (answers_of(row, place) for rows in splits.values() for row, _, place in islice(rows, PEEK))
+        repeated = [annotators or len(set(answers)) < len(answers) for answers, annotators in answered if len(answers) > 1]
+        self.annotators = lists == 'annotators' or (not lists and 20 * sum(repeated) > len(repeated))
+        if repeated:
+            print('lists of answers are ' + ('those of annotators, scored as in the VQA evaluator' if self.annotators else
+                                             'alternatives, each of which scores 1') + '; --lists says otherwise.')
+
+    def clean(self, answer):
+        """As in the official evaluator where that counts annotators; else in lower case, with single spaces."""
+        return normalise(answer) if self.annotators else ' '.join(answer.lower().split())
+
+    def answers(self, row, place):
+        """All normalised answers of a row; '' for one of which nothing is left."""
+        return [self.clean(answer) for answer in answers_of(row, place)[0]]
+
+    def counted(self, row, place):
+        """The answers of a row that count for the vocabulary: of annotators the most common one, else all."""
+        answers = [answer for answer in self.answers(row, place) if answer]
+        if not self.annotators:
+            return set(answers)
+        most = self.clean(text_of(row.get('multiple_choice_answer')) or '')
+        return {most} if most else {answer for answer, _ in Counter(answers).most_common(1)}
+
+    def label(self, row, place, vocabulary):
+        if scores := scores_of(row, place):
+            return {answer: score for one, score in scores.items() if (answer := self.clean(one)) in vocabulary}
+        answers = self.answers(row, place)
+        return soft_scores(answers, vocabulary) if self.annotators else {one: 1 for one in answers if one in vocabulary}
+
+
+class QuestionIds:
+    """Question ids: those of the files, whole numbers if all are, else texts; numbers from 0 where no question has one."""
+
+    def __init__(self, renumber):
+        self.renumber, self.whole, self.missing, self.seen = renumber, True, [], set()
+
+    def add(self, row, split, place):
+        """Takes note of the id of a row. Raises DataError for a second question of this id in the split."""
+        key = value_of(row, 'id')
+        if self.renumber or key is None:
+            self.missing += [place][len(self.missing):]
+            return
+        if (split, key) in self.seen or text_of(key) is None:
+            raise DataError(f'{place}: expected a new question id, found {key!r:.100}; correct it, or give --renumber, which '
+                            'numbers the questions')
+        self.seen.add((split, key))
+        self.whole &= 'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None
+
+    def choose(self):
+        if self.seen and self.missing:
+            raise DataError(f'{self.missing[0]}: expected a question id ({", ".join(KEYS["id"])}) as in other rows, found none; '
+                            'add it, or give --renumber, which numbers the questions')
+        self.renumber = not self.seen
+
+    def of(self, row, number):
+        key = number if self.renumber else value_of(row, 'id')
+        return int(key) if self.whole else str(key)
+
+
+def known_regions(paths):
+    """The image ids of all regions, if that takes no long reading; else an empty list."""
+    from tools.check_dataset import region_ids
+
+    quick = [store.fresh(path) if tsv.find(path) is None or tsv.find(path).size > MAX_REGIONS else True for path in paths]
+    return [key.decode() for path in paths for key in region_ids(path, None).tolist()] if all(quick) else []
+
+
+def convert(args):
+    """Makes the files of --split: each read once to choose ids and answers, and once to write."""
+    splits = {split: Rows(split, paths, args.where) for split, paths in args.split.items()}
+    labels, questions, images = Labels(splits, args.lists), QuestionIds(args.renumber), ImageIds(args.ids, args.regions)
+    counts = {split: Counter() for split in splits}
+    for split, rows in splits.items():
+        place = None
+        for row, path, place in rows:
+            if not isinstance(question := value_of(row, 'question'), str):
+                raise DataError(f'{place}: expected a question as text ({", ".join(KEYS["question"])}), found {question!r:.100}; '
+                                'write each row as an object of its own, with pandas as to_json(orient="records")')
+            questions.add(row, split, place)
+            images.add(row, path, place)
+            counts[split].update(labels.counted(row, place))
+        if place is None:
+            raise DataError(f'--split {split}: no question is left: {rows.dropped.total():,} '
+                            f'{", ".join(rows.dropped)}{examples_of(rows.values)}; correct --where or the files')
+    questions.choose()
+    images.choose()
+    answers = read_answers(args.like) if args.like else frequent(counts[args.vocabulary], args.least)
+    if not answers:
+        raise DataError(f'--split {args.vocabulary}: no answer belongs to {args.least} questions; lower --least, name another '
+                        'split by --vocabulary, or give --like')
+    outputs = ['dataset.json', *(f'{split}.json' for split in splits), *VOCABULARY]
+    with Outputs(args.out, outputs) as out:
+        dump_vocabulary(out, answers)
+        print(f'vocabulary: {len(answers):,} answers; first: {", ".join(answers[:10])}')
+        for split, rows in splits.items():
+            write_rows(out, rows, counts[split], labels, questions, images, set(answers))
+        kind = 'vqa' if questions.whole else 'gqa'
+        features = [os.path.relpath(path, args.out) for path in args.features] or [f'{args.out.name}_obj36.tsv']
+        out.dump('dataset.json', {
+            'kind': kind, 'name': args.out.name, 'max_length': args.maxLength, 'answers': VOCABULARY[0],
+            'splits': {split: {'annotations': f'{split}.json', 'features': features} for split in splits},
+            'made_from': {split: [str(path) for path in paths] for split, paths in args.split.items()}})
+    print(f'made {", ".join(outputs)} in {args.out}')
+    if not args.features:
+        print(f'The regions are expected in {args.out / features[0]}; --features names other files.')
+    if kind == 'gqa':
+        print('Question ids are texts: train with run/gqa_finetune.bash, or give --renumber for run/vqa_finetune.bash.')
+    print(f'next: bash run/check_dataset.bash {args.out / "dataset.json"}')
+
+
+def write_rows(out, rows, counts, labels, questions, images, vocabulary):
+    """Writes the examples of a split and prints statistics. counts: of its answers; without any it gets no labels."""
+    name, tally, img_ids = f'{rows.split}.json', Counter(), set()
+    for row, path, place in rows:
+        answered = bool(labels.counted(row, place))
+        if counts and not answered:
+            rows.dropped['questions without an answer'] += 1
+            continue
+        example = {'img_id': images.of(row, path, place), 'question_id': questions.of(row, tally['questions']),
+                   'sent': value_of(row, 'question')}
+        if answered:
+            example['label'] = labels.label(row, place, vocabulary)
+        out.add(name, example | types_of(row))
+        img_ids.add(example['img_id'])
+        tally['questions'] += 1
+        tally['no label'] += answered and not example['label']
+    missing = sorted(img_ids - images.regions) if images.regions else []
+    if missing and len(missing) == len(img_ids):
+        raise DataError(f'--split {rows.split}: none of its {len(img_ids):,} images has regions: images are {some(missing)}, '
+                        f'regions {some(sorted(images.regions))}; correct --ids or --features')
+    notes = [f'{count:,} {what}: dropped' for what, count in rows.dropped.items()]
+    if tally['no label']:
+        notes.append(f'{tally["no label"]:,} have no answer of the vocabulary and are kept: any answer to them scores 0')
+    if missing:
+        notes.append(f'{len(missing):,} images have no regions{examples_of(missing, 2)}')
+    print(f'{name}: {tally["questions"]:,} questions{"" if counts else " without answers"} on {len(img_ids):,} images'
+          f'{examples_of(sorted(img_ids), 2)}{"".join(f"; {note}" for note in notes)}.')
+
+
 def parse(argv):
     """The command line, with each of train, val (two paths), test, testDev (one) resolved to a tuple of paths, or None."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f'The official files: {SOURCE}, unzipped.')
+    parser.add_argument('--split', nargs='+', action='append', metavar=('NAME', 'FILE'), help='a split of another dataset and '
+                        'its files (json, json lines, csv, also with .gz): of questions with answers, or of questions and of '
+                        'annotations; repeated for each split')
+    other = parser.add_argument_group('with --split')
+    other.add_argument('--features', nargs='+', type=Path, default=[], metavar='TSV', help='regions of the images, for the '
+                       'description; image ids become those that they have')
+    other.add_argument('--ids', metavar='RULE', help='image ids: name (as in the files), path (without its ending), stem, number '
+                       '(the id of the regions that ends in it), or a pattern of a question\'s keys such as '
+                       'COCO_val2014_{image_id:012d}; else the one that fits the regions')
+    other.add_argument('--where', action='append', default=[], metavar='KEY=TEXT', help='only questions with this, as q_lang=en')
+    other.add_argument('--lists', choices=('annotators', 'alternatives'), help='what a list of answers is: of annotators, who '
+                       'are counted, or alternatives, which score 1 each; else told from repeated answers')
+    other.add_argument('--vocabulary', metavar='SPLIT', help='split whose answers make the vocabulary; the first')
+    other.add_argument('--renumber', action='store_true', help='number the questions in place of their ids')
+    other.add_argument('--maxLength', type=int, default=20, help='max_length of the description: tokens of a question')
     parser.add_argument('--raw', type=Path, help='folder of the files under their official names, also with .gz')
     for split in ('train', 'val'):
         parser.add_argument(f'--{split}', nargs=2, type=Path, metavar=('QUESTIONS', 'ANNOTATIONS'),
@@ -133,10 +340,14 @@ def parse(argv):
                         f'else {MINIVAL:,} images of val2014 by a fixed seed')
     parser.add_argument('--like', type=Path, metavar='FILE', help='a trainval_label2ans.json whose answers and order are kept, '
                         'so that snapshots made with it fit')
-    parser.add_argument('--least', type=int, default=9,
-                        help='an answer of the vocabulary is the most common one of at least so many questions')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder of the outputs; this one')
+    parser.add_argument('--least', type=int, help='an answer of the vocabulary is the most common one of at least so many '
+                        'questions; 9, with --split 1')
+    parser.add_argument('--out', type=Path, help='folder of the outputs; this one, with --split a new one')
     args = parser.parse_args(argv)
+    args.least = args.least or (1 if args.split else 9)
+    if args.split:
+        return parse_splits(parser, args)
+    args.out = args.out or Path(__file__).parent
     for split, name in NAMES.items():
         if args.raw is None or getattr(args, split):
             continue
@@ -156,9 +367,33 @@ def parse(argv):
     return args
 
 
+def parse_splits(parser, args):
+    """The arguments with split as {name: paths}, where as {key: text}, and the ids of known regions."""
+    for flag in ('raw', 'train', 'val', 'test', 'testDev', 'minival'):
+        if getattr(args, flag):
+            parser.error(f'--{flag}: for the official files of VQA v2, not with --split')
+    if args.out is None:
+        parser.error('--split: expected --out too, a folder for its files')
+    for name, *paths in args.split:
+        if not paths or not re.fullmatch(r'[\w.-]+', name) or [name for name, *_ in args.split].count(name) > 1:
+            parser.error(f'--split {name}: expected a new name (letters, digits, . - _) and at least one file')
+    args.split = {name: [Path(path) for path in paths] for name, *paths in args.split}
+    args.vocabulary = args.vocabulary or next(iter(args.split))
+    if args.vocabulary not in args.split:
+        parser.error(f'--vocabulary {args.vocabulary}: expected one of {", ".join(args.split)}')
+    if bad := [text for text in args.where if '=' not in text]:
+        parser.error(f'--where {bad[0]}: expected KEY=TEXT, such as q_lang=en')
+    args.where = dict(text.split('=', 1) for text in args.where)
+    args.regions = known_regions(args.features)
+    return args
+
+
 def main(argv):
     """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
     args = parse(argv)
+    if args.split:
+        convert(args)
+        return
     outputs = [name for split, names in OUTPUTS.items() if getattr(args, split) for name in names]
     with Outputs(args.out, [*outputs, *VOCABULARY]) as out:
         minival = choose_minival(args.minival, args.val[0]) if args.val else set()

@@ -1,8 +1,9 @@
 """The table of pre-training answers, and which of its rows another answer vocabulary has."""
 
-import json
 import re
-from pathlib import Path
+
+from files.json_files import DataError, first_duplicate, read_json
+from files.text import shown
 
 NUMBERS = ('one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
 SAME = {
@@ -26,16 +27,14 @@ def read_table(path, sets=None):
     sets: only the answers of these sets (an iterable of str), as --qaSets. Raises FileNotFoundError, or ValueError that names
     the file, or the sets that it does not have.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such answer table; it names the rows of the pre-trained answer head')
-    try:
-        table = [(entry['ans'], set(entry['dsets'])) for entry in json.loads(path.read_text(encoding='utf-8'))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}: expected a list of {{"ans", "dsets"}}, found a fault at {error!r}') from None
-    if len({answer for answer, _ in table}) < len(table):
-        raise ValueError(f'{path}: expected each answer once, found {len(table)} answers that are '
-                         f'{len({answer for answer, _ in table})} different ones')
+    entries = read_json(path, 'an answer table; it names the rows of the pre-trained answer head')
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        if not (isinstance(entry, dict) and isinstance(entry.get('ans'), str) and isinstance(entry.get('dsets'), list)
+                and all(isinstance(name, str) for name in entry['dsets'])):
+            raise DataError(f'{path}: entry {number}: expected {{"ans": a text, "dsets": a list of texts}}, found {shown(entry)}')
+    table = [(entry['ans'], set(entry['dsets'])) for entry in entries]
+    if (twice := first_duplicate(answer for answer, _ in table)) is not None:
+        raise DataError(f'{path}: expected each answer once, found {shown(twice)} twice')
     if sets is None:
         return [answer for answer, _ in table]
     available = set().union(*(dsets for _, dsets in table))

@@ -76,6 +76,20 @@ class ExampleDataset(torch.utils.data.Dataset):
                 digest.update(np.ascontiguousarray(column))
         return digest.hexdigest()
 
+    def used_rows(self):
+        """The rows in `regions` of the images, each once."""
+        return np.unique(self.rows[self.rows >= 0])
+
+    def nonfinite_images(self, indices):
+        """Ids of images of some examples whose features are not finite."""
+        return self.regions.nonfinite(self.rows[indices])
+
+    def learnable(self):
+        """Whether any label says something: of answers, a score above 0."""
+        examples = self.examples
+        answers = examples.choice is None and examples.boxes is None and not examples.schema.captions
+        return not answers or bool(examples.label_score.max(initial=0) > 0)
+
     def labels(self, indices):
         """The labels of some examples, as in a batch."""
         examples = self.examples

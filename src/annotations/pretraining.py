@@ -86,6 +86,24 @@ class SentenceDataset(torch.utils.data.Dataset):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
+    def used_rows(self):
+        """The rows in `regions` of the images, each once."""
+        return np.unique(self.row)
+
+    def nonfinite_images(self, indices):
+        """Ids of images of some examples whose features are not finite."""
+        return self.regions.nonfinite(self.row[self.image_of(indices)])
+
+    def learnable(self):
+        """Whether any objective has something to predict."""
+        options = self.options
+        return (options.taskMatched or (options.taskMaskLM and options.wordMaskRate > 0)
+                or (options.taskObjPredict and bool({'obj', 'attr'} & set(options.visualLosses.split(','))
+                                                    or options.objMaskRate > 0))
+                or (options.taskQA and any(
+                    ((places[file.label_answer] != NO_LABEL) & (file.label_score > 0)).any()
+                    for file, places in zip(self.columns, self.answer_of, strict=True))))
+
     def __getitem__(self, micro_batch):
         options, image = self.options, self.image_of(micro_batch.indices)
         batch, sentences = {}, micro_batch.indices
@@ -117,6 +135,7 @@ class SentenceDataset(torch.utils.data.Dataset):
         rows, files = self.begin[image] + examples - self.start[image], self.file[image]
         values = None
         for file in np.unique(files).tolist():
+            self.columns[file].check_length()
             of_file = np.flatnonzero(files == file)
             part = read(file, rows[of_file], of_file)
             values = np.empty((len(examples), *part.shape[1:]), np.int64) if values is None else values

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import atomic_file, naming
-from files.json_files import DataError, field, opened
+from files.json_files import DataError, field, numbered_lines, parse_json
 
 
 def find(folder, name):
@@ -26,18 +26,15 @@ def json_lines(path, key, source):
     with such an id, and for an empty file.
     """
     lines = {}  # {id: line number}
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            place = f'{path}:{number}'
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f'{place}: expected one json object a line, found {error}; get the file again from '
-                                f'{source}') from None
-            if lines.setdefault(name := field(row, key, str, place), number) != number:
-                raise DataError(f'{place}: key "{key}": expected a new one, found {name}, which line {lines[name]} has; get the '
-                                f'file again from {source}')
-            yield row, place
+    for number, line in numbered_lines(path):
+        if line.isspace():
+            continue
+        place = f'{path}:{number}'
+        row = parse_json(line, place, f'one json object a line; get the file again from {source}')
+        if lines.setdefault(name := field(row, key, str, place), number) != number:
+            raise DataError(f'{place}: key "{key}": expected a new one, found {name}, which line {lines[name]} has; get the '
+                            f'file again from {source}')
+        yield row, place
     if not lines:
         raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {source}')
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.json_files import DataError, read_json
+from files.json_files import DataError, first_duplicate, read_json
+from files.text import shown
 from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
@@ -49,13 +50,13 @@ class DatasetSpec:
         def get(holder, key, kind, path=''):
             value = holder.get(key) if isinstance(holder, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool) or not value:
-                raise DataError(f'{where}: key "{path}{key}": expected {EXPECTED[kind]}, found {value!r}')
+                raise DataError(f'{where}: key "{path}{key}": expected {EXPECTED[kind]}, found {shown(value)}')
             return value
 
         def check_keys(holder, keys, path=''):
             if not isinstance(holder, dict):
                 place = f'key "{path[:-1]}": ' if path else ''
-                raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {holder!r:.100}')
+                raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {shown(holder)}')
             for key in holder:
                 if key not in keys:
                     raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
@@ -66,13 +67,17 @@ class DatasetSpec:
             features = get(split, 'features', list, path) if images is None or 'features' in split else []
             for place, feature in enumerate(features):
                 if not isinstance(feature, str) or not feature:
-                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {feature!r}')
+                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {shown(feature)}')
             if not isinstance(whole := split.get('whole', False), bool):
-                raise DataError(f'{where}: key "{path}whole": expected true or false, found {whole!r}')
+                raise DataError(f'{where}: key "{path}whole": expected true or false, found {shown(whole)}')
             annotations = root / get(split, 'annotations', str, path)
             return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
         check_keys(values, KEYS)
+        for name in get(values, 'splits', dict):
+            if len(name) > 100 or not name.isprintable() or name != name.strip() or name[:1] in ('', '.') or {*name} & {*'/\\,'}:
+                raise DataError(f'{where}: key "splits": expected names, of files too, of 1 to 100 characters without commas and '
+                                f'slashes, that do not begin with a dot, found {shown(name)}')
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
         length = get(values, 'max_length', int)
         if length < 3:
@@ -111,7 +116,6 @@ def check_answers(answers, where):
     """The answers, if they are a list of distinct texts, else DataError; where: they come from, for the message."""
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f'{where}: expected a list of answers')
-    if len(set(answers)) < len(answers):
-        twice = next(answer for i, answer in enumerate(answers) if answer in answers[:i])
-        raise DataError(f'{where}: the answer "{twice}" is listed twice')
+    if (twice := first_duplicate(answers)) is not None:
+        raise DataError(f'{where}: the answer "{twice[:200]}" is listed twice')
     return answers

@@ -1,6 +1,5 @@
 """BERT's lower-casing WordPiece tokenizer, on the Rust `tokenizers` library."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,10 +7,15 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from files.json_files import DataError, first_duplicate, read_json, read_text
+from files.text import shown
+
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot
 VOCABULARIES = ('vocab.txt', 'tokenizer.json')  # in a folder; the first that exists is read
 CHUNK = 10_000  # texts per tick of the progress bar
+TEXT = 10_000  # characters of a text that are read
+BATCH = 1 << 20  # characters tokenised at once
 
 
 class BertTokenizer:
@@ -26,6 +30,8 @@ class BertTokenizer:
             raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a line')
         pieces = self._read()
         self.vocab = {piece: index for index, piece in enumerate(pieces)}
+        if len(self.vocab) < len(pieces):
+            raise DataError(f'{vocab_file}: expected each word piece once, found {shown(first_duplicate(pieces))} twice')
         for token in SPECIAL_TOKENS:
             if token not in self.vocab:
                 raise ValueError(f'{vocab_file}: expected a line {token}, found none; is this a BERT vocabulary?')
@@ -43,26 +49,22 @@ class BertTokenizer:
         if not path.is_dir():
             return cls(path)
         settings = path / 'tokenizer_config.json'
-        try:
-            cased = settings.is_file() and json.loads(settings.read_text(encoding='utf-8')).get('do_lower_case') is False
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f'{settings}: expected a json object ({error})') from None
-        if cased:
+        values = read_json(settings, 'the settings of a tokenizer', dict) if settings.is_file() else {}
+        if values.get('do_lower_case') is False:
             raise ValueError(f'{settings}: do_lower_case is false, but text is lower-cased here; use an uncased BERT')
         return cls(next((path / name for name in VOCABULARIES if (path / name).is_file()), path / VOCABULARIES[0]))
 
     def _read(self):
         """The file's word pieces, in the order of their ids."""
         if self.vocab_file.suffix == '.json':
-            try:
-                ids = json.loads(self.vocab_file.read_text(encoding='utf-8'))['model']['vocab']
-                return sorted(ids, key=dict(ids).get)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, found {error!r}') from None
-        try:
-            pieces = self.vocab_file.read_text(encoding='utf-8').split('\n')
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{self.vocab_file}: expected a text file in UTF-8, found {error}') from None
+            ids = read_json(self.vocab_file, 'a tokenizer.json with model.vocab')
+            for key in ('model', 'vocab'):
+                ids = ids.get(key) if isinstance(ids, dict) else None
+            if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+                raise DataError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, {{word piece: id}} with the ids '
+                                f'from 0 on, found {shown(ids)}')
+            return sorted(ids, key=ids.get)
+        pieces = read_text(self.vocab_file, 'a text file with one word piece a line').split('\n')
         return pieces[:-1] if pieces[-1] == '' else pieces  # the last line has an end
 
     def __len__(self):
@@ -93,8 +95,7 @@ class BertTokenizer:
         starts = range(0, len(texts), CHUNK)
         for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} texts', delay=3, disable=None):
             chunk = [(item,) if isinstance(item, str) else item for item in texts[start:start + CHUNK]]
-            stripped = [SURROGATES.sub('', text).strip() for item in chunk for text in item]
-            encodings = iter(self._tokenizer.encode_batch(stripped, add_special_tokens=False))
+            encodings = self._encodings([SURROGATES.sub('', text[:TEXT]).strip() for item in chunk for text in item])
             for row, item in enumerate(chunk, start):
                 parts = [next(encodings).ids for _ in item]
                 cut_longest_first(parts, max_length - 1 - len(parts))
@@ -102,6 +103,18 @@ class BertTokenizer:
                 ids[row, :len(pieces)] = pieces
                 types[row, len(parts[0]) + 2:len(pieces)] = 1  # nothing for one text
         return ids, types
+
+
+    def _encodings(self, texts):
+        """Yields the encodings of texts, BATCH characters at a time, since a character may take 300 bytes there."""
+        batch, size = [], 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size > BATCH:
+                yield from self._tokenizer.encode_batch(batch, add_special_tokens=False)
+                batch, size = [], 0
+        yield from self._tokenizer.encode_batch(batch, add_special_tokens=False)
 
 
 def cut_longest_first(parts, room):

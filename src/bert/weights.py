@@ -1,18 +1,27 @@
 """Strict loading of weights: every load reports how many tensors matched and fails on any difference not explicitly allowed."""
 
+import contextlib
+import errno
 import os
 import re
+import textwrap
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from files.text import InputError, printable
+
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DIRECTORY = 0x10  # external attribute of a folder in a zip archive
+MOST_LEAVES = 1_000_000  # values in a file
+MALFORMED = (None, errno.EINVAL, errno.EOVERFLOW)  # errors of a read that the content of the file causes, as an offset below 0
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer in old Hugging Face files, not a weight
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A file of weights that cannot be read or does not fit the model."""
 
 
@@ -28,11 +37,11 @@ class LoadReport:
     invalid: list = field(default_factory=list)  # in both, but the tensor cannot be trained weights; 'name: reason'
 
     def __str__(self):
-        lines = [f'Weights from {self.source}:']
+        lines = [f'Weights from {printable(self.source)}:']
         for kind in ('matched', 'missing', 'unexpected', 'wrong_size', *(['invalid'] if self.invalid else [])):
-            names = getattr(self, kind)
+            names = [printable(name) for name in getattr(self, kind)[:4]]
             shown = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-            lines.append(f'  {kind.replace("_", " "):10s} {len(names):5d}  {shown}'.rstrip())
+            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {shown}'.rstrip())
         return '\n'.join(lines)
 
 
@@ -45,32 +54,147 @@ def canonical_name(name):
 def read_state(path, rename=canonical_name):
     """The tensors of a .pth, .bin or .safetensors file on the CPU, by the names that `rename` makes of those in the file.
 
-    Runs no code from the file. Raises FileNotFoundError or WeightsError, which name the file.
+    Runs no code from the file. Raises FileNotFoundError, OSError or WeightsError, which name the file and the tensor.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file of weights')
-    try:
-        state = _read_tensors(path)
-    except Exception as error:  # a damaged file makes torch and safetensors raise almost anything, even struct.error
-        reason = f'{type(error).__name__}: {error}'.split('\n')[0]
-        raise WeightsError(f'{path}: a damaged file of weights, or one that holds more than tensors ({reason})') from None
+    state = load_file(path)
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
+    for name, tensor in state.items():
+        if reason := why_not_plain(tensor):
+            raise WeightsError(f'{path}: {name}: {reason}')
     return renamed(state, rename, path)
 
 
-def _read_tensors(path):
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file  # imported here: only these files need the library
-        return load_file(path)
-    if zipfile.is_zipfile(path):  # PyTorch does not compare check sums
-        with zipfile.ZipFile(path) as file:
-            if bad := file.testzip():
-                raise ValueError(f'{bad}: its check sum differs: the file was damaged after it was written, or was written with '
-                                 'set_crc32_options(False) and must be written again without it')
-    return torch.load(path, map_location='cpu', weights_only=True)
+def load_file(path, only_zip=False):
+    """The content of a .pth, .bin or .safetensors file, with tensors on the CPU. Runs no code from it.
+
+    only_zip: refuse PyTorch's format before version 1.6, which has no check sums. Raises WeightsError if the file is damaged or
+    holds more than tensors and plain values, and OSError if it cannot be read at the moment.
+    """
+    path = Path(path)
+    with _explained(path):
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load_file  # imported here: only these files need the library
+            return load_file(path)
+        with open(path, 'rb') as file:
+            if only_zip or zipfile.is_zipfile(file) or _starts_like_zip(file):
+                check_zip(file)
+            file.seek(0)
+            return torch.load(file, map_location='cpu', weights_only=True)
+
+
+def check_file(path):
+    """Raises WeightsError or OSError, as `load_file`, unless the check sums of a .pth file are right. Loads nothing."""
+    with _explained(path), open(path, 'rb') as file:
+        check_zip(file)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """Raises WeightsError, or OSError where the file may be complete, in place of an exception; both name the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file') from None
+    except WeightsError as error:
+        raise WeightsError(f'{path}: {error}') from None
+    except Exception as error:  # a damaged file makes torch, safetensors and zipfile raise almost anything, even struct.error
+        number, cause = None, error  # zipfile takes errors of reading for a damaged file
+        while cause and number in MALFORMED:
+            memory = isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and 'alloc' in str(cause))
+            number, cause = errno.ENOMEM if memory else getattr(cause, 'errno', None), cause.__context__
+        if number not in MALFORMED:
+            raise OSError(f'{path}: cannot be read now ({os.strerror(number)}); nothing was changed: try again') from None
+        raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values') from None
+
+
+def _starts_like_zip(file):
+    file.seek(0)
+    return file.read(4) == b'PK\x03\x04'
+
+
+def check_zip(file):
+    """Raises WeightsError, or an exception of zipfile, unless an open .pth file is an archive as torch.save writes it, with right
+    check sums, which PyTorch does not compare."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+        for info in infos:  # PyTorch leaves the memory of what is called a directory as it was, and unpacks what is compressed
+            if info.external_attr & DIRECTORY or info.compress_type or info.file_size != info.compress_size:
+                raise WeightsError(f'the file is damaged: its entry {info.filename} is not as PyTorch writes it')
+        if len({info.filename for info in infos}) < len(infos) or sum(info.file_size for info in infos) > size:
+            raise WeightsError('the file is damaged: entries of its archive overlap')
+        if bad := archive.testzip():
+            raise WeightsError(f'{bad}: its check sum differs: the file was damaged after it was written, or was '
+                               'written with set_crc32_options(False) and must be written again without it')
+
+
+def leaves(value, name='', left=None):
+    """Yields (name, value) of all that is in nested dicts and lists; of an empty one itself. Raises WeightsError for too many."""
+    left = [MOST_LEAVES] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise WeightsError(f'{name}: expected at most {MOST_LEAVES:,} values in the file, found more')
+    if isinstance(value, (dict, list, tuple)) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f'{name}.{key}' if name else str(key), left)
+    else:
+        yield name, value
+
+
+def why_not_like(value, expected, name, may_lack=False, values=True):
+    """How a value that was read differs in structure from `expected`, and where; '' if it does not.
+
+    Tensors must have the shape and dtype of those expected, and hold finite numbers; lists their length, dicts their keys (with
+    may_lack also fewer or other ones, as of another version of PyTorch); other values must be equal, or with values=False of the
+    same type; so must numbers called step.
+    """
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(value, torch.Tensor):
+            return f'{name}: expected a tensor, found {type(value).__name__}'
+        if reason := why_not_plain(value):
+            return f'{name}: {reason}'
+        if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+            return (f'{name}: expected {expected.dtype} of shape {tuple(expected.shape)}, found {value.dtype} of shape '
+                    f'{tuple(value.shape)}')
+        return '' if value.isfinite().all() else f'{name}: holds NaN or infinity'
+    if type(value) is not type(expected) and not {type(value), type(expected)} <= {list, tuple}:
+        return f'{name}: expected {type(expected).__name__}, found {type(value).__name__}'
+    if isinstance(expected, (list, tuple)):
+        if len(value) != len(expected):
+            return f'{name}: expected {len(expected)} entries, found {len(value)}'
+        return next(filter(None, (why_not_like(one, other, f'{name}.{i}', may_lack, values)
+                                  for i, (one, other) in enumerate(zip(value, expected, strict=True)))), '')
+    if isinstance(expected, dict):
+        if value.keys() != expected.keys() and not may_lack:
+            different = sorted(map(str, value.keys() ^ expected.keys()))
+            return f'{name}: expected the keys {", ".join(map(str, expected))}, found others: {", ".join(different)[:200]}'
+        return next(filter(None, (why_not_like(value[key], expected[key], f'{name}.{key}', may_lack, values)
+                                  for key in expected if key in value)), '')
+    same = not values or value == expected or name.endswith('.step')
+    return '' if same else f'{name}: expected {expected!r}, found {str(value)[:100]!r}'
+
+
+def why_not_plain(tensor):
+    """Why a tensor is no ordinary array of numbers in memory; '' if it is."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f'expected a plain tensor, found {type(tensor).__name__}'
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != 'cpu':
+        kind = 'nested' if tensor.is_nested else 'quantized' if tensor.is_quantized else f'{tensor.layout}, {tensor.device}'
+        return f'expected a plain tensor, found one that is {kind}'
+    if tensor.is_complex() or tensor.is_conj() or tensor.is_neg():
+        return f'expected real numbers, found {tensor.dtype}'
+    spans = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    end = 1  # a row may not begin before the end of the one before it
+    for stride, size in spans if tensor.numel() else ():
+        if stride < end:
+            return f'expected every number once, found shape {tuple(tensor.shape)} with strides {tuple(tensor.stride())}'
+        end = stride * (size - 1) + end
+    return ''
 
 
 def renamed(state, rename, path):
@@ -138,7 +262,7 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
                 for name, first in tied(expected) if {name, first} <= set(report.matched)
                 and not torch.equal(state[name], state[first])]
     if reasons:
-        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{report}')
+        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{textwrap.indent(str(report), "  ")}')
     return report
 
 
@@ -150,7 +274,7 @@ def tied(parameters):
 
 def why_invalid(name, tensor, zeros_allowed=False):
     """Why a tensor cannot be trained weights, such as one from a file with a hole; '' if it can."""
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64) or tensor.layout != torch.strided:
+    if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
         return f'expected plain floating point, found {tensor.dtype}, {tensor.layout}'
     if not tensor.numel():
         return ''

@@ -2,10 +2,11 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from multiprocessing.connection import wait
 
-from cli import DeviceError
+from cli import DeviceError, become_worker
 from detector.registry import load_detector
 from images.pictures import PictureError, open_picture
 from regions import tsv
@@ -26,7 +27,7 @@ class WorkerPool:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process, which ends the others
         for device in devices:
             connection, remote = context.Pipe()
-            process = context.Process(target=_work, args=(remote, config, device), daemon=True)
+            process = context.Process(target=_work, args=(remote, config, device, os.getpid()), daemon=True)
             process.start()
             remote.close()  # then the death of the process, which holds the other copy, is the end of `connection`
             self.processes[connection] = process
@@ -81,8 +82,9 @@ def _receive(connection):
     return result
 
 
-def _work(connection, config, device):
+def _work(connection, config, device, parent):
     """A worker process: sends the detector's provenance, then a result for each picture received, or an exception."""
+    become_worker(parent)
     try:
         detector = load_detector(config, device)
         connection.send(detector.provenance)

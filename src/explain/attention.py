@@ -11,6 +11,7 @@ from explain import drawing
 from explain.relevance import relevance
 from files.atomic import write_text
 from files.json_files import some
+from files.text import printable
 from images.ids import without_ending
 from regions import readers
 from regions.class_names import ClassNames
@@ -140,16 +141,16 @@ def run(flags):
     heads = [int(head) for head in choose('heads', flags.heads, [str(i) for i in range(1, count + 1)])]
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
-    print(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})')
+    print(printable(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})'))
     if rest := predictor.truncated(flags.question):
-        print(f'too long, not read: {rest}')
-    print(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}')
+        print(printable(f'too long, not read: {rest}'))
+    print(printable(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}'))
     written = ['attention.json']
     for i, (texts, picture) in enumerate(draw_explanation(explanation, images, photos, names)):
         prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if k > 1 else ('', '')
         if photos[i] is None:
-            print(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas')
-        print(f'{which}regions: {", ".join(texts.values())}')
+            print(printable(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas'))
+        print(printable(f'{which}regions: {", ".join(texts.values())}'))
         drawing.save(picture, flags.out / f'{prefix}regions.png')
         order = np.argsort(-explanation.region_relevance[i], kind='stable')
         written += [f'{prefix}{name}.png' for name in ('regions', *layers)]

@@ -1,6 +1,7 @@
 """Drawings: regions on a picture with labels, relevance on regions, words and attention heads as shades. All are PNG."""
 
 import colorsys
+import os
 from functools import partial
 from pathlib import Path
 
@@ -92,9 +93,12 @@ def check_shape(photo, image):
 
 
 def photo_path(folder, img_id):
-    """`folder`/`img_id` with an ending of photographs, also one in the id, or None if there is no such file."""
+    """`folder`/`img_id` with an ending of photographs, also one in the id, or None if there is no such file below the folder."""
     endings = ('',) * img_id.endswith(ENDINGS) + ENDINGS
-    return next((path for ending in endings if (path := Path(folder) / f'{img_id}{ending}').is_file()), None)
+    path = next((path for ending in endings if os.path.isfile(path := Path(folder) / f'{img_id}{ending}')), None)
+    if path and '/' in img_id and not path.resolve().is_relative_to(Path(folder).resolve()):
+        return None  # ids come with the data, and may have .. or begin with /
+    return path
 
 
 def find_photo(folder, img_id):

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tqdm import tqdm
 import dist
 from explain.drawing import check_shape, label, open_photo, photo_path, surest
 from explain.error_analysis import ErrorAnalysis
-from files.atomic import write_atomically
+from files.atomic import temporary_folder, write_atomically
 from files.json_files import DataError, some
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
@@ -59,10 +58,10 @@ def run(args):
     if args.images and not args.images.is_dir():
         raise FileNotFoundError(f'--images {args.images}: no such folder')
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:  # TaskProgram needs a run folder
-        data = predict_split(args, folder)
+    with temporary_folder('lxmert-') as folder:  # TaskProgram needs a run folder
+        data = predict_split(args, str(folder))
     write_atomically(out, lambda part: part.write_text(page(data), encoding='utf-8'))
-    dist.print0(f'Score on {args.test}: {data["score"]:.2f}\n{len(data["examples"]):,} of {data["questions"]:,} examples, '
+    dist.print0(f'Score on {args.test}: {data["score"]:.2f}', f'{len(data["examples"]):,} of {data["questions"]:,} examples, '
                 f'{out.stat().st_size / 1e6:.1f} MB: {out}')
     return 0
 

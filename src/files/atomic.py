@@ -1,15 +1,22 @@
-"""Files and folders that appear under their final name only when complete; locks, free disk space, digests."""
+"""Files and folders that appear under their final name only when complete; temporary ones, locks, free disk space, digests."""
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+from files.text import printable
 
 BLOCK = 1 << 20  # bytes read at once for a digest
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file
@@ -22,7 +29,8 @@ def atomic_file(path, mode='wb', **options):
     mode, options: as for `open`. Its content is on disk (fsync) before it gets its name. Raises OSError that names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    remove_leftovers(f'{path}.tmp-')
+    temporary = path.with_name(f'{path.name}.tmp-{owner()}')
     file = open(temporary, mode, **options)  # noqa: SIM115
     try:
         with naming(path):
@@ -35,6 +43,23 @@ def atomic_file(path, mode='wb', **options):
         with contextlib.suppress(OSError):  # bytes that could not be written; the first error is the one to raise
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+def owner():
+    """Names this process: PID@HOST. With it end the names of temporary files."""
+    return f'{os.getpid()}@{socket.gethostname()}'
+
+
+def remove_leftovers(prefix):
+    """Removes files named `prefix`, anything, and the owner() of a process of this machine that was killed."""
+    for name in glob.glob(f'{glob.escape(str(prefix))}*@{glob.escape(socket.gethostname())}'):
+        try:
+            os.kill(int(re.search(r'-(\d+)@[^@]*$', name)[1]), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(OSError):  # removed by now
+                os.unlink(name)
+        except (TypeError, OSError):  # no such name, a process of another user
+            pass
 
 
 @contextlib.contextmanager
@@ -59,9 +84,15 @@ def write_atomically(path, write):
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
-        temporary.unlink(missing_ok=True)
-        raise OSError(f'{path}: cannot be written ({error}); is the disk full?') from None
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError, with its own lines of code, where a disk is full
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        internal = isinstance(error, RuntimeError) and ('enforce fail' in str(error) or 'Pytorch' in str(error))
+        reason = 'a write failed' if internal else getattr(error, 'strerror', None) or str(error)
+        free = ''
+        with contextlib.suppress(OSError):
+            free = f'{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there; '
+        raise OSError(f'{path}: cannot be written ({reason}); is the disk full? {free}earlier content is unchanged') from None
 
 
 def write_text(path, text):
@@ -107,6 +138,49 @@ def atomic_folder(path):
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def temporary_folder(prefix, parent=None, on_leftover=None):
+    """A new folder below `parent`, or below $TMPDIR or /tmp, removed when the block ends.
+
+    Those of processes that were killed are removed first, after on_leftover(folder). prefix: of the name, one for each program,
+    such as 'lxmert-demo-'. A lock on the folder shows that its owner lives; processes forked from the owner hold it too.
+    """
+    parent = Path(parent or tempfile.gettempdir())
+    for leftover in parent.glob(f'{glob.escape(prefix)}{8 * "[a-z0-9_]"}'):  # as mkdtemp names them
+        with contextlib.suppress(OSError):  # in use, or of another user
+            descriptor = _lock_folder(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if on_leftover:
+                on_leftover(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(descriptor)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it before it was locked
+            descriptor = _lock_folder(folder, fcntl.LOCK_EX)
+            if folder.exists():
+                break
+            os.close(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock_folder(folder, flags):
+    """Locks a folder of this user until the returned descriptor is closed. Raises OSError, with LOCK_NB also if it is locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, 'a folder of another user', str(folder))
+        fcntl.flock(descriptor, flags)
+    except OSError:
+        if flags & fcntl.LOCK_NB:
+            os.close(descriptor)
+            raise  # so that nothing is removed; without LOCK_NB: a network disk without locks, where nobody removes anything
+    return descriptor
+
+
 def sync(path):
     """Puts the content of a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -147,7 +221,7 @@ def check_free_space(folder, needed, what, advice):
 
 def byte_bar(name, size, delay=0):
     """A progress bar in bytes, shown on a terminal after `delay` seconds."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
+    return tqdm(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay, disable=None)
 
 
 def sha256(path):

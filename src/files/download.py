@@ -162,7 +162,7 @@ def read_note(file):
     try:
         note = json.loads(note_of(file).read_text(encoding='utf-8'))
         return note if note.keys() == {'address', 'version', 'total'} else {}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -1,22 +1,22 @@
 """Opens pictures as 8-bit RGB arrays, upright and complete, or raises an error that says what is wrong."""
 
-import io
-import warnings
-from pathlib import Path
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing import Pipe
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401, registers these formats
 
-# Only these: each further format that pillow knows is one more parser exposed to untrusted files.
-FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP', 'TIFF')
+from files.text import printable
+from images import decoder
+from images.decoder import PictureError
+
 ENDINGS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff')
-MAX_PIXELS = 64_000_000
-MIN_SIDE = 16  # pixels: one cell of a detector's feature map
-MAX_RATIO = 30  # of the sides: detectors shrink the longer one to 1000 pixels, which leaves the shorter one two cells
-
-
-class PictureError(ValueError):
-    """A picture that cannot be used; the message names the file, what was expected and found, and what to do."""
+PATIENCE = 120  # seconds until a picture that cannot even be read is given up
 
 
 def open_picture(source):
@@ -24,46 +24,81 @@ def open_picture(source):
 
     As OpenCV's imread, which the published features were made with: EXIF orientation is applied, 16 bits are cut to the upper 8,
     an animation gives its first frame, colour profiles are ignored. Unlike imread, transparent parts are composited on white.
-    Raises PictureError. A picture of more than MAX_PIXELS is refused before it is decoded, which takes up to 32 bytes a pixel.
+    Raises PictureError, also where a picture would take more time or memory than the limits of `decoder`; OSError if pictures
+    cannot be decoded at all.
     """
-    name = 'the picture' if isinstance(source, bytes) else str(source)
-    try:
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise PictureError(f'{name}: no such file; correct its name, or leave it out')
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # pillow's, about large pictures and odd metadata
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                _check_size(name, *image.size)
-                return _rgb(name, ImageOps.exif_transpose(image))
-    except PictureError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise PictureError(f'{name}: expected a picture ({", ".join(FORMATS)}), found something else; leave it out, or fetch it '
-                           'again') from None
-    except Image.DecompressionBombError:
-        raise PictureError(f'{name}: expected at most {MAX_PIXELS:,} pixels, found far more; make it smaller') from None
-    except Exception as error:  # a damaged file can make pillow raise nearly anything, SyntaxError and struct.error too
-        reason = f'{type(error).__name__}: {error}'.split('\n')[0]
-        advice = 'correct its name or rights, or leave it out' if getattr(error, 'errno', None) else 'fetch it again'
-        raise PictureError(f'{name}: expected a whole picture, found one that cannot be read to its end ({reason}); {advice}'
-                           ) from None
+    if isinstance(source, bytes):
+        return _decoder.decode('the picture', source)
+    return _decoder.decode(str(source), os.path.abspath(source))
 
 
-def _check_size(name, width, height):
-    if width * height > MAX_PIXELS:
-        raise PictureError(f'{name}: expected at most {MAX_PIXELS:,} pixels, found {width:,} x {height:,}; make it smaller')
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
-        raise PictureError(f'{name}: expected sides of at least {MIN_SIDE} pixels, none more than {MAX_RATIO} times the '
-                           f'other, found {width:,} x {height:,}; a detector sees nothing in it, leave it out or cut it')
+class Decoder:
+    """The process of `decoder` that decodes the pictures of this one. It starts with the first picture, and anew after a picture
+    that ended it."""
+
+    def __init__(self):
+        self.lock, self.process = threading.Lock(), None
+
+    def start(self):
+        self.connection, remote = Pipe()
+        self.pixels = open(os.memfd_create('pixels'), 'rb', 0)  # shared memory, faster than a pipe  # noqa: SIM115
+        descriptors = remote.fileno(), self.pixels.fileno()
+        # In a session of its own: Ctrl-C is for this process, whose end is the end of that one.
+        self.process = subprocess.Popen([sys.executable, decoder.__file__, *map(str, descriptors)], pass_fds=descriptors,
+                                        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
+        remote.close()
+
+    def stop(self):
+        """Ends the process, if there is one."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            self.connection.close()
+            self.pixels.close()
+            process.kill()
+            process.wait()
+
+    def decode(self, name, source):
+        """The picture as `open_picture` returns it. source: a path or bytes; name: for messages."""
+        with self.lock:
+            if self.process is None:
+                self.start()
+            try:
+                self.connection.send((name, source))
+                if not self.connection.poll(PATIENCE):
+                    raise PictureError(f'{name}: expected a picture that is read within {PATIENCE} seconds, found one that takes '
+                                       'longer; leave it out')
+                reply = json.loads(self.connection.recv_bytes())
+                if 'size' in reply:
+                    width, height = reply['size']
+                    picture = np.empty((height, width, 3), np.uint8)
+                    self.pixels.seek(0)
+                    self.pixels.readinto(picture.data.cast('B'))
+                    return picture
+            except (EOFError, ConnectionError):
+                reply = {'error': self.fault(name, self.process.wait())}
+                self.stop()
+            except BaseException:  # an answer that is still to come would be taken for that of the next picture
+                self.stop()
+                raise
+        raise PictureError(printable(reply['error']))  # the decoder, which starts without this package, cannot escape it
+
+    def fault(self, name, status):
+        """What is wrong with the picture that ended the process with this status. Raises OSError if it is not the picture."""
+        if status == -signal.SIGXCPU:
+            return (f'{name}: expected a picture that is decoded in {decoder.SECONDS} seconds and '
+                    f'{decoder.SECONDS_PER_MEGAPIXEL} a megapixel, found one that takes longer; leave it out, or save it anew')
+        if status == decoder.OUT_OF_MEMORY:
+            return (f'{name}: expected a picture that is decoded in {decoder.MEMORY / 1e9:.1f} GB and {decoder.MEMORY_PER_PIXEL} '
+                    'bytes a pixel, found one that takes more; leave it out, or save it anew')
+        if status < 0 and status != -signal.SIGKILL:
+            return (f'{name}: expected a whole picture, found one that crashes its decoder ({signal.Signals(-status).name}); '
+                    'fetch it again')
+        self.stop()
+        raise ChildProcessError(f'{name}: the process that decodes pictures ended with status {status} (out of memory?); try '
+                                'again')
 
 
-def _rgb(name, image):
-    """The pixels of a pillow image of any mode, uint8 (h, w, 3)."""
-    if image.mode.startswith('I;16'):  # pillow would clip values above 255
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ('I', 'F'):
-        raise PictureError(f'{name}: expected 8 or 16 bits a channel, found 32 (mode {image.mode}), whose range '
-                           'is unknown; save it with 8')
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-    return np.array(image.convert('RGB'))
+_decoder = Decoder()
+atexit.register(_decoder.stop)
+os.register_at_fork(after_in_child=lambda: _decoder.__init__())  # a forked process has another

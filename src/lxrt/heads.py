@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from bert.weights import WeightsError
+from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
@@ -39,11 +40,12 @@ def read_config(folder, options):
     """The config.json of a folder (BERT base and lxr955 if there is none), with --llayers, --xlayers, --rlayers and --dropout."""
     path = folder / 'config.json'
     config = LxrtConfig.from_json(path) if path.is_file() else LxrtConfig()
-    for name, value in (('l_layers', options.llayers), ('x_layers', options.xlayers), ('r_layers', options.rlayers),
-                        ('hidden_dropout_prob', options.dropout), ('attention_probs_dropout_prob', options.dropout)):
-        if value is not None:
-            setattr(config, name, value)
-    return config
+    flags = {'l_layers': options.llayers, 'x_layers': options.xlayers, 'r_layers': options.rlayers,
+             'hidden_dropout_prob': options.dropout, 'attention_probs_dropout_prob': options.dropout}
+    try:
+        return dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})
+    except ValueError as error:
+        raise DataError(f'{path} with --llayers, --xlayers, --rlayers and --dropout: {error}') from None
 
 
 def check_config(path, config):

@@ -87,6 +87,9 @@ class PretrainingProgram(Program):
         """(task, head, training set, validation set or None)."""
         head = self.build_head(PretrainingTask.kind)
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
+        if not train_set.learnable():
+            raise DataError(f'--train {self.options.train}: nothing to predict: no mask rate is above 0, and no question has an '
+                            'answer of the answer table')
         if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
         head.sources = (valid_set or train_set).sources

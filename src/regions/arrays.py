@@ -1,7 +1,8 @@
 """Regions as arrays, on disk or in RAM. Images are looked up by id, and batches are gathered by row."""
 
+import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -9,16 +10,18 @@ from regions.tsv import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError
 
 OBJECTS = ('classes', 'class_conf', 'attributes', 'attribute_conf')  # (total,) each: ids int64, confidences float32
 DTYPES = {name: dtype for name, (_, dtype) in ARRAYS.items()}
+SAMPLE = 128  # images that are read for the digest of a part
 
 
 class RegionArrays:
     """The regions of n images, concatenated in `arrays`, whose names are those of the files of a store (see `store`).
 
-    name: for messages; arrays: features are float32, float16 or missing (boxes only); max_regions: of any image.
+    name: for messages; arrays: features are float32, float16 or missing (boxes only); max_regions: of any image; digests: the
+    sha256 of each array, {} if unknown, None if they are to be computed when needed.
     """
 
-    def __init__(self, name, arrays: dict[str, np.ndarray], max_regions: int):
-        self.name, self.arrays, self.max_regions = name, arrays, max_regions
+    def __init__(self, name, arrays: dict[str, np.ndarray], max_regions: int, digests: dict[str, str] | None = None):
+        self.name, self.arrays, self.max_regions, self.digests = name, arrays, max_regions, digests
         self.total = len(arrays['boxes'])
         self.equal_counts = self.total == len(self) * max_regions  # all images have as many regions
 
@@ -89,13 +92,13 @@ class RegionArrays:
 
     def image_sizes(self, rows) -> np.ndarray:
         """Height and width in pixels of b images, (b, 2) int32."""
-        return self.arrays['sizes'][np.asarray(rows, np.int64)]
+        return self.arrays['sizes'][self.spans(rows)[0]]
 
     def image(self, row: int) -> ImageRegions:
         """The regions of one image, unchecked; features are float32 even if they are stored as float16."""
-        begin, end = self.arrays['offsets'][row:row + 2].tolist()
+        _, (begin,), (count,) = self.spans([row])
         height, width = self.arrays['sizes'][row].tolist()
-        arrays = {name: np.array(self.arrays[name][begin:end], dtype) if name in self.arrays else None
+        arrays = {name: np.array(self.arrays[name][begin:begin + count], dtype) if name in self.arrays else None
                   for name, (_, dtype) in COLUMNS.items()}
         return ImageRegions(self.ids[row].decode(), height, width, **arrays)
 
@@ -105,6 +108,26 @@ class RegionArrays:
         check_rows(rows, len(self), self.name)
         starts = self.arrays['offsets'][rows]
         return rows, starts, self.arrays['offsets'][rows + 1] - starts
+
+    def check_length(self) -> None:
+        """Raises RegionError if a file of the arrays was cut off."""
+
+    def digest(self, rows=None) -> str:
+        """Tells whether two regions are the same: features, boxes, classes, ids, in this order. '' if that is not known.
+
+        It is a digest of the digests of the arrays, and does not depend on the folder. rows: tell it of these images only, the
+        same for a store and for what was read from a TSV; reads SAMPLE of them, and the ids of all.
+        """
+        if rows is not None:
+            return sample_digest(self, rows)
+        if self.digests is None:
+            self.digests = {name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for name, array in self.arrays.items()}
+        lines = ''.join(f'{name}:{digest}\n' for name, digest in sorted(self.digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest() if lines else ''
+
+    def nonfinite(self, rows, most: int = 5) -> list[str]:
+        """The ids, at most `most`, of those images whose features or boxes have NaN or infinity. rows: of any shape; -1: none."""
+        return list(itertools.islice(nonfinite_ids(self, rows), most))
 
     def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """One array of b images, (b, o, ...); a single indexing if all images have o regions, else a loop over the images."""
@@ -173,6 +196,15 @@ class RegionView:
     def image(self, row: int) -> ImageRegions:
         return self._per_store([row], lambda store, rows, _: store.image(int(rows[0])))
 
+    def digest(self, rows=None) -> str:
+        if rows is not None:
+            return sample_digest(self, rows)
+        digests = [store.digest() for store in self.stores]
+        return hashlib.sha256(''.join(digests).encode()).hexdigest() if all(digests) else ''
+
+    def nonfinite(self, rows, most: int = 5) -> list[str]:
+        return list(itertools.islice(nonfinite_ids(self, rows), most))
+
     def _per_store(self, rows, read) -> dict[str, np.ndarray]:
         """Call read(store, rows in the store, their indices in `rows`) for each store needed, and merge the arrays it returns."""
         rows = np.asarray(rows, np.int64)
@@ -193,6 +225,26 @@ class RegionView:
 
 
 Regions = RegionArrays | RegionView
+
+
+def sample_digest(regions: Regions, rows) -> str:
+    """Tells whether some images have the same regions, from the ids of all and the regions of at most SAMPLE of them."""
+    rows = np.unique(np.asarray(rows, np.int64))
+    digest = hashlib.sha256(b'\n'.join(regions.ids[rows].tolist()))
+    for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)].tolist():
+        image = regions.image(row)
+        digest.update(f'{image.height} {image.width}'.encode())
+        for name in COLUMNS:
+            if (array := getattr(image, name)) is not None:
+                digest.update(array)
+    return digest.hexdigest()
+
+
+def nonfinite_ids(regions: Regions, rows) -> Iterator[str]:
+    for row in np.unique(rows).tolist():
+        image = regions.image(row) if row >= 0 else None
+        if image and not all(np.isfinite(array).all() for array in (image.features, image.boxes) if array is not None):
+            yield image.img_id
 
 
 def per_image(img_ids: Sequence[str], sizes: Sequence, counts: Sequence[int]) -> dict[str, np.ndarray]:

@@ -1,23 +1,20 @@
 """Checks TSV files and region stores, and reports all faults in one pass. `repair` copies the valid lines of a TSV."""
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from files.atomic import atomic_file, byte_bar
 from files.json_files import field, stream
-from regions import tsv
+from regions import store_files, tsv
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
 PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # number of images, by prefix of the file's name
-BLOCK = 1 << 24  # bytes
+ADVICE = 'convert its TSV again (run/regions.bash convert), or copy the store again'
 REACH = 0.4  # of width or height: what boxes reach beyond in any real file
-ADVICE = 'remove the store and convert its TSV again'
 
 
 def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], None]) -> list[str]:
@@ -77,22 +74,25 @@ def _check_tsv(path, totals, on_fault) -> list[str]:
 def _check_store(path, totals, on_fault, warn) -> list[str]:
     img_ids = []
     try:
-        store = RegionStore(path)
+        store = RegionStore(path, verify=False)
     except RegionError as error:
         on_fault(RegionError(f'{error}; {ADVICE}'))
         return img_ids
-    if 'digests' not in store.meta:
+    if not store.digests:
         warn(f'{store.folder}: the store has no digests; changed numbers are only detected if they are invalid')
-    for fault in itertools.chain(_digest_faults(store), _index_faults(store)):
-        on_fault(RegionError(f'{store.folder}/{fault}; {ADVICE}'))
+    with byte_bar(store.folder.name, sum(array.nbytes for array in store.arrays.values())) as bar:
+        names = store.arrays if store.digests else ()
+        for fault in itertools.chain(store_files.digest_faults(store.meta, store.arrays, names, bar),
+                                     store_files.index_faults(store.meta, store.arrays)):
+            on_fault(RegionError(f'{store.folder}/{fault}; {ADVICE}'))
     # Without valid offsets no region belongs to an image.
-    rows = range(len(store)) if _increase(store.arrays['offsets']) else ()
+    rows = range(len(store)) if store_files.increase(store.arrays['offsets']) else ()
     for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
         try:
             image = tsv.check(store.image(row), store.feature_size)
         except (RegionError, UnicodeDecodeError) as error:
             advice = '' if 'regions.bash import' in str(error) else f'; {ADVICE}'
-            on_fault(RegionError(f'{store.folder}: row {row}: image {_printable_id(store, row)}: {error}{advice}'))
+            on_fault(RegionError(f'{store.folder}: row {row}: image {store_files.printable(store.ids[row])}: {error}{advice}'))
             continue
         img_ids.append(image.img_id)
         totals.add(image)
@@ -103,7 +103,7 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
 
 def published(path) -> int | None:
     """The number of images in the published file of this name (of a store: of its TSV's name); None for other names."""
-    source = RegionStore(path).meta['source'] if Path(path).is_dir() else None
+    source = store_files.read_meta(Path(path))['source'] if Path(path).is_dir() else None
     name = source['name'] if source else Path(path).name
     return next((count for prefix, count in PUBLISHED.items() if name.startswith(prefix)), None)
 
@@ -136,51 +136,6 @@ def repair(path, out, on_fault: Callable[[RegionError], None]) -> int:
     return lines
 
 
-def store_digest(meta: dict) -> str | None:
-    """A digest of the digests in a store's meta.json; None if it has none."""
-    digests = meta.get('digests')
-    if not isinstance(digests, dict):
-        return None
-    return hashlib.sha256(''.join(f'{name}:{digest}\n' for name, digest in sorted(digests.items())).encode()).hexdigest()
-
-
-def _digest_faults(store: RegionStore) -> Iterator[str]:
-    """Arrays whose sha256 (without the .npy header) differs from that in meta.json."""
-    if 'digests' not in store.meta:
-        return
-    expected = store.meta['digests'] if isinstance(store.meta['digests'], dict) else {}
-    with byte_bar(store.folder.name, sum(array.nbytes for array in store.arrays.values())) as bar:
-        for name, array in store.arrays.items():
-            digest, rows = hashlib.sha256(), max(1, BLOCK // array.strides[0])
-            for start in range(0, len(array), rows):
-                digest.update(array[start:start + rows].view(np.uint8))
-                bar.update(array[start:start + rows].nbytes)
-            if digest.hexdigest() != expected.get(name):
-                yield f'{name}.npy: expected the sha256 {expected.get(name)}, as in meta.json, found {digest.hexdigest()}'
-
-
-def _index_faults(store: RegionStore) -> Iterator[str]:
-    """Inconsistencies between the arrays with one entry per image, and with meta.json."""
-    meta, offsets, order = store.meta, store.arrays['offsets'], store.arrays['order']
-    counts = np.diff(offsets)
-    if not _increase(offsets):
-        row = int(np.argmax(counts < 1)) if (counts < 1).any() else 0
-        yield f'offsets.npy: expected increasing numbers from 0, found {offsets[row]} and then {offsets[row + 1]} at row {row}'
-    elif (meta['min_regions'], meta['max_regions']) != (counts.min(), counts.max()):
-        yield (f'meta.json: keys "min_regions", "max_regions": expected {counts.min()} and {counts.max()}, as in offsets.npy, '
-               f'found {meta["min_regions"]} and {meta["max_regions"]}')
-    if not np.array_equal(np.sort(order), np.arange(len(store))):
-        yield f'order.npy: expected each row from 0 to {len(store) - 1} once'
-    elif (unsorted := np.flatnonzero(store.ids[order][:-1] >= store.ids[order][1:])).size:
-        one, other = order[unsorted[0]:unsorted[0] + 2]
-        yield (f'ids.npy: expected distinct ids, sorted by order.npy, found {_printable_id(store, one)} (row {one}) before '
-               f'{_printable_id(store, other)} (row {other})')
-
-
-def _increase(offsets: np.ndarray) -> bool:
-    return offsets[0] == 0 and bool((np.diff(offsets) > 0).all())
-
-
 def _source_fault(store: RegionStore) -> RegionError | None:
     """The fault if the TSV that the store was converted from exists, but is unreadable or has changed."""
     try:
@@ -203,8 +158,3 @@ def _source_file(store: RegionStore) -> TsvFile | None:
         paths.append(Path(provenance['converted from']))
     return next((file for path in paths if (file := tsv.find(path) or tsv.find(path.with_suffix('.tsv')))), None)
 
-
-def _printable_id(store: RegionStore, row: int) -> str:
-    """The image id of a row for messages; invalid bytes and control characters are escaped."""
-    img_id = bytes(store.ids[row]).decode('utf-8', 'backslashreplace')
-    return img_id if img_id and img_id.isprintable() else repr(img_id)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from files.text import InputError
+
 # Array of ImageRegions -> its field in a TSV and its dtype, in the order of the TSV.
 ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
           'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
@@ -32,7 +34,7 @@ FORMS = {'pixels': 'x1, y1, x2, y2', 'normalised': 'divided by width and height'
          'yxyx': 'y1, x1, y2, x2', 'cxcywh': 'centre x, centre y, width, height'}
 
 
-class RegionError(ValueError):
+class RegionError(InputError):
     """Regions that cannot be used; the message names file, line or image, what was expected, found, and what to do."""
 
 
@@ -64,9 +66,10 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     it, or with 0, features may be None.
     """
     img_id = image.img_id
-    if not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable():
-        raise RegionError(f'field "img_id": expected a name with no white space around it and no control characters, '
-                          f'found {img_id!r}')
+    if (not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable()
+            or '..' in img_id.split('/')):  # as a file's name it would leave its folder
+        raise RegionError(f'field "img_id": expected a name with no white space around it, no control characters and no "..", '
+                          f'found {img_id!r:.100}')
     for field, size in (('img_h', image.height), ('img_w', image.width)):
         if not isinstance(size, int | np.integer) or not 0 < size < 2**31:
             raise RegionError(f'field "{field}": expected a positive number of pixels, found {size!r}')

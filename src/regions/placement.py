@@ -81,7 +81,12 @@ def in_ram(regions: Regions) -> Regions:
     """The regions with all arrays in RAM, which forked workers share."""
     if isinstance(regions, RegionView):
         return RegionView([in_ram(store) for store in regions.stores])
-    return RegionArrays(regions.name, {name: np.array(array) for name, array in regions.arrays.items()}, regions.max_regions)
+    arrays = {name: np.empty_like(array) for name, array in regions.arrays.items()}
+    for name, array in regions.arrays.items():
+        for start in range(0, len(array), CHUNK):
+            regions.check_length()
+            arrays[name][start:start + CHUNK] = array[start:start + CHUNK]
+    return RegionArrays(regions.name, arrays, regions.max_regions, regions.digests)
 
 
 class OnDevice:
@@ -93,7 +98,8 @@ class OnDevice:
 
     def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
-        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'image', 'image_sizes'):
+        for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'image', 'image_sizes',
+                     'digest', 'nonfinite'):
             setattr(self, name, getattr(regions, name))
         self.stores = getattr(regions, 'stores', [regions])
         self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # place of each store's first region
@@ -152,6 +158,7 @@ class Table:
         image_of = np.repeat(np.arange(len(store)), np.diff(store.arrays['offsets']))  # (total,)
         finite = torch.ones((), dtype=torch.bool, device=device)
         for start in range(0, store.total, CHUNK):
+            store.check_length()
             part = slice(start, start + CHUNK)
             boxes[part] = torch.from_numpy(store.arrays['boxes'][part] / scale[image_of[part]]).to(device)
             if store.feature_size:
@@ -159,6 +166,9 @@ class Table:
                 features[part] = torch.from_numpy(np.array(store.arrays['features'][part])).to(device)
                 finite &= torch.isfinite(features[part]).all()
         if not finite:
+            if img_ids := store.nonfinite(np.arange(len(store))):
+                raise RegionError(f'{store.name}: expected finite features, found NaN or infinity in image {", ".join(img_ids)}; '
+                                  'run/regions.bash check lists all')
             raise RegionError(f'{store.name}: has features too large for half precision (over 65504); give --featDevice ram')
         self.arrays = ({'features': features} if store.feature_size else {}) | {'boxes': boxes}
 

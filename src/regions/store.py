@@ -6,17 +6,20 @@
     class_conf and attribute_conf (total,) float32: the regions, image after image, in the order of the TSV
     offsets (n + 1,) int64: image i's regions are offsets[i] to offsets[i + 1]
     sizes (n, 2) int32: height, width; ids (n,) bytes: UTF-8; order (n,) int64: the argsort of ids, to look them up
-    meta.json: format version, counts, dtypes, source (name, size, mtime_ns, sha256 of the TSV), provenance
+    meta.json: format version, counts, dtypes, source (name, size, mtime_ns, sha256 of the TSV), provenance, and of each array
+    the sha256 (digests) and when its file was written (mtime_ns)
 
 A store that was not made from a TSV may lack the features (feature_size 0), and may hold optional columns, which meta.json
 lists with their sizes: class_probabilities (total, num_classes) float16.
 
-Opening takes the same time for any number of images, and every process shares the pages. A row is an image's position in
+Opening checks what is small: meta.json, headers, sizes of files, and the arrays with an entry an image, with their digests (6 ms
+for 100,000 images). A large file is only read, to compare its digest, if it was written after the store was made: copied, or
+changed in place. `regions.bash check` compares all. Every process shares the pages of the files. A row is an image's position in
 the order of the file. The store appears under its name only when complete; writers hold a lock beside it.
 """
 
-import contextlib
 import hashlib
+import itertools
 import os
 import resource
 import sys
@@ -28,35 +31,71 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from files.atomic import write_json
+from files.atomic import byte_bar, write_json
 from regions import store_files, tsv
 from regions.arrays import RegionArrays, RegionView
 from regions.image_regions import check_first_boxes
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
 AHEAD = 16  # images that are decoded before they are written
+LARGE = 1 << 28  # bytes whose checksum takes long enough to be announced
 
 
 class RegionStore(RegionArrays):
     """The regions of n images in one folder. Picklable: the copy maps the same files again, or raises if they changed.
 
     `arrays` are the memory-mapped arrays by name (see the head of this file), `meta` is meta.json. Raises
-    RegionError, naming the file, if one is missing, damaged, or of another format version.
+    RegionError, naming the file, if one is missing, damaged, or of another format version; OSError if one cannot be read.
+    stamp: that of a store which another process has opened; verify: check the content of the arrays, where there is no stamp.
     """
 
-    def __init__(self, folder, stamp: str | None = None):
+    def __init__(self, folder, stamp: str | None = None, verify: bool = True):
         self.folder = Path(os.path.abspath(folder))
         self.meta = store_files.read_meta(self.folder)
         arrays = {name: store_files.map_array(self.folder / f'{name}.npy', *layout)
                   for name, layout in store_files.layout(self.meta).items()}
-        if arrays['offsets'][-1] != self.meta['regions']:
-            raise RegionError(f'{self.folder}/offsets.npy: expected it to end in {self.meta["regions"]}, found '
-                              f'{arrays["offsets"][-1]}')
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
             raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')
-        super().__init__(self.folder, arrays, self.meta['max_regions'])
+        super().__init__(self.folder, arrays, self.meta['max_regions'], self.meta.get('digests', {}))
         self.from_disk = True
+        if verify and not stamp:
+            self._verify()
+
+    def _verify(self) -> None:
+        """Check the small arrays, and the large ones that were written after the store was made."""
+        times, digests = store_files.modification_times(self.arrays), self.meta.get('digests')
+        recorded = self.meta.get('mtime_ns', times)
+        changed = [name for name in self.arrays if times[name] != recorded[name]]
+        size = sum(self.arrays[name].nbytes for name in changed)
+        if size > LARGE and digests:
+            tqdm.write(f'{self.folder}: was copied or changed after it was made; comparing the checksums of {size / 1e6:,.0f} MB',
+                       file=sys.stderr)
+        names = sorted({*store_files.PER_IMAGE, *changed}) if digests else ()
+        with byte_bar(self.folder.name, size, delay=1) as bar:
+            faults = itertools.chain(store_files.digest_faults(self.meta, self.arrays, names, bar),
+                                     store_files.index_faults(self.meta, self.arrays))
+            if fault := next(faults, None):
+                raise RegionError(f'{self.folder}/{fault}')
+        if changed:
+            self.meta['mtime_ns'] = times
+            self.record()
+
+    def record(self) -> None:
+        """Write the times of files that turned out to be unchanged, so that the next start need not read them."""
+        try:
+            if store_files.read_meta(self.folder)['stamp'] == self.meta['stamp']:
+                write_json(self.folder / 'meta.json', self.meta)
+        except OSError as error:  # a read-only store is as good
+            tqdm.write(f'{self.folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the '
+                       'checksums again', file=sys.stderr)
+
+    def check_length(self) -> None:
+        store_files.check_length(self.arrays.values())
+
+    def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.check_length()
+        return super().spans(rows)
 
     def gather(self, rows) -> dict[str, np.ndarray]:
         # If the last batch came from the disk, the system is asked for the whole next one first: reads one after the other
@@ -176,17 +215,18 @@ def _fresh_store(folder: Path, file: TsvFile, dtype: str | None = None, read: bo
     source = store.meta['source']
     if source is None:
         raise RegionError(f'{folder}: was not made from {file.path}, so that it is not clear which of them is meant; '
-                          'remove one of the two')
+                          'move one of the two to another folder')
     if file.size != source['size']:
         return None, f'the file has {file.size} bytes, the store was made from {source["size"]}'
     if dtype not in (None, store.meta['dtypes']['features']):
         return None, f'its features are {np.dtype(store.meta["dtypes"]["features"])}'
     if file.mtime_ns != source['mtime_ns']:
+        if read and file.size > LARGE:
+            tqdm.write(f'{file.path}: has another time; comparing the checksum of {file.size / 1e6:,.0f} MB', file=sys.stderr)
         if not read or file.sha256() != source['sha256']:
             return None, 'the file has changed'
         store.meta['source'] = file.meta(source['sha256'])
-        with contextlib.suppress(OSError):  # a read-only store is as good; the digest is only computed again next time
-            write_json(folder / 'meta.json', store.meta)
+        store.record()
     return store, ''
 
 
@@ -237,7 +277,7 @@ def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
                               + tsv.listed(faults))
         if not count:
             raise RegionError(f'{file.where}: expected an image a line, found no line at all; fetch or extract it again')
-        writer.finish(provenance | {'converted from': os.path.abspath(file.path)}, file.meta(digest.hexdigest()))
+        writer.finish(provenance | {'converted from': tsv.path_text(os.path.abspath(file.path))}, file.meta(digest.hexdigest()))
 
 
 def prefetch(items: Iterator, ahead: int) -> Iterator:

@@ -79,7 +79,7 @@ class TsvFile:
 
     def meta(self, sha256: str) -> dict:
         """What a store's meta.json records as its source; size and sha256 are those of the TSV text."""
-        return {'name': self.path.name, 'size': self.size, 'mtime_ns': self.mtime_ns, 'sha256': sha256}
+        return {'name': path_text(self.path.name), 'size': self.size, 'mtime_ns': self.mtime_ns, 'sha256': sha256}
 
 
 def find(path) -> TsvFile | None:
@@ -112,6 +112,11 @@ def need(path) -> TsvFile:
     if (file := find(path)) is None:
         raise RegionError(f'{path}: cannot be read, there is no such file (nor, of a .tsv, a .zip); correct the path')
     return file
+
+
+def path_text(path) -> str:
+    """A path as text that UTF-8 can hold; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors='backslashreplace')
 
 
 def provenance_path(tsv_path) -> Path:

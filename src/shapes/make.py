@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from cli import run_main
 from files.atomic import locked
 from shapes import world
 from shapes.baselines import score_table
@@ -58,4 +59,4 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    sys.exit(run_main('shapes.bash', lambda: main(sys.argv[1:])))

@@ -13,13 +13,15 @@
 """
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,9 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
 from bert.tokenization import SPECIAL_TOKENS
+from cli import WorkerError, become_worker
 from files.atomic import atomic_folder
+from files.json_files import read_json
 from regions import tsv
 from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
@@ -102,7 +106,7 @@ def exists(out: Path, settings: Settings) -> bool:
         return False
     expected = {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}
     record = out / 'world.json'
-    existing = json.loads(record.read_text()) if record.exists() else {}
+    existing = read_json(record, 'the settings of a sample world', dict) if record.exists() else {}
     if {'detector': DETECTOR, **existing} != expected:
         raise FileExistsError(f'{out}: holds {existing or "no world.json"}, expected {expected}; '
                               'remove the folder or choose another --out')
@@ -133,13 +137,13 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
-    with Pool(processes) as pool:
-        pending = {task: {split: pool.apply_async(_generate, (settings, task, split)) for split in settings.splits(task)}
+    with _worker_pool(processes) as pool:
+        pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
                    for task in (*UNLABELLED, 'lxmert')}
         for folder, indices in folders.items():
-            regions = pool.imap(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
+            regions = pool.map(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
             tsv.write(tsvs[folder], tqdm(regions, folder, len(indices), unit=' pictures', disable=None))
-        annotations = {task: {split: result.get() for split, result in splits.items()} for task, splits in pending.items()}
+        annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
 
@@ -162,6 +166,22 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     _write_lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
     _dump(out / 'world.json', {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}, indent=2)
     return annotations
+
+
+@contextlib.contextmanager
+def _worker_pool(processes: int):
+    """A ProcessPoolExecutor whose processes end at once after an error or a signal. Raises WorkerError if one was killed."""
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context('fork'), become_worker, (os.getpid(),))
+    try:
+        yield pool
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerError('a process that draws pictures was killed (is memory short?); repeat the command') from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _join(parts: list[Path], path: Path) -> None:

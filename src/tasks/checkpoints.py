@@ -7,11 +7,12 @@ from pathlib import Path
 
 import models
 from annotations.answer_table import matching_rows, read_table
-from annotations.spec import check_answers, read_answers
+from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
 from files.json_files import DataError, read_json, some
+from files.text import shown
 from heads import Start
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
@@ -108,6 +109,14 @@ def read_tokenizer(folder, config):
     return tokenizer
 
 
+def check_size(config, folder, weights):
+    """Raises DataError if the config of a folder is of a model that is many times larger than a file of weights."""
+    parameters, size = config.parameters(), weights.stat().st_size
+    if parameters > 8 * size:  # a parameter takes 2 or 4 bytes
+        raise DataError(f'{folder / "config.json"}: a model of {parameters:,} parameters, but {weights} has {size:,} bytes; is '
+                        'it the config of these weights?')
+
+
 def check_max_length(max_length, config):
     """Raises DataError if max_length exceeds the model's position embeddings."""
     if max_length > config.max_position_embeddings:
@@ -140,14 +149,15 @@ def answers_beside(weights):
     of weights; None if neither has them. Raises DataError for a malformed id2label."""
     path = Path(weights).with_name('answers.json')
     if path.is_file():
-        return read_answers(path) if read_json(path, 'the answers of a snapshot') else None
+        answers = read_json(path, 'the answers of a snapshot')
+        return check_answers(answers, path) if answers else None
     path = path.with_name('config.json')
     config = read_json(path, 'the config of a model') if path.is_file() else {}
     names = config.get('id2label') if isinstance(config, dict) else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {str(names)[:100]}')
+        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}')
     return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 
@@ -189,7 +199,8 @@ def check_weights(model, options, weights, config, tokenizer, answers):
 
 def difference(known, answers):
     """The difference of two lists of answers, for a message."""
-    other = [a for a in known if a not in set(answers)] + [a for a in answers if a not in set(known)]
+    common = set(known) & set(answers)
+    other = [answer for answer in (*known, *answers) if answer not in common]
     return f'different: {some(map(repr, other))}' if other else 'another order'
 
 

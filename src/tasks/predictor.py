@@ -11,6 +11,7 @@ from annotations.examples import Examples
 from annotations.spec import DatasetSpec
 from bert.weights import WeightsError
 from files.json_files import DataError, read_json, some
+from files.text import shown
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
@@ -42,7 +43,9 @@ class Predictor:
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
         package = models.package(model := checkpoints.model_type(path))
-        state, config = package.read_task(path), package.config_from_json(path.with_name('config.json'))
+        config = package.config_from_json(path.with_name('config.json'))
+        checkpoints.check_size(config, path.parent, path)
+        state = package.read_task(path)
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
@@ -142,9 +145,13 @@ def read_run(path):
     path = path.with_name('options.json')
     if not path.is_file():
         return {}
-    run = read_json(path, 'the options of the run that wrote the snapshot')
-    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
+    run = read_json(path, 'the options of the run that wrote the snapshot', dict)
+    if not isinstance(run.get('options'), dict):
         raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again, or remove it')
+    for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
+        if not isinstance(run['options'].get(key, kind()), kind | None):
+            raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '
+                            f'{shown(run["options"][key])}')
     return run
 
 

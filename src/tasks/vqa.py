@@ -4,13 +4,12 @@ import sys
 
 from annotations.examples import QUESTION
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, stream
+from files.json_files import DataError, field, layout, stream
 from tasks.program import main
 from tasks.scoring import (
     PredictionFaults,
     Question,
     Scores,
-    first_character,
     label_score,
     match_predictions,
     read_json_predictions,
@@ -42,12 +41,13 @@ class VQA(Task):
         return {'question_id': key, 'answer': answer}
 
     @staticmethod
-    def evaluate(predictions, annotations):
-        """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json."""
+    def evaluate(predictions, annotations, subset):
+        """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json;
+        subset: a scoring.Subset."""
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'question_id', int, 'answer', faults)
         scores, official, count = Scores(), False, 0
-        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, accuracy):
+        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, accuracy, subset):
             count += 1
             official = isinstance(question.label, list)
             if score is not None:
@@ -59,15 +59,18 @@ class VQA(Task):
 
 
 def read_questions(path):
-    """Yields the Questions of the official annotations or of this project's json. Raises DataError."""
-    if first_character(path) == b'[':
+    """Yields the Questions of the official annotations, also as a list (VQA-CP), or of this project's json. Raises DataError."""
+    prefix = 'annotations.item' if layout(path) == 'object' else 'item'
+    first = next(stream(path, prefix, 'annotations'))
+    if prefix == 'item' and not (isinstance(first, dict) and 'answers' in first):
         yield from read_split(path, QUESTION, TYPES)
         return
-    for item in stream(path, 'annotations.item', 'annotations'):
+    for item in stream(path, prefix, 'annotations'):
         key = field(item, 'question_id', int, path)
         answers = [field(answer, 'answer', str, path) for answer in field(item, 'answers', list, path)]
         if not answers:
-            raise DataError(f'{path}: question {key}: key "answers": expected the answers of the annotators, found none')
+            raise DataError(f'{path}: question {key}: key "answers": expected the answers of the annotators, found none; '
+                            'get the file again')
         yield Question(key, answers, {name: field(item, kind, str, path) for kind, name in TYPES.items() if kind in item})
 
 

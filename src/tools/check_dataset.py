@@ -17,6 +17,7 @@ from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
 from bert.tokenization import CHUNK, BertTokenizer
 from files.json_files import DataError, some, stream
+from files.text import printable, printable_lines
 from param import add_flags
 from regions import store, tsv
 from regions.readers import id_difference
@@ -131,7 +132,7 @@ def check(path, tokenizer, store_root, report_fault):
             if key:
                 report_fault(f'{path}: key "splits.{name}.{key}": {message}')
             else:
-                print(f'  {message}')
+                print(printable(f'  {message}'))
 
 
 def main(argv=None):
@@ -147,7 +148,7 @@ def main(argv=None):
     def report_fault(message):
         nonlocal faults
         faults += 1
-        print(message)
+        print(printable_lines(message))
 
     try:
         tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)

@@ -8,16 +8,13 @@ import argparse
 import os
 import shlex
 import sys
-from collections import deque
 from pathlib import Path
-
-import ijson
 
 from cli import run_main
 from files import download, manifest
 from files.atomic import atomic_file, sha256
 from files.download import DownloadError, is_offline
-from files.json_files import DataError, opened
+from files.json_files import DataError, check_json
 from files.manifest import COMPLETE, MISSING, Target
 from files.unpack import extract
 
@@ -73,15 +70,6 @@ def fetch(file, target, offline):
                        f'{entry["sha256"]}. To accept a new edition, remove the entry "{file.path}" in {target.record}, and '
                        'what was made of the old one')
     raise DownloadError(f'{path}: no address gave it{known or ""}')
-
-
-def check_json(path, multiple_values):
-    """Reads a json file to its end. Raises DataError if it is incomplete or no json."""
-    try:
-        with opened(path) as file:
-            deque(ijson.basic_parse(file, multiple_values=multiple_values), maxlen=0)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: expected complete json ({" ".join(str(error).split())}); it is removed') from None
 
 
 def show(sets, target, options):

@@ -6,7 +6,6 @@ Exit status 0: success; 1: invalid input; 2: wrong usage.
 import argparse
 import os
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
-from files.atomic import check_free_space, write_atomically
-from files.json_files import DataError, field, opened, some, stream
+from files.atomic import check_free_space, temporary_folder, write_atomically
+from files.json_files import DataError, field, numbered_lines, some, stream
 from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
@@ -58,7 +57,7 @@ Exit status: 0 success, 1 invalid input, 2 wrong usage.
 
 def read_pairs(path):
     """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
-    pairs = list((json_pairs if '.json' in path.suffixes[-2:] else line_pairs)(path))
+    pairs = list((json_pairs if {'.json', '.jsonl'} & {*path.suffixes[-2:]} else line_pairs)(path))
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
     for img_id, _ in pairs:
@@ -78,17 +77,16 @@ def json_pairs(path):
 def line_pairs(path):
     """Yields the pairs of a text file; at the end raises DataError that names all invalid lines."""
     invalid, first = [], None
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                img_id, sentence = (part.strip() for part in line.decode().rstrip('\r\n').split('\t'))
-            except ValueError:  # UnicodeDecodeError is one
-                img_id = sentence = ''
-            if img_id and sentence:
-                yield img_id, sentence
-            else:
-                invalid.append(str(number))
-                first = line if first is None else first
+    for number, line in numbered_lines(path):
+        try:
+            img_id, sentence = (part.strip() for part in line.decode().rstrip('\r\n').split('\t'))
+        except ValueError:  # UnicodeDecodeError is one
+            img_id = sentence = ''
+        if img_id and sentence:
+            yield img_id, sentence
+        else:
+            invalid.append(str(number))
+            first = line if first is None else first
     if invalid:
         raise DataError(f'{path}: line{"s" * (len(invalid) > 1)} {some(invalid)}: expected img_id<TAB>sentence in UTF-8, found '
                         f'{first[:60]!r} in the first')
@@ -191,8 +189,8 @@ def write_states(out, texts, arrays, batches):
     sizes = [np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in arrays.values()]
     sizes += [array.nbytes for array in texts.values()]
     check_free_space(out.parent, sum(sizes) + max(sizes), f'--out {out}', 'name fewer --layers, or another disk')
-    with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as folder:
-        files = {name: Path(folder) / f'{name}.npy' for name in (*texts, *arrays)}
+    with temporary_folder(f'.{out.name}-', out.parent) as folder:
+        files = {name: folder / f'{name}.npy' for name in (*texts, *arrays)}
         for name, array in texts.items():
             np.save(files[name], array)
         mapped = {name: allocate(files[name], dtype, shape) for name, (dtype, shape) in arrays.items()}

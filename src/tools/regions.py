@@ -161,7 +161,7 @@ def import_regions(options) -> int:
 def _store_info(regions: RegionStore) -> None:
     meta = regions.meta
     print(f'{regions.folder}: region store, format {meta["version"]}, {_counts(meta)}')
-    print(f'  digest      {checks.store_digest(meta) or "made without digests"}')
+    print(f'  digest      {regions.digest() or "made without digests"}')
     width = max(15, *(len(name) + 1 for name in regions.arrays))
     for name, array in regions.arrays.items():
         print(f'  {name:{width}}{array.dtype!s:9}{array.shape!s:20}{array.nbytes:18,} bytes')
