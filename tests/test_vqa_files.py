@@ -159,8 +159,8 @@ def test_splits_of_one_file(tmp_path, convert):
 
 
 def test_clevr(tmp_path, convert):
-    row = {'image_index': 0, 'program': [{'inputs': []}], 'question_index': 4, 'image_filename': 'CLEVR_val_000000.png', 'answer': 3,
-           'question': 'How many?', 'split': 'val'}
+    row = {'image_index': 0, 'program': [{'inputs': []}], 'question_index': 4, 'image_filename': 'CLEVR_val_000000.png',
+           'answer': 3, 'question': 'How many?', 'split': 'val'}
     path = save(tmp_path / 'q.json', {'info': {'split': 'val'}, 'questions': [row]})
     assert convert('--split', 'val', path)[1]['val'] == [
         {'img_id': 'CLEVR_val_000000', 'question_id': 4, 'sent': 'How many?', 'label': {'3': 1}}]

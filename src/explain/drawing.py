@@ -294,8 +294,8 @@ def fonts_for(texts):
     fonts = [next(font for font in manager.ttflist if (font.name, font.style, font.weight) == ('DejaVu Sans', 'normal', 400))]
     lacking, candidates = {char for char in lacking if ord(char) not in _characters(fonts[0].fname)}, ()
     if lacking:
-        known = {font.fname for font in manager.ttflist}
-        for path in sorted({*font_manager.findSystemFonts()} - known):  # installed since matplotlib listed them
+        known = {font.fname for font in manager.ttflist}  # may be a list of long ago
+        for path in sorted({*font_manager.findSystemFonts()} - known):
             with suppress(Exception):  # of the many kinds of broken fonts
                 manager.addfont(path)
         candidates = [font for font in manager.ttflist if font.style == 'normal' and not font.name.startswith(SYMBOL_FONTS)]
