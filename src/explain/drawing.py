@@ -294,7 +294,7 @@ def fonts_for(texts):
     fonts = [next(font for font in manager.ttflist if (font.name, font.style, font.weight) == ('DejaVu Sans', 'normal', 400))]
     lacking, candidates = {char for char in lacking if ord(char) not in _characters(fonts[0].fname)}, ()
     if lacking:
-        known = {font.fname for font in manager.ttflist}  # may be a list of long ago
+        known = {font.fname for font in manager.ttflist}  # listed once, so that later fonts lack
         for path in sorted({*font_manager.findSystemFonts()} - known):
             with suppress(Exception):  # of the many kinds of broken fonts
                 manager.addfont(path)
@@ -307,8 +307,8 @@ def fonts_for(texts):
             break
     if new := sorted(lacking - _without_font):
         _without_font.update(new)
-        print(f'Drawings: no installed font has {len(new):,} of the characters ({printable(" ".join(new[:5]))}); they are drawn as boxes. '
-              'Install a font that has them, such as: apt install fonts-noto-core fonts-noto-cjk', file=sys.stderr)
+        print(f'Drawings: no installed font has {len(new):,} of the characters ({printable(" ".join(new[:5]))}); they are drawn '
+              'as boxes. Install a font that has them, such as: apt install fonts-noto-core fonts-noto-cjk', file=sys.stderr)
     return fonts
 
 
