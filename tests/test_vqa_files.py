@@ -16,8 +16,10 @@ from annotations.vqa_files import soft_score
 from files.json_files import DataError, layout
 from regions import tsv
 from regions.checks import question_images
-from tasks.vqa import vqa_accuracy
-from tools import check_dataset
+from tasks.gqa import GQA
+from tasks.program import main
+from tasks.vqa import VQA, vqa_accuracy
+from tools import check_dataset, evaluate
 from tools.encode import read_pairs
 
 spec = importlib.util.spec_from_file_location('process_vqa', ROOT / 'data/vqa/process_vqa.py')
@@ -312,3 +314,27 @@ def test_json_lines_in_every_reader(tmp_path, capsys):
     save(questions, [{'img_id': 'a', 'sent': 'x', 'question_id': 1}, {'img_id': 'b', 'sent': 'y', 'question_id': 2}])
     assert question_images(questions) == {'a', 'b'}
     assert read_pairs(questions) == (['a', 'b'], ['x', 'y'])
+
+
+@pytest.mark.parametrize('task', [VQA, GQA], ids=['vqa', 'gqa'])
+def test_what_is_converted_trains_tests_and_is_evaluated(tmp_path, convert, capsys, task):
+    rows = [{'image': f'{i % 3}.jpg', 'question_id': f'0{i}' if task is GQA else i, 'question': 'is it ?',
+             'answer': ('yes', 'no')[i % 2]} for i in range(8)]
+    description = tmp_path / 'out/dataset.json'
+    convert('--split', 'train', save(tmp_path / 'q.csv', rows), '--split', 'dev', str(tmp_path / 'q.csv'),
+            '--features', regions(tmp_path / 'r.tsv', '0', '1', '2'))
+    bert = tmp_path / 'bert'
+    bert.mkdir()
+    (bert / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'is', 'it', '?']))
+    (bert / 'config.json').write_text(json.dumps({
+        'vocab_size': 8, 'hidden_size': 16, 'num_attention_heads': 2, 'intermediate_size': 16, 'l_layers': 1, 'r_layers': 1,
+        'x_layers': 1, 'visual_feat_dim': 8}))
+    flags = ['--device', 'cpu', '--dataset', str(description), '--bert', str(bert), '--batchSize', '4']
+    assert main(task, [*flags, '--train', 'train', '--valid', 'dev', '--epochs', '1', '--fromScratch',
+                       '--output', str(tmp_path / 'run')]) == 0
+    assert main(task, [*flags, '--test', 'dev', '--load', str(tmp_path / 'run/BEST'), '--output', str(tmp_path / 'results')]) == 0
+    (tmp_path / 'ids').write_text(f'{rows[0]["question_id"]}\n{rows[1]["question_id"]}\n')
+    capsys.readouterr()
+    assert evaluate.main([task.kind, str(tmp_path / 'results/dev_predict.json'), str(tmp_path / 'out/dev.json'),
+                          '--only', str(tmp_path / 'ids')]) == 0
+    assert '6 predictions for other questions are not scored' in capsys.readouterr().out
