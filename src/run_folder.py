@@ -414,6 +414,6 @@ def _same_path(old, new, name, cwd):
         below_root = os.path.join(folder, options['dataRoot'], options[name])
         return {re.sub(r'(_LXRT)?\.(pth|safetensors)$', '', os.path.realpath(path)) for path in (path, below_root)}
 
-    if not isinstance(old[name], str) or not isinstance(new[name], str) or not isinstance(old.get('dataRoot'), str):
+    if not all(isinstance(options.get(key), str) for options in (old, new) for key in (name, 'dataRoot')):
         return False
     return bool(places(old, cwd) & places(new, ''))

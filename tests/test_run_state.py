@@ -412,6 +412,21 @@ def test_a_state_of_an_older_version_is_resumed_and_says_what_it_cannot_check(ru
     folder.close()
 
 
+def test_a_state_without_options_or_with_weights_like_a_hole_is_refused_in_one_line(run):
+    state = load_file(run / STATE)
+    state['options'] = {}
+    torch.save(state, run / STATE)
+    with pytest.raises(ValueError, match=r'other settings \(see its RUN_STATE\.pth\)'):
+        resume(run)
+    state = load_file(run / STATE)
+    state['options'], state['model']['encoder.0.weight'] = vars(options_of(run)), torch.zeros(4, 3)
+    del state['digest']
+    torch.save(state, run / STATE)
+    with pytest.raises(ValueError, match=r'RUN_STATE\.pth: the run state does not fit .*encoder\.0\.weight') as error:
+        resume(run)
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('make', TENSORS[9:])
 def test_a_snapshot_with_anything_but_plain_tensors_is_refused_with_its_key(tmp_path, make):
