@@ -221,7 +221,7 @@ class RunFolder:
             try:
                 shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
             except shutil.Error as errors:  # a list of (source, destination, reason)
-                reason = re.sub(r'^\[Errno \d+\] ', '', str(errors.args[0][0][2]))
+                reason = re.sub(r"^\[Errno \d+\] |: '.*", '', str(errors.args[0][0][2]))
                 raise OSError(f'{self.path / "src"}: the source code cannot be copied there ({reason}); snapshots and run state '
                               'are unchanged: free space, or choose another --output') from None
             if launcher := os.environ.get('LAUNCHER'):
