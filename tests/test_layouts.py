@@ -50,8 +50,8 @@ def normalised(one):
 def lines(images, fields=tsv.FIELDS, dtypes=(), text='{}', **more):
     """TSV lines of images. dtypes: {field: dtype} other than usual; text: how base64 is written; more: {field: text}."""
     for one in images:
-        columns = {field: text.format(base64.b64encode(getattr(one, name).astype(dict(dtypes).get(field, dtype))).decode())
-                   for name, (field, dtype) in tsv.ARRAYS.items()}
+        arrays = {field: getattr(one, name).astype(dict(dtypes).get(field, dtype)) for name, (field, dtype) in tsv.ARRAYS.items()}
+        columns = {field: text.format(base64.b64encode(array.tobytes()).decode()) for field, array in arrays.items()}
         columns |= {'img_id': one.img_id, 'img_h': one.height, 'img_w': one.width, 'num_boxes': len(one.boxes), **more}
         yield '\t'.join(str(columns[field]) for field in fields) + '\n'
 
