@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 
 from bert.weights import WeightsError, check_file, leaves, load_file, why_not_plain
 from dist import gather, is_main, print0, restarted, sum_by_name, world_size
-from files.atomic import sync, write_atomically, write_text
+from files.atomic import naming, sync, write_atomically, write_text
 from files.json_files import DataError, read_json, some
 from files.text import printable
 
 STATE = 'RUN_STATE.pth'
-PREVIOUS = 'RUN_STATE.previous.pth'  # the state saved before, for a damaged one
+PREVIOUS = f'{STATE}.previous'  # the state saved before, for when the last one is damaged
 SOURCE = Path(__file__).resolve().parent
 PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS) or data workers of a killed process have ended
 # Options that may change when a run is resumed. With another number of processes or micro-batches, or with --compile, dropout
@@ -132,7 +132,8 @@ class RunFolder:
 
     def _read_run(self, options, sidecars):
         # Unlike glob, listdir raises an error if the folder cannot be read at the moment.
-        snapshots = sorted(name for name in os.listdir(self.path) if name.endswith('.pth')) if self.path.exists() else []
+        names = os.listdir(self.path) if self.path.exists() else []
+        snapshots = sorted(name for name in names if name.endswith('.pth') or name == PREVIOUS)
         if not snapshots:
             return None
         if not options.resume:
@@ -239,7 +240,7 @@ class RunFolder:
         """Prints lines and appends them to log.log."""
         print0(*lines)
         if is_main():
-            with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
+            with naming(self.path / 'log.log'), open(self.path / 'log.log', 'a', encoding='utf-8') as log:
                 log.writelines(f'{printable(line)}\n' for line in lines)
 
     def scalars(self, values, step):
@@ -261,7 +262,14 @@ class RunFolder:
         """Saves a head's weights: a state dict on the CPU in float32, with the original code's names."""
         if is_main():
             state = {key: value.detach().float().cpu() for key, value in head.original_state().items()}
-            write_atomically(self.path / name, lambda path: torch.save(state, path))
+            self._write(name, lambda path: torch.save(state, path))
+
+    def _write(self, name, write):
+        """As write_atomically, of a file of the run."""
+        try:
+            write_atomically(self.path / name, write)
+        except OSError as error:
+            raise OSError(f'{error}; free space, then repeat the command with --resume') from None
 
     def save_state(self, options, progress, head, optimizer_step):
         """Saves what a resumed run needs. It needs no random states, since each step is seeded (train.seed_step).
@@ -284,12 +292,15 @@ class RunFolder:
         def write(path):
             previous.unlink(missing_ok=True)  # `current` was checked when it was written or read
             torch.save(state, path)
-            check_file(path)
             sync(path)
+            try:
+                check_file(path)
+            except WeightsError:
+                raise OSError('it reads back otherwise than it was written: is the disk or the memory faulty?') from None
             if current.exists():
                 os.replace(current, previous)
 
-        write_atomically(current, write)
+        self._write(STATE, write)
 
     def _load_state(self, snapshots):
         """The newest complete run state, or None if there is none. snapshots: names of all .pth files of the folder."""

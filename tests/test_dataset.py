@@ -179,7 +179,7 @@ def test_files_that_do_not_belong_together_are_faults(mine, check):
         'mine.json: key "splits.train.annotations": all its 2 answers are not in answers.json (teapot, spout); do they belong '
         'together?')
     assert lines[2].startswith('mine.json: key "splits.train.features": all 2 images have no regions (COCO_1, COCO_2): they name '
-                               'images such as COCO_1, COCO_2, b.tsv has ')
+                               'images such as COCO_1, COCO_2, a.tsv has ')
 
 
 @pytest.mark.parametrize(('change', 'message'), [

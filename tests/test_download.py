@@ -231,7 +231,7 @@ def test_ctrl_c_while_extracting(publish, run, server, target, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(program, 'extract', interrupted)
+        patch.setattr(program.unpack, 'extract', interrupted)
         status, _, err = run()
     assert status == 130 and f'bash run/download.bash it --to {target}' in err
     assert files_of(target / 'set') == ['x.zip']
@@ -321,6 +321,10 @@ BAD = {
     'another crc': (edited(GOOD, 16, '<I', 7), 'CRC'),
     'unknown compression': (edited(GOOD, 10, '<H', 99), 'compression'),
     'offset outside': (edited(GOOD, 42, '<I', 1 << 30), 'cannot be extracted'),
+    'bomb': (zipped(('x.tsv', bytes(300_000_000))), 'expected at most 200 times its '),
+    'names': (zipped(*((65_000 * 'n' + str(number), b'') for number in range(130)), ('x.tsv', TSV)), 'bytes of names, found 8,'),
+    'lzma': (zipped((zipfile.ZipInfo('x.tsv'), TSV)).replace(struct.pack('<HHH', 20, 0, 0), struct.pack('<HHH', 20, 0, 14)),
+             'compression method 14'),
     'cut off': (GOOD[:-30], 'not a zip file'),
     'no zip': (TSV, 'not a zip file'),
     'none of the name': (zipped(('y.tsv', TSV), ('z', b'')), 'y.tsv, z'),
@@ -330,16 +334,22 @@ BAD = {
 
 @pytest.mark.parametrize('kind', BAD)
 def test_a_bad_zip_is_refused(kind, publish, run, server, tmp_path, target):
+    """At once, and the next address is tried; if only its content shows it, the zip is kept."""
     content, message = BAD[kind]
     publish({'set/x.zip': content})
     before = files_of(tmp_path)
     status, out, err = run()
-    assert status == 1 and message in err and f'{target}/set/x.zip' in err and 'missing' in out
-    assert set(files_of(tmp_path)) - set(before) == {'target/manifest.lock.json', 'target/set/x.zip'}
-    assert 'remove the zip and its entry in manifest.lock.json' in err
-    (target / 'set/x.zip').unlink()
-    (target / 'manifest.lock.json').unlink()
-    server.files['set/x.zip'] = GOOD
+    assert status == 1 and message in err and f'{target}/set/x.zip' in err and 'missing' in out and err.isascii()
+    assert 'Traceback' not in err and max(map(len, err.splitlines())) < 700
+    at_once = kind not in ('declares less', 'another crc')
+    if not at_once:
+        assert set(files_of(tmp_path)) - set(before) == {'target/manifest.lock.json', 'target/set/x.zip'}
+        assert 'remove the zip and its entry in manifest.lock.json' in err
+        (target / 'set/x.zip').unlink()
+        (target / 'manifest.lock.json').unlink()
+    assert files_of(tmp_path) == before
+    server.files['good.zip'] = GOOD
+    publish({'set/x.zip': content}, addresses=[server.address(path) for path in ['set/x.zip'] * at_once + ['good.zip']])
     assert run()[0] == 0 and (target / 'set/x.tsv').read_bytes() == TSV
 
 

@@ -273,7 +273,7 @@ def test_a_part_of_the_questions_is_scored_on_request(run, tmp_path):
     head = {key: GQA[key] for key in ('q1', 'q2')}
     status, figures, _, error = run('gqa', answers, head)
     assert status == 1 and figures is None and '1 answers to questions that are not in' in error
-    assert error.endswith(f'--subset scores only the questions of {tmp_path / "a.json"}\n')
+    assert error.endswith(f'  --subset scores only the questions of {tmp_path / "a.json"}\n')
     status, figures, out, _ = run('gqa', answers, head, flags=['--subset'])
     assert status == 0 and (figures['questions'], figures['accuracy']) == (2, 50)
     assert '1 predictions for other questions are not scored.' in out

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import warnings
 import zipfile
 from dataclasses import replace
@@ -17,6 +18,7 @@ from conftest import run_program
 from damage import byte_damage, same_or_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import Ranks
 
 import run_folder
 from bert.weights import load_file, read_state
@@ -233,7 +235,7 @@ def test_while_a_state_is_saved_there_is_a_complete_one_and_two_at_most(tmp_path
     save_run(path, states=3)
     part = f'{STATE}.part'
     assert seen == [[part], [STATE, part], [STATE, part]]
-    assert sorted(file.name for file in path.glob('RUN_STATE*')) == [PREVIOUS, STATE]
+    assert sorted(file.name for file in path.glob('RUN_STATE*')) == [STATE, PREVIOUS]
 
 
 def test_a_state_that_was_written_wrongly_does_not_replace_the_one_before(tmp_path, monkeypatch):
@@ -245,7 +247,7 @@ def test_a_state_that_was_written_wrongly_does_not_replace_the_one_before(tmp_pa
             part.write_bytes(content)
 
     monkeypatch.setattr(torch, 'save', save)
-    with pytest.raises((ValueError, OSError), match='RUN_STATE'):
+    with pytest.raises(OSError, match=r'RUN_STATE\.pth: .*reads back otherwise.*repeat the command with --resume'):
         save_run(tmp_path / 'run')
     assert resume(tmp_path / 'run')['progress']['step'] == 1
 
@@ -541,6 +543,23 @@ def test_options_that_are_damaged_are_named_where_they_are_needed(vqa, stopped):
         (folder / 'options.json').write_bytes(content)
         run = vqa('--resume')
         assert run.returncode == 1 and 'options.json' in run.stderr and run.stderr.count('\n') == 1, run.stderr
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    (lambda world, flags: rewrite(world / 'mscoco_imgfeat/train2014_obj36.tsv', features=lambda f: -f), 'regions of --train (1)'),
+    (lambda world, flags: shutil.copy(world / 'vqa/nominival.json', world / 'vqa/minival.json'), 'annotations of --valid'),
+    (lambda world, flags: flags.extend(['--saveSteps', '3']), '--saveSteps'),
+], ids=['regions', 'annotations', 'options'])
+def test_processes_that_read_different_data_end_with_an_error_that_names_it(world, tmp_path, change, says):
+    """They trained in silence, or waited for each other for ever."""
+    other = shutil.copytree(world, tmp_path / 'other')
+    flags = [['--device', 'cpu', '--dataRoot', str(root), '--bert', str(root / 'bert'), '--output', str(tmp_path / 'run'),
+              '--valid', 'minival', '--batchSize', '16', '--epochs', '1', '--fromScratch'] for root in (world, other)]
+    change(other, flags[1])
+    ranks = Ranks('vqa', flags, tmp_path / 'printed', 2)
+    run = ranks.wait(60)
+    assert run.returncode == 1 and 'Traceback' not in run.stdout, run.stdout
+    assert f'process 1 on {socket.gethostname()} differs from process 0' in run.stdout and says in run.stdout, run.stdout
 
 
 def test_labels_that_say_nothing_are_an_error(vqa, world, tmp_path):

@@ -218,11 +218,15 @@ def save_state(state, path, kind):
     if kind != '.safetensors':
         torch.save(state, path)
         return
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     # The format has no shared memory, so tied parameters are copied.
     owners = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-    save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
-              {'format': 'pt'})
+    try:
+        save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
+                  {'format': 'pt'})
+    except SafetensorError:
+        raise OSError(f'{path}: a write failed') from None
     os.umask(umask := os.umask(0))
     Path(path).chmod(0o666 & ~umask)  # safetensors makes it readable by the owner only
 

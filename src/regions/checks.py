@@ -9,6 +9,7 @@ from tqdm import tqdm
 from files.atomic import atomic_file, byte_bar
 from files.json_files import field, stream
 from regions import store_files, tsv
+from regions.image_regions import check_first_boxes
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
@@ -87,6 +88,12 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
             on_fault(RegionError(f'{store.folder}/{fault}; {ADVICE}'))
     # Without valid offsets no region belongs to an image.
     rows = range(len(store)) if store_files.increase(store.arrays['offsets']) else ()
+    if rows:
+        try:
+            check_first_boxes(store.folder, store.arrays)
+        except RegionError as error:  # boxes of another form, said once
+            on_fault(error)
+            rows = ()
     for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
         try:
             image = tsv.check(store.image(row), store.feature_size)

@@ -124,12 +124,13 @@ def box_fault(boxes: np.ndarray, height: int, width: int) -> str | None:
 
 
 def check_first_boxes(name, arrays: dict[str, np.ndarray], images: int = 8) -> None:
-    """Raises RegionError if the first images of a store (its name and arrays) all have invalid boxes: a store that was made
-    before boxes were checked for their form. Reads a few kilobytes."""
+    """Raises RegionError if the first images of a store (its name and arrays) all have boxes of another form: the store was made
+    before this was checked. Reads a few kilobytes."""
     offsets, sizes = arrays['offsets'][:images + 1].tolist(), arrays['sizes'][:images].tolist()
     fault = None
     for begin, end, (height, width) in zip(offsets, offsets[1:], sizes, strict=False):
-        if (fault := box_fault(arrays['boxes'][begin:end], height, width)) is None:
+        fault = box_fault(arrays['boxes'][begin:end], height, width)
+        if not fault or 'import' not in fault:
             return
     if fault:
         raise RegionError(f'{name}: field "boxes" of the first images: {fault}')
@@ -148,7 +149,7 @@ def in_pixels(boxes: np.ndarray, form: str, height: int, width: int) -> np.ndarr
     if 'normalised' in forms:
         if boxes.size and not (boxes.min() >= -0.02 and boxes.max() <= 1.02):  # half precision rounds
             raise RegionError(f'field "boxes": expected numbers from 0 to 1 (normalised), found {boxes.min():.6g} to '
-                              f'{boxes.max():.6g}; leave out --boxes normalised')
+                              f'{boxes.max():.6g}; of boxes in pixels leave out --boxes normalised')
         boxes = boxes.clip(0, 1) * ([width, height] * 2)
     return boxes.astype(np.float32)
 
@@ -156,7 +157,7 @@ def in_pixels(boxes: np.ndarray, form: str, height: int, width: int) -> np.ndarr
 def _normalised(boxes: np.ndarray, height: int, width: int) -> bool:
     """Whether all boxes lie within 0..1 although the image is larger. Corners at exactly 0 and 1 pixel are no sign of it:
     they are placeholders of some detectors."""
-    return (max(height, width) > SMALL and boxes.max() <= 1.05 and boxes.min() >= -0.05
+    return (max(height, width) > SMALL and boxes.size > 0 and boxes.max() <= 1.05 and boxes.min() >= -0.05
             and bool((boxes != np.round(boxes)).any()))
 
 

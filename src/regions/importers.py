@@ -98,7 +98,7 @@ class Importer:
             faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
         if f is None and count > 1 and len({re.sub(r'[\d.e+-]+', '', reason) for _, reason in faults}) == 1:
             raise RegionError(f'{self.path}: nothing was written: all {count:,} images have the same fault, so that they seem '
-                              f'to be of another layout. {faults[0][0]}: {faults[0][1]}')
+                              f'to be of another layout. {faults[0][0]}: {tsv_lines.other_form(faults[0][1])}')
         if faults:
             listed = tsv.listed([f'{where}: {reason}' for where, reason in faults])
             raise RegionError(f'{self.path}: expected valid images only, found {len(faults)} faulty; nothing was written. '
@@ -145,7 +145,8 @@ class Importer:
         columns = {name: np.zeros(o, dtype) for name, (_, dtype) in tsv.COLUMNS.items() if name not in MATRICES}
         for name in PER_REGION & values.keys():
             dtype = np.dtype('<f4' if name == 'normalised' else tsv.COLUMNS[name][1])
-            columns[name] = _column(name, values[name], dtype)[:o]
+            array = _column(name, values[name], dtype)
+            columns[name] = array[:o] if len(array) == len(values['features']) else array  # others are refused by tsv.check
         normalised = columns.pop('normalised', None)
         height, width = self._size(values, columns.get('boxes'), normalised)
         if 'boxes' in columns:
@@ -153,6 +154,13 @@ class Importer:
         else:
             columns['boxes'] = in_pixels(normalised[:, :4], 'normalised', height, width)
             self.counts[f'{keys["normalised"]}: x1, y1, x2, y2 divided by width and height, converted to pixels'] += 1
+            sides = normalised[:, 2:4] - normalised[:, :2]
+            expected = np.concatenate([sides, sides.prod(1, keepdims=True)], 1)[:, :normalised.shape[1] - 4]
+            if normalised.shape[1] == 5:
+                expected = sides.prod(1, keepdims=True)
+            if not np.allclose(normalised[:, 4:7], expected, atol=0.02):
+                self.counts[f'{keys["normalised"]}: the numbers after the first four are not width, height and area; '
+                            'their order may be another'] += 1
         return ImageRegions(img_id, height, width, **columns)
 
     def _boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -181,7 +189,7 @@ class Importer:
             return self._unknown_size(boxes, normalised)
         self.sized = True
         size = np.asarray(size)
-        if size.shape != (2,) or size.dtype.kind not in 'iuf' or (size != np.round(size)).any():
+        if size.shape != (2,) or size.dtype.kind not in 'iuf' or not np.isfinite(size).all() or (size != np.round(size)).any():
             raise RegionError(f'key "size": expected height and width, two whole numbers, found {size.tolist()!r:.60}')
         height, width = size[::-1] if self.swap_size else size
         return int(height), int(width)

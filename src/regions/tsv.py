@@ -23,7 +23,7 @@ from pathlib import Path
 from files.atomic import atomic_file, byte_bar
 from files.json_files import read_json
 from regions.image_regions import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError, array_sizes, check  # noqa: F401
-from regions.tsv_lines import DAMAGED, FIELDS, encode, label, parse, recognise
+from regions.tsv_lines import FIELDS, encode, label, other_form, parse, recognise  # noqa: F401
 
 FEW = 20  # faults that are held back until the first valid line
 BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
@@ -224,10 +224,8 @@ class EarlyFaults:
             raise self._other_layout(self.layout)
         if self.count > 1 and self.faults:
             number, line, error = self.faults[0]
-            reason = str(error).replace('; the line is cut off or ' + DAMAGED, '').replace('; the line is ' + DAMAGED, '')
             raise RegionError(f'{self.file.where}: all its {self.count:,} lines have the same fault, so that the file is not '
-                              f'damaged but of another form. Line {number}, image {label(line)}: {reason}'
-                              + (f'; the columns are {", ".join(FIELDS)}' if reason != str(error) else ''))
+                              f'damaged but of another form. Line {number}, image {label(line)}: {other_form(str(error))}')
         self.flush()
 
     def _other_layout(self, layout) -> RegionError:

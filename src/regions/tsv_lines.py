@@ -94,6 +94,12 @@ def label(line: bytes) -> str:
     return label if label and label.isprintable() else repr(label)
 
 
+def other_form(reason: str) -> str:
+    """The reason of a fault that all lines have, without the advice for damaged lines."""
+    short = reason.replace(f'; the line is cut off or {DAMAGED}', '').replace(f'; the line is {DAMAGED}', '')
+    return reason if short == reason else f'{short}; the columns are {", ".join(FIELDS)}'
+
+
 def unquoted(text: bytes) -> bytes:
     """The content of b'...', '...' or "..."; any other text as it is."""
     quoted = re.fullmatch(rb'b?([\'"])(.*)\1', text, re.S)

@@ -109,7 +109,7 @@ def exists(out: Path, settings: Settings) -> bool:
     existing = read_json(record, 'the settings of a sample world', dict) if record.exists() else {}
     if {'detector': DETECTOR, **existing} != expected:
         raise FileExistsError(f'{out}: holds {existing or "no world.json"}, expected {expected}; '
-                              'remove the folder or choose another --out')
+                              'choose another --out')
     if 'detector' not in existing:  # a world made before the key was introduced
         _dump(record, expected, indent=2)
     return True

@@ -147,7 +147,7 @@ def read_run(path):
         return {}
     run = read_json(path, 'the options of the run that wrote the snapshot', dict)
     if not isinstance(run.get('options'), dict):
-        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again, or remove it')
+        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again')
     for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
         if not isinstance(run['options'].get(key, kind()), kind | None):
             raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '

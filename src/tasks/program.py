@@ -78,6 +78,8 @@ def train(options, folder, sidecars, make, task_kind, device):
         print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
         return None
     task, head, train_set, valid_set = make()
+    inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
+    folder.check_inputs(state, inputs, head)
     folder.check_best(state, task.best_name)
     step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
     if step < parts:
@@ -85,8 +87,6 @@ def train(options, folder, sidecars, make, task_kind, device):
     check_batch(train_set, -(-step // parts), 'batchSize', device)
     if valid_set is not None:
         check_batch(valid_set, options.evalBatchSize or options.batchSize, 'evalBatchSize', device)
-    inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
-    folder.check_inputs(state, inputs, head)
     resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
     progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
     folder.begin(options, sidecars, progress if resumed else None, task_kind)

@@ -40,7 +40,7 @@ class PredictionFaults:
         if self.counts:
             raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
-                for kind, count in self.counts.items()) + f'\n{"; ".join(self.advice)}')
+                for kind, count in self.counts.items()) + f'\n  {"; ".join(self.advice)}')
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Subset:
     """The questions that are scored."""
 
     only: set | None = None  # their ids as text; None: all
+    path: object = None  # of the file of these ids
     partial: bool = False  # the annotations may lack questions that are answered
     ignored: int = 0  # predictions for other questions, counted by match_predictions
 
@@ -131,8 +132,8 @@ def match_predictions(questions, predictions, path, faults, score, subset):
         else:
             unanswered_unbalanced.append(question.id)
     if unknown := sorted((subset.only or set()) - set(map(str, ids))):
-        raise DataError(f'--only: {len(unknown):,} of its {len(subset.only):,} ids are not in {path}: {some(unknown)}; give ids '
-                        'of these annotations')
+        raise DataError(f'--only {subset.path}: {len(unknown):,} of its {len(subset.only):,} ids are not in {path}: '
+                        f'{some(unknown)}; give ids of these annotations')
     if not ids:
         raise DataError(f'{path}: expected questions, found an empty file; get it again')
     for key in unanswered_unbalanced if answered_unbalanced else ():

@@ -61,7 +61,7 @@ def evaluate(options):
     for path in filter(None, (options.predictions, options.annotations, options.choices, options.only)):
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such file; correct the path')
-    subset = Subset(read_ids(options.only) if options.only else None, options.subset)
+    subset = Subset(read_ids(options.only) if options.only else None, options.only, options.subset)
     figures = {'task': options.task, 'predictions': str(options.predictions), 'annotations': str(options.annotations)}
     figures |= {'only': str(options.only)} if options.only else {}
     figures |= task_class(options.task).evaluate(options.predictions, options.annotations, subset, **choices)

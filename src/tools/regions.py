@@ -86,7 +86,7 @@ def check(options) -> int:
         print(f'{path}: {len(img_ids):,} images with regions, {len(unasked):,} of them without questions'
               + (f': {some(sorted(unasked), NAMED)}' if unasked else ''))
     print(f'{path}: {len(valid):,} whole images, {faults:,} fault{"s" * (faults != 1)}'
-          + ('; bash run/regions.bash repair writes the complete lines' if faults and not Path(path).is_dir() else ''))
+          + ('; bash run/regions.bash repair writes the complete lines' if faults and valid and not Path(path).is_dir() else ''))
     return 1 if faults else 0
 
 
