@@ -212,6 +212,8 @@ class RunFolder:
         """
         gather(None)  # a barrier: every rank has read the folder before rank 0 changes it
         if is_main():
+            for leftover in self.path.glob('*.part'):  # of a process that was killed
+                leftover.unlink()
             if self.damaged:
                 os.replace(self.path / PREVIOUS, self.path / STATE)
             with open(self.path / 'log.log', 'ab') as log:

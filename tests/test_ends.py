@@ -22,6 +22,7 @@ import train
 from annotations.dataset import ExampleDataset
 from files.atomic import atomic_file, owner, temporary_folder
 from param import Options
+from run_folder import RunFolder
 from shapes import world as shapes_world
 
 LIMIT = 60  # seconds in which everything that is ended must have ended
@@ -290,6 +291,14 @@ def test_what_a_killed_worker_leaves_is_removed_when_the_next_one_starts(short_p
     assert os.path.exists(memory) and len(list(short_path.iterdir())) == 1
     assert len(list(load([1, 2]))) == 2
     assert not os.path.exists(memory) and not list(short_path.iterdir())
+
+
+def test_snapshots_that_a_killed_run_wrote_half_are_removed_when_it_starts(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / 'BEST.pth.part').write_text('half')
+    folder.begin(Options(), {}, None, 'vqa')
+    folder.close()
+    assert not list(tmp_path.glob('*.part'))
 
 
 def kill_this_process(*_):
