@@ -47,7 +47,7 @@ class Structure:
     path: for messages; items: the number of brackets around an item; most: bytes of an item. Brackets in strings do not count.
     """
 
-    def __init__(self, path, items, most=MAX_BYTES):
+    def __init__(self, path, items, most):
         self.path, self.items, self.most = path, items, most
         self.depth = self.in_string = self.size = 0  # size: bytes since the last item ended
         self.escape = b''
@@ -123,7 +123,7 @@ def parse_json(text, place, expected):
     constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
-        structure = Structure(place, 0)
+        structure = Structure(place, 0, MAX_BYTES)
         for start in range(0, len(text), BLOCK):
             structure.check(text[start:start + BLOCK])
     try:
