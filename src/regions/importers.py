@@ -41,7 +41,7 @@ from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError
 
 COLUMN_OF = {key: name for name, others in NAMES.items() for key in (name, *others)}
-RANK = {key: rank for rank, key in enumerate((*NAMES, *COLUMN_OF))}  # of two names for the same column the first is read
+RANK = {key: rank for rank, key in enumerate(COLUMN_OF)}  # of two names for the same column the first is read
 MATRICES = ('features', 'boxes', 'normalised', *tsv.OPTIONAL)  # two dimensions; the others have one number per region
 PER_REGION = {*tsv.COLUMNS, 'normalised'}
 INDEX_KEYS = ('offsets', 'pos_boxes')
@@ -344,10 +344,11 @@ class Importer:
                     continue
         if len(indices) == 1:
             (candidate, rows), = indices.items()
-            self.notes.append(f'image ids from {candidate}')
+            if (note := f'image ids from {candidate}') not in self.notes:
+                self.notes.append(note)
             return rows
         pickle = next(iter(sorted(path.parent.glob('*imgid2idx.pkl'))), None)
-        hint = '' if pickle is None else f'.\n{pickled(pickle)}'
+        hint = '' if pickle is None else f'. {pickled(pickle)}'
         raise RegionError(f'{path}: key "ids": expected the image ids, (n,) text, found only {", ".join(sorted(file))}'
                           + (f', and several files of ids: {", ".join(map(str, indices))}' if indices else '')
                           + '; name a json {id: row}, a json list of ids, or a text file of lines id<TAB>row with --ids' + hint)
@@ -376,7 +377,7 @@ def _row_index(name, values: dict, path: Path, n: int) -> list[tuple[int, str, d
 def _groups(group, prefix: str = '') -> Iterator[tuple[str, object]]:
     """(name, group) of each image in an HDF5 file; names with / are groups in groups."""
     for name, item in group.items():
-        if item and all(hasattr(part, 'keys') for part in item.values()):
+        if len(item) and all(hasattr(part, 'keys') for part in item.values()):
             yield from _groups(item, f'{prefix}{name}/')
         else:
             yield f'{prefix}{name}', item

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from files.json_files import some
 from images.ids import without_ending
 from regions import tsv
+from regions.image_regions import check_first_boxes
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
@@ -54,6 +55,15 @@ def chosen(path, img_ids: list[str]) -> Iterator[ImageRegions]:
             return
     raise RegionError(f'{path}: expected regions of {len(img_ids)} images, found none of {", ".join(sorted(missing))}; '
                       'correct the ids')
+
+
+def check_start(regions: RegionStore | TsvFile, images: int = 8) -> None:
+    """Raises RegionError if the first images have a fault: in the lines of a TSV, or in the form of a store's boxes."""
+    if isinstance(regions, TsvFile):
+        for _ in islice(tsv.read(regions), images):
+            pass
+    else:
+        check_first_boxes(regions.folder, regions.arrays, images)
 
 
 def first_known(path, candidates: list[list[str]]) -> list[str]:

@@ -146,7 +146,8 @@ def _with_dtypes(line: bytes, layout: Layout) -> Layout | None:
     encoded = [field for field, _ in ARRAYS.values() if field in texts]
     if any(unquoted(texts[field]) != texts[field] for field in encoded):
         layout = replace(layout, quoted=True)
-        names.append(f"arrays written as {texts[encoded[-1]][:2].decode('utf-8', 'replace').rstrip()}...'")
+        quote = re.match(rb'b?[\'"]', texts[encoded[-1]])
+        names.append(f'arrays written as {quote[0].decode()}...{quote[0][-1:].decode()}' if quote else 'quoted arrays')
         texts = {field: unquoted(text) for field, text in texts.items()}
     try:
         o = int(texts['num_boxes'])

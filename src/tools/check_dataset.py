@@ -1,6 +1,7 @@
 """Checks the files of your own dataset (a --dataset json) without training: `python -m tools.check_dataset`, see --help.
 
-Reports the first fault of each file of annotations. Does not check boxes and features; run/regions.bash check does.
+Reports the first fault of each file of annotations. Of boxes and features only the first are checked; run/regions.bash check
+checks all.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from files.json_files import DataError, some, stream
 from files.text import printable, printable_lines
 from param import add_flags
 from regions import store, tsv
-from regions.readers import id_difference
+from regions.readers import check_start, id_difference
 from tasks.registry import TASKS, task_class
 
 
@@ -66,9 +67,11 @@ def read_text(path, answers, is_too_long):
 
 
 def region_ids(path, store_root):
-    """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line."""
-    regions = store.fresh(path, store_root)
-    ids = regions.ids if regions else [line.split(b'\t', 1)[0] for line in tsv.need(path).lines()]
+    """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line. Raises
+    RegionError if its first images have a fault, such as boxes that are no pixels."""
+    regions = store.fresh(path, store_root) or tsv.need(path)
+    check_start(regions)
+    ids = [line.split(b'\t', 1)[0] for line in regions.lines()] if isinstance(regions, tsv.TsvFile) else regions.ids
     return np.unique(np.array(ids, np.bytes_))
 
 
