@@ -64,19 +64,23 @@ def _join():
     _watcher, ended = Watcher(), _status()
     if ended is None:
         _watcher.start()
-    address, port, first = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), os.environ['RANK'] == '0'
-    listener = None  # a TCPStore's own socket listens on all addresses of the machine
-    if first:
-        with contextlib.suppress(OSError):  # MASTER_ADDR is no address of this machine, as behind a router
-            listener = socket.create_server((address, port)).detach()
-    store = torch_dist.TCPStore(address, port, int(os.environ['WORLD_SIZE']), first, wait_for_workers=False,
-                                master_listen_fd=listener)
+    store = tcp_store(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), int(os.environ['WORLD_SIZE']),
+                      is_master=os.environ['RANK'] == '0', wait_for_workers=False)
     _watcher.store = store.clone()
     if ended is not None:
         os._exit(end(ended))
     if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
         raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
     return store
+
+
+def tcp_store(address, port, *args, is_master, **options):
+    """A torch.distributed.TCPStore that listens on `address` only; one's own socket listens on all addresses of the machine."""
+    listener = None
+    if is_master:
+        with contextlib.suppress(OSError):  # no address of this machine, as behind a router; or a port in use, as TCPStore says
+            listener = socket.create_server((address, port)).detach()
+    return torch_dist.TCPStore(address, port, *args, is_master=is_master, master_listen_fd=listener, **options)
 
 
 def _status():

@@ -1,29 +1,41 @@
 """The files of a run: options, log, snapshots, and the run state from which it resumes."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import platform
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from dist import gather, is_main, print0, restarted, sum_by_name
-from files.atomic import write_atomically, write_text
+from bert.weights import WeightsError, check_file, leaves, load_file, why_not_plain
+from dist import gather, is_main, print0, restarted, sum_by_name, world_size
+from files.atomic import naming, sync, write_atomically, write_text
+from files.json_files import DataError, read_json, some
 from files.text import printable
 
 STATE = 'RUN_STATE.pth'
+PREVIOUS = f'{STATE}.previous'  # the state saved before, for when the last one is damaged
 SOURCE = Path(__file__).resolve().parent
 PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS) or data workers of a killed process have ended
 # Options that may change when a run is resumed. With another number of processes or micro-batches, or with --compile, dropout
 # draws other random numbers: the results are equivalent, but not bit-identical.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
-              'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing'}
+              'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing', 'offline'}
+ANNOTATIONS = 'annotations'  # what a run reads besides regions
+PATHS = ('bert', 'load', 'loadLXMERT', 'loadLXMERTQA', 'dataset')  # options that name a file or folder
+# Options that may differ between the processes of a run.
+MAY_DIFFER = {'output', 'tqdm', 'numWorkers', 'featDevice', 'device', 'storeRoot', 'dataRoot', 'offline', *PATHS}
 
 
 @dataclasses.dataclass
@@ -44,6 +56,30 @@ class Progress:
     def total_steps(self):
         return self.epoch * self.steps_per_epoch + self.step
 
+    @classmethod
+    def from_dict(cls, values):
+        """From a run state. Raises ValueError that names the key if a value is missing, or cannot be that of a run."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or values.keys() != fields.keys():
+            raise ValueError(f'key progress: expected {", ".join(fields)}')
+        for name, kind in fields.items():
+            value = values[name]
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f'key progress.{name}: expected {kind.__name__}, found {str(value)[:100]!r}')
+            if kind is int and value < 0:
+                raise ValueError(f'key progress.{name}: expected 0 or more, found {value}')
+        progress = cls(**values)
+        for name, most in (('step', progress.steps_per_epoch), ('skipped', progress.total_steps),
+                           ('skipped_in_a_row', progress.skipped)):
+            if values[name] > most:
+                raise ValueError(f'key progress.{name}: expected at most {most}, found {values[name]}')
+        if not progress.best < math.inf:
+            raise ValueError(f'key progress.best: expected a score, found {progress.best}')
+        for name, value in progress.sums.items():
+            if not isinstance(name, str) or type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f'key progress.sums.{str(name)[:100]!r}: expected a finite number, found {str(value)[:100]!r}')
+        return progress
+
 
 class RunFolder:
     """The folder of a run, `--output`. Only rank 0 writes; a lock excludes other runs."""
@@ -51,7 +87,10 @@ class RunFolder:
     def __init__(self, path):
         """Creates and locks the folder. Raises OSError if it cannot be written or another process holds the lock."""
         self.path = Path(path)
-        self.writer = None
+        self.writer, self.damaged, self.inputs = None, False, {}
+        copy = (self.path / SOURCE.name).resolve()
+        if copy == SOURCE or copy in SOURCE.parents or SOURCE in copy.parents:
+            raise ValueError(f'--output {self.path}: would write into the source code in {SOURCE}; choose another folder')
         self.lock = FileLock(self.path / '.lock')  # the system releases it even if the process is killed
         after_crash = restarted()
         if is_main():
@@ -75,7 +114,7 @@ class RunFolder:
         while True:
             try:
                 state, message = self._read_run(options, sidecars), None
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 state, message = None, str(error)
             progress = state and [state['progress'][name] for name in ('epoch', 'step', 'log_size')]
             views = gather((self.path.is_dir(), progress, message))
@@ -88,42 +127,105 @@ class RunFolder:
             time.sleep(1)
         if message:
             raise ValueError(message)
+        if self.damaged:
+            print0(f'{self.path / STATE}: {self.damaged}; resuming from {PREVIOUS}, which was saved before it.')
         return state
 
     def _read_run(self, options, sidecars):
-        snapshots = sorted(path.name for path in self.path.glob('*.pth'))
+        # Unlike glob, listdir raises an error if the folder cannot be read at the moment.
+        names = os.listdir(self.path) if self.path.exists() else []
+        snapshots = sorted(name for name in names if name.endswith('.pth') or name == PREVIOUS)
         if not snapshots:
             return None
         if not options.resume:
             raise ValueError(f'{self.path} holds a run ({", ".join(snapshots)}); give --resume to continue it, or choose '
-                             'another name, or remove the folder')
-        state = self._load_state()
+                             'another --output')
+        state = self._load_state(snapshots)
         path = self.path / 'options.json'
-        old = state['options'] if state else json.loads(path.read_text())['options'] if path.is_file() else {}
+        old, cwd = (state['options'], state.get('cwd', '')) if state else (_read_options(path), '')
         if old:  # an older version may lack options; the run used what are their defaults now
             old = {field.name: field.default for field in dataclasses.fields(options)} | old
         different = [f'--{name} {old.get(name)!r} then, {value!r} now' for name, value in dataclasses.asdict(options).items()
-                     if name not in MAY_CHANGE and old.get(name) != value]
+                     if name not in MAY_CHANGE and old.get(name) != value
+                     and not (name in PATHS and _same_path(old, dataclasses.asdict(options), name, cwd))]
         different += [f'{name} differs' for name, text in sidecars.items()
-                      if (self.path / name).is_file() and differs((self.path / name).read_text(encoding='utf-8'), text)]
+                      if (self.path / name).exists() and self._differs(self.path / name, text)]
         if different:
-            raise ValueError(f'--resume: the run in {self.path} was started with other settings: {"; ".join(different)}')
+            source = STATE if state else path.name
+            raise ValueError(f'--resume: the run in {self.path} was started with other settings (see its {source}): '
+                             + '; '.join(different))
         return state
 
-    def begin(self, options, sidecars, state, data, task):
+    @staticmethod
+    def _differs(path, text):
+        """Whether the content of a sidecar differs from `text`. Ignores model_type, which older runs did not write."""
+        if path.suffix != '.json':
+            return path.read_bytes() != text.encode()
+        old, new = read_json(path, 'what the run wrote; bring it back from a copy'), json.loads(text)
+        if isinstance(old, dict) and isinstance(new, dict):
+            return {**old, 'model_type': None} != {**new, 'model_type': None}
+        return old != new
+
+    def check_inputs(self, state, inputs, head):
+        """Compares what a run reads with what it read before, and among its processes.
+
+        inputs: {what it is: [digest, or '' if there is none, name of the file]}; head: with its initial weights. Raises
+        ValueError, on every rank, that names what differs.
+        """
+        norms = {f'initial weight {name}': float(torch.linalg.vector_norm(p.detach(), dtype=torch.float64))
+                 for name, p in head.named_parameters()} if world_size() > 1 else {}
+        check_ranks({what: digest for what, (digest, _) in inputs.items()} | norms)
+        self.inputs = inputs
+        if state is None:
+            return
+        before = state.get('inputs')
+        if before is None:
+            print0(f'{self.path / STATE}: was saved by an older version, which recorded no digests of regions and validation '
+                   'data; whether these are the same was not checked.')
+            before = {f'{ANNOTATIONS} of --train': [state['progress']['data'], '']}
+        different = [f'{what} ({name})' if name else what for what, (digest, name) in inputs.items()
+                     if digest and (what in before or 'inputs' in state) and before.get(what, [None])[0] not in ('', digest)]
+        different += [what for what in before if what not in inputs]
+        if different:
+            raise ValueError(f'--resume: the run in {self.path} was trained on other questions or regions than the current ones: '
+                             f'{", ".join(different)}; bring those back, or start a new run in another --output')
+
+    def check_best(self, state, name):
+        """Raises FileNotFoundError, OSError or WeightsError unless the snapshot of the best score of a resumed run is complete.
+
+        name: of the file.
+        """
+        if state is None or state['progress']['best'] == -math.inf:
+            return
+        path, advice = self.path / name, 'bring it back; or to go on without it, copy another snapshot of the run to this name'
+        try:
+            check_file(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'{path}: is missing, the weights of the best score so far; {advice}') from None
+        except WeightsError as error:
+            raise WeightsError(f'{error}; it holds the weights of the best score so far: {advice}') from None
+
+    def begin(self, options, sidecars, progress, task):
         """Writes options, sidecars and the source code, and truncates the log to the resumed step.
 
-        data: digest of the training examples; task: its kind. Raises ValueError if the run state has another digest.
+        progress: the resumed Progress or None; task: its kind. Raises OSError.
         """
-        if state is not None and state['progress']['data'] != data:
-            raise ValueError(f'--resume: the run in {self.path} was trained on other questions or regions than the current ones')
         gather(None)  # a barrier: every rank has read the folder before rank 0 changes it
         if is_main():
+            for leftover in self.path.glob('*.part'):  # of a process that was killed
+                leftover.unlink()
+            if self.damaged:
+                os.replace(self.path / PREVIOUS, self.path / STATE)
             with open(self.path / 'log.log', 'ab') as log:
-                log.truncate(min(state['progress']['log_size'] if state else 0, log.tell()))
+                log.truncate(min(progress.log_size if progress else 0, log.tell()))
             for name, text in (*sidecars.items(), ('options.json', json.dumps(self._about(options, task), indent=2) + '\n')):
                 write_text(self.path / name, text)
-            shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+            try:
+                shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+            except shutil.Error as errors:  # a list of (source, destination, reason)
+                reason = re.sub(r"^\[Errno \d+\] |: '.*", '', str(errors.args[0][0][2]))
+                raise OSError(f'{self.path / "src"}: the source code cannot be copied there ({reason}); snapshots and run state '
+                              'are unchanged: free space, or choose another --output') from None
             if launcher := os.environ.get('LAUNCHER'):
                 shutil.copyfile(launcher, self.path / 'run.bash')
 
@@ -141,7 +243,7 @@ class RunFolder:
         """Prints lines and appends them to log.log."""
         print0(*lines)
         if is_main():
-            with open(self.path / 'log.log', 'a', encoding='utf-8') as log:
+            with naming(self.path / 'log.log'), open(self.path / 'log.log', 'a', encoding='utf-8') as log:
                 log.writelines(f'{printable(line)}\n' for line in lines)
 
     def scalars(self, values, step):
@@ -152,7 +254,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
             self.writer = SummaryWriter(self.path, purge_step=step)
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(printable(name), value, step)
 
     def close(self):
         if self.writer is not None:
@@ -163,37 +265,157 @@ class RunFolder:
         """Saves a head's weights: a state dict on the CPU in float32, with the original code's names."""
         if is_main():
             state = {key: value.detach().float().cpu() for key, value in head.original_state().items()}
-            write_atomically(self.path / name, lambda path: torch.save(state, path))
+            self._write(name, lambda path: torch.save(state, path))
+
+    def _write(self, name, write):
+        """As write_atomically, of a file of the run."""
+        try:
+            write_atomically(self.path / name, write)
+        except OSError as error:
+            raise OSError(f'{error}; free space, then repeat the command with --resume') from None
 
     def save_state(self, options, progress, head, optimizer_step):
-        """Saves what a resumed run needs. It needs no random states, since each step is seeded (train.seed_step)."""
+        """Saves what a resumed run needs. It needs no random states, since each step is seeded (train.seed_step).
+
+        The state saved before is kept under another name. While one is written, there are two at most on the disk.
+        """
         sums = sum_by_name(progress.sums)
-        if is_main():
-            progress = dataclasses.replace(progress, sums=sums, log_size=(self.path / 'log.log').stat().st_size)
-            state = {
-                'progress': dataclasses.asdict(progress), 'options': dataclasses.asdict(options),
-                'model': head.original_state(), **optimizer_step.state_dict(),
-            }
-            if extra := head.extra_state():
-                state['extra'] = extra
-            write_atomically(self.path / STATE, lambda path: torch.save(state, path))
+        if not is_main():
+            return
+        progress = dataclasses.replace(progress, sums=sums, log_size=(self.path / 'log.log').stat().st_size)
+        state = {
+            'progress': dataclasses.asdict(progress), 'options': dataclasses.asdict(options), 'cwd': os.getcwd(),
+            'model': head.original_state(), **optimizer_step.state_dict(), 'inputs': self.inputs,
+        }
+        if extra := head.extra_state():
+            state['extra'] = extra
+        state['digest'] = digest_of(state)
+        current, previous = self.path / STATE, self.path / PREVIOUS
 
-    def _load_state(self):
-        path = self.path / STATE
-        if not path.exists():
+        def write(path):
+            previous.unlink(missing_ok=True)  # `current` was checked when it was written or read
+            torch.save(state, path)
+            sync(path)
+            try:
+                check_file(path)
+            except WeightsError:
+                raise OSError('it reads back otherwise than it was written: is the disk or the memory faulty?') from None
+            if current.exists():
+                os.replace(current, previous)
+
+        self._write(STATE, write)
+
+    def _load_state(self, snapshots):
+        """The newest complete run state, or None if there is none. snapshots: names of all .pth files of the folder."""
+        self.damaged, faults = False, []
+        for name in (STATE, PREVIOUS):
+            if name in snapshots:
+                try:
+                    state = read_run_state(self.path / name)
+                except WeightsError as error:
+                    faults.append(str(error))
+                else:
+                    self.damaged = faults[0].partition(': ')[2] if faults else 'is missing' if name == PREVIOUS else False
+                    return state
+        if not faults:
             return None
-        try:
-            return torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # a damaged file makes torch raise many kinds of exceptions
-            raise ValueError(f'{path}: the run state is damaged ({error}); remove the folder to start again') from None
+        complete = [self.path / name for name in snapshots if name not in (STATE, PREVIOUS) and _is_complete(self.path / name)]
+        if not complete:
+            raise WeightsError(f'{faults[0]}; there is no other run state or complete snapshot: bring back a copy of one, or '
+                               'start a new run in another --output')
+        raise WeightsError(f'{faults[0]}; there is no other run state. Complete snapshots: {", ".join(map(str, complete))}; to '
+                           f'start a new run from one, give --load {complete[-1]} and another --output')
 
 
-def differs(old, new):
-    """Whether the contents of two sidecars differ. Ignores model_type, which older runs did not write."""
+def read_run_state(path):
+    """The content of a run state. Raises WeightsError that names file and key unless it is complete and of the right structure,
+    and OSError if it cannot be read at the moment."""
+    state = load_file(path, only_zip=True)
     try:
-        old, new = json.loads(old), json.loads(new)
-    except ValueError:  # vocab.txt
-        return old != new
-    if isinstance(old, dict) and isinstance(new, dict):
-        return {**old, 'model_type': None} != {**new, 'model_type': None}
-    return old != new
+        required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'digest'}
+        if not isinstance(state, dict) or not required <= state.keys() <= required | optional:
+            keys = ', '.join(map(str, state))[:200] if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found {keys}')
+        for name, tensor in leaves(state):
+            if isinstance(tensor, torch.Tensor) and (reason := why_not_plain(tensor)):
+                raise ValueError(f'key {name}: {reason}')
+        Progress.from_dict(state['progress'])
+        for name in ('options', 'model', 'optimizer', 'scaler', 'extra', 'inputs'):
+            if not isinstance(state.get(name, {}), dict) or not all(isinstance(key, str) for key in state.get(name, {})):
+                raise ValueError(f'key {name}: expected names with values')
+        for name, value in state['options'].items():
+            if type(value) not in (str, int, float, bool, type(None)):
+                raise ValueError(f'key options.{name}: expected a text or number, found {type(value).__name__}')
+        for name, tensor in state['model'].items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f'key model.{name}: expected a tensor, found {type(tensor).__name__}')
+        for name, value in state.get('inputs', {}).items():
+            if not isinstance(value, list) or len(value) != 2 or not all(isinstance(text, str) for text in value):
+                raise ValueError(f'key inputs.{name}: expected a digest and a name')
+        if not isinstance(state.get('cwd', ''), str):
+            raise ValueError('key cwd: expected a text')
+        if state.get('digest', expected := digest_of(state)) != expected:
+            raise ValueError('was changed after it was saved')
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'{path}: the run state is damaged: {error}') from None
+    return state
+
+
+def digest_of(state):
+    """The digest of a run state but for its options, which are compared with those of the command and may lack newer ones."""
+    digest = hashlib.sha256()
+    for name, value in leaves({key: value for key, value in state.items() if key not in ('digest', 'options') and value}):
+        if isinstance(value, torch.Tensor):
+            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            value = value.dtype, tuple(value.shape), zlib.crc32(numbers)
+        digest.update(f'{name!r} {type(value)} {value!r}\n'.encode('utf-8', 'surrogatepass'))
+    return digest.hexdigest()
+
+
+def check_same_options(options, sidecars):
+    """Raises ValueError, on every rank, unless all processes have the same options and sidecars, {file name: text}."""
+    check_ranks({f'--{name}': value for name, value in dataclasses.asdict(options).items() if name not in MAY_DIFFER} | sidecars)
+
+
+def check_ranks(values):
+    """Raises ValueError, on every rank, unless all processes of a run have the same {what it is: value}, numbers but for
+    rounding."""
+    def same(one, other):
+        return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-5))
+
+    by_rank = gather((socket.gethostname(), values))
+    first_host, first = by_rank[0]
+    for rank, (host, other) in enumerate(by_rank):
+        if names := [name for name in {**first, **other} if not same(first.get(name), other.get(name))]:
+            raise ValueError(f'process {rank} on {host} differs from process 0 on {first_host} in {some(names)}; give all '
+                             'processes the same flags and files')
+
+
+def _is_complete(path):
+    try:
+        check_file(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _read_options(path):
+    """The options of a run in its options.json; {} if there is no such file. Raises DataError."""
+    if not path.exists():
+        return {}
+    run = read_json(path, 'the options of the run')
+    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
+        raise DataError(f'{path}: key "options": expected an object, found none; bring the file back from a copy')
+    return run['options']
+
+
+def _same_path(old, new, name, cwd):
+    """Whether two options name the same file or folder. old, new: all options; cwd: the folder in which the run was started."""
+    def places(options, folder):
+        path = os.path.join(folder, options[name])
+        below_root = os.path.join(folder, options['dataRoot'], options[name])
+        return {re.sub(r'(_LXRT)?\.(pth|safetensors)$', '', os.path.realpath(path)) for path in (path, below_root)}
+
+    if not all(isinstance(options.get(key), str) for options in (old, new) for key in (name, 'dataRoot')):
+        return False
+    return bool(places(old, cwd) & places(new, ''))

@@ -8,11 +8,15 @@ The model is a heads.Head. A task (tasks/task.py) has the attributes `kind`, `be
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
 from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import dist
-from bert.optimization import BertAdam
+from bert.optimization import BertAdam, load_averages
 from bert.speed import ApexAdam
+from bert.weights import WeightsError, why_not_like
 from cli import WorkerError, become_worker, handle_termination, signals_blocked
-from run_folder import Progress
+from files.atomic import temporary_folder
+from files.json_files import some
+from files.text import printable
+from run_folder import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
@@ -72,9 +80,17 @@ class OptimizerStep:
     def state_dict(self):
         return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
 
-    def load_state_dict(self, state):
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state.get('scaler', {}))  # run states written before --fp16 existed have none
+    def load_state_dict(self, state, steps):
+        """Loads the state of a run that has done so many steps. Raises WeightsError that names the key, if it does not fit."""
+        scaler, expected = state.get('scaler', {}), self.scaler.state_dict()  # states written before --fp16 existed have none
+        if scaler.keys() != expected.keys() or not all(
+                type(value) is type(expected[name]) and 0 <= value < float('inf') for name, value in scaler.items()):
+            raise WeightsError(f'key scaler: expected numbers for {", ".join(expected) or "nothing"}, found {str(scaler)[:200]}')
+        try:
+            load_averages(self.optimizer, state['optimizer'], steps)
+        except WeightsError as error:
+            raise WeightsError(f'key optimizer.{error}') from None
+        self.scaler.load_state_dict(scaler)
 
 
 class DeferredMetrics:
@@ -192,8 +208,21 @@ class WorkerContext(type(multiprocessing.get_context('fork'))):
     Process = WorkerProcess
 
 
+def _remove_shared_memory(folder):
+    """Removes what a data worker that was killed left in /dev/shm. folder: its temporary one, with a file named after its pid."""
+    for pid in (path.name for path in folder.iterdir() if path.name.isdigit()):
+        for memory in Path('/dev/shm').glob(f'torch_{pid}_*'):
+            memory.unlink(missing_ok=True)
+
+
 def _start_worker(parent, _):
     become_worker(parent)
+    folder = temporary_folder('lxmert-worker-', on_leftover=_remove_shared_memory)
+    path = folder.__enter__()
+    (path / str(os.getpid())).touch()
+    Finalize(None, folder.__exit__, (None, None, None), exitpriority=-100)  # as multiprocessing removes its own
+    multiprocessing.current_process()._config['tempdir'] = str(path)  # for sockets, which remain if this worker is killed
+    sys.excepthook = lambda *_: None  # of the thread that hands over memory, where the parent has stopped to read
     Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
 
 
@@ -203,7 +232,7 @@ def worker_errors(workers):
     try:
         yield
     except (OSError, EOFError, RuntimeError) as error:
-        if not workers or str(error).startswith('Caught '):  # raised by the dataset
+        if not workers or (isinstance(error, RuntimeError) and str(error).startswith('Caught ')):  # raised by the dataset
             raise
         raise WorkerError('a data worker could not start or ended before its work was done (was it killed, is memory short, or '
                           '/dev/shm full?)') from error
@@ -238,7 +267,7 @@ def autocast(options, device):
 
 def progress_bar(total, start, text, options):
     disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=text, unit='step', disable=disable, leave=False)
+    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
@@ -278,13 +307,17 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
     """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}."""
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
-    micro_batches = list(training_batches(len(train_set), progress.epoch, progress.step, options))
+    first = progress.step
+    micro_batches = list(training_batches(len(train_set), progress.epoch, first, options))
     batches = load_batches(train_set, micro_batches, options, device)
 
     def read_metrics(flush):
         """Counts skipped steps and logs losses, once they are on the CPU. Returns whether any rank received SIGTERM."""
         stop = False
         for step, (finite, stopping, *loss) in deferred.pop_ready(flush):
+            if not finite:
+                parts = micro_batches[(step - first - 1) * options.accumulate:(step - first) * options.accumulate]
+                name_nonfinite(train_set, np.concatenate([part.indices for part in parts]), step, progress)
             count_skipped(progress, folder, bool(finite), step)
             stop |= bool(stopping)
             for value in map(float, loss):
@@ -318,6 +351,13 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
     if not sums['steps'] and progress.epoch == options.epochs - 1:  # fewer than MAX_SKIPPED; else those of the next epoch count
         raise FloatingPointError(_not_finite(f'all steps of epoch {progress.epoch}', folder))
     return sums
+
+
+def name_nonfinite(dataset, indices, step, progress):
+    """Prints which images of a skipped step have features that are not finite, if any. indices: this rank's examples."""
+    if images := list(itertools.chain.from_iterable(dist.gather(dataset.nonfinite_images(indices)))):
+        dist.print0(f'Step {step} of epoch {progress.epoch} is skipped: features of the images {some(images)} are NaN or '
+                    'infinite; extract or fetch them again.')
 
 
 def count_skipped(progress, folder, finite, step):
@@ -400,17 +440,13 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
     return {name: value / max(sums[f'count/{name}'], 1) for name, value in losses.items()}, sums
 
 
-def fit(task, head, train_set, valid_set, options, folder, state, device):
-    """Trains a head for --epochs epochs and validates after each. state: the saved run state to resume from, or None.
+def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device):
+    """Trains a head for --epochs epochs and validates after each. progress, optimizer_step: of begin_or_resume.
 
     Writes snapshots (the best by validation score, and one after each epoch), log.log, TensorBoard events and the run state to
     `folder`. After a crash, training resumes from the last run state with bit-identical results. On SIGTERM or SIGHUP the
     loop saves the run state after the current step (on a GPU, the next one) and raises Interrupted; validation is finished first.
     """
-    progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=train_set.digest())
-    optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
-    if state is not None:
-        progress = resume(state, head, optimizer_step, folder)
     model = head
     if dist.world_size() > 1:
         model = DistributedDataParallel(head, find_unused_parameters=True)
@@ -440,14 +476,33 @@ def finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
     folder.save_snapshot(task.epoch_name.format(epoch + 1), head)
 
 
-def resume(state, head, optimizer_step, folder):
-    """Loads a saved run state into the head and its OptimizerStep and returns its Progress."""
-    progress = Progress(**state['progress'])
-    dist.print0(head.load_original(state['model'], f'the run state in {folder.path}'))
-    optimizer_step.load_state_dict(state)
-    head.load_extra_state(state.get('extra', {}))
+def begin_or_resume(state, head, train_set, data, options, folder, device):
+    """(Progress, OptimizerStep) of a new run, or those of a saved run state, which also fills the head. Writes nothing.
+
+    data: the training set's digest. Raises WeightsError that names file and key if the state does not fit the model or the data.
+    """
+    progress = Progress(steps_per_epoch=steps_per_epoch(len(train_set), options.batchSize), data=data)
+    optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
+    if state is None:
+        return progress, optimizer_step
+    steps, progress = progress.steps_per_epoch, Progress.from_dict(state['progress'])
+    try:
+        if progress.steps_per_epoch != steps:
+            raise WeightsError(f'key progress.steps_per_epoch: expected {steps}, found {progress.steps_per_epoch}')
+        model = {name: torch.empty_like(tensor, device='meta') for name, tensor in head.original_state().items()}
+        if reason := why_not_like(state['model'], model, 'model') or why_not_like(
+                state.get('extra', {}), head.extra_state(), 'extra', values=False):
+            raise WeightsError(f'key {reason}')
+        report = head.load_original(state['model'], f'the run state in {folder.path}')
+        optimizer_step.load_state_dict(state, progress.total_steps)
+    except WeightsError as error:
+        fault = str(error).partition('\n')[0]  # without the report
+        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}') from None
+    dist.print0(report)
+    if 'extra' in state:
+        head.load_extra_state(state['extra'])
     state.clear()  # frees the memory
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
     dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
-    return progress
+    return progress, optimizer_step

@@ -107,15 +107,16 @@ def pretrain(world, tmp_path):
     return run
 
 
-def run_program(program, world, output, *flags, processes=0, wait=True):
+def run_program(program, world, output, *flags, processes=0, wait=True, before=None):
     """Runs a training program, 'vqa' or 'pretrain', on a world, with processes=0 in this process.
 
     Returns the finished run with its returncode, stdout and stderr; with wait=False the processes.Ranks that run.
+    before: as for them.
     """
     flags = [str(flag) for flag in ('--device', 'cpu', '--dataRoot', world, '--bert', world / 'bert', '--output', output, *flags)]
     if not processes:
         return run(program, flags)
-    ranks = Ranks(program, flags, output.with_name(f'{output.name}.printed'), processes)
+    ranks = Ranks(program, flags, output.with_name(f'{output.name}.printed'), processes, before)
     return ranks.wait() if wait else ranks
 
 

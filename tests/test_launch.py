@@ -101,6 +101,7 @@ def test_runs_that_were_disturbed_end_with_the_same_bits(start, tmp_path):
     two = [start(folder, NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RESTARTS='1')
            for rank in (0, 1)]
     saved = wait_for_new_state(folder, two)
+    assert listening([pid for launcher in two for pid in (launcher.pid, *ranks(launcher).values())]) == {'0100007F'}
     os.kill(ranks(two[1])[1], signal.SIGKILL)
     wait_for_new_state(folder, two, saved)
     two[1].terminate()

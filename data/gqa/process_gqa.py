@@ -9,7 +9,7 @@ from pathlib import Path
 
 from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
-from files.json_files import field, stream
+from files.json_files import field, some, stream
 
 SOURCE = 'https://cs.stanford.edu/people/dorarad/gqa/download.html'
 SPLITS = {'train': 'train_balanced_questions.json', 'valid': 'val_balanced_questions.json',
@@ -65,7 +65,7 @@ def main(argv):
         if answers is None:
             trained = counts['train'] + counts['valid']
             answers = frequent(trained, 1)
-            print(f'vocabulary: the {len(answers):,} answers of train and valid; first: {", ".join(answers[:10])}')
+            print(f'vocabulary: the {len(answers):,} answers of train and valid; first: {some(answers, 10)}')
         dump_vocabulary(out, answers)
         for split in splits:
             unknown = counts[split] - Counter(dict.fromkeys(answers, counts[split].total()))

@@ -16,6 +16,7 @@ from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 from regions.arrays import OBJECTS
+from regions.readers import id_difference
 
 NO_LABEL = -1
 TINY, FAST = 500, 5000  # images of a split with --tiny and --fast, as in the original code
@@ -84,6 +85,24 @@ class SentenceDataset(torch.utils.data.Dataset):
         for array in (self.file, self.begin, self.row, np.array(self.table, np.str_)):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+    def used_rows(self):
+        """The rows in `regions` of the images, each once."""
+        return np.unique(self.row)
+
+    def nonfinite_images(self, indices):
+        """Ids of images of some examples whose features are not finite."""
+        return self.regions.nonfinite(self.row[self.image_of(indices)])
+
+    def learnable(self):
+        """Whether any objective has something to predict."""
+        options = self.options
+        return (options.taskMatched or (options.taskMaskLM and options.wordMaskRate > 0)
+                or (options.taskObjPredict and bool({'obj', 'attr'} & set(options.visualLosses.split(','))
+                                                    or options.objMaskRate > 0))
+                or (options.taskQA and any(
+                    ((places[file.label_answer] != NO_LABEL) & (file.label_score > 0)).any()
+                    for file, places in zip(self.columns, self.answer_of, strict=True))))
 
     def __getitem__(self, micro_batch):
         options, image = self.options, self.image_of(micro_batch.indices)
@@ -219,8 +238,7 @@ def load_sentences(spec, names, tokenizer, table, options, device):
     for split, named, limit in zip(splits, ids, limits, strict=True):
         row = regions.rows(named)
         if not (row >= 0).any():
-            raise DataError(f'{split.annotations}: none of its images has regions, {some(named)} among them; do they belong to '
-                            f'{split.features[0]}?')
+            raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
         chosen = np.unique(row[row >= 0])[:limit]  # rows are in file order
         if complete or limit is None or len(chosen) < limit:
             lost += [named[i] for i in np.flatnonzero(row < 0)]

@@ -29,6 +29,7 @@ from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
 from files.json_files import DataError, read_json, stream
 from regions import store_files
 from regions.store_files import Column
+from regions.tsv import path_text
 
 CHUNK = 1 << 16  # sentences that are tokenised and written at once
 
@@ -79,11 +80,13 @@ def open_columns(path, tokenizer, max_length, store_root=None):
         raise FileNotFoundError(f'{path}: no such file; expected the sentences of pre-training (data/README.md)')
     folder = columns_folder(path, store_root)
     made_by = how_made(tokenizer, max_length)
-    columns = fresh(folder, path, made_by)
+    columns, _ = fresh(folder, path, made_by)
     if columns is None:
         try:
             with locked(folder):
-                columns = fresh(folder, path, made_by)  # another process may have made them in the meantime
+                columns, fault = fresh(folder, path, made_by)  # another process may have made them in the meantime
+                if fault:
+                    tqdm.write(f'Making {folder} from {path} again: {fault}', file=sys.stderr)
                 if columns is None:
                     make(folder, path, made_by, tokenizer, max_length)
         except OSError as error:
@@ -127,28 +130,27 @@ def checksum(meta, answers):
 
 
 def fresh(folder, path, made_by):
-    """The Columns if they are complete and equal what would be made now, else None."""
+    """(the Columns if they are complete and equal what would be made now, else None; what is damaged, '' if nothing is)."""
     if not folder.is_dir():
-        return None
+        return None, ''
     try:
         meta, stat = read_meta(folder), path.stat()
         source = meta['source']
         if meta.get('made_by') != made_by or source.get('size') != stat.st_size:
-            return None
+            return None, ''
         touched = source.get('mtime_ns') != stat.st_mtime_ns
         if touched and source.get('sha256') != sha256(path):
-            return None
+            return None, ''
         columns = Columns(folder)
     except (ValueError, FileNotFoundError) as error:
-        tqdm.write(f'{error}: the columns are made again', file=sys.stderr)
-        return None
+        return None, str(error)
     if touched:
         try:
             write_json(folder / 'meta.json', meta | {'source': source | {'mtime_ns': stat.st_mtime_ns}})
         except OSError as error:
             tqdm.write(f'{folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the checksum '
                        f'of {path} again', file=sys.stderr)
-    return columns
+    return columns, ''
 
 
 def make(folder, path, made_by, tokenizer, max_length):
@@ -161,7 +163,7 @@ def make(folder, path, made_by, tokenizer, max_length):
                 raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
             writer.add(example)
         writer.close({'made_by': made_by, 'source': {
-            'name': path.name, 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
+            'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
 
 
 class Writer:

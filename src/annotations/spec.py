@@ -9,6 +9,7 @@ from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
 SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+MAX_LENGTH = 1000  # tokens; BERT has 512 position embeddings
 EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
 
 
@@ -74,8 +75,14 @@ class DatasetSpec:
             return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
         check_keys(values, KEYS)
+        for name in get(values, 'splits', dict):
+            if len(name) > 100 or not name.isprintable() or name != name.strip() or name[:1] in ('', '.') or {*name} & {*'/\\,'}:
+                raise DataError(f'{where}: key "splits": expected names, of files too, of 1 to 100 characters without commas and '
+                                f'slashes, that do not begin with a dot, found {shown(name)}')
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
         length = get(values, 'max_length', int)
+        if length > MAX_LENGTH:
+            raise DataError(f'{where}: key "max_length": expected at most {MAX_LENGTH}, found {length}')
         if length < 3:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
         answers = root / get(values, 'answers', str) if 'answers' in values else None

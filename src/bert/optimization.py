@@ -5,6 +5,10 @@ from collections import defaultdict
 
 import torch
 
+from bert.weights import WeightsError, why_not_like
+
+SQUARES = ('next_v', 'exp_avg_sq', 'square_avg', 'exp_inf')  # averages that cannot be below 0
+
 
 def warmup_linear(x, warmup):
     """Rises to 1 at x = warmup, then falls to 0 at x = 1. x: steps done as a share of all steps."""
@@ -79,3 +83,43 @@ class BertAdam(torch.optim.Optimizer):
             params, *self._gradients_and_averages(params), [], [infinity] * len(params), lr=self.rate(group, step),
             beta1=group['b1'], beta2=group['b2'], eps=group['e'], weight_decay=group['weight_decay'], amsgrad=False,
             maximize=False, grad_scale=divisor, found_inf=skip)
+
+
+def load_averages(optimizer, state, steps):
+    """Fills an optimizer with the averages and step counts of its saved state dict. Groups and their options stay as they are.
+
+    steps: that the run has done. Raises WeightsError that names the entry, before anything is changed, if the state is not of
+    this optimizer and its parameters: fused kernels read and write beyond averages of another size.
+    """
+    local = optimizer.state_dict()
+    if not isinstance(state, dict) or state.keys() != local.keys() or not isinstance(state['state'], dict):
+        raise WeightsError('expected the keys state and param_groups')
+    if reason := why_not_like(state['param_groups'], local['param_groups'], 'param_groups', may_lack=True):
+        raise WeightsError(reason)
+    parameters = dict(zip((i for group in local['param_groups'] for i in group['params']),
+                          (p for group in optimizer.param_groups for p in group['params']), strict=True))
+    kind, names = BertAdam if isinstance(optimizer, BertAdam) else type(optimizer), {}
+    for i, entries in state['state'].items():
+        if i not in parameters or not isinstance(entries, dict):
+            raise WeightsError(f'state.{i}: there are {len(parameters)} parameters')
+        names = names or _state_of_one(kind)
+        entries = {name: value for name, value in entries.items() if value is not None}  # of SGD in older versions of PyTorch
+        expected = {name: value if name == 'step' else torch.empty_like(parameters[i], device='meta') for name, value in
+                    names.items()}
+        if reason := entries and why_not_like(entries, expected, f'state.{i}'):
+            raise WeightsError(reason)
+        for name in SQUARES:
+            if name in entries and entries[name].numel() and entries[name].min() < 0:
+                raise WeightsError(f'state.{i}.{name}: expected squares, found numbers below 0')
+        if 'step' in entries and (not 0 <= entries['step'] <= steps or int(entries['step']) != entries['step']):
+            raise WeightsError(f'state.{i}.step: expected a step from 0 to {steps}, found {float(entries["step"])}')
+    optimizer.load_state_dict({'state': state['state'], 'param_groups': local['param_groups']})
+
+
+def _state_of_one(kind):
+    """The state that an optimizer class keeps of a parameter, with its step count, after a step."""
+    p = torch.nn.Parameter(torch.zeros(1))
+    p.grad = torch.zeros(1)
+    optimizer = kind([p], lr=0.1)
+    optimizer.step()
+    return optimizer.state_dict()['state'].get(0, {})

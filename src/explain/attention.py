@@ -11,6 +11,8 @@ from explain import drawing
 from explain.relevance import relevance
 from files.atomic import write_text
 from files.json_files import some
+from files.text import printable
+from images.ids import without_ending
 from regions import readers
 from regions.class_names import ClassNames
 from tasks.predictor import Predictor
@@ -97,12 +99,19 @@ def title(image, region, names):
     return drawing.label(image, region, names).rpartition(' ')[0]
 
 
+def possible_ids(file, name):
+    """Image ids that an argument may stand for, the most likely first: of a photograph its name without the ending, its path."""
+    if not file.is_file() and file.suffix not in drawing.ENDINGS:
+        return [name]
+    paths = [Path(*file.parts[i:]).as_posix() for i in reversed(range(len(file.parts)))]
+    return [text for path in paths for text in (without_ending(path), path)]
+
+
 def find_images(path, wanted):
-    """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names without the ending are the
-    ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
+    """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names or paths are the ids, or ids.
+    Raises RegionError for regions or photographs that cannot be read."""
     files = [Path(name) for name in wanted]
-    ids = [file.stem if file.is_file() or file.suffix in drawing.ENDINGS else name
-           for file, name in zip(files, wanted, strict=True)]
+    ids = readers.first_known(path, [possible_ids(file, name) for file, name in zip(files, wanted, strict=True)])
     regions = {image.img_id: image for image in readers.chosen(path, list(dict.fromkeys(ids)))}
     return [(regions[img_id], drawing.open_photo(file) if file.is_file() else None)
             for img_id, file in zip(ids, files, strict=True)]
@@ -132,16 +141,16 @@ def run(flags):
     heads = [int(head) for head in choose('heads', flags.heads, [str(i) for i in range(1, count + 1)])]
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
-    print(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})')
+    print(printable(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})'))
     if rest := predictor.truncated(flags.question):
-        print(f'too long, not read: {rest}')
-    print(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}')
+        print(printable(f'too long, not read: {rest}'))
+    print(printable(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}'))
     written = ['attention.json']
     for i, (texts, picture) in enumerate(draw_explanation(explanation, images, photos, names)):
         prefix, which = (f'image{i + 1}_', f'image {i + 1}, ') if k > 1 else ('', '')
         if photos[i] is None:
-            print(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas')
-        print(f'{which}regions: {", ".join(texts.values())}')
+            print(printable(f'{flags.image[i]}: no such picture; regions are drawn on a blank canvas'))
+        print(printable(f'{which}regions: {", ".join(texts.values())}'))
         drawing.save(picture, flags.out / f'{prefix}regions.png')
         order = np.argsort(-explanation.region_relevance[i], kind='stable')
         written += [f'{prefix}{name}.png' for name in ('regions', *layers)]

@@ -16,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from files.text import printable
+
 BLOCK = 1 << 20  # bytes read at once for a digest
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which do not name the file
 
@@ -82,9 +84,16 @@ def write_atomically(path, write):
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a disk is full
-        temporary.unlink(missing_ok=True)
-        raise OSError(f'{path}: cannot be written ({error}); is the disk full?') from None
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError, with its own lines of code, where a disk is full
+        internal = isinstance(error, RuntimeError) and ('enforce fail' in str(error) or 'Pytorch' in str(error))
+        reason = 'a write failed' if internal else getattr(error, 'strerror', None) or str(error)
+        free = ''
+        with contextlib.suppress(OSError):
+            free = f'{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there; '
+        raise OSError(f'{path}: cannot be written ({reason}); is the disk full? {free}earlier content is unchanged') from None
+    finally:
+        with contextlib.suppress(OSError):  # of a write that failed or was interrupted
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -131,16 +140,18 @@ def atomic_folder(path):
 
 
 @contextlib.contextmanager
-def temporary_folder(prefix, parent=None):
+def temporary_folder(prefix, parent=None, on_leftover=None):
     """A new folder below `parent`, or below $TMPDIR or /tmp, removed when the block ends.
 
-    Those of processes that were killed are removed first. prefix: of the name, one for each program, such as 'lxmert-demo-'. A
-    lock on the folder shows that its owner lives; processes that were forked from the owner hold it too.
+    Those of processes that were killed are removed first, after on_leftover(folder). prefix: of the name, one for each program,
+    such as 'lxmert-demo-'. A lock on the folder shows that its owner lives; processes forked from the owner hold it too.
     """
     parent = Path(parent or tempfile.gettempdir())
     for leftover in parent.glob(f'{glob.escape(prefix)}{8 * "[a-z0-9_]"}'):  # as mkdtemp names them
         with contextlib.suppress(OSError):  # in use, or of another user
             descriptor = _lock_folder(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if on_leftover:
+                on_leftover(leftover)
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(descriptor)
     while True:
@@ -211,7 +222,7 @@ def check_free_space(folder, needed, what, advice):
 
 def byte_bar(name, size, delay=0):
     """A progress bar in bytes, shown on a terminal after `delay` seconds."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=name, delay=delay, disable=None)
+    return tqdm(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay, disable=None)
 
 
 def sha256(path):

@@ -16,7 +16,8 @@ from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
 from explain.attention import TOP, draw_explanation, explain, most_relevant_words
-from files.json_files import DataError, read_json
+from files.json_files import DataError, field, read_json
+from files.text import printable
 from images.pictures import ENDINGS, open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
@@ -120,7 +121,8 @@ def detector_of(options):
     if options.get('dataset'):
         return DatasetSpec.from_json(options['dataset']).detector or FASTER_RCNN
     world = Path(options.get('dataRoot') or 'data') / 'world.json'
-    return read_json(world, 'the settings of a sample world').get('detector', FASTER_RCNN) if world.is_file() else FASTER_RCNN
+    settings = read_json(world, 'the settings of a sample world', dict) if world.is_file() else {}
+    return field(settings, 'detector', str, world) if 'detector' in settings else FASTER_RCNN
 
 
 def check_feature_size(predictor, detector, size):
@@ -163,15 +165,15 @@ def run(flags):
         open_picture(file)
     snapshot, pipeline = load_pipeline(flags)
     flags.out.mkdir(parents=True, exist_ok=True)
-    print(f'Answers of {snapshot}:')
+    print(printable(f'Answers of {snapshot}:'))
     written = set()
     for group, result in pipeline.ask_files(files, questions, flags.best):
-        print(f'\n{", ".join(map(str, group))}: {result.question}')
+        print('\n' + printable(f'{", ".join(map(str, group))}: {result.question}'))
         if rest := pipeline.predictor.truncated(result.question):
-            print(f'  too long, not read: {rest}')
+            print(printable(f'  too long, not read: {rest}'))
         for answer, probability in result.answers:
-            print(f'  {probability:6.1%}  {answer}')
-        print(f'  words: {", ".join(result.words)}')
+            print(printable(f'  {probability:6.1%}  {answer}'))
+        print(printable(f'  words: {", ".join(result.words)}'))
         for file, regions, picture in zip(group, result.regions, result.drawings, strict=True):
             path = flags.out / drawing_name(file, result.question, written)
             drawing.save(picture, path)

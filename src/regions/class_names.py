@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from files.text import printable
 from regions.tsv import RegionError
 
 FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
@@ -21,11 +22,11 @@ class ClassNames:
             if kind == 'attributes' and not path.exists():
                 continue
             try:
-                lines = path.read_text(encoding='utf-8').splitlines()
+                lines = path.read_text(encoding='utf-8-sig').splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise RegionError(f'{path}: expected UTF-8 text, one name per line, found none ({error}); '
                                   'correct --names') from None
-            self.lists[kind] = [line.split(',')[0].strip() or f'line {number}' for number, line in enumerate(lines, 1)]
+            self.lists[kind] = [printable(line.split(',')[0].strip()) or f'line {number}' for number, line in enumerate(lines, 1)]
 
     def name(self, kind: str, number: int) -> str:
         """The name of an id of kind 'classes' or 'attributes', else 'object 7' or 'attribute 7'."""

@@ -23,6 +23,7 @@ import itertools
 import os
 import resource
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from files.atomic import byte_bar, write_json
 from regions import store_files, tsv
 from regions.arrays import RegionArrays, RegionView
+from regions.image_regions import check_first_boxes
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
 AHEAD = 16  # images that are decoded before they are written
@@ -53,9 +55,9 @@ class RegionStore(RegionArrays):
         self.meta = store_files.read_meta(self.folder)
         arrays = {name: store_files.map_array(self.folder / f'{name}.npy', *layout)
                   for name, layout in store_files.layout(self.meta).items()}
-        if arrays['offsets'][-1] != self.meta['regions']:
-            raise RegionError(f'{self.folder}/offsets.npy: expected it to end in {self.meta["regions"]}, found '
-                              f'{arrays["offsets"][-1]}')
+        self.descriptors = {name: os.open(array.base.filename, os.O_RDONLY) for name, array in arrays.items()}
+        for descriptor in self.descriptors.values():
+            weakref.finalize(self, os.close, descriptor)
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
             raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')
@@ -92,12 +94,27 @@ class RegionStore(RegionArrays):
             tqdm.write(f'{self.folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the '
                        'checksums again', file=sys.stderr)
 
-    def check_length(self) -> None:
-        store_files.check_length(self.arrays.values())
-
     def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        self.check_length()
+        store_files.check_length(self.arrays.values())
         return super().spans(rows)
+
+    def copy(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        rows = np.empty_like(self.arrays[name][start:stop])
+        store_files.read_rows(self.descriptors[name], self.arrays[name], start, rows)
+        return rows
+
+    def gather_one(self, rows, draws) -> np.ndarray:
+        _, starts, counts = self.spans(rows)
+        features = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
+        return features.reshape(len(starts), self.feature_size)
+
+    def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        if name != 'features':  # of a few bytes an image the mapping is faster
+            return super()._gather(name, starts, counts)
+        padded = np.zeros((len(starts), counts.max(initial=0), self.feature_size), self.arrays[name].dtype)
+        for image, start, count in zip(padded, starts.tolist(), counts.tolist(), strict=True):
+            store_files.read_rows(self.descriptors[name], self.arrays[name], start, image[:count])
+        return padded
 
     def gather(self, rows) -> dict[str, np.ndarray]:
         # If the last batch came from the disk, the system is asked for the whole next one first: reads one after the other
@@ -133,9 +150,11 @@ def open_regions(tsv_path, store_root=None) -> RegionStore:
     A zip of the TSV's name beside it stands for a TSV that is missing (see `tsv`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
     are float16 is used in place of one of float32. Raises RegionError with advice if there is neither, if the TSV has
-    faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
+    faulty lines (all are read; the first 20 are listed), if the store cannot be written, or holds normalised boxes.
     """
-    return _open(tsv_of(tsv_path), store_root, None)
+    store = _open(tsv_of(tsv_path), store_root, None)
+    check_first_boxes(store.folder, store.arrays)
+    return store
 
 
 def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:
@@ -277,7 +296,7 @@ def _convert(file: TsvFile, folder: Path, dtype: str) -> None:
                               + tsv.listed(faults))
         if not count:
             raise RegionError(f'{file.where}: expected an image a line, found no line at all; fetch or extract it again')
-        writer.finish(provenance | {'converted from': os.path.abspath(file.path)}, file.meta(digest.hexdigest()))
+        writer.finish(provenance | {'converted from': tsv.path_text(os.path.abspath(file.path))}, file.meta(digest.hexdigest()))
 
 
 def prefetch(items: Iterator, ahead: int) -> Iterator:

@@ -20,11 +20,11 @@ from files.atomic import write_atomically
 from files.json_files import DataError
 from files.memory import check_memory
 from param import Options
-from run_folder import RunFolder
+from run_folder import ANNOTATIONS, RunFolder, check_same_options
 from tasks import checkpoints
 from tasks.checkpoints import SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import MicroBatch, evaluate, fit, warn_constant_logits
+from train import MicroBatch, begin_or_resume, evaluate, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 
@@ -48,6 +48,16 @@ def check_has_features(splits, names):
             raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
 
 
+def inputs_of(dataset, options, flag):
+    """{what the run reads for --train or --valid: [digest, name]}, as RunFolder.check_inputs compares them."""
+    regions = dataset.regions
+    inputs = {f'{ANNOTATIONS} of --{flag}': [dataset.digest(), getattr(options, flag)]}
+    if options.image_limit:  # the regions may come from a TSV now and from a store later: only those in use are compared
+        return inputs | {f'regions of --{flag}': [regions.digest(dataset.used_rows()), str(regions.name)]}
+    stores = getattr(regions, 'stores', [regions])
+    return inputs | {f'regions of --{flag} ({i})': [store.digest(), str(store.name)] for i, store in enumerate(stores, 1)}
+
+
 def check_batch(dataset, examples, flag, device):
     """Raises DataError that names the flag if a batch of so many examples cannot fit the memory of the device."""
     examples = min(examples, len(dataset))
@@ -68,16 +78,24 @@ def train(options, folder, sidecars, make, task_kind, device):
         print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
         return None
     task, head, train_set, valid_set = make()
+    inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
+    folder.check_inputs(state, inputs, head)
+    folder.check_best(state, task.best_name)
     step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
     if step < parts:
         raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
     check_batch(train_set, -(-step // parts), 'batchSize', device)
     if valid_set is not None:
         check_batch(valid_set, options.evalBatchSize or options.batchSize, 'evalBatchSize', device)
-    folder.begin(options, sidecars, state, train_set.digest(), task_kind)
+    resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
+    progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
+    folder.begin(options, sidecars, progress if resumed else None, task_kind)
     parameters = sum(p.numel() for p in head.parameters())
     print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {world_size()}.')
-    fit(task, head, train_set, valid_set, options, folder, state, device)
+    fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device)
+    if valid_set is not None and not (folder.path / task.best_name).is_file():
+        raise ValueError(f'{folder.path / task.best_name}: was not written, since no validation had a score that is a number; '
+                         f'the last epoch is {folder.path / task.epoch_name.format(options.epochs)}')
     print0('', f'Snapshots, log and events: {folder.path}')
     return task, head, train_set, valid_set
 
@@ -119,7 +137,9 @@ class Program:
         checkpoints.check_max_length(spec.max_length, config)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        return cls(spec.kind, model, options, device, RunFolder(options.output), spec, weights, bert, config, tokenizer, answers)
+        folder = RunFolder(options.output)
+        check_same_options(options, checkpoints.sidecar_files(model, config, tokenizer, answers))
+        return cls(spec.kind, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
 
     def build_head(self, kind):
         """The head for a task or for 'pretrain', with its initial weights, on the device."""
@@ -216,6 +236,9 @@ class TaskProgram(Program):
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task, head = self.task_class(options), self.build()
         train_set = self.load(options.train, train_examples, head)
+        if not train_set.learnable():
+            raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
+                            + (f' among those of {self.spec.answers}' if self.spec.answers else ''))
         valid_set = self.load(options.valid, valid_examples, head) if options.valid else None
         if self.weights and not options.resume:
             warn_constant_logits(head, train_set, options, self.device)
@@ -232,7 +255,7 @@ class TaskProgram(Program):
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
         warn_same_predictions(dataset, predictions)
-        files = {f'{name}_predict.{task.suffix}': task.dump}
+        files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
         for file, dump in files.items():

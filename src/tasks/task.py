@@ -1,5 +1,6 @@
 """The base class of the tasks. A task defines its files, its score and the leaderboard's format, independent of the model."""
 
+import numpy as np
 from tqdm import tqdm
 
 from annotations.examples import QUESTION
@@ -8,7 +9,7 @@ from files.json_files import write_list
 from files.text import printable
 from train import evaluate
 
-MAX_TYPES = 30  # print no table of more question types; VQA v2 has 65
+MAX_TYPES, MAX_REPORTED = 30, 1000  # print, and report, no table of more question types; VQA v2 has 65
 
 
 class Task:
@@ -61,24 +62,30 @@ class Task:
         return 100 * float(dataset.scores(predictions[0][:, 0]).mean())
 
     @staticmethod
-    def types(examples):
+    def types(examples, most=MAX_REPORTED):
         """{'answer_type' or 'question_type': [(name of the type, examples of that type: (n,) bool), ...] sorted by name}, as far
         as the annotations have them."""
         by_key = {}
         for key, (codes, names) in examples.types.items():
             codes_by_name = sorted((name, code) for code, name in enumerate(names) if name is not None)
-            by_key[key] = [(name, codes == code) for name, code in codes_by_name if (codes == code).any()]
+            used = np.bincount(codes, minlength=len(names)) > 0
+            codes_by_name = [(name, code) for name, code in codes_by_name if used[code]]
+            by_key[key] = [(name, codes == code) for name, code in codes_by_name] if len(codes_by_name) <= most else []
         return by_key
 
     def table(self, dataset, predictions):
         """A table (text) of the score by answer type and by question type, as far as the annotations have them."""
         scores = dataset.scores(predictions[0][:, 0])
         lines = [f'{"":24s} questions  share  score', f'{"all":24s} {len(scores):9d}  100.0  {100 * scores.mean():5.2f}']
-        for key, types in self.types(dataset.examples).items():
-            for name, mask in types if len(types) <= MAX_TYPES else ():
+        for key, types in self.types(dataset.examples, MAX_TYPES).items():
+            for name, mask in types:
                 lines.append(f'{key.split("_")[0] + ": " + printable(name):24s} {mask.sum():9d}  {100 * mask.mean():5.1f}  '
                              f'{100 * scores[mask].mean():5.2f}')
         return '\n'.join(lines)
+
+    def files(self, split):
+        """The files of predictions: {name: function of (dataset, predictions, path) that writes it}."""
+        return {f'{split}_predict.{self.suffix}': self.dump}
 
     def dump(self, dataset, predictions, path):
         """Writes the submission file."""
@@ -91,8 +98,9 @@ def warn_same_predictions(dataset, predictions):
     """Warns if the predictions are the same for every example, which usually means that the wrong weights were loaded."""
     indices, probabilities = (array[:, 0] for array in predictions)
     if len(indices) > 1 and (indices == indices[0]).all() and len(dataset.answers):
+        answer = printable(dataset.answers[indices[0]])
         spread = f'with probabilities from {probabilities.min():.4f} to {probabilities.max():.4f}'
-        print0(f'Warning: all {len(indices):,} predictions are "{dataset.answers[indices[0]]}", {spread}. A trained model does '
+        print0(f'Warning: all {len(indices):,} predictions are "{answer}", {spread}. A trained model does '
                'not do that: check the loaded weights (see the table at the start) and --lr.')
 
 

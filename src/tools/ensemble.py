@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
+from files.text import shown
 from tasks.registry import TASKS, task_class
 
 
@@ -29,12 +30,18 @@ def mean(paths):
                 raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
             if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
                 raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
-                                f'found {row!r:.100}; give a _probs.json written by --dumpProbs')
+                                f'found {shown(row)}; give a _probs.json written by --dumpProbs')
+            if type(row['id']) not in (int, str) or not str(row['id']).isprintable():
+                raise DataError(f'{path}: prediction {number}: key "id": expected a whole number or a text, found '
+                                f'{shown(row["id"])}')
             if row['id'] != rows[0]['id']:
-                raise DataError(f'{path}: prediction {number}: key "id": expected {rows[0]["id"]!r} as in {paths[0]}, found '
-                                f'{row["id"]!r}; make the files from one split')
-            for answer, probability in row['answers']:
-                total[answer] += probability / len(paths)
+                raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
+                                f'{shown(row["id"])}; make the files from one split')
+            for pair in row['answers']:
+                if not isinstance(pair, list) or [*map(type, pair)] not in ([str, float], [str, int]) or not 0 <= pair[1] <= 1:
+                    raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer, probability from 0 to '
+                                    f'1], found {shown(pair)}')
+                total[pair[0]] += pair[1] / len(paths)
         yield rows[0]['id'], total
 
 

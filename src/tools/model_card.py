@@ -1,9 +1,11 @@
 """The model card of a snapshot: what it is, its run's options and scores, how to use it."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from files.json_files import read_json
+from files.text import printable
 from param import Options
 
 EXAMPLE = '''import torch
@@ -44,15 +46,15 @@ def model_card(weights, config, architecture, name, answers):
     run = read_json(about, 'the options of a run') if about.is_file() else {}
     options = run.get('options') if isinstance(run, dict) else None
     link = 'softmax(-1)' if isinstance(options, dict) and options.get('mceLoss') else 'sigmoid()'
-    lines = log.read_text(encoding='utf-8').splitlines() if log.is_file() else []
-    scores = [line for line in lines if ': Valid ' in line or ': Best ' in line]
+    lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
+    scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
     size = f'{config.l_layers} language, {config.r_layers} object relationship and {config.x_layers} cross-modality layers of '
     parts = [
         '---\nlicense: mit\nlanguage: en\nlibrary_name: transformers\ntags:\n- lxmert'
         + ('\npipeline_tag: visual-question-answering' if architecture == 'LxmertForQuestionAnswering' else '') + '\n---',
-        f'# {name}',
+        f'# {markdown(name)}',
         f'LXMERT ([Tan & Bansal, EMNLP 2019](https://arxiv.org/abs/1908.07490)) with {size}{config.hidden_size} numbers, as '
-        f'`{architecture}`{f", {len(answers):,} answers" if answers else ""}. Made from `{Path(weights).name}`.',
+        f'`{architecture}`{f", {len(answers):,} answers" if answers else ""}. Made from `{code(Path(weights).name)}`.',
         f'```python\n{_example(config, architecture, name, link)}\n```',
         '## Scores\n\n' + ('```\n' + '\n'.join(scores) + '\n```' if scores else 'The run has left no validation scores.'),
         '## Options of the run\n\n' + _options(run),
@@ -71,12 +73,23 @@ def _example(config, architecture, name, link):
         after=AFTER[architecture].format(name=name, link=link))
 
 
+def markdown(value):
+    """A value as one line of Markdown without markup, also in a table."""
+    return re.sub(r'[<>|`\[\]]', lambda mark: f'&#{ord(mark[0])};', printable(value))
+
+
+def code(value):
+    """A value as one line between backticks, also in a table."""
+    return printable(value).replace('`', "'").replace('|', '/')
+
+
 def _options(run):
     """The command of a run and its options that are not the default, as a table."""
     if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
         return 'They did not lie beside the weights.'
     defaults = {field.name: field.default for field in dataclasses.fields(Options)}
-    rows = [f'| `--{name}` | {value} |' for name, value in run['options'].items() if value != defaults.get(name)]
-    command = ' '.join(map(str, run.get('command', [])))
-    return (f'`{command}` (commit {run.get("git")}, PyTorch {run.get("torch")})\n\n'
+    rows = [f'| `--{code(name)}` | {markdown(value)} |' for name, value in run['options'].items() if value != defaults.get(name)]
+    command = run.get('command')
+    command = ' '.join(map(str, command)) if isinstance(command, list) else ''
+    return (f'`{code(command)}` (commit {markdown(run.get("git"))}, PyTorch {markdown(run.get("torch"))})\n\n'
             + '\n'.join(['| option | value |', '|---|---|', *rows]))
