@@ -1,11 +1,14 @@
 """run/demo.bash: its answers equal the library's, its page in Chromium, invalid requests and flags."""
 
+import asyncio
 import base64
+import gc
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,13 +23,17 @@ import requests
 from browser import Page, needs_chromium
 from conftest import ROOT
 from gradio_client import Client, handle_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
 from explain.attention import SPECIAL
 from images.pictures import open_picture
 from predict import demo as program
+from predict import guard as guard_module
 from predict.ask import Pipeline
+from predict.guard import Guard
 from tasks.nlvr2 import NLVR2
 from tasks.vqa import VQA
 
@@ -169,6 +176,133 @@ def test_uploads_are_limited_and_deleted_and_examples_stay(snapshots, monkeypatc
             assert time.monotonic() < end
             time.sleep(.1)
         assert len(rows) == len(examples) and all(os.path.exists(row[0]['path']) for row in rows)
+
+
+HERE = ['127.0.0.1:7860', 'localhost:7860', '[::1]:7860', 'localhost', 'LOCALHOST:9000']
+ELSEWHERE = ['evil.example:7860', '127.0.0.1.evil.example', 'localhost.evil.example:7860', 'evil.example@127.0.0.1', '',
+             '127.0.0.1:x', 'localhost/x', '[::1', '10.0.0.1:7860', '127.0.0.1:7860, evil.example', 'localhost#', '127.0.0.1 ',
+             '2130706433', 'local\xe9:7860']
+
+
+def ask_guard(guard, *headers, path='/gradio_api/queue/join', kind='http', body=b''):
+    """The status of a request that a Guard answers, or 200 where the application is called."""
+    sent = []
+
+    async def send(message):
+        sent.append(message.get('status', message.get('code')))
+
+    async def receive():
+        return {'type': 'http.request', 'body': body, 'more_body': False}
+
+    scope = {'type': kind, 'path': path, 'headers': [(name, value.encode('latin1')) for name, value in headers]}
+    asyncio.run(guard(scope, receive, send))
+    return sent[0]
+
+
+async def application(scope, receive, send):
+    await receive()
+    await send({'type': 'http.response.start', 'status': 200})
+
+
+def test_only_the_own_page_is_answered(tmp_path):
+    guard = Guard(application, '127.0.0.1', tmp_path, set(), 1000)
+    for kind, refused in (('http', (421, 403)), ('websocket', (1008, 1008))):
+        for host in HERE:
+            assert ask_guard(guard, (b'host', host), kind=kind) == 200
+            for origin, status in ((f'http://{host}', 200), (f'https://{host}', 200), ('http://evil.example', refused[1]),
+                                   ('null', refused[1]), (f'http://{host}.evil.example', refused[1]), ('', refused[1]),
+                                   (f'file://{host}', refused[1]), ('http://127.0.0.1:1', refused[1])):
+                assert ask_guard(guard, (b'host', host), (b'origin', origin), kind=kind) == status, (host, origin)
+        for host in ELSEWHERE:
+            if host != '127.0.0.1 ':  # as servers strip it
+                assert ask_guard(guard, (b'host', host), (b'origin', f'http://{host}'), kind=kind) == refused[0], host
+        assert ask_guard(guard, kind=kind) == refused[0]
+        assert ask_guard(guard, (b'host', HERE[0]), (b'host', HERE[0]), kind=kind) == refused[0]
+    for host, name, served in (('0.0.0.0', '10.0.0.1:7860', True), ('[::]', '[fe80::1]:7860', True),
+                               ('::', 'evil.example', False), ('0.0.0.0', socket.gethostname(), True),
+                               ('demo.example', 'demo.example:80', True), ('demo.example', '10.0.0.1', False)):
+        assert (ask_guard(Guard(application, host, tmp_path, set(), 1000), (b'host', name)) == 200) == served, (host, name)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(HERE + ELSEWHERE) | st.text(st.characters(max_codepoint=255), max_size=30),
+       st.sampled_from(['http://', 'https://', 'null', '']), st.sampled_from(HERE + ELSEWHERE) | st.text(st.characters(
+           max_codepoint=255), max_size=30))
+def test_any_host_and_origin(tmp_path, host, scheme, origin):
+    status = ask_guard(Guard(application, '127.0.0.1', tmp_path, set(), 1000), (b'host', host), (b'origin', scheme + origin))
+    name = host.strip().lower().rpartition(':')[0] if host.strip()[-1:].isdigit() and ':' in host else host.strip().lower()
+    if status == 200:
+        assert name.rstrip(':') in ('127.0.0.1', 'localhost', '[::1]') or name in ('127.0.0.1', 'localhost', '[::1]')
+        assert scheme in ('http://', 'https://') and origin.strip().lower() == host.strip().lower()
+    else:
+        assert status in (403, 421)
+
+
+def test_requests_and_uploads_are_limited_and_the_oldest_are_removed(tmp_path, monkeypatch, capsys):
+    guard = Guard(application, '127.0.0.1', tmp_path / 'cache', {str(tmp_path / 'cache/example.png')}, 1000)
+    upload = {'path': '/gradio_api/upload', 'body': b'x' * 900}
+    host = b'host', '127.0.0.1'
+    (tmp_path / 'cache').mkdir()
+    (tmp_path / 'cache/example.png').write_bytes(bytes(5000))
+    for number in range(10):
+        folder = tmp_path / f'cache/{number}'
+        folder.mkdir()
+        (folder / 'a.png').write_bytes(bytes(400))
+        os.utime(folder / 'a.png', (number, number))
+    (tmp_path / 'cache/aborted').write_bytes(bytes(400))
+    os.utime(tmp_path / 'cache/aborted', (0, 0))
+    monkeypatch.setattr(guard_module, 'MAX_KEPT_BYTES', 3000)
+    assert ask_guard(guard, host, **upload) == 200
+    names = {str(path.relative_to(tmp_path / 'cache')) for path in (tmp_path / 'cache').rglob('*')}
+    assert names == {'example.png', *(f'{number}{rest}' for number in range(5, 10) for rest in ('', '/a.png'))}
+    monkeypatch.setattr(guard_module, 'MAX_KEPT_FILES', 2)
+    assert ask_guard(guard, host, **upload) == 200 and len(list((tmp_path / 'cache').rglob('a.png'))) == 1
+    assert ask_guard(guard, host, (b'content-length', '99999'), **upload) == 413
+    assert ask_guard(guard, host, (b'content-length', '-1'), **upload) == 413
+    assert ask_guard(guard, host, path='/upload', body=bytes(20_000)) == 413  # without a length
+    assert ask_guard(guard, host, body=bytes(300_000)) == 413
+    monkeypatch.setattr(guard, 'uploads', guard_module.MAX_UPLOADS)
+    assert ask_guard(guard, host, **upload) == 503
+
+    async def full(scope, receive, send):
+        raise OSError(28, 'No space left on device', '/secret/path')
+
+    monkeypatch.setattr(guard, 'uploads', 0)
+    monkeypatch.setattr(guard, 'app', full)
+    assert ask_guard(guard, host, **upload) == 507 and guard.uploads == 0 and 'No space left' in capsys.readouterr().out
+
+    async def wait(*_):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(guard_module, 'PATIENCE', 0.01)
+    monkeypatch.setattr(guard, 'app', lambda scope, receive, send: receive())
+    sent = []
+
+    async def send(message):
+        sent.append(message.get('status'))
+
+    asyncio.run(guard({'type': 'http', 'path': '/upload', 'headers': [(b'host', b'localhost')]}, wait, send))
+    assert sent[0] == 408
+
+
+def test_requests_of_other_pages_are_refused_by_the_server(running):
+    """Of what is called without a page too; the length of a question is checked; Gradio keeps the state of few sessions."""
+    from predict import demo_page
+
+    address = running[0]
+    for path in ('', 'config', 'gradio_api/info', 'gradio_api/upload', 'gradio_api/queue/data?session_hash=x'):
+        assert requests.get(address + path, headers={'Host': 'evil.example'}, timeout=60).status_code == 421
+        assert requests.post(address + path, headers={'Origin': 'http://evil.example'}, timeout=60).status_code == 403
+    assert requests.get(f'{address}config', headers={'Origin': address.rstrip('/')}, timeout=60).status_code == 200
+    with pytest.raises(Exception, match='at most 500 characters, found 501'):
+        ask(address, 'a' * 501, running[2][0][0])
+    assert requests.post(f'{address}gradio_api/call/ask', json={'data': ['a' * 300_000]}, timeout=60).status_code == 413
+    pages = [page for page in gc.get_objects() if type(page).__name__ == 'Blocks' and getattr(page, 'local_url', '') == address]
+    holder = pages[0].app.state_holder
+    assert holder.capacity == demo_page.SESSIONS
+    for number in range(demo_page.SESSIONS + 20):
+        holder[str(number)]
+    assert len(holder.session_data) <= demo_page.SESSIONS
 
 
 @needs_chromium

@@ -68,8 +68,8 @@ def assert_nothing(path):
 
 
 def assert_one_line(error):
-    """The libraries' own errors are not chained to it."""
-    assert '\n' not in str(error)
+    """The libraries' own errors are not chained to it, and what servers say is escaped."""
+    assert str(error).isprintable()
     assert ''.join(traceback.format_exception(error)).count('Traceback') == 1
 
 
@@ -475,6 +475,13 @@ def test_an_empty_file_is_not_complete(server, path):
         fetch(server.address(), path)
     with pytest.raises(DownloadError, match='found an empty one'):
         cached_path(server.address())
+
+
+def test_what_a_server_says_is_escaped(server, path):
+    server.script = [{'raw': lambda: [b'HTTP/1.1 404 \x1b[2J Best 100.00\r\nContent-Length: 0\r\n\r\n']}]
+    with pytest.raises(DownloadError, match=re.escape(r'answered 404 \x1b[2J Best')) as caught:
+        fetch(server.address(), path)
+    assert_one_line(caught.value)
 
 
 @pytest.mark.parametrize('length', ['-5', 'x', '9' * 5000, '5, 6', '٣', '1e3'])

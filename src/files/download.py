@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from files import atomic
+from files.text import printable
 
 TRIES = 5  # connections in a row that bring a download no further, before it is given up
 MIN_RATE = 1000  # bytes a second that a connection brings, else it brought the download no further
@@ -27,6 +28,9 @@ HTML = 'expected a file, found an html page (of a login, or of an error)'
 
 class DownloadError(OSError):
     """A file cannot be downloaded, or is not what was expected. The message names the address and what to do."""
+
+    def __init__(self, message):
+        super().__init__(printable(message))  # it may quote the server
 
 
 class Interrupted(Exception):
@@ -200,7 +204,7 @@ def download(address, part, size, cached_version):
             largest = max(largest, received)
             if failures == TRIES:
                 raise DownloadError(f'{address}: {reason}, {TRIES} times; try again later, or download it by hand')
-            bar.write(f'{address}: {reason}, after {received:,} bytes; trying again', file=sys.stderr)
+            bar.write(f'{address}: {printable(reason)}, after {received:,} bytes; trying again', file=sys.stderr)
             time.sleep(2 ** failures / 2)
 
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from files.atomic import locked, sha256, write_json
-from files.json_files import DataError, read_json, shown
+from files.json_files import DataError, read_json
+from files.text import shown
 
 NAME = r'\w[\w.-]*'
 PATH = rf'{NAME}(/{NAME})+'

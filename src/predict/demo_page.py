@@ -7,14 +7,18 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
 
 from explain.attention import SPECIAL, most_relevant_regions, title, word_shares
 from images.pictures import PictureError, open_picture
+from predict.guard import Guard
 
 THEME = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace'])  # Gradio's own fonts are on another host
 MAX_BYTES = 24_000_000  # of an uploaded file
 MAX_AGE = 600  # seconds until an upload is deleted
 SIDE = 900  # pixels of the longer side of a picture in the page
+MAX_QUESTION = 500  # characters
+SESSIONS = 50  # whose state Gradio keeps; each takes 0.3 MB, and each request of a program is another
 CACHED = 8  # pictures whose regions are kept for the next question
 LINE = 1 / 200  # width of a region's outline, of the longer side of the picture
 
@@ -35,6 +39,9 @@ class Demo:
         try:
             if not isinstance(question, str) or not question.strip():
                 raise ValueError('The question: expected some words, found none; type one.')
+            if len(question) > MAX_QUESTION:
+                raise ValueError(f'The question: expected at most {MAX_QUESTION} characters, found {len(question):,}; shorten '
+                                 'it.')
             pictures, images = zip(*[self.detect(i, self.read(i, file)) for i, file in enumerate(files, 1)], strict=True)
             answers, explanation = self.pipeline.answer(question, images)
         except (ValueError, OSError) as error:
@@ -105,7 +112,7 @@ def build(demo, examples):
                                 for i, label in enumerate(labels, 1)]
                 for picture in pictures:
                     picture.async_move_resource_to_block_cache = keep_path
-                question = gr.Textbox(label='Statement' if two else 'Question', max_length=500, elem_id='question',
+                question = gr.Textbox(label='Statement' if two else 'Question', max_length=MAX_QUESTION, elem_id='question',
                                       placeholder='Both pictures have a dog.' if two else 'What is the man holding?')
                 ask = gr.Button('Ask', variant='primary', elem_id='ask')
                 if examples:
@@ -140,6 +147,10 @@ def cached_file(picture, cache):
 def launch(demo, examples, host, port):
     """Serves the page from background threads; returns it. port: None: the first free one from 7860. Raises OSError."""
     page = build(demo, examples)
+    folder = Path(gr.utils.get_upload_folder())
+    examples = {str(path) for path in folder.rglob('*')}
+    guard = Middleware(Guard, host=host, folder=folder, keep=examples, max_bytes=MAX_BYTES)
     page.launch(server_name=host, server_port=port, max_file_size=MAX_BYTES, share=False, ssr_mode=False, run_history=False,
-                enable_monitoring=False, footer_links=[], quiet=True, theme=THEME, prevent_thread_lock=True)
+                enable_monitoring=False, footer_links=[], quiet=True, theme=THEME, prevent_thread_lock=True,
+                state_session_capacity=SESSIONS, app_kwargs={'middleware': [guard]})
     return page
