@@ -23,7 +23,8 @@ digest=$(cat requirements.txt run/demo_requirements.txt "$wanted" | cksum)
 if [ "$(cat ".venv/${wanted//\//-}.done" 2>/dev/null)" = "$digest" ]; then
     exit 0
 fi
-[ -x .venv/bin/python ] || run_program "$python" -m venv .venv || {
+# Without pip it was made half, by a process that was killed.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || run_program "$python" -m venv .venv || {
     echo "setup.bash: no virtual environment could be made; on Debian: apt-get install python3-venv" >&2
     exit 1
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from files.atomic import temporary_folder
 
+SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 GRACE = int(os.environ.get('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', 300))  # seconds between SIGTERM and SIGKILL
 
 
@@ -29,6 +30,7 @@ def main(arguments):
         os.environ.update(STATUS_FILE=str(status), LAUNCHER_PID=str(os.getpid()))
         # Else restarted processes get the addresses of those that died (PyTorch 2.13).
         os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # else each process tells, with a stack, that rank 0's store ends
         c10d_rendezvous_backend.TCPStore = tcp_store  # the one in which several machines meet
         pass_on_signals()
         # One machine meets itself in a file, without an open port; there is no other machine to tell that it is alive.
@@ -44,6 +46,9 @@ def main(arguments):
             pass
         except RendezvousError as failed:
             code, error = 1, f'the machines do not meet: {str(failed.__cause__ or failed).partition(chr(10))[0]}'
+        finally:
+            for number in SIGNALS:  # there is nothing left to end
+                signal.signal(number, lambda *_: None)
         if status.exists():
             return int(status.read_text())
         if 'SIGNAL_STATUS' in os.environ:
@@ -73,7 +78,7 @@ def pass_on_signals():
             raise Signalled
 
     signal.signal(signal.SIGALRM, lambda *_: signal_processes(signal.SIGKILL))
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, pass_on)
 

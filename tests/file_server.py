@@ -32,7 +32,8 @@ class FileServer(ThreadingHTTPServer):
     script: what to do differently at the n-th request, a list of dicts with any of: status; headers, which replace the usual ones
     (None: left out); body, instead of the rest of the file; until, the byte of the file at which the connection is cut; reset,
     whether it is cut by a reset; hold, an Event to wait for at `until` instead of a cut; chunked; set, attributes of this server
-    to change before the request, such as {'etag': None}.
+    to change before the request, such as {'etag': None}; raw, a function that returns all blocks to send, headers too, which may
+    have no end.
     """
 
     daemon_threads = True
@@ -83,6 +84,11 @@ class Handler(BaseHTTPRequestHandler):
         step = server.script.pop(0) if server.script else {}
         for name, value in step.get('set', {}).items():
             setattr(server, name, value)
+        if 'raw' in step:
+            self.close_connection = True
+            for block in step['raw']():
+                self.wfile.write(block)
+            return
         content = server.files.get(self.path if self.path.startswith('http') else self.path.partition('?')[0].lstrip('/'))
         status, first, headers = self.usual(content)
         body = step.get('body', content[first:] if status in (200, 206) else b'')

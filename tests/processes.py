@@ -60,7 +60,8 @@ class Ranks:
     """A program in one or several processes, as torchrun starts them."""
 
     def __init__(self, program, flags, output, count=1, before=None):
-        """output: the file for all that they print; before: a function of a module, which each process calls first."""
+        """flags: a list, or one for each process; output: the file for all that they print; before: a function
+        of a module, which each process calls first."""
         start_server()
         self.output, self.flags, self.ranks = output, flags, []
         output.write_text('')
@@ -71,8 +72,9 @@ class Ranks:
                 port = free.getsockname()[1]
             environments = [{'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count), 'MASTER_ADDR': 'localhost',
                              'MASTER_PORT': str(port)} for rank in range(count)]
-        for environment in environments:
-            rank = FORKS.Process(target=enter, args=(program, flags, environment, output, before))
+        for number, environment in enumerate(environments):
+            local = flags[number] if isinstance(flags[0], list) else flags
+            rank = FORKS.Process(target=enter, args=(program, local, environment, output, before))
             rank.start()
             self.ranks.append(rank)
 

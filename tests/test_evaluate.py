@@ -98,8 +98,8 @@ def run(tmp_path, capsys):
         path.write_bytes(gzip.compress(text.encode()) if name.endswith('.gz') else text.encode())
         return str(path)
 
-    def go(task, predictions, annotations, choices=None, annotations_name='a.json'):
-        flags = ['--choices', write('c.json', choices)] if choices is not None else []
+    def go(task, predictions, annotations, choices=None, annotations_name='a.json', flags=()):
+        flags = [*flags, *(['--choices', write('c.json', choices)] if choices is not None else [])]
         out = tmp_path / 'figures.json'
         status = main([task, write('p.json', predictions), write(annotations_name, annotations), '--out', str(out), *flags])
         captured = capsys.readouterr()
@@ -266,6 +266,70 @@ def test_bad_lines_of_nlvr2(run, predictions, expected):
 def test_files_that_are_not_what_they_should_be_are_named(run, task, predictions, annotations, choices, expected):
     status, figures, out, error = run(task, predictions, annotations, choices)
     assert status == 1 and figures is None and out == '' and expected in error
+
+
+def test_a_part_of_the_questions_is_scored_on_request(run, tmp_path):
+    answers = gqa_answers(q1='yes', q2='blue', q5='shape')
+    head = {key: GQA[key] for key in ('q1', 'q2')}
+    status, figures, _, error = run('gqa', answers, head)
+    assert status == 1 and figures is None and '1 answers to questions that are not in' in error
+    assert error.endswith(f'  --subset scores only the questions of {tmp_path / "a.json"}\n')
+    status, figures, out, _ = run('gqa', answers, head, flags=['--subset'])
+    assert status == 0 and (figures['questions'], figures['accuracy']) == (2, 50)
+    assert '1 predictions for other questions are not scored.' in out
+    (tmp_path / 'head.json').write_text(json.dumps(head))
+    _, figures, out, _ = run('gqa', answers, GQA, flags=['--only', str(tmp_path / 'head.json')])
+    assert (figures['questions'], figures['accuracy'], figures['only']) == (2, 50, str(tmp_path / 'head.json'))
+    assert '1 predictions for other questions' in out
+    status, _, _, error = run('gqa', gqa_answers(q1='yes'), head, flags=['--subset'])  # a question of the part is not answered
+    assert status == 1 and '1 questions not answered: q2' in error
+
+
+@pytest.mark.parametrize('name, content', [
+    ('ids.txt', '\ufeff1\r\n\r\n2\n'), ('ids.json', '[1, "2"]'), ('ids.jsonl', '{"question_id": 1}\n{"question_id": 2}\n'),
+    ('ids.json', json.dumps({'questions': [{'question_id': 1, 'question': 'x'}, {'question_id': 2, 'question': 'y'}]})),
+    ('ids.json', json.dumps(SPLIT[:2]))])
+def test_ids_of_only(run, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    everything = [{'question_id': q['question_id'], 'answer': 'yes'} for q in SPLIT]
+    status, figures, _, error = run('vqa', everything, SPLIT, flags=['--only', str(tmp_path / name)])
+    assert status == 0 and figures['questions'] == 2, error
+
+
+@pytest.mark.parametrize('content, message', [
+    ('9\n1\n8\n', 'a.json: 8, 9; give ids of these annotations'), ('\n', 'found none; write one a line'),
+    ('[{"x": 1}]', "number 1: expected a question id, found {'x': 1}; correct it")])
+def test_ids_that_do_not_fit(run, tmp_path, content, message):
+    path = tmp_path / ('ids.json' if content[0] == '[' else 'ids')
+    path.write_text(content)
+    status, figures, _, error = run('vqa', VQA_ANSWERS, SPLIT, flags=['--only', str(path)])
+    assert status == 1 and figures is None and message in error
+
+
+def test_predictions_of_none_of_the_questions(run):
+    status, _, _, error = run('vqa', [{'question_id': 77, 'answer': 'yes'}], SPLIT, flags=['--subset'])
+    assert status == 1 and 'none of them to a question that is scored, 77' in error.replace(':', ',').replace(',,', ',')
+
+
+@pytest.mark.parametrize('task', ['vqa', 'gqa', 'nlvr2'])
+def test_json_lines_of_the_project(run, task):
+    """Annotations and predictions as json lines, also compressed."""
+    if task == 'nlvr2':
+        split = [{'identifier': 'dev-1-0-0', 'label': 1, 'img0': 'a', 'img1': 'b', 'sent': 'x'}]
+        answers = 'dev-1-0-0,True\n'
+    else:
+        key, answer = ('question_id', 'answer') if task == 'vqa' else ('questionId', 'prediction')
+        ids = [1, 2] if task == 'vqa' else ['1', '2']
+        split = [{'img_id': 'i', 'question_id': i, 'sent': 'x', 'label': {'yes': 1.0}} for i in ids]
+        answers = ''.join(json.dumps({key: i, answer: 'yes'}) + '\n' for i in ids)
+    lines = '\n' + '\n'.join(map(json.dumps, split)) + '\n'
+    for name in ('a.jsonl', 'a.jsonl.gz', 'a.json'):
+        status, figures, _, error = run(task, answers, lines, annotations_name=name)
+        assert status == 0 and (figures['questions'], figures['accuracy']) == (len(split), 100), error
+
+
+def test_official_vqa_annotations_as_a_list(run):
+    assert run('vqa', VQA_ANSWERS, VQA['annotations'])[1] == run('vqa', VQA_ANSWERS, VQA)[1]
 
 
 @pytest.mark.parametrize('flags', [

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -14,14 +15,16 @@ import time
 import traceback
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep
 
 import pytest
 from conftest import ROOT
+from damage import byte_damage, value_damage
 from file_server import FileServer, unused_address, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from files import download
+from files import download, http_client
 from files.download import DownloadError, cache_folder, cached_path, fetch, is_address, is_offline
 
 CONTENT = random.Random(1).randbytes(1_000_000)
@@ -133,7 +136,7 @@ def test_tries_without_progress_end(server, path, waits):
 
 
 def test_a_server_that_stops_sending(server, path, monkeypatch):
-    monkeypatch.setattr(download, 'TIMEOUTS', (1, 0.2))
+    monkeypatch.setattr(http_client, 'TIMEOUTS', (1, 0.2))
     hold = threading.Event()
     server.script = [{'until': 0, 'hold': hold}, {'until': 300_000, 'hold': hold}]
     fetch(server.address(), path)
@@ -340,6 +343,169 @@ def test_an_existing_file_is_verified_and_kept(server, path):
     assert fetch(server.address(), path, size=len(OTHER)) == path
 
 
+# ---------------------------------------------------------------------------- servers without an end
+
+
+def answer(*headers, then=(), pause=0.0):
+    """A `raw` of FileServer: a status line, headers, and `then` for ever, with a pause after each block."""
+    def blocks():
+        yield b''.join(b'%s\r\n' % line for line in (b'HTTP/1.1 200 OK', *headers)) + b'\r\n'
+        for block in itertools.cycle(then):
+            yield block
+            sleep(pause)
+
+    return {'raw': blocks}
+
+
+CHUNKED = b'Transfer-Encoding: chunked'
+
+
+@pytest.mark.parametrize(('size', 'most'), [(1_000_000, 1_000_000), (None, 2_000_000)])
+def test_a_body_without_an_end(server, path, monkeypatch, size, most):
+    monkeypatch.setattr(download, 'MAX_UNKNOWN', 2_000_000)
+    server.script = [answer(CHUNKED, then=[b'%x\r\n%s\r\n' % (len(CONTENT), CONTENT)])]
+    with pytest.raises(DownloadError, match=f'expected at most {most:,} bytes, the server sends more') as caught:
+        fetch(server.address(), path, size)
+    assert_one_line(caught.value)
+    assert_nothing(path)
+    assert len(server.requests) == 1
+
+
+SLOW = {
+    'status': {'raw': lambda: (sleep(0.02) or b'H' for _ in range(10 ** 6))},
+    'headers': answer(pause=0.02, then=[b'']) | {'raw': lambda: itertools.chain(
+        [b'HTTP/1.1 200 OK\r\nX: '], (sleep(0.02) or b'x' for _ in range(10 ** 6)))},
+    'body': answer(b'Content-Length: 1000000', then=[b'x'], pause=0.02),
+    'chunks': answer(CHUNKED, then=[b'1\r\nx\r\n'], pause=0.02),
+    'chunk header': answer(CHUNKED, then=[b'1'], pause=0.02),
+    'chunk extensions': answer(CHUNKED, then=[b'1;%s\r\nx\r\n' % bytes(1000).replace(b'\0', b'y')], pause=0.02),
+}
+
+
+@pytest.mark.parametrize('kind', SLOW)
+def test_a_server_that_sends_too_slowly(server, path, monkeypatch, kind):
+    monkeypatch.setattr(http_client, 'PERIOD', 0.1)
+    monkeypatch.setattr(http_client, 'RATE', 1000)
+    monkeypatch.setattr(http_client, 'TRIES', 2)
+    server.script = [SLOW[kind]] * 20
+    with pytest.raises(DownloadError, match=r'less than 1,000 bytes a second|[Tt]imed out') as caught:
+        fetch(server.address(), path)
+    assert_one_line(caught.value)
+    assert not path.exists()
+    server.script.clear()
+    fetch(server.address(), path)
+    assert_only(path)
+
+
+def test_a_slow_start_is_no_progress(server, path, monkeypatch):
+    monkeypatch.setattr(download, 'MIN_RATE', 10 ** 9)
+    server.script = [{'until': number} for number in range(1, 100)]
+    with pytest.raises(DownloadError, match='5 times'):
+        fetch(server.address(), path)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize('step', [
+    {'raw': lambda: itertools.repeat(b'HTTP/1.1 100 Continue\r\n\r\n')},
+    {'raw': lambda: itertools.chain([b'HTTP/1.1 200 OK\r\n'], itertools.repeat(b'X: y\r\n'))},
+    {'raw': lambda: itertools.chain([b'HTTP/1.1 200 OK\r\nX: '], itertools.repeat(b'y' * 1000))},
+    {'raw': lambda: itertools.chain([b'HTTP/1.1 200 OK\r\n' + CHUNKED + b'\r\n\r\n0\r\n'], itertools.repeat(b'X: y\r\n'))},
+    {'raw': lambda: itertools.repeat(b'y' * 1000)},
+], ids=['continue', 'headers', 'long header', 'trailers', 'noise'])
+def test_headers_without_an_end(server, path, step):
+    server.script = [step] * 50
+    with pytest.raises(DownloadError) as caught:
+        fetch(server.address(), path)
+    assert_one_line(caught.value)
+    assert len(str(caught.value)) < 600 and not path.exists()
+
+
+@pytest.mark.parametrize('status', [b'302 Found\r\nLocation: /data/model.pth', b'503 Busy'])
+def test_bodies_that_nobody_needs_are_not_read(server, path, status):
+    """requests and urllib3 would read them into memory."""
+    server.script = [{'raw': lambda: itertools.chain(
+        [b'HTTP/1.1 %s\r\nContent-Length: 99999999999\r\n\r\n' % status], itertools.repeat(bytes(1 << 16)))}]
+    fetch(server.address(), path)
+    assert_only(path)
+
+
+@pytest.mark.parametrize('location', ['file:///etc/passwd', 'ftp://127.0.0.1/x', 'data:,x', '//[', 'http://[', 'x' * 60_000,
+                                      '\xff\xfe', 'gopher://127.0.0.1:1/', '//\x1b[2J/'])
+def test_redirects_that_lead_nowhere(server, path, location):
+    server.script = [{'status': 302, 'body': b'', 'headers': {'Location': location}}] + [{'status': 404, 'body': b''}] * 9
+    with pytest.raises(DownloadError) as caught:
+        fetch(server.address(), path)
+    assert_one_line(caught.value)
+    assert_nothing(path)
+
+
+@pytest.mark.parametrize(('address', 'location', 'allowed'), [
+    ('https://a/x', 'http://a/x', False), ('https://a/x', '//b/y', True), ('https://a/x', 'HTTP://b/y', False),
+    ('HTTPS://a/x', 'http://b/y', False), ('https://a/x', 'file:///y', False), ('https://a/x', '/y', True),
+    ('http://a/x', 'https://b/y', True), ('http://a/x', 'http://b/y', True)])
+def test_a_redirect_stays_encrypted(path, monkeypatch, address, location, allowed):
+    class Response:
+        def __init__(self, url):
+            self.status_code, self.headers = (302 if url == address else 404), {'location': location}
+            self.is_redirect, self.reason = url == address, 'None'
+
+        def close(self):
+            pass
+
+        __enter__, __exit__ = (lambda self: self), close.__get__
+
+    asked = []
+    monkeypatch.setattr(http_client, 'ask', lambda session, url, headers: asked.append(url) or Response(url))
+    monkeypatch.setattr(Response, '__exit__', lambda self, *_: None)
+    with pytest.raises(DownloadError, match='answered 404' if allowed else 'which is not encrypted'):
+        fetch(address, path)
+    assert len(asked) == 1 + allowed
+
+
+def test_an_empty_file_is_not_complete(server, path):
+    server.files[FILE] = b''
+    for step in ({}, {'chunked': True}, {'headers': {'Content-Length': '0'}}):
+        server.script = [step]
+        with pytest.raises(DownloadError, match='expected a file, found an empty one') as caught:
+            fetch(server.address(), path)
+        assert_one_line(caught.value)
+        assert_nothing(path)
+    server.script = [{'status': 204}]
+    with pytest.raises(DownloadError, match='answered 204'):
+        fetch(server.address(), path)
+    with pytest.raises(DownloadError, match='found an empty one'):
+        cached_path(server.address())
+
+
+@pytest.mark.parametrize('length', ['-5', 'x', '9' * 5000, '5, 6', '٣', '1e3'])
+def test_lengths_that_are_no_numbers(server, path, length):
+    server.script = [{'headers': {'Content-Length': length.encode().decode('latin1'), 'Connection': 'close'}}] * 9
+    with pytest.raises((DownloadError, OSError)) as caught:
+        fetch(server.address(), path)
+    assert_one_line(caught.value)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize('etag', ['"\x1b[2J"', '"\xe9"', f'"{"x" * 600}"'])
+def test_a_version_that_cannot_be_sent_back(server, path, etag):
+    server.script = [{'headers': {'ETag': etag}, 'until': 400_000}]
+    fetch(server.address(), path)
+    assert_only(path)
+    assert server.offsets == [0, 0]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_note_does_not_spoil_a_download(server, path, data):
+    note = {'address': server.address(), 'version': '"one"', 'total': len(CONTENT)}
+    path.unlink(missing_ok=True)
+    write_part(path, server.address(), CONTENT[:-5000], '"one"', len(CONTENT))
+    text = json.dumps(data.draw(value_damage(note))(note)).encode()
+    path.with_name(f'{path.name}.part.json').write_bytes(data.draw(st.just(lambda text: text) | byte_damage(len(text)))(text))
+    fetch(server.address(), path, sha256=SHA256)
+    assert_only(path)
+
+
 # ---------------------------------------------------------------------------- refusals, redirects, proxies, disks
 
 
@@ -357,7 +523,7 @@ def test_a_busy_server_is_asked_again(server, path, waits, status):
     server.script = [{'status': status, 'body': b'busy', 'headers': {'Retry-After': after}} for after in (7, 9999, None)]
     fetch(server.address(), path)
     assert_only(path)
-    assert waits[:2] == [7, download.MAX_WAIT] and 0 < waits[2] < 60
+    assert waits[:2] == [7, http_client.MAX_WAIT] and 0 < waits[2] < 60
 
 
 def test_a_server_that_stays_busy(server, path):

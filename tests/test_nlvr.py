@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import grammar
 from files.json_files import DataError
+from tasks.nlvr import NLVR, official
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
@@ -368,3 +370,39 @@ def test_pretraining_data(tmp_path):
             assert (out / name).read_bytes() == (again / name).read_bytes()
     other = make(corpus, tmp_path / 'other', '--seed', '1', statements=24)
     assert (out / 'full.json').read_bytes() != (other / 'full.json').read_bytes()
+
+
+# ---- predictions in the corpus's format
+
+def test_identifiers_of_the_corpus():
+    assert [official(key) for key in ('nlvr-dev-1304-0', 'nlvr-train-9-1-p3', '12-0', 'mine/7')] == [
+        '1304-0', 'train-9-1-3.png', '12-0', 'mine/7']
+
+
+class Dataset:
+    """What NLVR asks of a dataset."""
+    answers = ('false', 'true')
+
+    def __init__(self, keys, labels):
+        self.examples, self.labels = SimpleNamespace(names=lambda: keys, types={}), np.array(labels)
+
+    def scores(self, predictions):
+        return (self.labels == predictions).astype(float)
+
+
+def test_official_predictions_and_consistency(tmp_path):
+    """9-0 and 9-1 are one statement, 10-0 another."""
+    dataset = Dataset(['nlvr-dev-9-0', 'nlvr-dev-9-1', 'nlvr-dev-10-0'], [1, 0, 1])
+    predictions = np.array([[1], [1], [1]]), np.ones((3, 1))
+    task = NLVR(SimpleNamespace(dumpProbs=0))
+    files = task.files('dev')
+    assert list(files) == ['dev_predict.json', 'dev_predict.csv']
+    files['dev_predict.csv'](dataset, predictions, tmp_path / 'p.csv')
+    assert (tmp_path / 'p.csv').read_text() == '9-0,true\n9-1,true\n10-0,true\n'
+    assert task.table(dataset, predictions).endswith('for all of their pictures): 50.00')
+    assert 'Consistency' not in task.table(Dataset(['a', 'b', 'c'], [1, 1, 1]), predictions)
+    # restated as metrics_images.py of the corpus reads it: the name without its split and ending
+    dataset = Dataset([f'nlvr-train-9-0-p{order}' for order in range(6)], [1] * 6)
+    files['dev_predict.csv'](dataset, (np.ones((6, 1), int),), tmp_path / 'images.csv')
+    lines = (tmp_path / 'images.csv').read_text().splitlines()
+    assert ['-'.join(line.split(',')[0].split('.')[0].split('-')[1:]) for line in lines] == [f'9-0-{order}' for order in range(6)]

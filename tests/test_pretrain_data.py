@@ -289,7 +289,7 @@ def test_images_without_regions_and_limits(load, world, capsys, monkeypatch):
     few = load(TRAIN, tiny=True)
     assert [len(np.unique(few.row[few.file == file])) for file in range(3)] == [3, min(3, (few.file == 1).sum()), 3]
     path.write_text(json.dumps([{**content[0], 'img_id': 'none'}]))
-    with pytest.raises(DataError, match='none of its images has regions, none among them'):
+    with pytest.raises(DataError, match='none of its images has regions: they name images such as none, '):
         load('mscoco_train')
     for other in ([], [{'img_id': content[1]['img_id'], 'sentf': {}, 'labelf': {}}]):
         path.write_text(json.dumps(content[:1] + other))

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from regions import store, store_files, tsv
+from regions import store, store_files, tsv, tsv_lines
 from regions.arrays import OBJECTS, RegionArrays, RegionView
 from regions.tsv import ImageRegions, RegionError
 
@@ -562,7 +562,7 @@ def test_conversion_of_a_growing_file(path, monkeypatch):
             file.write(b'x')
         return check(*arguments)
 
-    monkeypatch.setattr(tsv, 'check', grow)
+    monkeypatch.setattr(tsv_lines, 'check', grow)
     with pytest.raises(RegionError, match=r'train_obj36\.tsv: changed while it was read; start again when it is complete'):
         store.convert(path)
 

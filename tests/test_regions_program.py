@@ -16,8 +16,9 @@ from PIL import Image
 from test_regions import COCO, IMAGES, edit, image, numbers, same, shared, with_probabilities, without_features
 
 from explain import drawing
-from regions import checks, importers, stats, store, tsv
+from regions import checks, stats, store, tsv
 from regions.class_names import ClassNames
+from regions.importers import Importer
 from regions.tsv import RegionError
 from tools import regions
 
@@ -269,8 +270,8 @@ def test_check_questions(path, run, tmp_path):
     status, out, _ = run('check', path, '--questions', questions, pairs)
     assert status == 1 and 'for its 7 images, found none for 7: none0, none1, none2, none3, none4 and 2 more' in out
     assert 'found none for 1: gone' in out
-    no_list = 'expected questions in a list or as json lines, found none'
-    for text, message in (('{', 'incomplete or invalid json'), ('{}', no_list),
+    for text, message in (('{', 'incomplete or invalid json'),
+                          ('{}', 'expected questions in a list or as json lines, found none'),
                           ('[{"img_id": 3}]', 'key "img_id": expected str, found 3'),
                           ('[{"img0": "a"}]', 'key "img1": expected str, found None')):
         questions.write_text(text)
@@ -550,9 +551,9 @@ def test_the_example_of_regions_of_ones_own(tmp_path, monkeypatch):
 def test_import_takes_other_names_and_types_and_less(tmp_path):
     folder = as_npz(tmp_path / 'npz', IMAGES[:1], features='x', boxes='bbox', classes='objects_id')
     path = folder / f'{IMAGES[0].img_id}.npz'
-    same(next(importers.read(folder)), IMAGES[0])
+    same(next(iter(Importer(folder))), IMAGES[0])
     np.savez(path, features=IMAGES[0].features.astype('f2'), boxes=IMAGES[0].boxes.astype('f8'), height=60, width=[80])
-    one = next(importers.read(folder))
+    one = next(iter(Importer(folder)))
     assert (one.height, one.width) == (60, 80) and one.features.dtype == np.float32
     assert not one.classes.any() and not one.class_conf.any()
 
@@ -574,7 +575,7 @@ def test_import_names_file_and_key(tmp_path, run, change, message):
     np.savez(path, **{name: array for name, array in (saved(IMAGES[0]) | change).items() if array is not None})
     (folder / f'{IMAGES[1].img_id}.npz').write_bytes(b'PK no archive')
     with pytest.raises(RegionError, match=f'found 2 faulty(.|\n)*{path}: {message}') as error:
-        list(importers.read(folder))
+        list(Importer(folder))
     assert f'{folder / IMAGES[1].img_id}.npz: ' in str(error.value)
     for out in ('x.tsv', 'x.store'):
         status, _, errors = run('import', folder, '--out', tmp_path / out)
@@ -598,7 +599,7 @@ def test_import_of_damaged_npz(tmp_path, damaged, message):
         with open(path, 'wb') as file:
             np.save(file, IMAGES[0].features)
     with pytest.raises(RegionError, match=f'found 1 faulty(.|\n)*{path}: .*{message}'):
-        list(importers.read(folder))
+        list(Importer(folder))
 
 
 def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):
@@ -618,15 +619,15 @@ def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):
             if value is not None:
                 file[key] = value
         with pytest.raises(RegionError, match=message):
-            list(importers.read(path))
+            list(Importer(path))
     with h5py.File(path, 'w') as file:
         file['ids'] = np.zeros(0, 'S1')
         file['features'] = np.zeros((0, 2, 4))
     with pytest.raises(RegionError, match='expected at least one image, found none'):
-        list(importers.read(path))
+        list(Importer(path))
     monkeypatch.setitem(sys.modules, 'h5py', None)
     with pytest.raises(RegionError, match='needs h5py, which is not installed'):
-        list(importers.read(path))
+        list(Importer(path))
 
 
 # The ten real images

@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from conftest import lxmert_head, write_random_snapshot
-from PIL import Image
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from PIL import Image, ImageDraw
 
 from explain import attention, drawing, program
 from explain.relevance import relevance, relevance_maps
@@ -348,3 +352,79 @@ def test_strips_show_words_by_regions_in_the_order_given():
     figure = drawing.draw_heads('', ['a', 'b'], np.ones(2), to_regions, to_words, [1], np.array([2, 0, 1]))
     first, second = (axes.get_images()[0].get_array().tolist() for axes in figure.get_axes()[1:3])
     assert first == [[2, 0, 1], [5, 3, 4]] and second == [[14, 10, 12], [15, 11, 13]]
+
+
+# ---- scripts that the default font does not have
+
+def write_font(path, text):
+    """A font named Tiny whose characters are those of text, each a square."""
+    builder = FontBuilder(1000, isTTF=True)
+    glyphs = {f'c{ord(char)}': char for char in text}
+    builder.setupGlyphOrder(['.notdef', *glyphs])
+    builder.setupCharacterMap({ord(char): name for name, char in glyphs.items()})
+    pen = TTGlyphPen(None)
+    for i, point in enumerate([(100, 0), (100, 700), (800, 700), (800, 0)]):
+        (pen.lineTo if i else pen.moveTo)(point)
+    pen.closePath()
+    builder.setupGlyf(dict.fromkeys(['.notdef', *glyphs], pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(['.notdef', *glyphs], (900, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({'familyName': 'Tiny', 'styleName': 'Regular', 'uniqueFontIdentifier': 'Tiny', 'fullName': 'Tiny',
+                            'psName': 'Tiny', 'version': '1'})
+    builder.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """No fonts but matplotlib's, and nothing said about characters yet."""
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, 'ttflist', [font for font in manager.ttflist if font.name.startswith(('DejaVu Sans', 'Last'))])
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [])
+    monkeypatch.setattr(drawing, '_without_font', set())
+    return monkeypatch
+
+
+def heads_of(*words):
+    figure = drawing.draw_heads(f'about {" ".join(words)}', words, np.ones(len(words)), np.ones((1, len(words), 3)),
+                                np.ones((1, 3, len(words))), [1], np.arange(3))
+    return figure
+
+
+def test_a_script_without_font_is_one_message(no_fonts, tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for name in ('one.png', 'two.png'):
+            drawing.save(heads_of('图', '片', 'न', 'кот', 'é', 'e\u200d\ufe0f'), tmp_path / name)
+        drawing.draw_labels(ImageDraw.Draw(Image.new('RGB', (200, 200))), [[10, 10, 90, 90]], ['红 1'], [(255, 0, 0)])
+    error = capsys.readouterr().err
+    assert error.count('\n') == 2 and error.count('Install a font') == 2
+    assert 'no installed font has 3 of the characters (न 图 片)' in error and '1 of the characters (红)' in error
+
+
+def test_a_font_installed_since_is_used(no_fonts, tmp_path, capsys):
+    font = write_font(tmp_path / 'tiny.ttf', '图红')
+    (tmp_path / 'broken.ttf').write_bytes(b'no font')
+    no_fonts.setattr(font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'broken.ttf'), font])
+    assert [one.name for one in drawing.fonts_for(['a图'])] == ['DejaVu Sans', 'Tiny']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        figure = heads_of('图', 'a')
+        drawing.save(figure, tmp_path / 'heads.png')
+        label = Image.new('RGB', (200, 200), 'white')
+        drawing.draw_labels(ImageDraw.Draw(label), [[10, 100, 90, 190]], ['红'], [(255, 0, 0)])
+    assert capsys.readouterr().err == ''
+    for text in (figure._suptitle, figure.axes[0].texts[0], figure.axes[1].get_yticklabels()[0]):
+        assert '图' in text.get_text() and text.get_fontfamily() == ['DejaVu Sans', 'Tiny']
+    assert drawing._pil_font(['红']).getname()[0] == 'Tiny' and drawing._pil_font(['red é']).getname()[0] != 'Tiny'
+    assert [one.name for one in drawing.fonts_for(['plain'])] == ['DejaVu Sans']  # no other is looked for
+
+
+def test_figures_in_latin_letters_do_not_change(no_fonts, tmp_path):
+    no_fonts.setattr(drawing, 'fonts_for', None)
+    figure, again = heads_of('a', '$5'), heads_of('a', '$5')
+    drawing.save(figure, tmp_path / 'a.png')
+    again.savefig(tmp_path / 'b.png')
+    assert np.array_equal(Image.open(tmp_path / 'a.png'), Image.open(tmp_path / 'b.png'))

@@ -22,7 +22,7 @@ from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_
 from annotations.spec import read_answers
 from annotations.vqa_files import (
     KEYS,
-    ImageIds,
+    QuestionImages,
     answers_of,
     pair,
     read_rows,
@@ -126,7 +126,7 @@ class Rows:
     the same ids. Each iteration reads the files again."""
 
     def __init__(self, split, paths, where):
-        """where: {key: text} that rows must have."""
+        """where: {key: list of text}: rows must have one of these."""
         self.split, self.where, self.dropped, self.values = split, where, Counter(), Counter()
         self.questions, self.annotations = [], []
         for path in paths:
@@ -162,7 +162,7 @@ class Rows:
         self.dropped.clear()
         for row, path, place in self.joined():
             values = {key: text_of(row.get(key)) for key in self.where}
-            if values == self.where:
+            if all(values[key] in texts for key, texts in self.where.items()):
                 yield row, path, place
             else:
                 self.dropped['questions left out by --where'] += 1
@@ -219,7 +219,8 @@ class QuestionIds:
             raise DataError(f'{place}: expected a new question id, found {key!r:.100}; correct it, or give --renumber, which '
                             'numbers the questions')
         self.seen.add((split, key))
-        self.whole &= 'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None
+        self.whole &= isinstance(key, int) or (  # of an object {id: row}, as GQA's, they are texts
+            'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None)
 
     def choose(self):
         if self.seen and self.missing:
@@ -233,17 +234,22 @@ class QuestionIds:
 
 
 def known_regions(paths):
-    """The image ids of all regions, if that takes no long reading; else an empty list."""
+    """The image ids of all regions, if that takes no long reading; else an empty list. Raises RegionError if there are none."""
     from tools.check_dataset import region_ids
 
-    quick = [store.fresh(path) if tsv.find(path) is None or tsv.find(path).size > MAX_REGIONS else True for path in paths]
-    return [key.decode() for path in paths for key in region_ids(path, None).tolist()] if all(quick) else []
+    for path in paths:
+        file = tsv.find(path)
+        if store.fresh(path) is None and file.size > MAX_REGIONS:
+            print(f'{path}: large, and not converted yet: image ids are not compared with its ids. To do so, first run: '
+                  f'bash run/regions.bash convert {path}')
+            return []
+    return [key.decode() for path in paths for key in region_ids(path, None).tolist()]
 
 
 def convert(args):
     """Makes the files of --split: each read once to choose ids and answers, and once to write."""
-    splits = {split: Rows(split, paths, args.where) for split, paths in args.split.items()}
-    labels, questions, images = Labels(splits, args.lists), QuestionIds(args.renumber), ImageIds(args.ids, args.regions)
+    splits = {split: Rows(split, paths, args.where[split]) for split, paths in args.split.items()}
+    labels, questions, images = Labels(splits, args.lists), QuestionIds(args.renumber), QuestionImages(args.ids, args.regions)
     counts = {split: Counter() for split in splits}
     for split, rows in splits.items():
         place = None
@@ -266,7 +272,7 @@ def convert(args):
     outputs = ['dataset.json', *(f'{split}.json' for split in splits), *VOCABULARY]
     with Outputs(args.out, outputs) as out:
         dump_vocabulary(out, answers)
-        print(f'vocabulary: {len(answers):,} answers; first: {", ".join(answers[:10])}')
+        print(f'vocabulary: {len(answers):,} answers; first: {some(answers[:10], 10)}')
         for split, rows in splits.items():
             write_rows(out, rows, counts[split], labels, questions, images, set(answers))
         kind = 'vqa' if questions.whole else 'gqa'
@@ -280,7 +286,10 @@ def convert(args):
         print(f'The regions are expected in {args.out / features[0]}; --features names other files.')
     if kind == 'gqa':
         print('Question ids are texts: train with run/gqa_finetune.bash, or give --renumber for run/vqa_finetune.bash.')
-    print(f'next: bash run/check_dataset.bash {args.out / "dataset.json"}')
+    train, *others = splits
+    print(f'next: bash run/check_dataset.bash {args.out / "dataset.json"}\n'
+          f'      bash run/{kind}_finetune.bash 0 {args.out.name} --dataset {args.out / "dataset.json"} --train {train} '
+          f'--valid {next((split for split in others if counts[split]), repr(""))}')
 
 
 def write_rows(out, rows, counts, labels, questions, images, vocabulary):
@@ -317,14 +326,15 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f'The official files: {SOURCE}, unzipped.')
     parser.add_argument('--split', nargs='+', action='append', metavar=('NAME', 'FILE'), help='a split of another dataset and '
                         'its files (json, json lines, csv, also with .gz): of questions with answers, or of questions and of '
-                        'annotations; repeated for each split')
+                        'annotations; KEY=TEXT after them is --where for this split; repeated for each split')
     other = parser.add_argument_group('with --split')
     other.add_argument('--features', nargs='+', type=Path, default=[], metavar='TSV', help='regions of the images, for the '
                        'description; image ids become those that they have')
     other.add_argument('--ids', metavar='RULE', help='image ids: name (as in the files), path (without its ending), stem, number '
                        '(the id of the regions that ends in it), or a pattern of a question\'s keys such as '
                        'COCO_val2014_{image_id:012d}; else the one that fits the regions')
-    other.add_argument('--where', action='append', default=[], metavar='KEY=TEXT', help='only questions with this, as q_lang=en')
+    other.add_argument('--where', action='append', default=[], metavar='KEY=TEXT', help='only questions with this, such as '
+                       'q_lang=en; of several for one key, with any of them')
     other.add_argument('--lists', choices=('annotators', 'alternatives'), help='what a list of answers is: of annotators, who '
                        'are counted, or alternatives, which score 1 each; else told from repeated answers')
     other.add_argument('--vocabulary', metavar='SPLIT', help='split whose answers make the vocabulary; the first')
@@ -368,22 +378,27 @@ def parse(argv):
 
 
 def parse_splits(parser, args):
-    """The arguments with split as {name: paths}, where as {key: text}, and the ids of known regions."""
+    """The arguments with split as {name: paths}, where as {name: {key: list of text}}, and the ids of known regions."""
     for flag in ('raw', 'train', 'val', 'test', 'testDev', 'minival'):
         if getattr(args, flag):
             parser.error(f'--{flag}: for the official files of VQA v2, not with --split')
     if args.out is None:
         parser.error('--split: expected --out too, a folder for its files')
-    for name, *paths in args.split:
-        if not paths or not re.fullmatch(r'[\w.-]+', name) or [name for name, *_ in args.split].count(name) > 1:
+    splits, args.split, common, args.where = args.split, {}, args.where, {}
+    for name, *texts in splits:
+        filters = [text for text in texts if '=' in text and not Path(text).exists()]
+        args.split[name] = [Path(text) for text in texts if text not in filters]
+        if not args.split[name] or not re.fullmatch(r'[\w.-]+', name) or [one[0] for one in splits].count(name) > 1:
             parser.error(f'--split {name}: expected a new name (letters, digits, . - _) and at least one file')
-    args.split = {name: [Path(path) for path in paths] for name, *paths in args.split}
+        args.where[name] = {}
+        for text in (*common, *filters):
+            key, equals, value = text.partition('=')
+            if not equals:
+                parser.error(f'--where {text}: expected KEY=TEXT, such as q_lang=en')
+            args.where[name].setdefault(key, []).append(value)
     args.vocabulary = args.vocabulary or next(iter(args.split))
     if args.vocabulary not in args.split:
         parser.error(f'--vocabulary {args.vocabulary}: expected one of {", ".join(args.split)}')
-    if bad := [text for text in args.where if '=' not in text]:
-        parser.error(f'--where {bad[0]}: expected KEY=TEXT, such as q_lang=en')
-    args.where = dict(text.split('=', 1) for text in args.where)
     args.regions = known_regions(args.features)
     return args
 
@@ -405,7 +420,7 @@ def main(argv):
             answers = ['', *frequent(Counter({answer: n for answer, n in counts.items() if answer}), args.least)]
             share = 100 * sum(counts[answer] for answer in answers) / counts.total()
             print(f'vocabulary: {len(answers):,} answers: "" and, of {len(counts):,}, those that are the most common one of at '
-                  f'least {args.least} questions, which cover {share:.1f} % of the questions; first: {", ".join(answers[1:11])}')
+                  f'least {args.least} questions, which cover {share:.1f} % of the questions; first: {some(answers[1:11], 10)}')
         dump_vocabulary(out, answers)
         for split in ('train', 'val'):
             if paths := getattr(args, split):

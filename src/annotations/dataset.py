@@ -9,6 +9,7 @@ from annotations.split_regions import open_regions, warn_duplicate_images
 from dist import print0
 from files.json_files import DataError, some
 from regions import placement
+from regions.readers import id_difference
 
 TARGET_OVERLAP = 0.5  # intersection over union from which a region is the target box
 
@@ -159,9 +160,8 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
         of_split = examples.split == number
         lacking = of_split & ~with_regions
         if not (rows[of_split] >= 0).any() and not text_only[of_split].any() and not options.allowMissing:
-            some_ids = some([ids[i] for i in image.reshape(rows.shape)[lacking][rows[lacking] < 0][:10]])
-            raise DataError(f'{split.annotations}: none of its images has regions, {some_ids} among them; do they belong to '
-                            f'{split.features[0]}?')
+            named = [ids[i] for i in np.unique(image.reshape(rows.shape)[of_split])]
+            raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
         if not submit:
             keep &= ~lacking
         if limit is not None:

@@ -7,8 +7,11 @@ from itertools import pairwise
 import numpy as np
 
 from files.json_files import DataError, stream
+from files.text import shown
 
 CHUNK = 1 << 16  # values that are collected as Python objects
+MAX_ID = 255  # characters of an id, which is a row of a column as wide as the longest one
+MAX_SIDE = 1e6  # pixels
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class ExampleSchema:
             return self.images[0], 'an object'
         for key in self.images if not self.text_only or any(key in example for key in self.images) else ():
             image = example.get(key)
-            if not isinstance(image, str) or not image.isprintable():
-                return key, 'an image id (text)'
+            if not is_id(image):
+                return key, f'an image id (text of 1 to {MAX_ID} characters)'
         return self._fault_of_texts(example) or self._fault_of_label(example)
 
     def _fault_of_texts(self, example):
@@ -51,8 +54,8 @@ class ExampleSchema:
             if not isinstance(choices, list) or len(choices) != self.num_choices or not all(isinstance(c, str) for c in choices):
                 return self.choices, f'a list of {self.num_choices} texts'
         key = example.get(self.id)
-        if type(key) is not self.id_type or not str(key).isprintable():
-            return self.id, 'a whole number' if self.id_type is int else 'a text'
+        if type(key) is not self.id_type or not is_id(str(key)):
+            return self.id, 'a whole number' if self.id_type is int else f'a text of 1 to {MAX_ID} characters'
         for key in ('answer_type', 'question_type'):
             if not isinstance(example.get(key, ''), str):
                 return key, 'a text, or no such key'
@@ -61,7 +64,8 @@ class ExampleSchema:
     def _fault_of_label(self, example):
         if self.box:
             box = example.get(self.box, [0, 0, 1, 1])
-            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
+            if not isinstance(box, list) or len(box) != 4 or not all(
+                    isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box):
                 return self.box, 'a box, x1, y1, x2, y2 in pixels'
             return None
         if self.choices or self.answers:
@@ -142,6 +146,11 @@ class Examples:
             choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep])
 
 
+def is_id(value):
+    """Whether a value can be the id of an image or an example: a text that a terminal shows as it is."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isprintable()
+
+
 class Column:
     """Values that come one by one, kept as an array."""
 
@@ -167,7 +176,7 @@ def read_examples(paths, schema, answers):
 
     Raises DataError that names the file, the example's number (from 0) and the key.
     """
-    ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int8), Column(np.int32)
+    ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
     choice, boxes = Column(np.int64), Column(np.float32)
@@ -184,7 +193,7 @@ def read_examples(paths, schema, answers):
                 fault = schema.label_key, 'labels on all examples of a file or on none'
             if fault:
                 value = item.get(fault[0], 'nothing') if isinstance(item, dict) else item
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {value!r}')
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(value)}')
             for example in captions_of(item) if schema.captions else (item,):
                 ids.append(example[schema.id] if schema.id_type is int else example[schema.id].encode())
                 for key, column in zip(schema.images, images, strict=True):

@@ -16,6 +16,7 @@ from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 from regions.arrays import OBJECTS
+from regions.readers import id_difference
 
 NO_LABEL = -1
 TINY, FAST = 500, 5000  # images of a split with --tiny and --fast, as in the original code
@@ -237,8 +238,7 @@ def load_sentences(spec, names, tokenizer, table, options, device):
     for split, named, limit in zip(splits, ids, limits, strict=True):
         row = regions.rows(named)
         if not (row >= 0).any():
-            raise DataError(f'{split.annotations}: none of its images has regions, {some(named)} among them; do they belong to '
-                            f'{split.features[0]}?')
+            raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
         chosen = np.unique(row[row >= 0])[:limit]  # rows are in file order
         if complete or limit is None or len(chosen) < limit:
             lost += [named[i] for i in np.flatnonzero(row < 0)]

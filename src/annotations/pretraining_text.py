@@ -4,6 +4,8 @@ An example is {"img_id", "sentf": {source: [sentence, ...]}, "labelf": {source: 
 source in `labelf` has a label for each of its sentences, in the same order; captions have none, and `labelf` may be missing.
 """
 
+from annotations.examples import is_id
+
 KIND = 'lxmert'  # of a --dataset of such text
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
 
@@ -13,7 +15,7 @@ def first_fault(example):
     if not isinstance(example, dict):
         return 'img_id', f'an object with img_id and sentf, found {example!r:.100}'
     img_id = example.get('img_id')
-    if not isinstance(img_id, str) or not img_id.isprintable():
+    if not is_id(img_id):
         return 'img_id', f'an image id (text), found {img_id!r:.100}'
     for key, shape in SHAPES.items():
         sources = example.get(key, {} if key == 'labelf' else None)

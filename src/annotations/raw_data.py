@@ -27,6 +27,8 @@ def json_lines(path, key, source):
     """
     lines = {}  # {id: line number}
     for number, line in numbered_lines(path):
+        if line.isspace():
+            continue
         place = f'{path}:{number}'
         row = parse_json(line, place, f'one json object a line; get the file again from {source}')
         if lines.setdefault(name := field(row, key, str, place), number) != number:

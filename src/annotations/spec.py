@@ -9,6 +9,7 @@ from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
 SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+MAX_LENGTH = 1000  # tokens; BERT has 512 position embeddings
 EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
 
 
@@ -80,6 +81,8 @@ class DatasetSpec:
                                 f'slashes, that do not begin with a dot, found {shown(name)}')
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
         length = get(values, 'max_length', int)
+        if length > MAX_LENGTH:
+            raise DataError(f'{where}: key "max_length": expected at most {MAX_LENGTH}, found {length}')
         if length < 3:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
         answers = root / get(values, 'answers', str) if 'answers' in values else None

@@ -4,6 +4,7 @@ from dist import print0
 from files.json_files import DataError
 from regions import store
 from regions.arrays import RegionView
+from regions.readers import id_difference
 
 
 def open_regions(splits, wanted, limits, store_root):
@@ -24,8 +25,8 @@ def open_regions(splits, wanted, limits, store_root):
              for path, numbers in splits_of.items()]
     parts = [regions for regions in parts if regions is not None]
     if not parts:
-        raise DataError(f'none of the images of {", ".join(str(split.annotations) for split in splits)} has regions in '
-                        f'{", ".join(map(str, splits_of))}; do they belong together?')
+        difference = id_difference(sorted(set().union(*wanted)), next(iter(splits_of)))
+        raise DataError(f'{", ".join(str(split.annotations) for split in splits)}: none of the images has regions: {difference}')
     return RegionView(parts) if len(parts) > 1 else parts[0], False
 
 

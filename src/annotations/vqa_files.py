@@ -8,19 +8,19 @@ import re
 from collections import Counter
 from contextlib import suppress
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import ijson
 
-from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, opened, some, stream
-from images.pictures import ENDINGS
+from files.json_files import MAX_BYTES, MAX_DEPTH, DataError, JsonBlocks, layout, opened, some, stream
+from images.ids import without_ending
 
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
 KEYS = {
     'question': ('question', 'sent', 'query'),
-    'id': ('question_id', 'questionid', 'qid', 'id'),
-    'image': ('image_name', 'img_name', 'file_name', 'filename', 'image_path', 'img_path', 'image_file', 'img_file', 'image',
-              'image_id', 'imageid', 'img_id', 'img'),
+    'id': ('question_id', 'questionid', 'qid', 'question_index', 'identifier', 'id'),
+    'image': ('image_name', 'img_name', 'image_filename', 'file_name', 'filename', 'image_path', 'img_path', 'image_file',
+              'img_file', 'image', 'image_id', 'imageid', 'img_id', 'img', 'image_url'),
     'answers': ('answers', 'direct_answers', 'answer', 'label', 'multiple_choice_answer'),
     'answer_type': ('answer_type',),
     'question_type': ('question_type', 'content_type'),
@@ -66,6 +66,9 @@ def find_rows(path):
                     containers.pop()
                 elif event == 'map_key' and value.lower() in IDENTIFYING:
                     match containers:
+                        case ['map'] if layout(path) != 'lines':
+                            raise DataError(f'{path}: expected {FORMS}; found one object with the key "{value}"; if it is a '
+                                            'table of columns, write its rows, with pandas as to_json(orient="records")')
                         case ['map'] | ['array', 'map']:
                             return 'item'
                         case ['map', 'array', 'map']:
@@ -74,7 +77,8 @@ def find_rows(path):
                             return None
                     nested = nested or f'{prefix}.{value}'.lstrip('.')
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DataError(f'{path}: incomplete or invalid json ({" ".join(str(error).split())}); download it again') from None
+            raise DataError(f'{path}: incomplete or invalid json ({" ".join(str(error).split())}); download it again, '
+                            'or name it .csv if it is a table') from None
     where = f'the first at {nested}, which is nested deeper; write a list of them' if nested else 'none; is it the right file?'
     raise DataError(f'{path}: expected {FORMS}; found {where}')
 
@@ -118,8 +122,8 @@ def text_of(value):
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
-    Answers: one text or number, a list of them, a list of objects with "answer", a csv cell with a list, {answer: score}; [] if
-    there are none. Raises DataError with `place` (file, row).
+    Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer:
+    score}. No answers: []. Raises DataError with `place` (file, row).
     """
     value, annotators = value_of(row, 'answers'), None
     if isinstance(value, str) and value.startswith('['):
@@ -175,17 +179,11 @@ def pair(questions, annotations, advice):
 
 # ---- image ids
 
-def without_ending(name):
-    """A picture's path without its ending, with / between folders: the image id of run/extract.bash."""
-    path = PurePosixPath(name.replace('\\', '/'))
-    return str(path.with_suffix('') if path.suffix.lower() in ENDINGS else path)
-
-
 RULES = {'name': str, 'path': without_ending, 'stem': lambda name: without_ending(name).rpartition('/')[2]}
-COCO = re.compile(r'(train|val|test)20\d\d')
+COCO = re.compile(r'train2014|val2014|test2015')
 
 
-class ImageIds:
+class QuestionImages:
     """Image ids of rows, by a rule: a key of RULES, 'number', or a pattern of a row's keys (COCO_val2014_{image_id:012d})."""
 
     def __init__(self, rule=None, regions=()):
@@ -199,6 +197,8 @@ class ImageIds:
         if rule and rule not in (*RULES, 'number') and '{' not in rule:
             raise DataError(f'--ids {rule}: expected {", ".join(RULES)}, or a pattern with keys in braces, such as '
                             '{image_id} or COCO_val2014_{image_id:012d}')
+        if rule == 'number' and not self.regions:
+            raise DataError('--ids number: expected --features too, whose ids end in the numbers')
 
     def add(self, row, path, place):
         """Takes note of the image of a row, before the rule is chosen."""

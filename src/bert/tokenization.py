@@ -7,13 +7,15 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
-from files.json_files import DataError, read_json, read_text
+from files.json_files import DataError, first_duplicate, read_json, read_text
 from files.text import shown
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SURROGATES = re.compile('[\ud800-\udfff]')  # halves of characters, which json can hold and Rust cannot
 VOCABULARIES = ('vocab.txt', 'tokenizer.json')  # in a folder; the first that exists is read
 CHUNK = 10_000  # texts per tick of the progress bar
+TEXT = 10_000  # characters of a text that are read
+BATCH = 1 << 20  # characters tokenised at once
 
 
 class BertTokenizer:
@@ -28,6 +30,8 @@ class BertTokenizer:
             raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a line')
         pieces = self._read()
         self.vocab = {piece: index for index, piece in enumerate(pieces)}
+        if len(self.vocab) < len(pieces):
+            raise DataError(f'{vocab_file}: expected each word piece once, found {shown(first_duplicate(pieces))} twice')
         for token in SPECIAL_TOKENS:
             if token not in self.vocab:
                 raise ValueError(f'{vocab_file}: expected a line {token}, found none; is this a BERT vocabulary?')
@@ -45,9 +49,7 @@ class BertTokenizer:
         if not path.is_dir():
             return cls(path)
         settings = path / 'tokenizer_config.json'
-        values = read_json(settings, 'the settings of a tokenizer') if settings.is_file() else {}
-        if not isinstance(values, dict):
-            raise DataError(f'{settings}: expected an object, found {shown(values)}')
+        values = read_json(settings, 'the settings of a tokenizer', dict) if settings.is_file() else {}
         if values.get('do_lower_case') is False:
             raise ValueError(f'{settings}: do_lower_case is false, but text is lower-cased here; use an uncased BERT')
         return cls(next((path / name for name in VOCABULARIES if (path / name).is_file()), path / VOCABULARIES[0]))
@@ -93,8 +95,7 @@ class BertTokenizer:
         starts = range(0, len(texts), CHUNK)
         for start in tqdm(starts, desc='Tokenising', unit=f' x {CHUNK:,} texts', delay=3, disable=None):
             chunk = [(item,) if isinstance(item, str) else item for item in texts[start:start + CHUNK]]
-            stripped = [SURROGATES.sub('', text).strip() for item in chunk for text in item]
-            encodings = iter(self._tokenizer.encode_batch(stripped, add_special_tokens=False))
+            encodings = self._encodings([SURROGATES.sub('', text[:TEXT]).strip() for item in chunk for text in item])
             for row, item in enumerate(chunk, start):
                 parts = [next(encodings).ids for _ in item]
                 cut_longest_first(parts, max_length - 1 - len(parts))
@@ -102,6 +103,18 @@ class BertTokenizer:
                 ids[row, :len(pieces)] = pieces
                 types[row, len(parts[0]) + 2:len(pieces)] = 1  # nothing for one text
         return ids, types
+
+
+    def _encodings(self, texts):
+        """Yields the encodings of texts, BATCH characters at a time, since a character may take 300 bytes there."""
+        batch, size = [], 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size > BATCH:
+                yield from self._tokenizer.encode_batch(batch, add_special_tokens=False)
+                batch, size = [], 0
+        yield from self._tokenizer.encode_batch(batch, add_special_tokens=False)
 
 
 def cut_longest_first(parts, room):

@@ -6,7 +6,6 @@ import os
 import re
 import textwrap
 import zipfile
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,13 +81,10 @@ def load_file(path, only_zip=False):
             from safetensors.torch import load_file  # imported here: only these files need the library
             return load_file(path)
         with open(path, 'rb') as file:
-            archive = only_zip or zipfile.is_zipfile(file) or _starts_like_zip(file)
-            sizes = check_zip(file) if archive else None
+            if only_zip or zipfile.is_zipfile(file) or _starts_like_zip(file):
+                check_zip(file)
             file.seek(0)
-            content = torch.load(file, map_location='cpu', weights_only=True)
-        if archive:
-            _check_storages(content, sizes)
-        return content
+            return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def check_file(path):
@@ -107,10 +103,12 @@ def _explained(path):
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from None
     except Exception as error:  # a damaged file makes torch, safetensors and zipfile raise almost anything, even struct.error
-        memory = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'alloc' in str(error))
-        if memory or (isinstance(error, OSError) and error.errno not in MALFORMED):
-            reason = os.strerror(errno.ENOMEM) if memory else error.strerror
-            raise OSError(f'{path}: cannot be read at the moment ({reason}); nothing was changed: try again') from None
+        number, cause = None, error  # zipfile takes errors of reading for a damaged file
+        while cause and number in MALFORMED:
+            memory = isinstance(cause, MemoryError) or (isinstance(cause, RuntimeError) and 'alloc' in str(cause))
+            number, cause = errno.ENOMEM if memory else getattr(cause, 'errno', None), cause.__context__
+        if number not in MALFORMED:
+            raise OSError(f'{path}: cannot be read now ({os.strerror(number)}); nothing was changed: try again') from None
         raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values') from None
 
 
@@ -120,8 +118,8 @@ def _starts_like_zip(file):
 
 
 def check_zip(file):
-    """A Counter of the sizes of the storages in an open .pth file. Raises WeightsError or another exception unless the archive is
-    as torch.save writes it, with right check sums, which PyTorch does not compare."""
+    """Raises WeightsError, or an exception of zipfile, unless an open .pth file is an archive as torch.save writes it, with right
+    check sums, which PyTorch does not compare."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
@@ -133,19 +131,6 @@ def check_zip(file):
         if bad := archive.testzip():
             raise WeightsError(f'{bad}: its check sum differs: the file was damaged after it was written, or was '
                                'written with set_crc32_options(False) and must be written again without it')
-    return Counter(info.file_size for info in infos)
-
-
-def _check_storages(content, sizes):
-    """Raises WeightsError if tensors claim more memory than the archive has for them, which PyTorch does not notice."""
-    storages = {}
-    for name, tensor in leaves(content):
-        if isinstance(tensor, torch.Tensor) and not why_not_plain(tensor) and (size := tensor.untyped_storage().nbytes()):
-            storages[tensor.untyped_storage().data_ptr()] = name, size
-    for name, size in storages.values():
-        sizes[size] -= 1
-        if sizes[size] < 0:
-            raise WeightsError(f'{name}: claims {size:,} bytes, which the file does not have')
 
 
 def leaves(value, name='', left=None):
@@ -233,11 +218,15 @@ def save_state(state, path, kind):
     if kind != '.safetensors':
         torch.save(state, path)
         return
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     # The format has no shared memory, so tied parameters are copied.
     owners = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-    save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
-              {'format': 'pt'})
+    try:
+        save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
+                  {'format': 'pt'})
+    except SafetensorError:
+        raise OSError(f'{path}: a write failed') from None
     os.umask(umask := os.umask(0))
     Path(path).chmod(0o666 & ~umask)  # safetensors makes it readable by the owner only
 

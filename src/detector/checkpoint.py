@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from files.atomic import atomic_file, locked, write_json
+from files.json_files import read_json
 from regions import store, tsv
 from regions.tsv import RegionError
 
@@ -44,7 +45,7 @@ class ExtractionCheckpoint:
         """
         made_with = json.loads(json.dumps(made_with))  # tuples become lists, as in the file
         if self._has_lines():
-            earlier = json.loads(self.made_with.read_text(encoding='utf-8'))
+            earlier = read_json(self.made_with, 'what the regions were made with', dict)
             different = [f'{name}: {earlier.get(name)!r} there, {value!r} now' for name, value in made_with.items()
                          if earlier.get(name) != value]
             if different:

@@ -17,6 +17,7 @@ from detector.checkpoint import ExtractionCheckpoint
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig
 from detector.workers import WorkerPool
 from files.atomic import atomic_file, check_free_space
+from images.ids import HELP as IDS_HELP
 from images.ids import SPLITS, find_pictures
 from regions import tsv
 
@@ -72,7 +73,7 @@ def _gpus():
 
 def extract(args):
     """Extracts the regions and writes them; returns the exit status."""
-    pictures = find_pictures(args.images, args.split)
+    pictures = find_pictures(args.images, args.split, args.ids)
     config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes)
     places = devices(args.device)
     if args.bf16:
@@ -81,7 +82,7 @@ def extract(args):
     with ExtractionCheckpoint(args.out) as checkpoint, WorkerPool(config, places) as pool:
         provenance = pool.provenance() | {
             'min_boxes': args.minBoxes, 'max_boxes': args.maxBoxes, 'device': places[0].split(':')[0],
-            'extracted from': str(Path(args.images).resolve())}
+            'extracted from': str(Path(args.images).resolve())} | ({} if args.ids == 'stem' else {'ids': args.ids})
         checkpoint.resume(provenance)
         remaining = [(img_id, path) for img_id, path in pictures.items() if img_id not in checkpoint.done]
         resumed, broken, start = len(pictures) - len(remaining), {}, time.monotonic()
@@ -136,6 +137,7 @@ def build_parser():
                                      usage='bash run/extract.bash GPUS|cpu --images DIR|LIST --out X.tsv|X.store [flags]')
     parser.add_argument('--images', type=Path, required=True, metavar='DIR|LIST', help='a folder of pictures, or a list of them')
     parser.add_argument('--out', type=Path, required=True, metavar='X.tsv|X.store', help='a new file or folder')
+    parser.add_argument('--ids', default='stem', metavar='stem|path|FILE', help=f'image ids; {IDS_HELP}; default: stem')
     parser.add_argument('--split', choices=tuple(SPLITS), help='dataset whose file names are expected; default: any')
     parser.add_argument('--detector', default=FASTER_RCNN, metavar='NAME', help=f'{HELP}; default: {FASTER_RCNN}')
     parser.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN, see bash run/download.bash detector ({WEIGHTS})')

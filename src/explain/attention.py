@@ -12,6 +12,7 @@ from explain.relevance import relevance
 from files.atomic import write_text
 from files.json_files import some
 from files.text import printable
+from images.ids import without_ending
 from regions import readers
 from regions.class_names import ClassNames
 from tasks.predictor import Predictor
@@ -98,12 +99,19 @@ def title(image, region, names):
     return drawing.label(image, region, names).rpartition(' ')[0]
 
 
+def possible_ids(file, name):
+    """Image ids that an argument may stand for, the most likely first: of a photograph its name without the ending, its path."""
+    if not file.is_file() and file.suffix not in drawing.ENDINGS:
+        return [name]
+    paths = [Path(*file.parts[i:]).as_posix() for i in reversed(range(len(file.parts)))]
+    return [text for path in paths for text in (without_ending(path), path)]
+
+
 def find_images(path, wanted):
-    """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names without the ending are the
-    ids, or ids. Raises RegionError for regions or photographs that cannot be read."""
+    """(ImageRegions, its photograph or None) of each of `wanted`: files of photographs, whose names or paths are the ids, or ids.
+    Raises RegionError for regions or photographs that cannot be read."""
     files = [Path(name) for name in wanted]
-    ids = [file.stem if file.is_file() or file.suffix in drawing.ENDINGS else name
-           for file, name in zip(files, wanted, strict=True)]
+    ids = readers.first_known(path, [possible_ids(file, name) for file, name in zip(files, wanted, strict=True)])
     regions = {image.img_id: image for image in readers.chosen(path, list(dict.fromkeys(ids)))}
     return [(regions[img_id], drawing.open_photo(file) if file.is_file() else None)
             for img_id, file in zip(ids, files, strict=True)]

@@ -2,13 +2,18 @@
 
 import colorsys
 import os
-from functools import partial
+import sys
+import unicodedata
+import warnings
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from files.atomic import write_atomically
+from files.text import printable
 from images.pictures import PictureError, open_picture
 from regions.tsv import RegionError
 
@@ -22,6 +27,8 @@ DIM = 0.4  # brightness where no region has any weight
 DPI = 110
 NO_MATH = {'parse_math': False}  # dollars in a question are no formula
 CELL = 0.2  # inches of a row or column of a heat map
+SYMBOL_FONTS = ('cm', 'STIX', 'Last Resort')  # matplotlib's, of formulas and of placeholders
+_without_font = set()  # characters that were named as having none
 
 
 # ---- regions of a picture
@@ -59,7 +66,7 @@ def canvas_of(image, photo):
 
 def draw_labels(drawing, boxes, texts, colours):
     """A label for each box, the first ones nearest to theirs. They do not cover each other as long as there is room."""
-    font, size = ImageFont.load_default(FONT), drawing.im.size
+    font, size = _pil_font(texts), drawing.im.size
     above, below = font.getmetrics()
     places = []
     for box, text, colour in zip(boxes, texts, colours, strict=True):
@@ -93,8 +100,9 @@ def check_shape(photo, image):
 
 
 def photo_path(folder, img_id):
-    """`folder`/`img_id` with an ending of photographs, or None if there is no such file below the folder."""
-    path = next((path for ending in ENDINGS if os.path.isfile(path := Path(folder) / f'{img_id}{ending}')), None)
+    """`folder`/`img_id` with an ending of photographs, also one in the id, or None if there is no such file below the folder."""
+    endings = ('',) * img_id.endswith(ENDINGS) + ENDINGS
+    path = next((path for ending in endings if os.path.isfile(path := Path(folder) / f'{img_id}{ending}')), None)
     if path and '/' in img_id and not path.resolve().is_relative_to(Path(folder).resolve()):
         return None  # ids come with the data, and may have .. or begin with /
     return path
@@ -246,4 +254,78 @@ def draw_heads(title, words, relevance, to_regions, to_words, heads, regions):
 
 def save(picture, path):
     """Writes a picture of PIL or a figure of matplotlib as PNG, atomically. Raises OSError that names the file."""
-    write_atomically(path, partial(picture.save if isinstance(picture, Image.Image) else picture.savefig, format='png'))
+    if isinstance(picture, Image.Image):
+        write_atomically(path, partial(picture.save, format='png'))
+        return
+    from matplotlib.text import Text
+
+    texts = [text for text in picture.findobj(Text) if not text.get_text().isascii()]
+    families = [font.name for font in fonts_for(text.get_text() for text in texts)] if texts else None
+    for text in texts:
+        text.set_fontfamily(families)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')  # one a character; fonts_for has said so
+        write_atomically(path, partial(picture.savefig, format='png'))
+
+
+# ---- fonts of scripts that the default ones do not have
+
+@cache
+def _characters(path):
+    """The code points of a font file; none if it cannot be read or is no scalable font, as those of coloured emoji."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        font = FT2Font(path)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except (RuntimeError, OSError, ValueError):
+        return frozenset()
+
+
+def fonts_for(texts):
+    """The fonts (matplotlib's FontEntry) for some texts: DejaVu Sans, then the installed ones that their characters need.
+
+    Characters that no font has are named once on stderr.
+    """
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    lacking = {char for text in texts for char in text if _is_drawn(char)}
+    fonts = [next(font for font in manager.ttflist if (font.name, font.style, font.weight) == ('DejaVu Sans', 'normal', 400))]
+    lacking, candidates = {char for char in lacking if ord(char) not in _characters(fonts[0].fname)}, ()
+    if lacking:
+        known = {font.fname for font in manager.ttflist}  # listed once, so that later fonts lack
+        for path in sorted({*font_manager.findSystemFonts()} - known):
+            with suppress(Exception):  # of the many kinds of broken fonts
+                manager.addfont(path)
+        candidates = [font for font in manager.ttflist if font.style == 'normal' and not font.name.startswith(SYMBOL_FONTS)]
+    for font in sorted(candidates, key=_preference):
+        if having := {char for char in lacking if ord(char) in _characters(font.fname)}:
+            fonts.append(font)
+            lacking -= having
+        if not lacking:  # reading all of thousands of fonts takes seconds
+            break
+    if new := sorted(lacking - _without_font):
+        _without_font.update(new)
+        print(f'Drawings: no installed font has {len(new):,} of the characters ({printable(" ".join(new[:5]))}); they are drawn '
+              'as boxes. Install a font that has them, such as: apt install fonts-noto-core fonts-noto-cjk', file=sys.stderr)
+    return fonts
+
+
+def _preference(font):
+    """Orders fonts: complete families of many scripts first, then the plain ones."""
+    return not font.name.startswith('Noto Sans'), 'Sans' not in font.name, font.weight != 400, font.name
+
+
+def _is_drawn(char):
+    """Whether a character is seen: not a space, control character, joiner, or variant of an emoji."""
+    return not char.isspace() and unicodedata.category(char) not in ('Cc', 'Cf') and not 0xfe00 <= ord(char) <= 0xfe0f
+
+
+def _pil_font(texts):
+    """The font of labels: pillow's own for Latin letters, else the one of fonts_for that has most of the characters."""
+    text = ''.join(texts)
+    if all(ord(char) < 0x100 for char in text):
+        return ImageFont.load_default(FONT)
+    best = max(fonts_for([text]), key=lambda font: sum(ord(char) in _characters(font.fname) for char in text))
+    return ImageFont.truetype(best.fname, FONT)

@@ -16,7 +16,7 @@ from files.json_files import DataError, some
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
 from tasks.predictor import read_run
-from tasks.program import TaskProgram
+from tasks.program import TaskProgram, check_batch
 from tasks.registry import TASKS, task_class
 from tasks.task import warn_same_predictions
 from train import evaluate
@@ -77,6 +77,7 @@ def predict_split(args, folder):
         examples = program.labelled('test', args.test)
         sentences, head = examples.sentences, program.build()
         dataset = program.load(args.test, examples, head)
+        check_batch(dataset, options.batchSize, 'batchSize', program.device)
         predictions = evaluate(head, dataset, options, program.device, f'Testing on {args.test}', BEST)
     finally:
         program.folder.close()

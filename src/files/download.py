@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 from files import atomic
 
 TRIES = 5  # connections in a row that bring a download no further, before it is given up
-TIMEOUTS = (10, 60)  # seconds to connect; between two bytes
-MAX_WAIT = 60  # seconds between two requests, whatever the server asks for
-BUSY = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which a request is repeated
+MIN_RATE = 1000  # bytes a second that a connection brings, else it brought the download no further
+MAX_UNKNOWN = 2_000_000_000  # bytes of a file of which nobody says the size
+MAX_VERSION = 500  # characters, which are sent back to resume
 CHUNK = 1 << 17  # bytes
 SCHEMES = ('http://', 'https://', 's3://', 'hf://')
 # The files of a repository on the hub that make a model; pytorch_model.bin only where it has no safetensors.
@@ -115,8 +115,7 @@ def obtain(address, path, size=None, sha256=None, cached_version=None):
     part = Path(f'{path}.part')
     if address.startswith('hf://'):
         source = hub_path(address, is_offline()).resolve()
-        for leftover in (part, note_of(part)):
-            leftover.unlink(missing_ok=True)
+        remove(part)
         try:
             os.link(source, part)
         except OSError:  # another disk, or one without hard links
@@ -126,7 +125,7 @@ def obtain(address, path, size=None, sha256=None, cached_version=None):
     else:
         download(address, part, size, cached_version)
     if fault := find_fault(part, size, sha256):
-        part.unlink()
+        remove(part)
         raise DownloadError(f'{address}: {fault}; the download is removed: check the address, then try again')
     atomic.sync(part)
     os.replace(part, path)
@@ -136,6 +135,8 @@ def find_fault(file, size, sha256):
     """What is wrong with a downloaded file, or None."""
     if size not in (None, actual := file.stat().st_size):
         return f'expected {size:,} bytes, found {actual:,}'
+    if not actual and size is None:
+        return 'expected a file, found an empty one'
     with open(file, 'rb') as opened:
         head = opened.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if head.startswith((b'<!doctype html', b'<html')):
@@ -157,12 +158,20 @@ def note_of(file):
     return Path(f'{file}.json')
 
 
+def remove(part):
+    """Removes a file that was not downloaded completely, and its note."""
+    for leftover in (part, note_of(part)):
+        leftover.unlink(missing_ok=True)
+
+
 def read_note(file):
     """The {'address', 'version', 'total'} of a file; {} if it has no readable note."""
     try:
         note = json.loads(note_of(file).read_text(encoding='utf-8'))
-        return note if note.keys() == {'address', 'version', 'total'} else {}
-    except (OSError, ValueError, AttributeError):
+        kinds = {'address': str, 'version': str | None, 'total': int | None}
+        valid = note.keys() == kinds.keys() and all(map(isinstance, note.values(), map(kinds.get, note)))
+        return note if valid and note['version'] == sendable(note['version']) else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
@@ -181,12 +190,13 @@ def download(address, part, size, cached_version):
     failures, largest = 0, part.stat().st_size if part.exists() else 0
     with atomic.byte_bar(part.stem, size) as bar:
         while True:
+            begin = time.monotonic()
             try:
                 return receive(address, part, size, cached_version, bar)
             except Interrupted as error:
                 reason = error
             received = part.stat().st_size if part.exists() else 0
-            failures = 0 if received > largest else failures + 1
+            failures = 0 if received - largest > MIN_RATE * (time.monotonic() - begin) else failures + 1
             largest = max(largest, received)
             if failures == TRIES:
                 raise DownloadError(f'{address}: {reason}, {TRIES} times; try again later, or download it by hand')
@@ -196,7 +206,7 @@ def download(address, part, size, cached_version):
 
 def receive(address, part, size, cached_version, bar):
     """Append to `part` what one connection brings. Raises Interrupted where it is not complete then, Unchanged, DownloadError."""
-    from urllib3.exceptions import HTTPError  # here and below: imported only to download, since these libraries take a second
+    from files import http_client
 
     note, offset, headers = read_note(part), 0, {}
     if note.get('address') == address and note['version'] and note['total'] and part.exists():
@@ -207,13 +217,13 @@ def receive(address, part, size, cached_version, bar):
         headers = {'Range': f'bytes={offset}-', 'If-Range': note['version']}
     elif cached_version:
         headers = {'If-None-Match' if '"' in cached_version else 'If-Modified-Since': cached_version}
-    with get(address, headers) as response:
+    with http_client.get(address, s3_url(address) if address.startswith('s3://') else address, headers) as response:
         status, (first, version, total) = response.status_code, describe(response)
         if cached_version and not offset and (status == 304 or (status == 200 and version == cached_version)):
             raise Unchanged
         remote = {'address': address, 'version': version, 'total': total}
         if first is None or (first > 0 and (first != offset or remote != note)):
-            part.unlink(missing_ok=True)
+            remove(part)
             raise Interrupted('the file has changed on the server, or the server cannot resume; starting again')
         check(address, response, total, size)
         if first == 0:  # also where the file has changed, or the server does not know ranges
@@ -221,34 +231,18 @@ def receive(address, part, size, cached_version, bar):
             atomic.write_json(note_of(part), remote)
         atomic.check_free_space(part.parent, (total or size or first) - first, address, 'make room')
         bar.total, bar.n = total, first
-        try:
-            with atomic.naming(part), open(part, 'ab') as file:
-                for chunk in response.raw.stream(CHUNK, decode_content=False):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        except HTTPError as error:
-            raise Interrupted(one_line(error)) from None
+        most = next(number for number in (total, size, MAX_UNKNOWN) if number is not None)
+        with atomic.naming(part), open(part, 'ab') as file:
+            for block in http_client.blocks(response, CHUNK):
+                if file.tell() + len(block) > most:
+                    remove(part)
+                    if first:
+                        raise Interrupted('the server sends more than the rest of the file; starting again')
+                    raise DownloadError(f'{address}: expected at most {most:,} bytes, the server sends more; check the address')
+                file.write(block)
+                bar.update(len(block))
     if total not in (None, part.stat().st_size):
         raise Interrupted(f'expected {total:,} bytes, the connection was cut')
-
-
-def get(address, headers):
-    """The response to a request whose body is not read yet. Servers that are busy or cannot be reached are asked again."""
-    import requests
-    from urllib3 import Retry
-    from urllib3.exceptions import HTTPError
-
-    retries = Retry(TRIES - 1, connect=2, status_forcelist=BUSY, raise_on_status=False, backoff_factor=0.5,
-                    retry_after_max=MAX_WAIT)
-    session = requests.Session()
-    for scheme in ('http://', 'https://'):
-        session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retries))
-    headers = headers | {'Accept-Encoding': 'identity'}  # a compressed body has another length, and cannot be resumed
-    url = s3_url(address) if address.startswith('s3://') else address
-    try:
-        return session.get(url, headers=headers, stream=True, timeout=TIMEOUTS)
-    except (requests.RequestException, HTTPError) as error:
-        raise DownloadError(f'{address}: {one_line(error)}; check the address and the connection') from None
 
 
 def describe(response):
@@ -259,11 +253,16 @@ def describe(response):
     length, etag = response.headers.get('Content-Length'), response.headers.get('ETag')
     if etag and etag.startswith('W/'):  # a weak one, which may not be used to resume
         etag = response.headers.get('Last-Modified', etag)
-    version = etag or response.headers.get('Last-Modified')
+    version = sendable(etag or response.headers.get('Last-Modified'))
     if response.status_code == 206:
-        numbers = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
+        numbers = re.fullmatch(r'bytes (\d{1,18})-\d{1,18}/(\d{1,18})', response.headers.get('Content-Range', ''))
         return (int(numbers[1]), version, int(numbers[2])) if numbers else (None, version, None)
-    return None if response.status_code == 416 else 0, version, int(length) if length else None
+    return None if response.status_code == 416 else 0, version, int(length) if re.fullmatch(r'\d{1,18}', length or '') else None
+
+
+def sendable(version):
+    """The version if it can be sent to the server as a header, else None."""
+    return version if version and re.fullmatch(r'[!-~]([ -~]*[!-~])?', version) and len(version) <= MAX_VERSION else None
 
 
 def check(address, response, total, size):

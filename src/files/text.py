@@ -2,6 +2,7 @@
 
 import re
 
+MAX_MESSAGE = 5000  # characters of an error
 BREAK = re.compile(r'\n(?!  )')  # before a line that is not indented
 
 
@@ -28,4 +29,5 @@ class InputError(ValueError):
     """An input that cannot be used. The message may quote it: control characters in it are escaped."""
 
     def __init__(self, message):
-        super().__init__(printable_lines(message))
+        text = printable_lines(message)
+        super().__init__(text[:MAX_MESSAGE] + '...' if len(text) > MAX_MESSAGE else text)

@@ -87,9 +87,7 @@ class LxrtConfig:
 
         Raises FileNotFoundError, or ValueError that names the file and the key.
         """
-        values = read_json(path, 'a config.json of BERT or LXMERT')
-        if not isinstance(values, dict):
-            raise DataError(f'{path}: expected a json object, found {type(values).__name__}')
+        values = read_json(path, 'a config.json of BERT or LXMERT', dict)
         known = {field.name for field in fields(cls)}
         try:
             return cls(**{name: value for name, value in values.items() if name in known})

@@ -16,7 +16,7 @@ from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
 from explain.attention import TOP, draw_explanation, explain, most_relevant_words
-from files.json_files import DataError, read_json
+from files.json_files import DataError, field, read_json
 from files.text import printable
 from images.pictures import ENDINGS, open_picture
 from param import add_flags
@@ -121,7 +121,8 @@ def detector_of(options):
     if options.get('dataset'):
         return DatasetSpec.from_json(options['dataset']).detector or FASTER_RCNN
     world = Path(options.get('dataRoot') or 'data') / 'world.json'
-    return read_json(world, 'the settings of a sample world').get('detector', FASTER_RCNN) if world.is_file() else FASTER_RCNN
+    settings = read_json(world, 'the settings of a sample world', dict) if world.is_file() else {}
+    return field(settings, 'detector', str, world) if 'detector' in settings else FASTER_RCNN
 
 
 def check_feature_size(predictor, detector, size):

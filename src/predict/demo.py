@@ -14,7 +14,7 @@ from pathlib import Path
 from cli import run_main
 from explain.drawing import photo_path
 from files.atomic import temporary_folder
-from files.json_files import DataError, read_json
+from files.json_files import DataError, stream
 from predict.ask import add_arguments, detector_of, load_pipeline, run_options
 from regions.class_names import names_folder
 
@@ -52,9 +52,11 @@ def find_examples(root, task):
     path = next((path for path in (root / task.kind / 'minival.json', root / task.kind / 'valid.json') if path.is_file()), None)
     if not folders or not path:
         return []
-    rows = read_json(path, 'a list of examples')
-    examples = [[*(next(filter(None, (photo_path(folder, row[key]) for folder in folders)), None) for key in task.schema.images),
-                 row['sent']] for row in rows[::max(1, len(rows) // EXAMPLES)][:EXAMPLES]]
+    keys = (*task.schema.images, 'sent')
+    rows = [[row[key] for key in keys] for row in stream(path, 'item', 'examples')
+            if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)]
+    examples = [[*(next(filter(None, (photo_path(folder, img_id) for folder in folders)), None) for img_id in ids), sentence]
+                for *ids, sentence in rows[::max(1, len(rows) // EXAMPLES)][:EXAMPLES]]
     return [list(map(str, example)) for example in examples if all(example)]
 
 

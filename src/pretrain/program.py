@@ -7,6 +7,7 @@ from annotations.pretraining import load_sentences
 from annotations.pretraining_text import KIND
 from annotations.spec import DatasetSpec
 from cli import train_main
+from dist import print0
 from files.json_files import DataError
 from tasks.program import Program, check_features, check_has_features, read_spec, train
 from train import evaluate_losses, warn_constant_logits
@@ -107,7 +108,22 @@ class PretrainingProgram(Program):
                 if (most := int(store.arrays[name].max(initial=0))) >= (expected := getattr(self.config, size)):
                     raise DataError(f'{store.name}: has {name} up to {most}, but the model knows {expected} ({size} in '
                                     f'{self.bert / "config.json"})')
+            warn_unlabelled(store, self.options.visualLosses)
         return dataset
+
+
+def warn_unlabelled(store, visual_losses):
+    """Prints a warning if no region of a store has a class, or all have the same, so that a loss teaches nothing."""
+    for loss, name, conf in (('obj', 'classes', 'class_conf'), ('attr', 'attributes', 'attribute_conf')):
+        if loss not in visual_losses.split(','):
+            continue
+        labels = store.arrays[name]
+        if not store.arrays[conf].any():
+            print0(f'Warning: {store.name}: no region has {name} with a confidence above 0: the loss {loss} is always 0, and '
+                   'nothing is learned from it. Leave it out of --visualLosses, or import regions with their confidences.')
+        elif len(labels) > 1 and labels.min() == labels.max():
+            print0(f'Warning: {store.name}: all regions have {name} of the same number, {labels[0]}: nothing is learned from the '
+                   f'loss {loss}. Leave it out of --visualLosses, or import regions with their {name}.')
 
 
 def check_flags(options):

@@ -1,7 +1,7 @@
 """Checks TSV files and region stores, and reports all faults in one pass. `repair` copies the valid lines of a TSV."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,11 +9,13 @@ from tqdm import tqdm
 from files.atomic import atomic_file, byte_bar
 from files.json_files import field, stream
 from regions import store_files, tsv
+from regions.image_regions import check_first_boxes
 from regions.store import RegionStore
-from regions.tsv import RegionError, TsvFile
+from regions.tsv import ImageRegions, RegionError, TsvFile
 
 PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # number of images, by prefix of the file's name
 ADVICE = 'convert its TSV again (run/regions.bash convert), or copy the store again'
+REACH = 0.4  # of width or height: what boxes reach beyond in any real file
 
 
 def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], None]) -> list[str]:
@@ -22,21 +24,55 @@ def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], N
     on_fault: called with each fault; warn: called with a message about what cannot be checked. Raises RegionError if there is no
     such file.
     """
-    return _check_store(path, on_fault, warn) if Path(path).is_dir() else _check_tsv(path, on_fault)
+    totals = Totals()
+    img_ids = _check_store(path, totals, on_fault, warn) if Path(path).is_dir() else _check_tsv(path, totals, on_fault)
+    for warning in totals.warnings() if img_ids else ():
+        warn(f'{path}: {warning}')
+    return img_ids
 
 
-def _check_tsv(path, on_fault) -> list[str]:
+class Totals:
+    """What no image shows by itself: labels, features and boxes of a whole file."""
+
+    def __init__(self):
+        self.classes = self.attributes = self.features = self.area = False
+        self.images, self.reach = 0, 0.0  # the furthest that a box reaches into its image, as a share of its sides
+
+    def add(self, image: ImageRegions) -> None:
+        self.images += 1
+        self.classes |= bool(image.class_conf.any())
+        self.attributes |= bool(image.attribute_conf.any())
+        self.features |= image.features is None or bool(image.features.any())
+        self.area |= bool((image.boxes[:, 2:] > image.boxes[:, :2]).all(1).any())
+        self.reach = max(self.reach, float((image.boxes[:, 2:].max(0) / (image.width, image.height)).max()))
+
+    def warnings(self) -> Iterator[str]:
+        for name, loss in (('classes', 'obj'), ('attributes', 'attr')):
+            if not getattr(self, name):
+                yield f'no region has {name} with a confidence above 0, so that pre-training learns none (--visualLosses {loss})'
+        if not self.features:
+            yield 'all features are 0; were they extracted?'
+        if not self.area:
+            yield 'no box has an area; were boxes written?'
+        elif self.reach < REACH and self.images >= 10:
+            yield (f'no box reaches further than {self.reach:.0%} of the width or height of its image; are boxes and sizes in '
+                   'the same pixels?')
+
+
+def _check_tsv(path, totals, on_fault) -> list[str]:
     file, img_ids = tsv.need(path), []
     if not file.size:
         on_fault(RegionError(f'{file.where}: expected one image per line, found an empty file; download or extract it again'))
     try:
-        img_ids.extend(image.img_id for _, image in tsv.read(file, on_fault))
+        for _, image in tsv.read(file, on_fault):
+            img_ids.append(image.img_id)
+            totals.add(image)
     except RegionError as error:  # the rest cannot be read
         on_fault(error)
     return img_ids
 
 
-def _check_store(path, on_fault, warn) -> list[str]:
+def _check_store(path, totals, on_fault, warn) -> list[str]:
     img_ids = []
     try:
         store = RegionStore(path, verify=False)
@@ -52,11 +88,21 @@ def _check_store(path, on_fault, warn) -> list[str]:
             on_fault(RegionError(f'{store.folder}/{fault}; {ADVICE}'))
     # Without valid offsets no region belongs to an image.
     rows = range(len(store)) if store_files.increase(store.arrays['offsets']) else ()
+    if rows:
+        try:
+            check_first_boxes(store.folder, store.arrays)
+        except RegionError as error:  # boxes of another form, said once
+            on_fault(error)
+            rows = ()
     for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
         try:
-            img_ids.append(tsv.check(store.image(row), store.feature_size).img_id)
+            image = tsv.check(store.image(row), store.feature_size)
         except (RegionError, UnicodeDecodeError) as error:
-            on_fault(RegionError(f'{store.folder}: row {row}: image {store_files.printable(store.ids[row])}: {error}; {ADVICE}'))
+            advice = '' if 'regions.bash import' in str(error) else f'; {ADVICE}'
+            on_fault(RegionError(f'{store.folder}: row {row}: image {store_files.printable(store.ids[row])}: {error}{advice}'))
+            continue
+        img_ids.append(image.img_id)
+        totals.add(image)
     if fault := _source_fault(store):
         on_fault(fault)
     return img_ids

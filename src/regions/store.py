@@ -35,6 +35,7 @@ from tqdm import tqdm
 from files.atomic import byte_bar, write_json
 from regions import store_files, tsv
 from regions.arrays import RegionArrays, RegionView
+from regions.image_regions import check_first_boxes
 from regions.tsv import ImageRegions, RegionError, TsvFile
 
 AHEAD = 16  # images that are decoded before they are written
@@ -104,8 +105,8 @@ class RegionStore(RegionArrays):
 
     def gather_one(self, rows, draws) -> np.ndarray:
         _, starts, counts = self.spans(rows)
-        one = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
-        return one.reshape(-1, self.feature_size)
+        features = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
+        return features.reshape(len(starts), self.feature_size)
 
     def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if name != 'features':  # of a few bytes an image the mapping is faster
@@ -151,9 +152,11 @@ def open_regions(tsv_path, store_root=None) -> RegionStore:
     A zip of the TSV's name beside it stands for a TSV that is missing (see `tsv`). Of several processes one makes
     the store, under a lock, and the others wait. A store whose TSV is gone is opened as it is, and one whose features
     are float16 is used in place of one of float32. Raises RegionError with advice if there is neither, if the TSV has
-    faulty lines (all are read; the first 20 are listed), or if the store cannot be written.
+    faulty lines (all are read; the first 20 are listed), if the store cannot be written, or holds normalised boxes.
     """
-    return _open(tsv_of(tsv_path), store_root, None)
+    store = _open(tsv_of(tsv_path), store_root, None)
+    check_first_boxes(store.folder, store.arrays)
+    return store
 
 
 def convert(tsv_path, store_root=None, dtype: str = 'float32') -> RegionStore:

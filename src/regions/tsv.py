@@ -9,63 +9,25 @@ The published .zip files are read as streams, never unpacked: if `train2014_obj3
 `train2014_obj36.zip` is opened and its member of that name (in any folder inside), or else its only `.tsv`, is read.
 """
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import io
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pybase64
 
 from files.atomic import atomic_file, byte_bar
 from files.json_files import read_json
-from files.text import InputError
+from regions.image_regions import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError, array_sizes, check  # noqa: F401
+from regions.tsv_lines import FIELDS, encode, label, other_form, parse, recognise  # noqa: F401
 
-FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
-          'features')
-# Array of ImageRegions -> its field in the file and its dtype, in the file's order.
-ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
-          'attribute_conf': ('attrs_conf', '<f4'), 'boxes': ('boxes', '<f4'), 'features': ('features', '<f4')}
-OPTIONAL = {'class_probabilities': '<f2'}  # arrays (o, any number) that a region store may hold in addition, not a TSV
-COLUMNS = ARRAYS | {name: (name, dtype) for name, dtype in OPTIONAL.items()}
-PROBABILITIES = {'class_conf': 1e-3, 'attribute_conf': 1e-3, 'class_probabilities': 0}  # column -> how far above 1 by rounding
-DAMAGED = 'damaged: fetch the file again, or extract the image anew'
-ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
+FEW = 20  # faults that are held back until the first valid line
 BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
 ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or unknown compression
-
-
-class RegionError(InputError):
-    """Regions that cannot be used; the message names file, line or image, what was expected, found, and what to do."""
-
-
-@dataclass(frozen=True, eq=False)
-class ImageRegions:
-    """The o regions of one image, with f numbers a region; height and width in pixels.
-
-    The background column is already removed from the ids: classes are 0..1599 and attributes 0..399 for the
-    published Visual Genome detector. class_probabilities keeps the detector's order of classes; VL-BERT expects 1601, the
-    background first.
-    """
-
-    img_id: str
-    height: int
-    width: int
-    classes: np.ndarray  # (o,) int64
-    class_conf: np.ndarray  # (o,) float32
-    attributes: np.ndarray  # (o,) int64
-    attribute_conf: np.ndarray  # (o,) float32
-    boxes: np.ndarray  # (o, 4) float32, pixels x1, y1, x2, y2
-    features: np.ndarray | None  # (o, f) float32; None: boxes only
-    class_probabilities: np.ndarray | None = None  # (o, num_classes) float16, 0..1
 
 
 # Where the lines come from
@@ -196,7 +158,7 @@ def read(file, on_fault: Callable[[RegionError], None] | None = None,
 def read_lines(file, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, ImageRegions]]:
     """As `read`, but yields (line number, the line's bytes as they are in the file, ImageRegions)."""
     file = file if isinstance(file, TsvFile) else need(file)
-    f, f_line, lines_of = None, 0, {}
+    f, f_line, lines_of, early = None, 0, {}, EarlyFaults(file, on_fault)
     for number, line in enumerate(file.lines(), 1):
         if wanted and not wanted(line.split(b'\t', 1)[0]):
             continue
@@ -206,15 +168,69 @@ def read_lines(file, on_fault=None, wanted=None) -> Iterator[tuple[int, bytes, I
                 raise RegionError(f'field "img_id": expected a new id, found that of line {lines_of[image.img_id]}; remove one '
                                   'of the two lines')
         except RegionError as error:
-            fault = RegionError(f'{file.where}:{number}: image {label(line)}: {error}')
-            if on_fault is None:
-                raise fault from None
-            on_fault(fault)
+            if f is None:
+                early.add(number, line, error)
+            else:
+                early.report(number, line, error)
             continue
         if f is None:
+            early.flush()
             f, f_line = image.features.shape[1], number
         lines_of[image.img_id] = number
         yield number, line, image
+    if f is None:
+        early.end()
+
+
+class EarlyFaults:
+    """Faults before the first valid line. If all are alike, the file has another layout, which is said once."""
+
+    def __init__(self, file: TsvFile, on_fault):
+        self.file, self.on_fault, self.layout = file, on_fault, None
+        self.faults, self.kinds, self.count, self.unlisted = [], set(), 0, 0
+
+    def report(self, number: int, line: bytes, error: RegionError) -> None:
+        fault = RegionError(f'{self.file.where}:{number}: image {label(line)}: {error}')
+        if self.on_fault is None:
+            raise fault from None
+        self.on_fault(fault)
+
+    def add(self, number: int, line: bytes, error: RegionError) -> None:
+        """Raises RegionError for a header line, or where the first two lines are those of one known layout."""
+        layout, self.count = recognise([line]) if self.count < 2 else None, self.count + 1
+        if layout and (layout.header or self.on_fault is None or (self.layout and layout.fields == self.layout.fields)):
+            raise self._other_layout(layout)
+        self.layout = layout if self.count == 1 else self.layout
+        self.kinds.add(re.sub(r"[\d.e+-]+|b'.*?'", '', str(error)))
+        if self.on_fault is None or len(self.kinds) > 1:
+            self.flush()
+            self.report(number, line, error)
+        elif len(self.faults) < FEW:
+            self.faults.append((number, line[:200], error))
+        else:
+            self.unlisted += 1
+
+    def flush(self) -> None:
+        """Report the faults that were held back: they were not alike, or the file has a valid line."""
+        for fault in self.faults:
+            self.report(*fault)
+        if self.unlisted:
+            self.on_fault(RegionError(f'{self.file.where}: {self.unlisted:,} more lines have faults like these'))
+        self.faults, self.unlisted = [], 0
+
+    def end(self) -> None:
+        """The file has no valid line. Raises RegionError if all lines have the same fault."""
+        if self.count == 1 and self.layout:
+            raise self._other_layout(self.layout)
+        if self.count > 1 and self.faults:
+            number, line, error = self.faults[0]
+            raise RegionError(f'{self.file.where}: all its {self.count:,} lines have the same fault, so that the file is not '
+                              f'damaged but of another form. Line {number}, image {label(line)}: {other_form(str(error))}')
+        self.flush()
+
+    def _other_layout(self, layout) -> RegionError:
+        return RegionError(f'{self.file.where}: is a TSV of another layout ({layout.name}); bash run/regions.bash import '
+                           f'{self.file.path} --out NEW.tsv reads it')
 
 
 def write(path, images: Iterable[ImageRegions]) -> int:
@@ -230,65 +246,7 @@ def write(path, images: Iterable[ImageRegions]) -> int:
     return count
 
 
-def encode(image: ImageRegions) -> bytes:
-    """The line of an image, which has been checked."""
-    columns = {field: base64.b64encode(np.ascontiguousarray(getattr(image, name), dtype)).decode()
-               for name, (field, dtype) in ARRAYS.items()}
-    columns |= {'img_id': image.img_id, 'img_h': image.height, 'img_w': image.width, 'num_boxes': len(image.boxes)}
-    return ('\t'.join(str(columns[field]) for field in FIELDS) + '\r\n').encode()
-
-
 # Checks
-
-def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
-    """Return `image` with its boxes clipped to the picture, or raise RegionError saying which field is wrong.
-
-    Boxes may lie up to a pixel outside, for a detector's rounding. `f` is the feature size expected, if known; without
-    it, or with 0, features may be None.
-    """
-    img_id = image.img_id
-    if (not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable()
-            or '..' in img_id.split('/')):  # as a file's name it would leave its folder
-        raise RegionError(f'field "img_id": expected a name with no white space around it, no control characters and no "..", '
-                          f'found {img_id!r:.100}')
-    for field, size in (('img_h', image.height), ('img_w', image.width)):
-        if not isinstance(size, int | np.integer) or not 0 < size < 2**31:
-            raise RegionError(f'field "{field}": expected a positive number of pixels, found {size!r}')
-    o = len(image.classes) if np.ndim(image.classes) else 0
-    if o < 1:
-        raise RegionError('field "num_boxes": expected at least 1, found 0')
-    for name, (field, dtype) in COLUMNS.items():
-        array = getattr(image, name)
-        if array is None and (name in OPTIONAL or (name == 'features' and not f)):
-            continue
-        if name == 'features' or name in OPTIONAL:
-            size = f if name == 'features' else None
-            shape = (o, size or max(1, np.shape(array)[-1] if np.ndim(array) else 1))
-        else:
-            shape = (o, 4) if name == 'boxes' else (o,)
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-            how = f'; .astype(np.{np.dtype(dtype)}) converts it' if getattr(array, 'dtype', dtype) != dtype else ''
-            raise RegionError(f'field "{field}": expected an array of {np.dtype(dtype)} {shape}, found '
-                              f'{getattr(array, "dtype", type(array).__name__)} {np.shape(array)}{how}')
-        if dtype == '<i8' and array.min() < 0:
-            raise RegionError(f'field "{field}": expected ids of 0 and more, found {array.min()} in region '
-                              f'{array.argmin()}')
-        if dtype != '<i8' and not np.isfinite(array).all():
-            region = np.argwhere(~np.isfinite(array))[0, 0]
-            raise RegionError(f'field "{field}": expected finite numbers, found NaN or infinity in region {region}')
-        if name in PROBABILITIES and not (array.min() >= 0 and array.max() <= 1 + PROBABILITIES[name]):
-            raise RegionError(f'field "{field}": expected numbers from 0 to 1, found {array.min()} to {array.max()}')
-    limits = np.array([image.width, image.height] * 2, np.float32)
-    boxes = image.boxes
-    wrong = (boxes[:, :2] > boxes[:, 2:]) | (boxes < -ROUNDING)[:, :2] | (boxes > limits + ROUNDING)[:, 2:]  # (o, 2)
-    if wrong.any():
-        region = np.argwhere(wrong)[0, 0]
-        raise RegionError(f'field "boxes": expected 0 <= x1 <= x2 <= {image.width} and 0 <= y1 <= y2 <= '
-                          f'{image.height}, found {boxes[region].tolist()} in region {region}')
-    if (boxes < 0).any() or (boxes > limits).any():
-        image = replace(image, boxes=np.clip(boxes, np.float32(0), limits))
-    return image
-
 
 def check_for_tsv(image: ImageRegions) -> ImageRegions:
     """As `check`, but also raises RegionError for what a TSV has no field for."""
@@ -299,12 +257,6 @@ def check_for_tsv(image: ImageRegions) -> ImageRegions:
             raise RegionError(f'field "{name}": a TSV has no such field; write a region store, or leave it out '
                               f'(dataclasses.replace(image, {name}=None))')
     return check(image)
-
-
-def array_sizes(image: ImageRegions) -> dict[str, int]:
-    """Numbers a region of the arrays that may be missing or of any size; 0 of those that are missing."""
-    arrays = {name: getattr(image, name) for name in ('features', *OPTIONAL)}
-    return {name: 0 if array is None else array.shape[1] for name, array in arrays.items()}
 
 
 def checked(path, images: Iterable[ImageRegions], check_image=check) -> Iterator[ImageRegions]:
@@ -329,65 +281,3 @@ def checked(path, images: Iterable[ImageRegions], check_image=check) -> Iterator
                               'written, mend the regions that were given') from None
         positions[image.img_id] = position
         yield image
-
-
-# A line
-
-def parse(line: bytes, f: int | None, f_line: int) -> ImageRegions:
-    """One line of the file as ImageRegions; `f` is the feature size that line `f_line` set, if any did."""
-    end = len(line) - line.endswith(b'\n') - line.endswith(b'\r\n')
-    count, ends = line.count(b'\t', 0, end) + 1, [-1]
-    if count != len(FIELDS):
-        raise RegionError(f'expected {len(FIELDS)} fields separated by tabs, found {count}; the line is cut off or {DAMAGED}')
-    while len(ends) < count:
-        ends.append(line.index(b'\t', ends[-1] + 1))
-    view = memoryview(line)  # copies of nearly half a megabyte would take longer than all the rest
-    fields = {field: view[start + 1:stop] for field, (start, stop) in zip(FIELDS, pairwise([*ends, end]), strict=True)}
-    try:
-        img_id = str(fields['img_id'], 'utf-8')
-    except UnicodeDecodeError as error:
-        raise RegionError(f'field "img_id": expected UTF-8, found byte 0x{fields["img_id"][error.start]:02x}; write '
-                          'the file anew in UTF-8') from None
-    height, width, o = (_whole_number(fields, field) for field in ('img_h', 'img_w', 'num_boxes'))
-    if o < 1:
-        raise RegionError('field "num_boxes": expected at least 1, found 0; extract the image anew, or leave it out')
-    arrays = {}
-    for name, (field, dtype) in ARRAYS.items():
-        columns = {'boxes': 4, 'features': f}.get(name, 1)
-        array = _array(fields, field, np.dtype(dtype), o, columns, f'; line {f_line} set {f} a region' if f else '')
-        arrays[name] = array if name in ('boxes', 'features') else array[:, 0]  # (o, 4), (o, f) or (o,)
-    try:
-        return check(ImageRegions(img_id, height, width, **arrays), f)
-    except RegionError as error:
-        raise RegionError(f'{error}; correct it where the file was made, or remove the line') from None
-
-
-def _whole_number(fields: dict[str, memoryview], field: str) -> int:
-    text = bytes(fields[field])
-    if not text.isdigit() or len(text) > 9:  # int() takes blanks, signs and underscores, and any length
-        raise RegionError(f'field "{field}": expected a whole number, found {text[:40]!r}; the line is {DAMAGED}')
-    return int(text)
-
-
-def _array(fields: dict[str, memoryview], field: str, dtype: np.dtype, o: int, columns: int | None, why: str) -> np.ndarray:
-    """Decode a field as (o, columns); `columns` None takes as many as there are. `why` explains feature sizes."""
-    text = fields[field]
-    try:
-        data = np.frombuffer(pybase64.b64decode_as_bytearray(text, validate=True), np.uint8)
-    except binascii.Error as error:
-        raise RegionError(f'field "{field}": expected base64, found {len(text)} characters that are not ({error}); '
-                          f'the line is cut off or {DAMAGED}') from None
-    if columns is None:
-        columns = max(1, len(data) // (o * dtype.itemsize))
-    expected = o * columns * dtype.itemsize
-    if len(data) != expected:
-        shape = f'{o} x {columns}' if field in ('boxes', 'features') else f'{o}'
-        raise RegionError(f'field "{field}": expected {shape} x {dtype.itemsize} = {expected} bytes, found {len(data)}'
-                          f'{why if field == "features" else ""}; the line is cut off or {DAMAGED}')
-    return data.view(dtype).reshape(o, columns)
-
-
-def label(line: bytes) -> str:
-    """The image id of a complete or incomplete line, shortened for a message."""
-    label = line.split(b'\t', 1)[0][:80].decode('utf-8', 'backslashreplace').rstrip('\r\n')
-    return label if label and label.isprintable() else repr(label)

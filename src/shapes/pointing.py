@@ -36,8 +36,8 @@ def read_seed(folder):
 def questions_with_boxes(folder):
     """Yields (question of minival.json, box of the one thing that it names), for the questions of KINDS."""
     path, seed = folder / 'vqa/minival.json', read_seed(folder)
-    for question in read_json(path, "the world's questions"):
-        if question['question_type'] in KINDS:
+    for question in read_json(path, "the world's questions", list):
+        if field(question, 'question_type', str, path) in KINDS:
             description, = parse_descriptions(question['sent'])
             thing, = description.matching(world.scene_of(seed, question['img_id']))
             yield question, thing.box

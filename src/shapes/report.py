@@ -3,23 +3,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from files.json_files import DataError, read_json
+from files.json_files import DataError, numbered_lines, stream
 from shapes.baselines import score_table, soft_label
 
 TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines are fitted on
 
 
 def read_split(world: Path, task: str, split: str) -> list[dict]:
-    return read_json(world / task / f'{split}.json', f"the {split} split of the sample world's {task}")
+    return list(stream(world / task / f'{split}.json', 'item', 'questions'))
 
 
 def read_predictions(path: Path, task: str) -> dict:
     """{id of a question or pair: predicted answer} from the file that the task's program writes."""
     try:
         if task == 'nlvr2':
-            return dict(line.rsplit(',', 1) for line in path.read_text().splitlines())
+            return dict(line.decode().strip().rsplit(',', 1) for _, line in numbered_lines(path))
         key, answer = {'vqa': ('question_id', 'answer'), 'gqa': ('questionId', 'prediction')}[task]
-        return {prediction[key]: prediction[answer] for prediction in read_json(path, f'the predictions of {task}')}
+        return {prediction[key]: prediction[answer] for prediction in stream(path, 'item', 'predictions')}
     except (KeyError, TypeError, ValueError) as error:
         expected = 'lines such as valid-0-0-0,True' if task == 'nlvr2' else f'a list of objects with {key} and {answer}'
         raise DataError(f'{path}: expected {expected}, as src/tasks/{task}.py writes them; is this of --task {task}?') from error

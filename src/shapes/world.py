@@ -32,6 +32,7 @@ from tqdm import tqdm
 from bert.tokenization import SPECIAL_TOKENS
 from cli import WorkerError, become_worker
 from files.atomic import atomic_folder
+from files.json_files import read_json
 from regions import tsv
 from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
@@ -105,10 +106,10 @@ def exists(out: Path, settings: Settings) -> bool:
         return False
     expected = {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}
     record = out / 'world.json'
-    existing = json.loads(record.read_text()) if record.exists() else {}
+    existing = read_json(record, 'the settings of a sample world', dict) if record.exists() else {}
     if {'detector': DETECTOR, **existing} != expected:
         raise FileExistsError(f'{out}: holds {existing or "no world.json"}, expected {expected}; '
-                              'remove the folder or choose another --out')
+                              'choose another --out')
     if 'detector' not in existing:  # a world made before the key was introduced
         _dump(record, expected, indent=2)
     return True

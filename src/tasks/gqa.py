@@ -5,6 +5,7 @@ import sys
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
 from files.json_files import DataError, field, layout, stream
+from files.text import shown
 from tasks.program import main
 from tasks.scoring import (
     PredictionFaults,
@@ -42,14 +43,16 @@ class GQA(Task):
         return {'questionId': key, 'prediction': answer}
 
     @staticmethod
-    def evaluate(predictions, annotations, choices=None):
+    def evaluate(predictions, annotations, subset=None, choices=None):
         """The metrics of a file of predictions, see Scores.figures. annotations: an official questions file, or this project's
-        json; choices: the official choices file (val_choices.json), for validity and plausibility.
+        json; subset: a scoring.Subset; None: all questions; choices: the official choices file (val_choices.json), for validity
+        and plausibility.
         """
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'questionId', str, 'prediction', faults)
         scores, correct, entailed, detailed, count = Scores(), {}, {}, {}, 0
-        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score):
+        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score,
+                                                 subset):
             count += 1
             if score is None:
                 continue
@@ -69,7 +72,8 @@ class GQA(Task):
             figures['consistency'] = value
         if choices is not None and detailed:
             if not all(detailed.values()):
-                raise DataError(f'{annotations}: --choices needs the detailed types of an official questions file')
+                raise DataError(f'{annotations}: --choices needs the detailed types of an official questions file; '
+                                'name that')
             figures |= read_choices(choices, answers, detailed)
         return figures
 
@@ -89,9 +93,13 @@ def read_questions(path):
         if 'structural' in types:
             names = {'answer type': 'open' if types['structural'] == 'query' else 'binary'} | names
         if not isinstance(balanced := item.get('isBalanced', True), bool):
-            raise DataError(f'{path}: question {key}: key "isBalanced": expected true or false, found {balanced!r}')
-        yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced,
-                       tuple(field(item, 'entailed', list, path)) if 'entailed' in item else (), types.get('detailed') or '')
+            raise DataError(f'{path}: question {key}: key "isBalanced": expected true or false, found {balanced!r}; get '
+                            'the file again')
+        entailed = tuple(field(item, 'entailed', list, path)) if 'entailed' in item else ()
+        detailed = types.get('detailed') or ''
+        if not all(isinstance(name, str) for name in (*entailed, detailed)):
+            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found {shown(item)}')
+        yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced, entailed, detailed)
 
 
 def consistency(correct, entailed):
@@ -120,7 +128,7 @@ def read_choices(path, answers, detailed):
                 counts[name] += belongs(answers[key], field(choice, name, list, path), detailed_type)
     if missing:
         raise DataError(f'{path}: {len(missing):,} of {len(detailed):,} questions have no choices here, such as '
-                        f'{", ".join(list(missing)[:3])}; is it the file of this split?')
+                        f'{", ".join(list(missing)[:3])}; name the file of this split')
     return {'validity': 100 * counts['valid'] / len(detailed), 'plausibility': 100 * counts['plausible'] / len(detailed)}
 
 

@@ -8,7 +8,16 @@ from annotations.examples import PAIR
 from annotations.spec import DatasetSpec
 from files.json_files import DataError, field, layout, numbered_lines, parse_json
 from tasks.program import main
-from tasks.scoring import PredictionFaults, Question, Scores, label_score, match_predictions, read_split
+from tasks.scoring import (
+    CORRECT,
+    KEEP_ONE,
+    PredictionFaults,
+    Question,
+    Scores,
+    label_score,
+    match_predictions,
+    read_split,
+)
 from tasks.task import Task
 
 SPLITS = ('train', 'valid', 'test', 'hidden')
@@ -46,13 +55,14 @@ class NLVR2(Task):
             return sum(bool(file.write(f'{key},{answer}\n')) for key, answer in rows)
 
     @staticmethod
-    def evaluate(predictions, annotations):
-        """The metrics of a file of predictions, see Scores.figures. annotations: the official json lines, or this project's json.
-        """
+    def evaluate(predictions, annotations, subset=None):
+        """The metrics of a file of predictions, see Scores.figures. annotations: the official json lines, or this project's json;
+        subset: a scoring.Subset; None: all questions."""
         faults = PredictionFaults(predictions)
         answers = read_predictions(predictions, faults)
         scores, identifiers, correct, count = Scores(), [], [], 0
-        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score):
+        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, label_score,
+                                                 subset):
             count += 1
             if score is not None:
                 scores.add(score, {})
@@ -63,7 +73,7 @@ class NLVR2(Task):
             try:
                 figures['consistency'] = consistency(identifiers, correct)
             except ValueError as error:
-                raise DataError(f'{annotations}: {error}') from None
+                raise DataError(f'{annotations}: {error}; correct them') from None
         return figures
 
 
@@ -73,9 +83,10 @@ def read_predictions(path, faults):
     for number, line in numbered_lines(path):
         key, _, answer = line.decode(errors='replace').strip().rpartition(',')  # identifiers may have commas
         if not key or answer.lower() not in ('true', 'false'):  # case does not matter, as in the official evaluator
-            faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}')
+            faults.add('lines that are not identifier,True or identifier,False', f'line {number} is {line[:100]!r}',
+                       CORRECT)
         elif key in predictions:
-            faults.add('questions answered again', f'{key} in line {number}')
+            faults.add('questions answered again', f'{key} in line {number}', KEEP_ONE)
         else:
             predictions[key] = answer.capitalize()
     return predictions
@@ -86,14 +97,16 @@ def read_questions(path):
     if layout(path) == 'list':
         yield from read_split(path, PAIR, {})
         return
-    for number, line in numbered_lines(path):
+    lines = ((number, line) for number, line in numbered_lines(path) if not line.isspace())
+    for i, (number, line) in enumerate(lines):
         location = f'{path}:{number}'
-        item = parse_json(line, location, 'one json object per line')
-        if number == 1 and isinstance(item, dict) and 'sent' in item:
+        item = parse_json(line, location, 'one json object per line; get the file again')
+        if not i and isinstance(item, dict) and 'sent' in item:
             yield from read_split(path, PAIR, {})
             return
         if (label := item.get('label') if isinstance(item, dict) else None) not in ('True', 'False', None):
-            raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}')
+            raise DataError(f'{location}: key "label": expected "True" or "False", found {label!r}; get the '
+                            'file again')
         yield Question(field(item, 'identifier', str, location), None if label is None else {label: 1.0})
 
 
@@ -106,7 +119,12 @@ def consistency(identifiers, correct):
     fields = [identifier.split('-') for identifier in identifiers]
     if invalid := [identifier for identifier, parts in zip(identifiers, fields, strict=True) if len(parts) != 4]:
         raise ValueError(f'expected identifiers like dev-354-0-1, found {len(invalid):,} others, the first is {invalid[0]!r}')
-    _, group = np.unique([f'{split}-{collection}-{sentence}' for split, collection, _, sentence in fields], return_inverse=True)
+    return all_correct([f'{split}-{collection}-{sentence}' for split, collection, _, sentence in fields], correct)
+
+
+def all_correct(statements, correct):
+    """Per cent of the statements of which all n examples are correct. statements: of each the name, n str; correct: n bool."""
+    _, group = np.unique(statements, return_inverse=True)
     return 100 * float((np.bincount(group, weights=~np.asarray(correct, dtype=bool)) == 0).mean())
 
 

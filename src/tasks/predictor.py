@@ -11,6 +11,7 @@ from annotations.examples import Examples
 from annotations.spec import DatasetSpec
 from bert.weights import WeightsError
 from files.json_files import DataError, read_json, some
+from files.text import shown
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
@@ -144,9 +145,13 @@ def read_run(path):
     path = path.with_name('options.json')
     if not path.is_file():
         return {}
-    run = read_json(path, 'the options of the run that wrote the snapshot')
-    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
-        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again, or remove it')
+    run = read_json(path, 'the options of the run that wrote the snapshot', dict)
+    if not isinstance(run.get('options'), dict):
+        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again')
+    for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
+        if not isinstance(run['options'].get(key, kind()), kind | None):
+            raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '
+                            f'{shown(run["options"][key])}')
     return run
 
 

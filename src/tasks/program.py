@@ -53,13 +53,9 @@ def inputs_of(dataset, options, flag):
     regions = dataset.regions
     inputs = {f'{ANNOTATIONS} of --{flag}': [dataset.digest(), getattr(options, flag)]}
     if options.image_limit:  # the regions may come from a TSV now and from a store later: only those in use are compared
-        return inputs | {f'regions of --{flag}': [_digest(regions, dataset.used_rows()), str(regions.name)]}
+        return inputs | {f'regions of --{flag}': [regions.digest(dataset.used_rows()), str(regions.name)]}
     stores = getattr(regions, 'stores', [regions])
-    return inputs | {f'regions of --{flag} ({i})': [_digest(store), str(store.name)] for i, store in enumerate(stores, 1)}
-
-
-def _digest(regions, *rows):
-    return regions.digest(*rows) if hasattr(regions, 'digest') else ''  # TODO
+    return inputs | {f'regions of --{flag} ({i})': [store.digest(), str(store.name)] for i, store in enumerate(stores, 1)}
 
 
 def check_batch(dataset, examples, flag, device):
@@ -82,6 +78,8 @@ def train(options, folder, sidecars, make, task_kind, device):
         print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
         return None
     task, head, train_set, valid_set = make()
+    inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
+    folder.check_inputs(state, inputs, head)
     folder.check_best(state, task.best_name)
     step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
     if step < parts:
@@ -89,8 +87,6 @@ def train(options, folder, sidecars, make, task_kind, device):
     check_batch(train_set, -(-step // parts), 'batchSize', device)
     if valid_set is not None:
         check_batch(valid_set, options.evalBatchSize or options.batchSize, 'evalBatchSize', device)
-    inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
-    folder.check_inputs(state, inputs, head)
     resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
     progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
     folder.begin(options, sidecars, progress if resumed else None, task_kind)
@@ -259,7 +255,7 @@ class TaskProgram(Program):
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
         warn_same_predictions(dataset, predictions)
-        files = {f'{name}_predict.{task.suffix}': task.dump}
+        files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = dump_probabilities
         for file, dump in files.items():

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from files.json_files import DataError, layout, stream
+from files.json_files import DataError, layout, some, stream
 from files.text import printable, shown
+
+CORRECT, KEEP_ONE = 'Correct the predictions', 'Keep one answer to each question'
 
 
 class Question(NamedTuple):
@@ -23,10 +26,12 @@ class PredictionFaults:
     """Collects the faults of a file of predictions for one error message."""
 
     def __init__(self, path):
-        self.path, self.counts, self.first = path, {}, {}
+        self.path, self.counts, self.first, self.advice = path, {}, {}, {}
 
-    def add(self, kind, name):
+    def add(self, kind, name, advice):
+        """A fault of a kind (plural), in `name`; advice: what to do."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.advice[advice] = None
         if self.counts[kind] <= 3:
             self.first.setdefault(kind, []).append(printable(name)[:200])
 
@@ -35,7 +40,17 @@ class PredictionFaults:
         if self.counts:
             raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
-                for kind, count in self.counts.items()))
+                for kind, count in self.counts.items()) + f'\n  {"; ".join(self.advice)}')
+
+
+@dataclass
+class Subset:
+    """The questions that are scored."""
+
+    only: set | None = None  # their ids as text; None: all
+    path: object = None  # of the file of these ids
+    partial: bool = False  # the annotations may lack questions that are answered
+    ignored: int = 0  # predictions for other questions, counted by match_predictions
 
 
 class Scores:
@@ -65,14 +80,15 @@ def read_json_predictions(path, id_key, id_type, answer_key, faults):
     """Reads a list [{id_key: ..., answer_key: ...}, ...] as {question id: answer}; adds invalid items to `faults`."""
     expected = f'{{"{id_key}": {"a whole number" if id_type is int else "a text"}, "{answer_key}": a text}}'
     if layout(path) == 'object':
-        raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations?')
+        raise DataError(f'{path}: expected a list of predictions {expected}, found no list; is it the file of annotations? Name '
+                        'the predictions first')
     predictions = {}
     for i, item in enumerate(stream(path, 'item', 'predictions')):
         key, answer = (item.get(id_key), item.get(answer_key)) if isinstance(item, dict) else (None, None)
         if type(key) is not id_type or not isinstance(answer, str):
-            faults.add(f'predictions that are not {expected}', f'number {i} is {json.dumps(item)[:100]}')
+            faults.add(f'predictions that are not {expected}', f'number {i} is {json.dumps(item)[:100]}', CORRECT)
         elif key in predictions:
-            faults.add('questions answered again', key)
+            faults.add('questions answered again', key, KEEP_ONE)
         else:
             predictions[key] = sys.intern(answer)  # saves memory: few answers, millions of questions
     return predictions
@@ -82,39 +98,54 @@ def read_split(path, schema, types):
     """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
         if fault := schema.first_fault(item):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}')
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
+                            'correct it, or name the official annotations')
         label = schema.scores(item) if 'label' in item else None
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
 
 
-def match_predictions(questions, predictions, path, faults, score):
+def match_predictions(questions, predictions, path, faults, score, subset=None):
     """Yields (Question, score from 0 to 1, or None without a label) for each question with a prediction.
 
     questions: iterable of Question, read from path; predictions: {id: answer}; score: (answer, label) -> float. GQA's unbalanced
-    questions may be answered all or not at all. Raises DataError for duplicate questions and, at the end, for the faults.
+    questions may be answered all or not at all. subset: a Subset (None: all questions), outside of which questions and
+    predictions are skipped. Raises DataError for duplicate questions and, at the end, for the faults.
     """
-    ids, unanswered_unbalanced, answered_unbalanced, labelled = set(), [], False, None
+    subset = Subset() if subset is None else subset
+    ids, skipped, unanswered_unbalanced, answered_unbalanced, labelled = set(), set(), [], False, None
     for question in questions:
-        if question.id in ids:
-            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once')
+        if question.id in ids or question.id in skipped:
+            raise DataError(f'{path}: question {printable(question.id)} occurs twice; expected each once; get the file again, or '
+                            'correct it')
+        if subset.only is not None and str(question.id) not in subset.only:
+            skipped.add(question.id)
+            continue
         ids.add(question.id)
         labelled = question.label is not None if labelled is None else labelled
         if (question.label is not None) != labelled:
-            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on none')
+            raise DataError(f'{path}: question {printable(question.id)}: expected labels on all questions of a file or on none; '
+                            'correct the file')
         if question.id in predictions:
             answered_unbalanced |= not question.balanced
             yield question, None if question.label is None else score(predictions[question.id], question.label)
         elif question.balanced:
-            faults.add('questions not answered', question.id)
+            faults.add('questions not answered', question.id, 'Answer all, or name those to score: --only FILE')
         else:
             unanswered_unbalanced.append(question.id)
+    if unknown := sorted((subset.only or set()) - set(map(str, ids))):
+        raise DataError(f'--only {subset.path}: {len(unknown):,} of its {len(subset.only):,} ids are not in {path}: '
+                        f'{some(unknown)}; give ids of these annotations')
     if not ids:
-        raise DataError(f'{path}: expected questions, found an empty file')
+        raise DataError(f'{path}: expected questions, found an empty file; get it again')
     for key in unanswered_unbalanced if answered_unbalanced else ():
-        faults.add('unbalanced questions not answered, though others are', key)
+        faults.add('unbalanced questions not answered, though others are', key, 'Answer all or none of them')
     for key in predictions:
-        if key not in ids:
-            faults.add(f'answers to questions that are not in {path}', key)
+        if key in skipped or (key not in ids and subset.partial):
+            subset.ignored += 1
+        elif key not in ids:
+            faults.add(f'answers to questions that are not in {path}', key, f'--subset scores only the questions of {path}')
+    if subset.ignored and subset.ignored == len(predictions):
+        faults.add('predictions, none of them to a question that is scored,', some(map(str, predictions)), CORRECT)
     faults.check()
 
 

@@ -83,6 +83,10 @@ class Task:
                              f'{100 * scores[mask].mean():5.2f}')
         return '\n'.join(lines)
 
+    def files(self, split):
+        """The files of predictions: {name: function of (dataset, predictions, path) that writes it}."""
+        return {f'{split}_predict.{self.suffix}': self.dump}
+
     def dump(self, dataset, predictions, path):
         """Writes the submission file."""
         rows = zip(dataset.examples.names(), predictions[0][:, 0].tolist(), strict=True)

@@ -41,12 +41,13 @@ class VQA(Task):
         return {'question_id': key, 'answer': answer}
 
     @staticmethod
-    def evaluate(predictions, annotations):
-        """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json."""
+    def evaluate(predictions, annotations, subset=None):
+        """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json;
+        subset: a scoring.Subset; None: all questions."""
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'question_id', int, 'answer', faults)
         scores, official, count = Scores(), False, 0
-        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, accuracy):
+        for question, score in match_predictions(read_questions(annotations), answers, annotations, faults, accuracy, subset):
             count += 1
             official = isinstance(question.label, list)
             if score is not None:
@@ -68,7 +69,8 @@ def read_questions(path):
         key = field(item, 'question_id', int, path)
         answers = [field(answer, 'answer', str, path) for answer in field(item, 'answers', list, path)]
         if not answers:
-            raise DataError(f'{path}: question {key}: key "answers": expected the answers of the annotators, found none')
+            raise DataError(f'{path}: question {key}: key "answers": expected the answers of the annotators, found none; '
+                            'get the file again')
         yield Question(key, answers, {name: field(item, kind, str, path) for kind, name in TYPES.items() if kind in item})
 
 

@@ -1,6 +1,7 @@
 """Checks the files of your own dataset (a --dataset json) without training: `python -m tools.check_dataset`, see --help.
 
-Reports the first fault of each file of annotations. Does not check boxes and features; run/regions.bash check does.
+Reports the first fault of each file of annotations. Of boxes and features only the first are checked; run/regions.bash check
+checks all.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from files.json_files import DataError, some, stream
 from files.text import printable, printable_lines
 from param import add_flags
 from regions import store, tsv
+from regions.readers import check_start, id_difference
 from tasks.registry import TASKS, task_class
 
 
@@ -65,16 +67,19 @@ def read_text(path, answers, is_too_long):
 
 
 def region_ids(path, store_root):
-    """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line."""
-    regions = store.fresh(path, store_root)
-    ids = regions.ids if regions else [line.split(b'\t', 1)[0] for line in tsv.need(path).lines()]
+    """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line. Raises
+    RegionError if its first images have a fault, such as boxes that are no pixels."""
+    regions = store.fresh(path, store_root) or tsv.need(path)
+    check_start(regions)
+    ids = [line.split(b'\t', 1)[0] for line in regions.lines()] if isinstance(regions, tsv.TsvFile) else regions.ids
     return np.unique(np.array(ids, np.bytes_))
 
 
-def findings(contents, with_regions, answers, spec):
+def findings(contents, with_regions, answers, spec, features=()):
     """Yields (faulty key or None, message) for a split's Contents.
 
     with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read.
+    features: the files of regions.
     """
     if contents.truncated:
         yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
@@ -86,7 +91,8 @@ def findings(contents, with_regions, answers, spec):
         missing = [img_id.decode() for img_id in np.setdiff1d(contents.images, with_regions).tolist()]
         message = f'{len(missing):,} images have no regions ({some(missing)})'
         if len(missing) == len(contents.images):
-            yield 'features', f'all {message}; do they belong together?'
+            existing = [img_id.decode('utf-8', 'replace') for img_id in with_regions.tolist()]
+            yield 'features', f'all {message}: {id_difference(missing, features[0], existing)}'
         elif missing:
             yield None, f'{message}: not trained on, and --test needs --allowMissing'
         yield None, f'{len(np.setdiff1d(with_regions, contents.images)):,} images with regions have no sentences'
@@ -125,7 +131,7 @@ def check(path, tokenizer, store_root, report_fault):
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')
         ids = [ids_of_file[file] for file in split.features]
         with_regions = np.unique(np.concatenate(ids)) if ids and all(file_ids is not None for file_ids in ids) else None
-        for key, message in findings(contents, with_regions, answers, spec):
+        for key, message in findings(contents, with_regions, answers, spec, split.features):
             if key:
                 report_fault(f'{path}: key "splits.{name}.{key}": {message}')
             else:

@@ -14,7 +14,7 @@ from annotations.spec import check_answers
 from bert.weights import compare, save_state
 from cli import run_main
 from files.atomic import write_atomically, write_text
-from files.json_files import DataError, read_json
+from files.json_files import DataError, read_json, read_text
 from tasks.checkpoints import (
     PRETRAINED,
     answers_beside,
@@ -118,7 +118,7 @@ def change(source, target):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
     state = models.package(model_type(source), 'hugging_face').read_weights(source)
     sidecars = [source.with_name(name) for name in SIDECARS if source.with_name(name).is_file()]
-    write_new({target: state}, {path.name: path.read_text(encoding='utf-8') for path in sidecars})
+    write_new({target: state}, {path.name: read_text(path, 'a file beside the weights') for path in sidecars})
     print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in sidecars) or "nothing"}')
 
 
@@ -163,7 +163,7 @@ def answers_of(weights, rows, file):
 def options_of(weights):
     """{'options.json': text} of the run that wrote the weights, if it is beside them; it records the task and the loss."""
     path = weights.with_name('options.json')
-    return {path.name: path.read_text(encoding='utf-8')} if path.is_file() else {}
+    return {path.name: read_text(path, 'the options of a run')} if path.is_file() else {}
 
 
 def write_new(files, texts):
@@ -175,7 +175,7 @@ def write_new(files, texts):
             raise FileExistsError(f'{path}: exists; choose another path')
     for name in {*SIDECARS, *texts}:
         path = folder / name
-        if path.is_file() and path.read_text(encoding='utf-8') != texts.get(name):
+        if path.is_file() and read_text(path, 'a file of a snapshot') != texts.get(name):
             raise FileExistsError(f'{path}: exists with other contents; choose another folder')
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 from cli import run_main
-from files import download, manifest
+from files import download, manifest, unpack
 from files.atomic import atomic_file, sha256
 from files.download import DownloadError, is_offline
 from files.json_files import DataError, check_json
 from files.manifest import COMPLETE, MISSING, Target
-from files.unpack import extract
 
 MANIFEST = Path(__file__).resolve().parents[2] / 'data/manifest.json'
 PROGRAM = 'run/download.bash'
@@ -35,7 +34,7 @@ def get(file, target, options):
         source = target.entries().get(file.path, {}).get('address', str(archive))
         for path in missing:
             with atomic_file(target.file(path)) as output:
-                digest = extract(archive, Path(path).name, output)
+                digest = unpack.extract(archive, Path(path).name, output)
                 output.flush()
                 target.add(path, Path(output.name), digest, source)
         # Zips and members that this command did not download are kept.
@@ -57,10 +56,11 @@ def fetch(file, target, offline):
                 download.fetch(names[name], name, entry.get('size', file.size), entry.get('sha256'))
                 if path.suffix == '.json':
                     check_json(name, file.format == 'jsonl')
+                unpack.check(name, file.members)
                 target.add(file.path, name, sha256(name), names[name])
                 os.replace(name, path)
                 return
-            except (DownloadError, DataError) as error:
+            except (OSError, DataError) as error:  # whatever is wrong with one address, the next may be right
                 name.unlink(missing_ok=True)
                 print(error, file=sys.stderr, flush=True)
     finally:

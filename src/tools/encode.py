@@ -16,15 +16,17 @@ from tqdm import tqdm
 import dist
 import models
 from annotations.dataset import ExampleDataset
-from annotations.examples import Examples
+from annotations.examples import MAX_ID, Examples, is_id
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
 from files.atomic import check_free_space, temporary_folder, write_atomically
 from files.json_files import DataError, field, numbered_lines, some, stream
+from files.memory import check_memory
+from files.text import shown
 from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
-from tasks.program import check_features
+from tasks.program import check_batch, check_features
 from train import autocast, evaluation_batches, load_batches
 
 STATES = ('pooled', 'words', 'regions')
@@ -61,8 +63,8 @@ def read_pairs(path):
     if not pairs:
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
     for img_id, _ in pairs:
-        if not img_id.isprintable():
-            raise DataError(f'{path}: expected image ids without control characters, found {img_id!r}')
+        if not is_id(img_id):
+            raise DataError(f'{path}: expected image ids without control characters, of at most {MAX_ID}, found {shown(img_id)}')
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
@@ -125,6 +127,7 @@ def encode(flags):
     bert = checkpoints.bert_folder(options, weights)
     package = models.package(model := checkpoints.model_type(weights))
     config = package.read_config(bert, options)
+    checkpoints.check_size(config, bert, weights)
     tokenizer = checkpoints.read_tokenizer(bert, config)
     checkpoints.check_max_length(flags.maxLength, config)
     checkpoints.check_sidecars(model, weights, config, tokenizer)
@@ -142,6 +145,8 @@ def encode(flags):
     accelerate(encoder.to(device).eval(), options)
     examples = Examples.unlabelled([[img_id] for img_id in img_ids], sentences)
     dataset = ExampleDataset(examples, regions, rows[:, None], encoder, [], flags.maxLength)
+    check_batch(dataset, options.batchSize, 'batchSize', device)
+    check_memory(4 * len(sentences) * max(map(len, sentences)), f'{flags.pairs}: an array of its sentences')
     batches = hidden_states(encoder, dataset, 'pooled' in flags.states, layers, options, device)
     texts = {'img_ids': np.array(img_ids), 'sentences': np.array(sentences)}
     shapes = write_states(flags.out, texts, layout(dataset, config.hidden_size, 'pooled' in flags.states, layers), batches)

@@ -8,16 +8,19 @@ import json
 import sys
 from pathlib import Path
 
+from annotations.vqa_files import read_rows, text_of, value_of
 from cli import run_main
 from files.atomic import write_text
+from files.json_files import DataError, layout, numbered_lines, stream
 from files.text import printable
 from tasks.registry import task_class
+from tasks.scoring import Subset
 
 TASKS = ('vqa', 'gqa', 'nlvr2')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
           'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also have the format of data/README.md, '
-          'and any file may be compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
+          'and any file may be json lines or compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 
 
 def table(figures):
@@ -34,14 +37,36 @@ def table(figures):
     return '\n'.join(lines + figures['notes'])
 
 
+def read_ids(path):
+    """The question ids of a file, as a set of text: one a line, or of json: ids, or questions with an id. Raises DataError."""
+    if not {'.json', '.jsonl'} & {*path.suffixes[-2:]}:
+        rows = (line.decode(errors='replace').strip() for _, line in numbered_lines(path))
+        rows = (line for line in rows if line)
+    else:
+        rows = (row for row, _ in read_rows(path)) if layout(path) == 'object' else stream(path, 'item', 'question ids')
+    ids = set()
+    for number, row in enumerate(rows, 1):
+        key = text_of(value_of(row, 'id') if isinstance(row, dict) else row)
+        if not key:
+            raise DataError(f'--only {path}: number {number}: expected a question id, found {row!r:.100}; correct it')
+        ids.add(key)
+    if not ids:
+        raise DataError(f'--only {path}: expected question ids, found none; write one a line')
+    return ids
+
+
 def evaluate(options):
     """Prints the metrics and writes them to --out; returns the exit status."""
     choices = {'choices': options.choices} if options.choices else {}
-    for path in filter(None, (options.predictions, options.annotations, options.choices)):
+    for path in filter(None, (options.predictions, options.annotations, options.choices, options.only)):
         if not path.is_file():
-            raise FileNotFoundError(f'{path}: no such file')
+            raise FileNotFoundError(f'{path}: no such file; correct the path')
+    subset = Subset(read_ids(options.only) if options.only else None, options.only, options.subset)
     figures = {'task': options.task, 'predictions': str(options.predictions), 'annotations': str(options.annotations)}
-    figures |= task_class(options.task).evaluate(options.predictions, options.annotations, **choices)
+    figures |= {'only': str(options.only)} if options.only else {}
+    figures |= task_class(options.task).evaluate(options.predictions, options.annotations, subset, **choices)
+    if subset.ignored:
+        figures['notes'].append(f'{subset.ignored:,} predictions for other questions are not scored.')
     print(table(figures))
     if options.out:
         write_text(options.out, json.dumps(figures, indent=2) + '\n')
@@ -56,6 +81,10 @@ def main(argv=None):
     parser.add_argument('predictions', type=Path, help='the submission file')
     parser.add_argument('annotations', type=Path, help='the questions with their labels')
     parser.add_argument('--choices', type=Path, help='gqa: the official val_choices.json, for validity and plausibility')
+    parser.add_argument('--only', type=Path, metavar='FILE', help='score only these questions: ids, one a line, or a json of '
+                        'ids or of questions, such as a file of GQA-OOD')
+    parser.add_argument('--subset', action='store_true', help='score only the questions of the annotations, which may lack '
+                        'questions that are answered')
     parser.add_argument('--out', type=Path, metavar='FILE', help='write the metrics to this json file')
     options = parser.parse_args(argv)
     if options.choices and options.task != 'gqa':

@@ -46,7 +46,7 @@ def model_card(weights, config, architecture, name, answers):
     run = read_json(about, 'the options of a run') if about.is_file() else {}
     options = run.get('options') if isinstance(run, dict) else None
     link = 'softmax(-1)' if isinstance(options, dict) and options.get('mceLoss') else 'sigmoid()'
-    lines = log.read_text(encoding='utf-8').splitlines() if log.is_file() else []
+    lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
     size = f'{config.l_layers} language, {config.r_layers} object relationship and {config.x_layers} cross-modality layers of '
     parts = [

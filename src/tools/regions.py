@@ -16,8 +16,10 @@ from cli import run_main
 from explain import drawing
 from files.atomic import write_json
 from files.json_files import some
+from images.ids import HELP as IDS_HELP
 from regions import checks, importers, readers, stats, store, tsv
 from regions.class_names import ClassNames
+from regions.image_regions import FORMS
 from regions.store import RegionStore
 from regions.tsv import RegionError
 
@@ -76,14 +78,15 @@ def check(options) -> int:
     img_ids = set(valid)
     for file, asked in questions.items():
         if missing := asked - img_ids:
+            difference = f'. {readers.id_difference(missing, path, img_ids)}' if len(missing) == len(asked) else ''
             on_fault(f'{file}: expected regions in {path} for its {len(asked):,} images, found none for {len(missing):,}: '
-                     f'{some(sorted(missing), NAMED)}; extract them, or leave their questions out')
+                     f'{some(sorted(missing), NAMED)}; extract them, or leave their questions out{difference}')
     if questions:
         unasked = img_ids.difference(*questions.values())
         print(f'{path}: {len(img_ids):,} images with regions, {len(unasked):,} of them without questions'
               + (f': {some(sorted(unasked), NAMED)}' if unasked else ''))
     print(f'{path}: {len(valid):,} whole images, {faults:,} fault{"s" * (faults != 1)}'
-          + ('; bash run/regions.bash repair writes the complete lines' if faults and not Path(path).is_dir() else ''))
+          + ('; bash run/regions.bash repair writes the complete lines' if faults and valid and not Path(path).is_dir() else ''))
     return 1 if faults else 0
 
 
@@ -141,14 +144,17 @@ def import_regions(options) -> int:
             options.error(f'--out: {existing} exists, and is not overwritten; name another')
     provenance = {'imported from': str(path.resolve()), 'imported at': datetime.now(UTC).isoformat(timespec='seconds'),
                   'made by': options.madeBy}
-    images = importers.read(path)
+    images = importers.Importer(path, options.boxes, options.swapSize, options.ids)
+    provenance['notes'] = images.notes  # complete when all images are read, and before the provenance is written
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == '.store':
         store.write(out, images, provenance, dtype=options.dtype)
         print(f'{out}: {_counts(RegionStore(out).meta)}')
-        return 0
-    print(f'{out}: {tsv.write(out, images):,} images')
-    write_json(note, provenance)
+    else:
+        print(f'{out}: {tsv.write(out, images):,} images')
+        write_json(note, provenance)
+    for text in images.notes:
+        print(f'  {text}')
     return 0
 
 
@@ -215,10 +221,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument('--names', **names)
     command.add_argument('--most', type=int, default=20, metavar='N', help='the N surest regions of each image (20)')
     command.add_argument('--out', required=True, metavar='DIR')
-    command = add('import', import_regions, 'make a TSV or store of a folder of .npz or .npy files, or of HDF5',
-                  path={'metavar': 'FOLDER|FILE.h5', 'help': 'keys and layouts: the head of src/regions/importers.py'})
+    command = add('import', import_regions, 'make a TSV or store of a folder of .npz, .npy or .json files, of HDF5, or of a TSV '
+                  'of another layout',
+                  path={'metavar': 'FOLDER|FILE', 'help': 'layouts and keys: the head of src/regions/importers.py'})
     command.add_argument('--out', required=True, metavar='X.tsv|X.store', help='a new file or folder; nothing is overwritten')
     command.add_argument('--dtype', **dtype)
+    command.add_argument('--boxes', default='pixels', metavar='FORM', help='form of the boxes in the file, several with commas: '
+                         + '; '.join(f'{name}: {text}' for name, text in FORMS.items()))
+    command.add_argument('--swapSize', action='store_true', help='height and width are exchanged in the file')
+    command.add_argument('--ids', metavar='stem|path|FILE', help=f'{IDS_HELP}; for HDF5 without ids also a json {{id: row}}')
     command.add_argument('--madeBy', metavar='TEXT', help='which detector and weights made the features, for the record')
     return parser
 

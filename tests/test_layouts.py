@@ -1,0 +1,517 @@
+"""Regions in the layouts of other projects: what run/regions.bash import reads, and what is said about the others."""
+
+import base64
+import json
+import pickle
+import sys
+import types
+from dataclasses import replace
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_regions import IMAGES, image, same
+
+from explain.attention import find_images
+from files.json_files import DataError
+from images.ids import find_pictures
+from pretrain.program import warn_unlabelled
+from regions import checks, image_regions, readers, store, tsv, tsv_lines
+from regions.importers import Importer
+from regions.tsv import RegionError
+from tools import regions
+
+SIDES = {one.img_id: np.array([one.width, one.height] * 2, np.float32) for one in IMAGES}
+NO_LABELS = {'classes': 'i8', 'attributes': 'i8', 'class_conf': 'f4', 'attribute_conf': 'f4'}
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*arguments): (exit status, all that the program printed)."""
+    def run(*arguments):
+        status = regions.main([str(argument) for argument in arguments])
+        return status, ''.join(capsys.readouterr())
+
+    return run
+
+
+def without_labels(one):
+    return replace(one, **{name: np.zeros(len(one.boxes), dtype) for name, dtype in NO_LABELS.items()})
+
+
+def normalised(one):
+    return replace(one, boxes=one.boxes / SIDES[one.img_id])
+
+
+def lines(images, fields=tsv.FIELDS, dtypes=(), text='{}', **more):
+    """TSV lines of images. dtypes: {field: dtype} other than usual; text: how base64 is written; more: {field: text}."""
+    for one in images:
+        arrays = {field: getattr(one, name).astype(dict(dtypes).get(field, dtype)) for name, (field, dtype) in tsv.ARRAYS.items()}
+        columns = {field: text.format(base64.b64encode(array.tobytes()).decode()) for field, array in arrays.items()}
+        columns |= {'img_id': one.img_id, 'img_h': one.height, 'img_w': one.width, 'num_boxes': len(one.boxes), **more}
+        yield '\t'.join(str(columns[field]) for field in fields) + '\n'
+
+
+def near(one, other):
+    """As `same`, but boxes may be rounded."""
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+    same(replace(one, boxes=other.boxes), other)
+
+
+# ---- boxes that are no pixels
+
+FORMS = {
+    'normalised': lambda boxes, sides: boxes / sides,
+    'xywh': lambda boxes, sides: np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+    'yxyx': lambda boxes, sides: boxes[:, [1, 0, 3, 2]],
+    'cxcywh': lambda boxes, sides: np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1),
+    'normalised,xywh': lambda boxes, sides: FORMS['xywh'](boxes / sides, sides),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_boxes_in_other_forms_are_refused_and_import_converts_them(tmp_path, run, form):
+    path, out = tmp_path / 'x.tsv', tmp_path / 'y.tsv'
+    images = [image(number, 12) for number in range(3)]
+    images = [replace(one, img_id=f'i{number}') for number, one in enumerate(images)]
+    path.write_text(''.join(lines(
+        replace(one, boxes=FORMS[form](one.boxes, np.array([one.width, one.height] * 2))) for one in images)))
+    for arguments in (('check', path), ('convert', path), ('import', path, '--out', tmp_path / 'z.tsv')):
+        status, printed = run(*arguments)
+        assert status == 1 and f'import --boxes {form}' in printed.replace('--boxes normalised,cxcywh', '')
+        assert 'remove' not in printed.split('import --boxes')[1]
+    status, printed = run('import', path, '--boxes', form, '--out', out)
+    assert status == 0 and run('check', out)[0] == 0
+    for (_, one), other in zip(tsv.read(out), images, strict=True):
+        near(one, other)
+    assert run('import', out, '--boxes', 'xyz', '--out', tmp_path / 'z.tsv')[0] == 1
+    if form == 'normalised':  # boxes in pixels are not multiplied
+        status, printed = run('import', out, '--boxes', form, '--out', tmp_path / 'z.tsv')
+        assert status == 1 and 'of boxes in pixels leave out --boxes normalised' in printed
+
+
+def test_exchanged_height_and_width(tmp_path, run):
+    path, out = tmp_path / 'x.tsv', tmp_path / 'y.tsv'
+    path.write_text(''.join(lines(replace(one, height=one.width, width=one.height, boxes=np.array(
+        [[0, 0, one.width, one.height]] * len(one.boxes), np.float32)) for one in IMAGES)))
+    status, printed = run('check', path)
+    assert status == 1 and printed.count('--swapSize') == 1
+    assert run('import', path, '--swapSize', '--out', out)[0] == 0
+    assert [(one.height, one.width) for _, one in tsv.read(out)] == [(one.height, one.width) for one in IMAGES]
+
+
+def test_normalised_boxes_are_refused_wherever_regions_are_written_or_opened(tmp_path, monkeypatch, run):
+    images = [normalised(one) for one in IMAGES]
+    for write in (tsv.write, partial(store.write, provenance={})):
+        with pytest.raises(RegionError, match=r'image COCO_0x .*"boxes": expected pixels of an image of 80 x 60, found only'):
+            write(tmp_path / 'x', images)
+    with monkeypatch.context() as patch:  # a store that an older version made
+        patch.setattr(image_regions, '_normalised', lambda *_: False)
+        store.write(tmp_path / 'x.store', images, {})
+    with pytest.raises(RegionError, match='the first images: expected pixels'):
+        store.open_regions(tmp_path / 'x.store')
+    status, printed = run('check', tmp_path / 'x.store')
+    assert status == 1 and '--boxes normalised' in printed and 'remove the store' not in printed
+    assert run('import', tmp_path / 'x.store', '--boxes', 'normalised', '--out', tmp_path / 'y.store')[0] == 0
+    for row, other in enumerate(IMAGES):
+        near(store.open_regions(tmp_path / 'y.store').image(row), other)
+
+
+@st.composite
+def valid_boxes(draw):
+    """(boxes, height, width) as a detector may return them: tiny ones in a corner, placeholders, rounding."""
+    height, width = draw(st.integers(1, 900)), draw(st.integers(1, 900))
+    kinds = draw(st.lists(st.sampled_from(['tiny', 'placeholder', 'whole', 'any']), max_size=6))
+    boxes = {'tiny': [0, 0.1, 0.7, 0.9], 'placeholder': [0, 0, 1, 1], 'whole': [0, 0, width + 0.4, height],
+             'any': [width / 3, height / 4, width / 2, height / 2]}
+    kinds = [kind for kind in kinds if kind != 'tiny' or 'whole' in kinds or 'any' in kinds] or ['whole']
+    return np.array([boxes[kind] for kind in kinds], np.float32), height, width
+
+
+@given(valid_boxes())
+@settings(max_examples=300, deadline=None)
+def test_valid_boxes_are_no_faults(given_boxes):
+    boxes, height, width = given_boxes
+    if max(height, width) <= image_regions.SMALL or boxes.max() > 1.1 or (boxes == boxes.round()).all():
+        assert image_regions.box_fault(boxes, height, width) is None
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'class_conf': [0.5, 87, 0.1]}, '"objects_conf": expected confidences from 0 to 1, found 87 in region 1'),
+    ({'attribute_conf': [0.5, 0.1, -3]}, '"attrs_conf": expected confidences from 0 to 1, found -3 in region 2'),
+])
+def test_impossible_values_are_named_with_line_and_region(tmp_path, run, change, message):
+    path = tmp_path / 'x.tsv'
+    change = {name: np.array(value, np.float32) for name, value in change.items()}
+    path.write_text(''.join(lines([IMAGES[1], replace(IMAGES[0], **change)])))
+    status, printed = run('check', path)
+    assert status == 1 and f'{path}:2: image COCO_0x: field {message}' in printed
+
+
+def test_check_warns_of_a_file_without_labels_features_and_areas(tmp_path, run):
+    path = tmp_path / 'x.tsv'
+    blank = [replace(without_labels(one), features=one.features * 0, boxes=one.boxes * 0) for one in IMAGES]
+    tsv.write(path, blank)
+    status, printed = run('check', path)
+    for text in ('no region has classes', 'no region has attributes', 'all features are 0', 'no box has an area'):
+        assert status == 0 and text in printed
+    tsv.write(path, [replace(IMAGES[0], img_id=f'i{i}', width=4000, height=4000) for i in range(10)])
+    assert 'no box reaches further than ' in run('check', path)[1]
+    store.write(tmp_path / 'x.store', IMAGES, {})
+    assert 'no ' not in run('check', tmp_path / 'x.store')[1]
+
+
+@pytest.mark.parametrize(('change', 'warnings'), [
+    (lambda one: one, []), (without_labels, ['no region has classes', 'no region has attributes']),
+    (lambda one: replace(one, classes=one.classes * 0 + 3), ['all regions have classes of the same number, 3'])])
+def test_pretraining_warns_of_regions_without_classes(tmp_path, capsys, change, warnings):
+    store.write(tmp_path / 'x.store', map(change, IMAGES), {})
+    warn_unlabelled(store.RegionStore(tmp_path / 'x.store'), 'obj,attr,feat')
+    printed = capsys.readouterr().out
+    assert printed.count('Warning') == len(warnings) and all(text in printed for text in warnings)
+    warn_unlabelled(store.RegionStore(tmp_path / 'x.store'), 'feat')
+    assert not capsys.readouterr().out
+
+
+# ---- TSV
+
+SIX = ('img_id', 'img_w', 'img_h', 'num_boxes', 'boxes', 'features')
+SHUFFLED = ('features', 'note', *tsv.FIELDS[:-1])
+LAYOUTS = {  # name: (fields, other arguments of `lines`, first line, what import says)
+    'six columns': (SIX, {}, '', 'read as 6 columns as of the original bottom-up attention'),
+    'eight columns': ((*SIX, 'a', 'b'), {'a': 'x', 'b': ''}, '', 'original bottom-up attention, of which the first 6 are: '),
+    'leading columns': (('a', 'b', 'a', *tsv.FIELDS), {'a': 1, 'b': 'words'}, '', 'read as 13 columns, of which the last 10 are'),
+    'trailing column': ((*tsv.FIELDS, 'a'), {'a': 'caption'}, '', 'read as 11 columns, of which the first 10 are'),
+    'header': (tsv.FIELDS, {}, '\t'.join(tsv.FIELDS), 'read as a header line'),
+    'header in another order': (SHUFFLED, {'note': 'x'}, '#' + '\t'.join(SHUFFLED).replace('img_id', 'image_id').replace(
+        'img_h', 'image_h'), ', without note'),
+    'header of six': (SIX, {'text': "b'{}'"}, '\t'.join(SIX), "a header line"),
+    'bytes': (tsv.FIELDS, {'text': "b'{}'"}, '', "read as arrays written as b'...'"),
+    'quotes': (tsv.FIELDS, {'text': '"{}"'}, '', 'read as arrays written as "'),
+    'int32': (tsv.FIELDS, {'dtypes': {'objects_id': 'i4', 'attrs_id': 'i2'}}, '', 'objects_id of int32; attrs_id of int16'),
+    'float64': (tsv.FIELDS, {'dtypes': {'boxes': 'f8', 'features': 'f8', 'objects_conf': 'f8'}}, '', 'boxes of float64'),
+    'several': (SIX, {'text': "b'{}'", 'dtypes': {'boxes': 'f8', 'features': 'f8'}}, '', "6 columns"),
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_a_tsv_of_another_layout_is_named_once_and_imported(tmp_path, run, name):
+    fields, arguments, first, said = LAYOUTS[name]
+    path, out = tmp_path / 'x.tsv', tmp_path / 'y.tsv'
+    path.write_text((f'{first}\n' if first else '') + ''.join(lines(IMAGES, fields, **arguments)))
+    for command in (('check', path), ('stats', path), ('convert', path)):
+        status, printed = run(*command)
+        assert status == 1 and printed.count('is a TSV of another layout') == 1 and printed.count('run/regions.bash import') == 1
+        assert 'damaged' not in printed and 'cut off' not in printed
+    status, printed = run('import', path, '--out', out)
+    assert status == 0 and said in printed and ('no classes' in printed) == (fields == SIX or fields == (*SIX, 'a', 'b'))
+    for (_, one), other in zip(tsv.read(out), IMAGES, strict=True):
+        same(one, other if 'objects_id' in fields else without_labels(other))
+    assert said in ' '.join(tsv.provenance(tsv.find(out))['notes'])
+
+
+def test_a_damaged_line_is_no_layout(tmp_path, run):
+    good = list(lines(IMAGES))
+    for bad in ('x\ty\t' + good[0], '\t'.join(tsv.FIELDS[:4]) + '\n', good[0][:-40] + '\n'):
+        (tmp_path / 'x.tsv').write_text(''.join([bad, *good[1:]]))
+        status, printed = run('check', tmp_path / 'x.tsv')
+        assert status == 1 and 'x.tsv:1: image ' in printed and '4 whole images, 1 fault' in printed
+
+
+def test_an_unknown_layout_is_said_once(tmp_path, run):
+    path = tmp_path / 'x.tsv'
+    path.write_text(''.join(f'i{number}\t{{"features": {number}}}\n' for number in range(40)))
+    status, printed = run('check', path)
+    assert status == 1 and '40 lines have the same fault' in printed and '1 fault' in printed and len(printed.splitlines()) == 2
+    assert 'expected 10 fields separated by tabs, found 2; the columns are img_id, img_h' in printed and 'cut off' not in printed
+    path.write_text(path.read_text() + ''.join(lines(IMAGES)))  # 40 lines that are alike, and then good ones
+    status, printed = run('check', path)
+    assert status == 1 and '20 more lines have faults like these' in printed and '5 whole images, 21 faults' in printed
+    path.write_text('')
+    assert 'found an empty file' in run('check', path)[1]
+
+
+# ---- HDF5
+
+def test_hdf5_with_short_names_keeps_classes_and_names_what_is_not_read(tmp_path, run):
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        for one in IMAGES:
+            group = file.create_group(f'set/{one.img_id}')  # an id with a folder is a group in a group
+            for key, name in {'obj_id': 'classes', 'obj_conf': 'class_conf', 'attr_id': 'attributes', 'boxes': 'boxes',
+                              'attr_conf': 'attribute_conf', 'features': 'features', 'scores': 'class_conf'}.items():
+                group[key] = getattr(one, name)
+            group['img_h'], group['img_w'], group['pooled'] = one.height, one.width, [1.0]
+    status, printed = run('import', tmp_path / 'x.h5', '--out', tmp_path / 'y.store')
+    assert status == 0 and '  not read: scores (but obj_conf), pooled\n' in printed
+    regions = store.open_regions(tmp_path / 'y.store')
+    for one in IMAGES:
+        same(regions.image(regions.rows([f'set/{one.img_id}'])[0]), replace(one, img_id=f'set/{one.img_id}'))
+
+
+def rows_of(path, images, **more):
+    """An HDF5 file of all images, without their ids."""
+    most = max(len(one.boxes) for one in images)
+    with h5py.File(path, 'w') as file:
+        for key, name in {'image_features': 'features', 'image_bb': 'boxes'}.items():
+            file[key] = np.stack([np.pad(getattr(one, name), [(0, most - len(one.boxes)), (0, 0)]) for one in images])
+        for key, value in more.items():
+            file[key] = value
+    return path
+
+
+INDICES = {
+    'x_ids.json': lambda: {one.img_id: i for i, one in enumerate(IMAGES)}, 'x.json': lambda: [one.img_id for one in IMAGES],
+    'x_info.json': lambda: {one.img_id: {'idx': i, 'width': one.width, 'height': one.height, 'objectsNum': len(one.boxes)}
+                            for i, one in enumerate(IMAGES)}}
+
+
+@pytest.mark.parametrize('name', [*INDICES, 'lines.txt'])
+def test_hdf5_with_ids_in_another_file(tmp_path, run, name):
+    counts, sizes = [len(one.boxes) for one in IMAGES], {'image_h': [one.height for one in IMAGES],
+                                                         'image_w': [one.width for one in IMAGES]}
+    more = {} if name == 'x_info.json' else {'num_boxes': counts, **sizes}
+    path = rows_of(tmp_path / 'x.h5', IMAGES, **more)
+    status, printed = run('import', path, '--out', tmp_path / 'none.tsv')
+    assert status == 1 and 'key "ids": expected the image ids' in printed and '--ids' in printed
+    if name in INDICES:
+        (tmp_path / name).write_text(json.dumps(INDICES[name]()))
+        (tmp_path / 'x_other.json').write_text('{"a": "b"}')  # no index
+        chosen = ()
+    else:
+        (tmp_path / name).write_text(''.join(f'{one.img_id}\t{i}\n' for i, one in enumerate(IMAGES)))
+        chosen = ('--ids', tmp_path / name)
+    status, printed = run('import', path, '--out', tmp_path / 'y.tsv', *chosen)
+    assert status == 0 and ('image ids from' in printed) == (not chosen)
+    for (_, one), other in zip(tsv.read(tmp_path / 'y.tsv'), IMAGES, strict=True):
+        same(one, without_labels(other))
+    if name == 'x_ids.json':
+        (tmp_path / 'x_ids2.json').write_text((tmp_path / name).read_text())
+        assert 'several files of ids' in run('import', path, '--out', tmp_path / 'z.tsv')[1]
+        (tmp_path / 'few.json').write_text('{"a": 0, "b": 7}')
+        assert 'expected an id for each of the 5 rows' in run('import', path, '--out', tmp_path / 'z.tsv', '--ids',
+                                                              tmp_path / 'few.json')[1]
+
+
+def test_gqa_features_in_several_files(tmp_path):
+    for number, images in enumerate((IMAGES[:2], IMAGES[2:])):
+        rows_of(tmp_path / f'gqa_objects_{number}.h5', images)
+    (tmp_path / 'gqa_objects_info.json').write_text(json.dumps({
+        one.img_id: {'file': int(i >= 2), 'idx': i - 2 * (i >= 2), 'width': one.width, 'height': one.height,
+                     'objectsNum': len(one.boxes)} for i, one in enumerate(IMAGES)}))
+    for one, other in zip(Importer(tmp_path), IMAGES, strict=True):
+        same(one, without_labels(other))
+
+
+def test_hdf5_of_adaptive_features_and_numbers_as_ids(tmp_path, run):
+    ends = np.cumsum([len(one.boxes) for one in IMAGES])
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        file['image_features'], file['image_bb'] = (np.concatenate([getattr(one, name) for one in IMAGES])
+                                                    for name in ('features', 'boxes'))
+        file['spatial_features'] = np.concatenate([normalised(one).boxes for one in IMAGES])
+        file['pos_boxes'] = np.stack([np.r_[0, ends[:-1]], ends], 1)
+        file['image_id'] = np.arange(5)[:, None]
+    status, printed = run('import', tmp_path / 'x.h5', '--out', tmp_path / 'y.tsv')
+    assert status == 0 and 'no image sizes: computed from' in printed and 'not read' not in printed
+    for number, ((_, one), other) in enumerate(zip(tsv.read(tmp_path / 'y.tsv'), IMAGES, strict=True)):
+        same(one, replace(without_labels(other), img_id=str(number)))
+    with h5py.File(tmp_path / 'x.h5', 'a') as file:
+        del file['spatial_features']
+    status, printed = run('import', tmp_path / 'x.h5', '--out', tmp_path / 'z.tsv')
+    assert status == 0 and 'no image sizes: of each image the right and the lower edge' in printed
+
+
+# ---- folders
+
+def test_a_json_an_image(tmp_path, run):
+    def text(array, dtype='<f4'):
+        return base64.b64encode(array.astype(dtype)).decode()
+
+    for number, one in enumerate(IMAGES):
+        arrays = {'boxes': text(one.boxes), 'features': text(one.features), 'objects_id': text(one.classes, '<i4'),
+                  'objects_conf': text(one.class_conf, '<f8'), 'attrs_id': text(one.attributes, '<i8'),
+                  'attrs_conf': text(one.attribute_conf)}
+        if number == 1:  # lists are read as well
+            arrays = {key: getattr(one, name).tolist() for name, (key, _) in tsv.ARRAYS.items()}
+        (tmp_path / f'{one.img_id}.json').write_text(json.dumps(
+            arrays | {'image_h': one.height, 'image_w': one.width, 'image_id': one.img_id}
+            | ({'num_boxes': len(one.boxes)} if number != 2 else {})))
+    images = sorted(IMAGES, key=lambda one: one.img_id)
+    for one, other in zip(Importer(tmp_path), images, strict=True):
+        same(one, other)
+    path = tmp_path / f'{images[0].img_id}.json'
+    path.write_text(path.read_text().replace('"features": "', '"features": "AAAA'))
+    with pytest.raises(RegionError, match=r'found 1 faulty(.|\n)*key "features": expected float32 numbers of 3 regions'):
+        list(Importer(tmp_path))
+
+
+@pytest.mark.parametrize('columns', [4, 5, 6, 7])
+def test_npz_with_normalised_boxes_of_uniter(tmp_path, run, columns):
+    (tmp_path / 'npz').mkdir()
+    for one in IMAGES:
+        boxes = normalised(one).boxes
+        sides = boxes[:, 2:] - boxes[:, :2]
+        more = [sides.prod(1, keepdims=True)] if columns == 5 else [sides, sides.prod(1, keepdims=True)]
+        np.savez(tmp_path / f'npz/{one.img_id}.npz', norm_bb=np.concatenate([boxes, *more], 1)[:, :columns].astype('f2'),
+                 features=one.features.astype('f2'), conf=one.class_conf.astype('f2'))
+    status, printed = run('import', tmp_path / 'npz', '--out', tmp_path / 'y.tsv')
+    assert status == 0 and '1000 x 1000 assumed' in printed and 'not read: conf (there are no classes)' in printed
+    assert 'order' not in printed
+    gathered = store.open_regions(tmp_path / 'y.tsv')
+    for one in IMAGES:
+        batch = gathered.gather(gathered.rows([one.img_id]))
+        np.testing.assert_allclose(batch['boxes'][0], normalised(one).boxes, atol=1e-3)
+        np.testing.assert_allclose(batch['features'][0], one.features, rtol=1e-3)
+    np.savez(tmp_path / f'npz/{one.img_id}.npz', norm_bb=np.full((2, 6), 0.5), features=one.features[:2])
+    status, printed = run('import', tmp_path / 'npz', '--out', tmp_path / 'z.tsv')
+    assert status == 0 and 'order may be another (1 of 5 images)' in printed
+
+
+def test_a_size_is_assumed_only_where_no_image_has_one(tmp_path):
+    for one in IMAGES[:3]:
+        np.savez(tmp_path / f'{one.img_id}.npz', features=one.features, boxes=one.boxes, num_boxes=1,
+                 **({} if one is IMAGES[1] else {'size': [one.height, one.width]}))
+    with pytest.raises(RegionError, match=f'found 1 faulty(.|\n)*{IMAGES[1].img_id}.npz: key "size": expected the height'):
+        list(Importer(tmp_path))
+    np.savez(tmp_path / f'{IMAGES[1].img_id}.npz', features=IMAGES[1].features, boxes=normalised(IMAGES[1]).boxes)
+    with pytest.raises(RegionError, match=r'boxes divided by width and height need --boxes normalised'):
+        list(Importer(tmp_path))
+
+
+def code_of(printed):
+    """The lines of Python in a message; exactly three."""
+    code = [line[2:] for line in printed.split('lines of Python')[1].splitlines()[1:] if line.startswith('  ')]
+    assert len(code) == 3
+    return '\n'.join(code)
+
+
+def test_mmf_arrays_with_pickles_are_never_read_but_the_message_converts_them(tmp_path, run):
+    (tmp_path / 'mmf').mkdir()
+    for one in IMAGES:
+        np.save(tmp_path / f'mmf/{one.img_id}.npy', one.features)
+        info = {'bbox': one.boxes, 'num_boxes': len(one.boxes), 'objects': one.classes, 'image_height': one.height,
+                'image_width': one.width}
+        np.save(tmp_path / f'mmf/{one.img_id}_info.npy', info)
+    status, printed = run('import', tmp_path / 'mmf', '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'can run any code' in printed and not (tmp_path / 'x.tsv').exists()
+    exec(code_of(printed), {})
+    status, printed = run('import', tmp_path / 'mmf_import', '--out', tmp_path / 'x.tsv')
+    assert status == 0 and 'no confidences of the classes' in printed
+    for (_, one), other in zip(tsv.read(tmp_path / 'x.tsv'), sorted(IMAGES, key=lambda one: one.img_id), strict=True):
+        same(one, replace(without_labels(other), classes=other.classes))
+
+
+def test_lmdb_of_pickles(tmp_path, run, monkeypatch):
+    records = {b'keys': pickle.dumps([one.img_id.encode() for one in IMAGES])}
+    for one in IMAGES:
+        records[one.img_id.encode()] = pickle.dumps({
+            'image_id': one.img_id.encode(), 'image_h': one.height, 'image_w': np.int64(one.width), 'num_boxes': len(one.boxes),
+            'boxes': base64.b64encode(one.boxes), 'features': one.features})
+    (tmp_path / 'x.lmdb').mkdir()
+    (tmp_path / 'x.lmdb/data.mdb').write_bytes(b'')
+    status, printed = run('import', tmp_path / 'x.lmdb', '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'can run any code' in printed
+    opened = types.SimpleNamespace(begin=lambda: types.SimpleNamespace(cursor=lambda: iter(records.items())))
+    monkeypatch.setitem(sys.modules, 'lmdb', types.SimpleNamespace(open=lambda *_, **__: opened))
+    exec(code_of(printed), {})
+    for one, other in zip(Importer(tmp_path / 'x_import'), sorted(IMAGES, key=lambda one: one.img_id), strict=True):
+        same(one, without_labels(other))
+
+
+def test_other_pickles(tmp_path, run):
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(pickle.dumps({one.img_id: {'features': one.features, 'boxes': one.boxes, 'size': [one.height, one.width]}
+                                   for one in IMAGES}))
+    status, printed = run('import', path, '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'can run any code' in printed
+    exec(code_of(printed), {})
+    assert len(list(Importer(tmp_path / 'x_import'))) == 5
+    rows_of(tmp_path / 'train36.h5', IMAGES)
+    (tmp_path / 'train36_imgid2idx.pkl').write_bytes(pickle.dumps({i: i for i in range(5)}))
+    status, printed = run('import', tmp_path / 'train36.h5', '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'key "ids"' in printed
+    exec(code_of(printed), {})
+    assert [one.img_id for one in Importer(tmp_path / 'train36.h5')] == list('01234')
+
+
+def test_all_images_with_one_fault_are_said_to_be_of_another_layout(tmp_path):
+    for one in IMAGES:
+        np.savez(tmp_path / f'{one.img_id}.npz', grid=one.features)
+    with pytest.raises(RegionError, match=r'all 5 images have the same fault(.|\n)*key "features": expected an array') as error:
+        list(Importer(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+# ---- image ids
+
+@pytest.mark.parametrize(('asked', 'existing', 'difference'), [
+    (['img0.jpg', 'img1.jpg'], ['img0', 'img1'], 'the file ending'),
+    (['a', 'b'], ['val2014/a', 'val2014/b'], 'the folder'),
+    (['x/a.png', 'x/b.png'], ['b', 'a'], 'the file ending and the folder'),
+    (['42', '9'], ['COCO_val2014_000000000042', 'COCO_val2014_000000000009'], 'the prefix of the dataset'),
+    (['42', '581929'], ['000000000042', '000000581929'], 'the prefix of the dataset'),
+    (['IMG_A', 'IMG_B'], ['img_a', 'img_b'], 'upper and lower case'),
+    (['dog', 'cat'], ['red', 'blue'], ''), (['dev-1-img0', 'dev-2-img0'], ['test-1-img0', 'test-2-img0'], ''), ([], [], '')])
+def test_the_difference_of_ids_is_named(asked, existing, difference):
+    text = readers.id_difference(asked, 'x.tsv', existing)
+    assert all(img_id in text for img_id in asked + existing)
+    assert f'the ids differ in {difference}' in text if difference else 'do they belong together' in text
+
+
+def test_mismatching_ids_are_explained_by_check(tmp_path, run):
+    tsv.write(tmp_path / 'x.tsv', IMAGES)
+    (tmp_path / 'q.json').write_text(json.dumps([{'img_id': f'{one.img_id}.jpg'} for one in IMAGES]))
+    status, printed = run('check', tmp_path / 'x.tsv', '--questions', tmp_path / 'q.json')
+    assert status == 1 and 'differ in the file ending' in printed and 'COCO_0x.jpg' in printed and '--ids' in printed
+    lines_of_ids = ''.join(f'{one.img_id}.jpg\t{one.img_id}\n' for one in IMAGES)
+    (tmp_path / 'ids.txt').write_text(lines_of_ids)
+    assert run('import', tmp_path / 'x.tsv', '--ids', tmp_path / 'ids.txt', '--out', tmp_path / 'y.tsv')[0] == 0
+    assert run('check', tmp_path / 'y.tsv', '--questions', tmp_path / 'q.json')[0] == 0
+    (tmp_path / 'ids.txt').write_text(lines_of_ids.splitlines()[0])
+    status, printed = run('import', tmp_path / 'x.tsv', '--ids', tmp_path / 'ids.txt', '--out', tmp_path / 'z.tsv')
+    assert status == 1 and 'expected a line id<TAB>COCO_7x, found none' in printed
+    assert run('import', tmp_path / 'y.tsv', '--ids', 'stem', '--out', tmp_path / 'z.tsv')[0] == 0
+    assert [one.img_id for _, one in tsv.read(tmp_path / 'z.tsv')] == [one.img_id for one in IMAGES]
+
+
+def test_relative_paths_are_image_ids(tmp_path, run):
+    for one, name in zip(IMAGES, 'abc', strict=False):
+        for folder in ('npz', 'photos'):
+            (tmp_path / folder / name).mkdir(parents=True)
+        np.savez(tmp_path / f'npz/{name}/source.npz', features=one.features, boxes=one.boxes, size=[one.height, one.width])
+        Image.new('RGB', (one.width, one.height)).save(tmp_path / f'photos/{name}/source.jpg')
+    status, printed = run('import', tmp_path / 'npz', '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'its image id would be source' in printed and '--ids path' in printed
+    assert run('import', tmp_path / 'npz', '--ids', 'path', '--out', tmp_path / 'x.tsv')[0] == 0
+    with pytest.raises(DataError, match='give --ids path'):
+        find_pictures(tmp_path / 'photos')
+    assert list(find_pictures(tmp_path / 'photos', ids='path')) == ['a/source', 'b/source', 'c/source']
+    (tmp_path / 'ids.txt').write_text(''.join(f'{name}\tphotos/{name}/source.jpg\n' for name in 'abc'))
+    assert list(find_pictures(tmp_path / 'ids.txt', ids=tmp_path / 'ids.txt')) == ['a', 'b', 'c']
+    assert run('show', tmp_path / 'x.tsv', '--ids', 'a/source', 'c/source', '--photos', tmp_path / 'photos', '--out',
+               tmp_path / 'out')[0] == 0
+    assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['a_source.png', 'c_source.png']
+    store.open_regions(tmp_path / 'x.tsv')
+    for path in (tmp_path / 'x.tsv', tmp_path / 'x.store'):
+        (one, photo), (other, _) = find_images(path, [str(tmp_path / 'photos/b/source.jpg'), 'a/source'])
+        assert (one.img_id, other.img_id) == ('b/source', 'a/source') and photo.size == (one.width, one.height)
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('a b\n', r'ids.txt:1: expected id<TAB>path'), ('a\tx\na\ty\n', 'ids.txt:2: expected each id and each path once'),
+    ('a\tx\nb\tx\n', 'ids.txt:2: expected each id and each path once')])
+def test_faulty_files_of_ids(tmp_path, text, message):
+    (tmp_path / 'ids.txt').write_text(text)
+    with pytest.raises(DataError, match=message):
+        Importer(tmp_path, ids=tmp_path / 'ids.txt')
+    with pytest.raises(OSError, match='neither stem nor path'):
+        Importer(tmp_path, ids='stems')
+
+
+def test_reach_of_totals_is_a_share():
+    totals = checks.Totals()
+    totals.add(replace(IMAGES[0], boxes=np.array([[0, 0, 40, 15]] * 3, np.float32)))
+    assert totals.reach == 0.5 and tsv_lines.unquoted(b"b'ab'") == b'ab' and tsv_lines.unquoted(b"b'ab") == b"b'ab"
