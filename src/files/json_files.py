@@ -24,6 +24,7 @@ from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
 MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
+MAX_TOKEN = 4 << 20  # bytes of a number or a text without commas, which the parser reads anew for each block
 MAX_EXPANSION = 200  # times that a gzip file may grow; text that people wrote grows 3 to 20 times
 FREE_EXPANSION = 256 << 20  # bytes that any gzip file may grow to
 BLOCK = 1 << 16  # bytes checked at once
@@ -48,7 +49,8 @@ class Structure:
 
     def __init__(self, path, items):
         self.path, self.items = path, items
-        self.depth = self.in_string = self.size = 0  # size: bytes since the last item ended
+        self.depth = self.in_string = 0
+        self.size = self.token = 0  # bytes since the last item, and since the last bracket, comma or quote
         self.escape = b''
 
     def check(self, block):
@@ -63,6 +65,7 @@ class Structure:
         outside = codes[~quotes & (parity % 2 == 0)]
         depths = self.depth + np.cumsum(outside)
         self.size += len(block)
+        self.token = 0 if codes.size else self.token + len(block)
         if depths.size:
             if depths.max() > MAX_DEPTH:
                 raise DataError(f'{self.path}: more than {MAX_DEPTH} levels of brackets in brackets; expected fewer than ten; '
@@ -72,8 +75,9 @@ class Structure:
             self.depth = int(depths[-1])
         if quotes.size:
             self.in_string = int(parity[-1] % 2)
-        if self.size > MAX_BYTES:
-            raise DataError(f'{self.path}: an item of more than {MAX_BYTES >> 20} MB; is it the file that its name says?')
+        if self.size > MAX_BYTES or self.token > MAX_TOKEN:
+            raise DataError(f'{self.path}: an item of more than {MAX_BYTES >> 20} MB, or a number or text of more than '
+                            f'{MAX_TOKEN >> 20} MB; is it the file that its name says?')
 
 
 class JsonBlocks:
