@@ -177,6 +177,8 @@ def dtype_of(name: str, size: int, o: int) -> np.dtype:
 def features_dtype(raw: bytes, o: int, boxes=None) -> np.dtype:
     """The float dtype in which the features of o regions are plausible numbers; float32, or that of the boxes, if none is."""
     first = np.dtype(boxes or '<f4')
+    if len(raw) % (o * first.itemsize):  # cut off
+        return first
     for dtype in dict.fromkeys((first, np.dtype('<f4'), np.dtype('<f8'), np.dtype('<f2'))):
         if len(raw) % (o * dtype.itemsize) == 0 and plausible(np.frombuffer(raw, dtype)):
             return dtype
