@@ -30,6 +30,7 @@ def main(arguments):
         os.environ.update(STATUS_FILE=str(status), LAUNCHER_PID=str(os.getpid()))
         # Else restarted processes get the addresses of those that died (PyTorch 2.13).
         os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
+        os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # else each process tells, with a stack, that rank 0's store ends
         c10d_rendezvous_backend.TCPStore = tcp_store  # the one in which several machines meet
         pass_on_signals()
         # One machine meets itself in a file, without an open port; there is no other machine to tell that it is alive.

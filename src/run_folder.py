@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -150,7 +151,9 @@ class RunFolder:
         different += [f'{name} differs' for name, text in sidecars.items()
                       if (self.path / name).exists() and self._differs(self.path / name, text)]
         if different:
-            raise ValueError(f'--resume: the run in {self.path} was started with other settings: {"; ".join(different)}')
+            source = STATE if state else path.name
+            raise ValueError(f'--resume: the run in {self.path} was started with other settings (see its {source}): '
+                             + '; '.join(different))
         return state
 
     @staticmethod
@@ -209,6 +212,8 @@ class RunFolder:
         """
         gather(None)  # a barrier: every rank has read the folder before rank 0 changes it
         if is_main():
+            for leftover in self.path.glob('*.part'):  # of a process that was killed
+                leftover.unlink()
             if self.damaged:
                 os.replace(self.path / PREVIOUS, self.path / STATE)
             with open(self.path / 'log.log', 'ab') as log:
@@ -218,7 +223,7 @@ class RunFolder:
             try:
                 shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
             except shutil.Error as errors:  # a list of (source, destination, reason)
-                reason = re.sub(r'^\[Errno \d+\] ', '', str(errors.args[0][0][2]))
+                reason = re.sub(r"^\[Errno \d+\] |: '.*", '', str(errors.args[0][0][2]))
                 raise OSError(f'{self.path / "src"}: the source code cannot be copied there ({reason}); snapshots and run state '
                               'are unchanged: free space, or choose another --output') from None
             if launcher := os.environ.get('LAUNCHER'):
@@ -284,7 +289,7 @@ class RunFolder:
         }
         if extra := head.extra_state():
             state['extra'] = extra
-        state['structure'] = structure_digest(state)
+        state['digest'] = digest_of(state)
         current, previous = self.path / STATE, self.path / PREVIOUS
 
         def write(path):
@@ -327,7 +332,7 @@ def read_run_state(path):
     and OSError if it cannot be read at the moment."""
     state = load_file(path, only_zip=True)
     try:
-        required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'structure'}
+        required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'digest'}
         if not isinstance(state, dict) or not required <= state.keys() <= required | optional:
             keys = ', '.join(map(str, state))[:200] if isinstance(state, dict) else type(state).__name__
             raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found {keys}')
@@ -349,20 +354,21 @@ def read_run_state(path):
                 raise ValueError(f'key inputs.{name}: expected a digest and a name')
         if not isinstance(state.get('cwd', ''), str):
             raise ValueError('key cwd: expected a text')
-        if state.get('structure', expected := structure_digest(state)) != expected:
+        if state.get('digest', expected := digest_of(state)) != expected:
             raise ValueError('was changed after it was saved')
     except (ValueError, RecursionError) as error:
         raise WeightsError(f'{path}: the run state is damaged: {error}') from None
     return state
 
 
-def structure_digest(state):
-    """The digest of a run state's progress, names, shapes and plain values. The check sums of the file stand for the numbers in
-    tensors; options, of which older versions wrote a part, are compared with those of the command."""
+def digest_of(state):
+    """The digest of a run state but for its options, which are compared with those of the command and may lack newer ones."""
     digest = hashlib.sha256()
-    for name, value in leaves({key: value for key, value in state.items() if key not in ('structure', 'options') and value}):
-        about = f'{value.dtype} {tuple(value.shape)}' if isinstance(value, torch.Tensor) else f'{type(value)} {value!r}'
-        digest.update(f'{name!r} {about}\n'.encode('utf-8', 'surrogatepass'))
+    for name, value in leaves({key: value for key, value in state.items() if key not in ('digest', 'options') and value}):
+        if isinstance(value, torch.Tensor):
+            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            value = value.dtype, tuple(value.shape), zlib.crc32(numbers)
+        digest.update(f'{name!r} {type(value)} {value!r}\n'.encode('utf-8', 'surrogatepass'))
     return digest.hexdigest()
 
 
@@ -410,6 +416,6 @@ def _same_path(old, new, name, cwd):
         below_root = os.path.join(folder, options['dataRoot'], options[name])
         return {re.sub(r'(_LXRT)?\.(pth|safetensors)$', '', os.path.realpath(path)) for path in (path, below_root)}
 
-    if not isinstance(old[name], str) or not isinstance(new[name], str) or not isinstance(old.get('dataRoot'), str):
+    if not all(isinstance(options.get(key), str) for options in (old, new) for key in (name, 'dataRoot')):
         return False
     return bool(places(old, cwd) & places(new, ''))

@@ -496,7 +496,8 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
         report = head.load_original(state['model'], f'the run state in {folder.path}')
         optimizer_step.load_state_dict(state, progress.total_steps)
     except WeightsError as error:
-        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {error}') from None
+        fault = str(error).partition('\n')[0]  # without the report
+        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}') from None
     dist.print0(report)
     if 'extra' in state:
         head.load_extra_state(state['extra'])

@@ -1,5 +1,6 @@
 """run/download.bash against a local server: what is downloaded, refused and reported; and data/manifest.json."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -22,11 +23,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from damage import byte_damage, same_or_error, value_damage
 from file_server import FileServer, unused_address, wait_for
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from files import manifest
+from files import download, manifest
 from files.json_files import DataError
 from files.unpack import extract
 from pretrain.program import published
@@ -99,6 +101,9 @@ def zipped(*members, **options):
     return buffer.getvalue()
 
 
+GOOD = zipped(('x.tsv', TSV))
+
+
 def files_of(folder):
     """The files below a folder except for locks, as sorted relative paths."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file() and '.locks' not in path.parts)
@@ -152,6 +157,36 @@ def test_the_next_address_is_tried(publish, run, server, target):
     assert status == 0 and (target / 'set/a.json').read_bytes() == JSON and files_of(target / 'set') == ['a.json']
     assert down in err and '404' in err and 'expected complete json' in err
     assert json.loads((target / 'manifest.lock.json').read_text())['set/a.json']['address'] == addresses[-1]
+
+
+LIES = {
+    'endless': {'raw': lambda: itertools.chain([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'],
+                                               itertools.repeat(b'a\r\n0123456789\r\n'))},
+    'as large as no disk': {'headers': {'Content-Length': 10 ** 17}},
+    'empty': {'body': b''}, 'chunked and empty': {'body': b'', 'chunked': True},
+    'another': {'body': zipped(('y.tsv', b'other'))}, 'a page': {'body': b'<html>Log in</html>'},
+    'compressed': {'headers': {'Content-Encoding': 'gzip'}}, 'wrong length': {'headers': {'Content-Length': 7}},
+    'no length': {'headers': {'Content-Length': '-1', 'Connection': 'close'}},
+    'cut': {'until': 900, 'headers': {'ETag': '"one"'}}, 'redirect': {'status': 302, 'headers': {'Location': '//['}},
+    'strange version': {'headers': {'ETag': '"\x1b"'}, 'until': 900}, 'busy': {'status': 503},
+    'noise': {'raw': lambda: [bytes(range(256))]}, 'nothing': {'raw': lambda: []},
+    'unknown status': {'status': 999}, 'part': {'status': 206, 'headers': {'Content-Range': 'bytes 0-9/10'}},
+}
+
+
+@pytest.mark.parametrize('sure', [True, False], ids=['size known', 'size unknown'])
+@pytest.mark.parametrize('lie', LIES)
+def test_a_bad_first_address_does_not_spoil_the_next(lie, sure, publish, run, server, target, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_UNKNOWN', 10_000)
+    server.files |= {'first': GOOD}
+    with FileServer({'second': GOOD}) as second:
+        publish({'set/x.zip': None}, addresses=[server.address('first'), second.address('second')],
+                **({'size': len(GOOD)} if sure else {}))
+        server.script = [LIES[lie]] * 50
+        status, _, err = run()
+        assert status == 0 and (target / 'set/x.tsv').read_bytes() == TSV and 'Traceback' not in err
+        assert files_of(target / 'set') == ['x.tsv'] and [path for path, _ in second.requests] == ['/second']
+        assert json.loads((target / 'manifest.lock.json').read_text())['set/x.tsv']['address'] == second.address('second')
 
 
 def test_an_address_with_an_interrupted_download_comes_first(publish, run, server, target):
@@ -308,7 +343,6 @@ def edited(archive, place, form, value):
     return archive[:start] + struct.pack(form, value) + archive[start + struct.calcsize(form):]
 
 
-GOOD = zipped(('x.tsv', TSV))
 BAD = {
     '..': (zipped(('a/../../x.tsv', TSV)), 'a path outside the folder'),
     'absolute': (zipped(('/outside/x.tsv', TSV)), 'a path outside the folder'),
@@ -424,6 +458,42 @@ def test_an_invalid_manifest(change, message, tmp_path):
         read(file | change)
     with pytest.raises(DataError, match='twice'):
         read(file, file)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_manifest_is_read_as_before_or_refused(tmp_path, capsys, data):
+    file = tmp_path / 'manifest.json'
+    sets = {'it': {'about': 'Things.', 'instead': 'Make them.', 'made': ['set/y'], 'size': '5 bytes', 'source': 'Us', 'files': [
+        {'path': 'set/x.zip', 'addresses': ['http://a/b', 'hf://a/b/c'], 'members': ['x.tsv'], 'size': 5, 'note': 'large'},
+        {'path': 'set/a.json', 'addresses': ['s3://a/b'], 'format': 'jsonl'}]}}
+    text = json.dumps(data.draw(value_damage(sets))(sets)).encode()
+    file.write_bytes(data.draw(st.just(lambda text: text) | byte_damage(len(text)))(text))
+    same_or_error(lambda: manifest.read(file), lambda sets: True, file)
+    status = None
+    with contextlib.suppress(SystemExit):
+        status = program.main(['it', '--list', '--to', str(tmp_path)], file)
+    out, err = capsys.readouterr()
+    assert status in (0, 2, None) and 'Traceback' not in err and all(map(str.isprintable, (out + err).split('\n')))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_record_is_read_as_before_or_refused(tmp_path, data):
+    """No command ends otherwise than with the file, or with a message that names the record."""
+    target = manifest.Target(tmp_path / 'target')
+    file, name = target.file('set/a'), target.record
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b'words')
+    status = file.stat()
+    entries = {'set/a': {'size': 5, 'sha256': hashlib.sha256(b'words').hexdigest(), 'mtime_ns': status.st_mtime_ns,
+                         'address': 'http://a/b', 'date': '2020-01-01T00:00:00+00:00'}}
+    text = json.dumps(data.draw(value_damage(entries))(entries)).encode()
+    name.write_bytes(data.draw(st.just(lambda text: text) | byte_damage(len(text)))(text))
+    states = manifest.UNKNOWN, manifest.COMPLETE, manifest.CHANGED
+    same_or_error(lambda: (target.state('set/a'), target.state('set/a', True)), lambda found: set(found) <= set(states), name)
+    same_or_error(lambda: target.exists('set/a', True), lambda found: found is True, name)
+    same_or_error(lambda: target.size('set/a'), lambda size: size == 5, name)
 
 
 def layout():

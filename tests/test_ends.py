@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import train
 from annotations.dataset import ExampleDataset
 from files.atomic import atomic_file, owner, temporary_folder
 from param import Options
+from run_folder import RunFolder
 from shapes import world as shapes_world
 
 LIMIT = 60  # seconds in which everything that is ended must have ended
@@ -96,7 +98,7 @@ def full_shared_memory():
     (fault_of_the_program, 'IndexError', 1, 0), (fault_of_the_program, 'IndexError', 1, 2),
     (fault_of_the_program, 'IndexError', 2, 2), (out_of_memory, 'not enough memory on the GPU', 1, 2),
     (out_of_memory, 'not enough memory on the GPU', 2, 0), (fault_in_worker, 'IndexError', 1, 2),
-    (input_error_in_worker, '.py: error: train2014.tsv: line 7: a fault\n', 1, 2),
+    (input_error_in_worker, ': error: train2014.tsv: line 7: a fault\n', 1, 2),
     (killed_worker, 'a data worker could not start or ended', 1, 2),
     (killed_worker, 'a data worker could not start or ended', 2, 2),
     (full_shared_memory, 'a data worker could not start or ended', 1, 2)])
@@ -271,17 +273,32 @@ class Numbers(torch.utils.data.Dataset):
         return batch
 
 
-def test_what_a_killed_worker_leaves_is_removed_when_the_next_one_starts(tmp_path, monkeypatch):
+@pytest.fixture
+def short_path():
+    """A temporary folder in which sockets can be, whose paths have at most 108 characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_what_a_killed_worker_leaves_is_removed_when_the_next_one_starts(short_path, monkeypatch):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, '__defaults__', (0.2,))
-    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(tempfile, 'tempdir', str(short_path))
     load = partial(train.load_batches, Numbers(), options=Options(numWorkers=1), device=torch.device('cpu'))
     batches = load([1, 2, 3, 7])  # it prepares two in advance
     memory = f'/dev/shm/torch_{int(next(batches)["pid"])}_1_1'
     with pytest.raises(cli.WorkerError):
         list(batches)
-    assert os.path.exists(memory) and len(list(tmp_path.iterdir())) == 1
+    assert os.path.exists(memory) and len(list(short_path.iterdir())) == 1
     assert len(list(load([1, 2]))) == 2
-    assert not os.path.exists(memory) and not list(tmp_path.iterdir())
+    assert not os.path.exists(memory) and not list(short_path.iterdir())
+
+
+def test_snapshots_that_a_killed_run_wrote_half_are_removed_when_it_starts(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / 'BEST.pth.part').write_text('half')
+    folder.begin(Options(), {}, None, 'vqa')
+    folder.close()
+    assert not list(tmp_path.glob('*.part'))
 
 
 def kill_this_process(*_):

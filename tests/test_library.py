@@ -145,7 +145,7 @@ def test_what_lies_beside_a_snapshot_and_does_not_fit_is_named(runs, tmp_path):
         ({'config': lambda config: config | {'l_layers': 2}}, WeightsError, 'does not fit the model'),
         ({'config': lambda config: config | {'hidden_size': 8}}, DataError, 'question about 4 images, as no task does'),
         ({'config': lambda config: config | {'vocab_size': 9}}, ValueError, r'vocab_size of the config is 9|does not fit'),
-        ({'options': lambda about: [about]}, DataError, r'options\.json: key "options"'),
+        ({'options': lambda about: [about]}, DataError, r'options\.json: expected .* an object'),
         ({'options': dataset}, FileNotFoundError, r'--dataset .*mine\.json, which defines max_length .* give max_length'),
     ):
         with pytest.raises(kind, match=error):

@@ -310,7 +310,8 @@ def paths(value, path=()):
 
 TENSORS = [
     lambda t: t.flatten()[:-1].clone(), lambda t: torch.zeros(1), lambda t: t[None], lambda t: t.double(), lambda t: t.half(),
-    lambda t: t.long(), lambda t: t * math.nan, lambda t: t + math.inf, lambda t: t.to_sparse(), lambda t: t.to(torch.complex64),
+    lambda t: t.long(), lambda t: -t - 1,
+    lambda t: t * math.nan, lambda t: t + math.inf, lambda t: t.to_sparse(), lambda t: t.to(torch.complex64),
     lambda t: t.to('meta'), lambda t: torch.zeros(1, dtype=t.dtype).expand(t.shape or (2,)), lambda t: t.tolist(), lambda t: None,
     lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8), lambda t: torch.zeros(1).expand(10 ** 6, 10 ** 6),
     lambda t: torch.nested.nested_tensor([t.flatten()])]
@@ -368,7 +369,7 @@ def test_averages_of_another_size_are_refused(tmp_path, optim):
     """They made the process crash, or read beyond their memory."""
     path = save_run(tmp_path / 'run', optim, states=1)
     state = load_file(path / STATE)
-    del state['structure']  # as of an older version
+    del state['digest']  # as of an older version
     for averages in state['optimizer']['state'].values():
         for name in averages.keys() - {'step'}:
             averages[name] = torch.zeros(1)
@@ -388,7 +389,7 @@ def test_averages_of_another_size_are_refused(tmp_path, optim):
 ])
 def test_progress_out_of_range_is_refused_also_of_older_versions(run, key, value, says):
     state = load_file(run / STATE)
-    del state['structure']
+    del state['digest']
     state['progress'][key] = value
     torch.save(state, run / STATE)
     with pytest.raises(ValueError, match=says) as error:
@@ -398,7 +399,7 @@ def test_progress_out_of_range_is_refused_also_of_older_versions(run, key, value
 
 def test_a_state_of_an_older_version_is_resumed_and_says_what_it_cannot_check(run, resumed, capsys):
     state = load_file(run / STATE)
-    for key in ('structure', 'inputs', 'cwd', 'scaler'):
+    for key in ('digest', 'inputs', 'cwd', 'scaler'):
         del state[key]
     torch.save(state, run / STATE)
     assert equal(resume(run), resumed[0])
@@ -411,8 +412,23 @@ def test_a_state_of_an_older_version_is_resumed_and_says_what_it_cannot_check(ru
     folder.close()
 
 
+def test_a_state_without_options_or_with_weights_like_a_hole_is_refused_in_one_line(run):
+    state = load_file(run / STATE)
+    state['options'] = {}
+    torch.save(state, run / STATE)
+    with pytest.raises(ValueError, match=r'other settings \(see its RUN_STATE\.pth\)'):
+        resume(run)
+    state = load_file(run / STATE)
+    state['options'], state['model']['encoder.0.weight'] = vars(options_of(run)), torch.zeros(4, 3)
+    del state['digest']
+    torch.save(state, run / STATE)
+    with pytest.raises(ValueError, match=r'RUN_STATE\.pth: the run state does not fit .*encoder\.0\.weight') as error:
+        resume(run)
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('make', TENSORS[8:])
+@pytest.mark.parametrize('make', TENSORS[9:])
 def test_a_snapshot_with_anything_but_plain_tensors_is_refused_with_its_key(tmp_path, make):
     path = tmp_path / 'a.pth'
     torch.save({'a.weight': torch.ones(2, 2), 'b.weight': make(torch.ones(2, 2))}, path)

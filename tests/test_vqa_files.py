@@ -158,6 +158,14 @@ def test_splits_of_one_file(tmp_path, convert):
         'train': ['freeform', 'para'], 'test': ['test_para']}
 
 
+def test_clevr(tmp_path, convert):
+    row = {'image_index': 0, 'program': [{'inputs': []}], 'question_index': 4, 'image_filename': 'CLEVR_val_000000.png',
+           'answer': 3, 'question': 'How many?', 'split': 'val'}
+    path = save(tmp_path / 'q.json', {'info': {'split': 'val'}, 'questions': [row]})
+    assert convert('--split', 'val', path)[1]['val'] == [
+        {'img_id': 'CLEVR_val_000000', 'question_id': 4, 'sent': 'How many?', 'label': {'3': 1}}]
+
+
 def test_gqa_ood(tmp_path, convert):
     """An object by id; ids stay texts, of which two may be the same number."""
     rows = {'0182': {'question': 'Is it?', 'imageId': '5', 'answer': 'yes', 'types': {'structural': 'verify'}},

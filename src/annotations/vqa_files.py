@@ -18,9 +18,9 @@ from images.ids import without_ending
 # The names of a row's keys in published files, the more exact ones first: a picture's file name says more than its number.
 KEYS = {
     'question': ('question', 'sent', 'query'),
-    'id': ('question_id', 'questionid', 'qid', 'identifier', 'id'),
-    'image': ('image_name', 'img_name', 'file_name', 'filename', 'image_path', 'img_path', 'image_file', 'img_file', 'image',
-              'image_id', 'imageid', 'img_id', 'img'),
+    'id': ('question_id', 'questionid', 'qid', 'question_index', 'identifier', 'id'),
+    'image': ('image_name', 'img_name', 'image_filename', 'file_name', 'filename', 'image_path', 'img_path', 'image_file',
+              'img_file', 'image', 'image_id', 'imageid', 'img_id', 'img', 'image_url'),
     'answers': ('answers', 'direct_answers', 'answer', 'label', 'multiple_choice_answer'),
     'answer_type': ('answer_type',),
     'question_type': ('question_type', 'content_type'),

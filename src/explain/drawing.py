@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from files.atomic import write_atomically
+from files.text import printable
 from images.pictures import PictureError, open_picture
 from regions.tsv import RegionError
 
@@ -282,7 +283,7 @@ def _characters(path):
 
 
 def fonts_for(texts):
-    """The fonts (matplotlib's FontEntry) for some texts: DejaVu Sans, then as few installed ones as their characters need.
+    """The fonts (matplotlib's FontEntry) for some texts: DejaVu Sans, then the installed ones that their characters need.
 
     Characters that no font has are named once on stderr.
     """
@@ -293,22 +294,27 @@ def fonts_for(texts):
     fonts = [next(font for font in manager.ttflist if (font.name, font.style, font.weight) == ('DejaVu Sans', 'normal', 400))]
     lacking, candidates = {char for char in lacking if ord(char) not in _characters(fonts[0].fname)}, ()
     if lacking:
-        for path in {*font_manager.findSystemFonts()} - {font.fname for font in manager.ttflist}:  # installed since the last run
+        known = {font.fname for font in manager.ttflist}  # listed once, so that later fonts lack
+        for path in sorted({*font_manager.findSystemFonts()} - known):
             with suppress(Exception):  # of the many kinds of broken fonts
                 manager.addfont(path)
         candidates = [font for font in manager.ttflist if font.style == 'normal' and not font.name.startswith(SYMBOL_FONTS)]
-    while lacking and candidates:
-        counts = [sum(ord(char) in _characters(font.fname) for char in lacking) for font in candidates]
-        if not (most := max(counts)):
+    for font in sorted(candidates, key=_preference):
+        if having := {char for char in lacking if ord(char) in _characters(font.fname)}:
+            fonts.append(font)
+            lacking -= having
+        if not lacking:  # reading all of thousands of fonts takes seconds
             break
-        fonts.append(min((font for font, count in zip(candidates, counts, strict=True) if count == most),
-                         key=lambda font: ('Sans' not in font.name, abs(font.weight - 400), font.name)))
-        lacking = {char for char in lacking if ord(char) not in _characters(fonts[-1].fname)}
     if new := sorted(lacking - _without_font):
         _without_font.update(new)
-        print(f'Drawings: no installed font has {len(new):,} of the characters ({" ".join(new[:5])}); they are drawn as boxes. '
-              'Install a font that has them, such as: apt install fonts-noto-core fonts-noto-cjk', file=sys.stderr)
+        print(f'Drawings: no installed font has {len(new):,} of the characters ({printable(" ".join(new[:5]))}); they are drawn '
+              'as boxes. Install a font that has them, such as: apt install fonts-noto-core fonts-noto-cjk', file=sys.stderr)
     return fonts
+
+
+def _preference(font):
+    """Orders fonts: complete families of many scripts first, then the plain ones."""
+    return not font.name.startswith('Noto Sans'), 'Sans' not in font.name, font.weight != 400, font.name
 
 
 def _is_drawn(char):

@@ -85,14 +85,15 @@ def write_atomically(path, write):
         sync(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError, with its own lines of code, where a disk is full
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         internal = isinstance(error, RuntimeError) and ('enforce fail' in str(error) or 'Pytorch' in str(error))
         reason = 'a write failed' if internal else getattr(error, 'strerror', None) or str(error)
         free = ''
         with contextlib.suppress(OSError):
             free = f'{shutil.disk_usage(path.parent).free / 1e9:.1f} GB are free there; '
         raise OSError(f'{path}: cannot be written ({reason}); is the disk full? {free}earlier content is unchanged') from None
+    finally:
+        with contextlib.suppress(OSError):  # of a write that failed or was interrupted
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -23,7 +23,8 @@ from files.atomic import byte_bar
 from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
-MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
+MAX_BYTES = 32 << 20  # of a file that is read at once, and of a line; as Python objects they take up to 25 times as much
+MAX_ITEM = 8 << 20  # bytes of an item that is streamed: the parser reads a text or number from its start with each block
 MAX_EXPANSION = 200  # times that a gzip file may grow; text that people wrote grows 3 to 20 times
 FREE_EXPANSION = 256 << 20  # bytes that any gzip file may grow to
 BLOCK = 1 << 16  # bytes checked at once
@@ -43,11 +44,11 @@ class DataError(InputError):
 class Structure:
     """Limits nesting and the size of items of json that is read block by block.
 
-    path: for messages; items: the number of brackets around an item. Brackets in strings do not count.
+    path: for messages; items: the number of brackets around an item; most: bytes of an item. Brackets in strings do not count.
     """
 
-    def __init__(self, path, items):
-        self.path, self.items = path, items
+    def __init__(self, path, items, most):
+        self.path, self.items, self.most = path, items, most
         self.depth = self.in_string = self.size = 0  # size: bytes since the last item ended
         self.escape = b''
 
@@ -72,15 +73,15 @@ class Structure:
             self.depth = int(depths[-1])
         if quotes.size:
             self.in_string = int(parity[-1] % 2)
-        if self.size > MAX_BYTES:
-            raise DataError(f'{self.path}: an item of more than {MAX_BYTES >> 20} MB; is it the file that its name says?')
+        if self.size > self.most:
+            raise DataError(f'{self.path}: an item of more than {self.most >> 20} MB; is it the file that its name says?')
 
 
 class JsonBlocks:
     """A binary file of json, as ijson reads it: without a byte order mark, its Structure checked."""
 
     def __init__(self, file, path, items):
-        self.file, self.path, self.structure, self.at_start = file, path, Structure(path, items), True
+        self.file, self.path, self.structure, self.at_start = file, path, Structure(path, items, MAX_ITEM), True
 
     def read(self, size):
         block = self.file.read(size)
@@ -122,7 +123,7 @@ def parse_json(text, place, expected):
     constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
-        structure = Structure(place, 0)
+        structure = Structure(place, 0, MAX_BYTES)
         for start in range(0, len(text), BLOCK):
             structure.check(text[start:start + BLOCK])
     try:

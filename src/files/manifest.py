@@ -1,17 +1,20 @@
 """The published files (data/manifest.json), and the folder that they are downloaded to."""
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import MISSING as REQUIRED
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from files.atomic import locked, sha256, write_json
-from files.json_files import DataError, read_json
+from files.json_files import DataError, read_json, shown
 
 NAME = r'\w[\w.-]*'
 PATH = rf'{NAME}(/{NAME})+'
-ADDRESS = r'(https?|s3)://\S+|hf://[^/\s]+/[^/\s]+/\S+'
-KEYS = {'size', 'sha256', 'mtime_ns', 'address', 'date'}  # of an entry of the record
+ADDRESS = r'(https?|s3)://[!-~]+|hf://[!-.0-~]+/[!-.0-~]+/[!-~]+'
+# Of an entry of the record: patterns of the values as json.
+KEYS = {'size': r'\d{1,18}', 'sha256': r'"[0-9a-f]{64}"', 'mtime_ns': r'-?\d{1,20}', 'address': r'".+"', 'date': r'".+"'}
 MISSING, COMPLETE, UNKNOWN, CHANGED = 'missing', 'complete', 'not downloaded by this command', 'changed since it was downloaded'
 
 
@@ -31,13 +34,9 @@ class File:
     note: str = ''
 
     def __post_init__(self):
-        valid = {
-            'path': matches(PATH, [self.path]), 'addresses': self.addresses and matches(ADDRESS, self.addresses),
-            'members': matches(NAME, self.members), 'size': self.size is None or type(self.size) is int,
-            'format': self.format in ('', 'jsonl')}
-        for key, is_valid in valid.items():
-            if not is_valid:
-                raise ValueError(f'invalid {key}: {getattr(self, key)!r}')
+        require(self, path=matches(PATH, [self.path]), addresses=self.addresses and matches(ADDRESS, self.addresses),
+                members=matches(NAME, self.members), format=self.format in ('', 'jsonl'), note=is_text(self.note),
+                size=self.size is None or (type(self.size) is int and self.size >= 0))
 
     @property
     def results(self):
@@ -60,21 +59,52 @@ class FileSet:
     instead: str = ''
     made: list = ()
 
+    def __post_init__(self):
+        texts = {key: is_text(getattr(self, key)) for key in ('about', 'size', 'source', 'instead')}
+        require(self, made=matches(PATH, self.made), **texts)
+
 
 def matches(pattern, texts):
     return isinstance(texts, list | tuple) and all(isinstance(text, str) and re.fullmatch(pattern, text) for text in texts)
 
 
+def is_text(value):
+    return isinstance(value, str) and value.isprintable()
+
+
+def require(values, **valid):
+    """Raises ValueError that names the first key of a dataclass that is not valid."""
+    for key, is_valid in valid.items():
+        if not is_valid:
+            raise ValueError(f'invalid {key}: {shown(getattr(values, key))}')
+
+
+def build(kind, values):
+    """The File or FileSet of an object of the manifest. Raises ValueError."""
+    keys = {field.name: field.default is REQUIRED for field in fields(kind)}
+    if not isinstance(values, dict) or values.keys() - keys or any(keys[key] and key not in values for key in keys):
+        raise ValueError(f'expected {", ".join(f"{key} (required)" if keys[key] else key for key in keys)}, found '
+                         f'{shown(list(values) if isinstance(values, dict) else values)}')
+    return kind(**values)
+
+
 def read(path):
     """{name: FileSet} of a manifest. Raises FileNotFoundError, or DataError that names the file, the set and the key."""
     sets = read_json(path, 'the manifest of what can be downloaded')
-    name, paths = 'expected an object of sets', []
-    try:
-        for name, values in sets.items():
-            sets[name] = FileSet(**values | {'files': [File(**file) for file in values['files']]})
-            paths += [path for file in sets[name].files for path in {file.path, *file.results}]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f'{path}: {name}: {error}') from None
+    if not isinstance(sets, dict):
+        raise DataError(f'{path}: expected an object of sets, found {shown(sets)}')
+    paths = []
+    for name, values in sets.items():
+        if not re.fullmatch(NAME, name):
+            raise DataError(f'{path}: expected names of sets, found {shown(name)}')
+        try:
+            files = values.get('files') if isinstance(values, dict) else None
+            if not isinstance(files, list):
+                raise ValueError(f'expected an object with a list of files, found {shown(values)}')
+            sets[name] = build(FileSet, values | {'files': [build(File, file) for file in files]})
+        except ValueError as error:
+            raise DataError(f'{path}: {name}: {error}') from None
+        paths += [path for file in sets[name].files for path in {file.path, *file.results}]
     if twice := {path for path in paths if paths.count(path) > 1}:
         raise DataError(f'{path}: expected each path once, found {", ".join(sorted(twice))} twice')
     return sets
@@ -103,9 +133,11 @@ class Target:
     def entries(self):
         """The record. Raises DataError if it is broken."""
         entries = read_json(self.record, 'a record of downloaded files') if self.record.exists() else {}
-        if not isinstance(entries, dict) or any(not isinstance(entry, dict) or KEYS - entry.keys() for entry in entries.values()):
-            raise DataError(f'{self.record}: expected {", ".join(sorted(KEYS))} of each file; correct it, or remove it: then '
-                            'existing files are not verified')
+        for path, entry in entries.items() if isinstance(entries, dict) else [('the file', None)]:
+            if not (isinstance(entry, dict) and all(re.fullmatch(pattern, json.dumps(entry.get(key)))
+                                                    for key, pattern in KEYS.items())):
+                raise DataError(f'{self.record}: {shown(path)}: expected {", ".join(sorted(KEYS))} of a file, found '
+                                f'{shown(entry)}; correct it, or remove it: then existing files are not verified')
         return entries
 
     def add(self, path, file, sha256, address, date=None):

@@ -105,7 +105,8 @@ class RegionStore(RegionArrays):
 
     def gather_one(self, rows, draws) -> np.ndarray:
         _, starts, counts = self.spans(rows)
-        return self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))[:, 0]
+        features = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
+        return features.reshape(len(starts), self.feature_size)
 
     def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if name != 'features':  # of a few bytes an image the mapping is faster

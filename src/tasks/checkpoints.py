@@ -20,6 +20,7 @@ PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-t
 HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
 WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin')
 DEFAULT_LABEL = re.compile(r'LABEL_\d+')  # Hugging Face's default label name
+SMALL_MODEL = 100_000_000  # parameters that any machine has memory for
 EXCLUDED_BIAS = -1e4  # bias of an answer that is never to be predicted
 
 
@@ -112,7 +113,7 @@ def read_tokenizer(folder, config):
 def check_size(config, folder, weights):
     """Raises DataError if the config of a folder is of a model that is many times larger than a file of weights."""
     parameters, size = config.parameters(), weights.stat().st_size
-    if parameters > 8 * size:  # a parameter takes 2 or 4 bytes
+    if parameters > max(8 * size, SMALL_MODEL):  # a parameter takes 2 or 4 bytes
         raise DataError(f'{folder / "config.json"}: a model of {parameters:,} parameters, but {weights} has {size:,} bytes; is '
                         'it the config of these weights?')
 

@@ -43,9 +43,10 @@ class GQA(Task):
         return {'questionId': key, 'prediction': answer}
 
     @staticmethod
-    def evaluate(predictions, annotations, subset, choices=None):
+    def evaluate(predictions, annotations, subset=None, choices=None):
         """The metrics of a file of predictions, see Scores.figures. annotations: an official questions file, or this project's
-        json; subset: a scoring.Subset; choices: the official choices file (val_choices.json), for validity and plausibility.
+        json; subset: a scoring.Subset; None: all questions; choices: the official choices file (val_choices.json), for validity
+        and plausibility.
         """
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'questionId', str, 'prediction', faults)

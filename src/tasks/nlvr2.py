@@ -55,9 +55,9 @@ class NLVR2(Task):
             return sum(bool(file.write(f'{key},{answer}\n')) for key, answer in rows)
 
     @staticmethod
-    def evaluate(predictions, annotations, subset):
+    def evaluate(predictions, annotations, subset=None):
         """The metrics of a file of predictions, see Scores.figures. annotations: the official json lines, or this project's json;
-        subset: a scoring.Subset."""
+        subset: a scoring.Subset; None: all questions."""
         faults = PredictionFaults(predictions)
         answers = read_predictions(predictions, faults)
         scores, identifiers, correct, count = Scores(), [], [], 0

@@ -104,13 +104,14 @@ def read_split(path, schema, types):
         yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
 
 
-def match_predictions(questions, predictions, path, faults, score, subset):
+def match_predictions(questions, predictions, path, faults, score, subset=None):
     """Yields (Question, score from 0 to 1, or None without a label) for each question with a prediction.
 
     questions: iterable of Question, read from path; predictions: {id: answer}; score: (answer, label) -> float. GQA's unbalanced
-    questions may be answered all or not at all. subset: a Subset, outside of which questions and predictions are skipped. Raises
-    DataError for duplicate questions and, at the end, for the faults.
+    questions may be answered all or not at all. subset: a Subset (None: all questions), outside of which questions and
+    predictions are skipped. Raises DataError for duplicate questions and, at the end, for the faults.
     """
+    subset = Subset() if subset is None else subset
     ids, skipped, unanswered_unbalanced, answered_unbalanced, labelled = set(), set(), [], False, None
     for question in questions:
         if question.id in ids or question.id in skipped:

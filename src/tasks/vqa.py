@@ -41,9 +41,9 @@ class VQA(Task):
         return {'question_id': key, 'answer': answer}
 
     @staticmethod
-    def evaluate(predictions, annotations, subset):
+    def evaluate(predictions, annotations, subset=None):
         """The metrics of a file of predictions, see Scores.figures. annotations: the official ones, or this project's json;
-        subset: a scoring.Subset."""
+        subset: a scoring.Subset; None: all questions."""
         faults = PredictionFaults(predictions)
         answers = read_json_predictions(predictions, 'question_id', int, 'answer', faults)
         scores, official, count = Scores(), False, 0
