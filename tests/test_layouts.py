@@ -219,7 +219,7 @@ def test_a_tsv_of_another_layout_is_named_once_and_imported(tmp_path, run, name)
 
 @pytest.mark.parametrize('dtype', ['f2', 'f8'])
 def test_features_in_another_precision(tmp_path, run, dtype):
-    path, images = tmp_path / 'x.tsv', [image(number, f=6) for number in range(5)]
+    path, images = tmp_path / 'x.tsv', [image(number, f=64) for number in range(5)]
     images = [replace(one, img_id=f'i{i}', features=np.maximum(one.features, 0)) for i, one in enumerate(images)]
     path.write_text(''.join(lines(images, dtypes={'features': dtype})))
     status, printed = run('check', path)

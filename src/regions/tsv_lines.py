@@ -75,7 +75,7 @@ def decode(line: bytes, layout: Layout, f: int | None = None, f_line: int = 0) -
             continue
         written, columns = np.dtype(layout.dtypes.get(field, dtype)), {'boxes': 4, 'features': f}.get(name, 1)
         array = _array(fields, field, written, o, columns, f'; line {f_line} set {f} a region' if f else '')
-        array = array if written == dtype else array.astype(dtype)
+        array = array.astype(dtype) if field in layout.dtypes else array
         arrays[name] = array if name in ('boxes', 'features') else array[:, 0]  # (o, 4), (o, f) or (o,)
     return ImageRegions(img_id, height, width, **arrays)
 
