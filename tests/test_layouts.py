@@ -194,6 +194,7 @@ LAYOUTS = {  # name: (fields, other arguments of `lines`, first line, what impor
     'quotes': (tsv.FIELDS, {'text': '"{}"'}, '', 'read as arrays written as "'),
     'int32': (tsv.FIELDS, {'dtypes': {'objects_id': 'i4', 'attrs_id': 'i2'}}, '', 'objects_id of int32; attrs_id of int16'),
     'float64': (tsv.FIELDS, {'dtypes': {'boxes': 'f8', 'features': 'f8', 'objects_conf': 'f8'}}, '', 'boxes of float64'),
+    'float16': (tsv.FIELDS, {'dtypes': {'features': 'f2', 'boxes': 'f2'}}, '', 'boxes of float16; features of float16'),
     'several': (SIX, {'text': "b'{}'", 'dtypes': {'boxes': 'f8', 'features': 'f8'}}, '', "6 columns"),
 }
 
@@ -210,8 +211,24 @@ def test_a_tsv_of_another_layout_is_named_once_and_imported(tmp_path, run, name)
     status, printed = run('import', path, '--out', out)
     assert status == 0 and said in printed and ('no classes' in printed) == (fields == SIX or fields == (*SIX, 'a', 'b'))
     for (_, one), other in zip(tsv.read(out), IMAGES, strict=True):
+        if name == 'float16':
+            other = replace(other, boxes=other.boxes.astype('f2').astype('f4'), features=other.features.astype('f2').astype('f4'))
         same(one, other if 'objects_id' in fields else without_labels(other))
     assert said in ' '.join(tsv.provenance(tsv.find(out))['notes'])
+
+
+@pytest.mark.parametrize('dtype', ['f2', 'f8'])
+def test_features_in_another_precision(tmp_path, run, dtype):
+    path, images = tmp_path / 'x.tsv', [image(number, f=64) for number in range(5)]
+    images = [replace(one, img_id=f'i{i}', features=np.maximum(one.features, 0)) for i, one in enumerate(images)]
+    path.write_text(''.join(lines(images, dtypes={'features': dtype})))
+    status, printed = run('check', path)
+    assert status == 0 and 'half or double precision' in printed
+    status, printed = run('import', path, '--out', tmp_path / 'y.tsv')
+    assert status == 0 and f'read as features of {np.dtype(dtype)}' in printed
+    for (_, one), other in zip(tsv.read(tmp_path / 'y.tsv'), images, strict=True):
+        same(one, replace(other, features=other.features.astype(dtype).astype('f4')))
+    assert 'precision' not in run('check', tmp_path / 'y.tsv')[1]
 
 
 def test_a_damaged_line_is_no_layout(tmp_path, run):
@@ -419,6 +436,19 @@ def test_lmdb_of_pickles(tmp_path, run, monkeypatch):
     exec(code_of(printed), {})
     for one, other in zip(Importer(tmp_path / 'x_import'), sorted(IMAGES, key=lambda one: one.img_id), strict=True):
         same(one, without_labels(other))
+
+
+def test_a_pickled_dictionary_an_image_and_one_file(tmp_path, run):
+    (tmp_path / 'npy').mkdir()
+    for one in IMAGES:
+        arrays = {'features': one.features, 'bbox': one.boxes, 'size': [one.height, one.width]}
+        np.save(tmp_path / f'npy/{one.img_id}.npy', arrays)
+    status, printed = run('import', tmp_path / 'npy', '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'can run any code' in printed
+    exec(code_of(printed), {})
+    assert len(list(Importer(tmp_path / 'npy_import'))) == 5
+    one, = Importer(tmp_path / f'npy_import/{IMAGES[0].img_id}.npz')
+    same(one, without_labels(IMAGES[0]))
 
 
 def test_other_pickles(tmp_path, run):

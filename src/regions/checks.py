@@ -12,9 +12,11 @@ from regions import store_files, tsv
 from regions.image_regions import check_first_boxes
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError, TsvFile
+from regions.tsv_lines import plausible
 
 PUBLISHED = {'train2014': 82_783, 'val2014': 40_504, 'test2015': 81_434}  # number of images, by prefix of the file's name
 ADVICE = 'convert its TSV again (run/regions.bash convert), or copy the store again'
+FIRST = 20  # images whose features' magnitudes are judged
 REACH = 0.4  # of width or height: what boxes reach beyond in any real file
 
 
@@ -36,9 +38,12 @@ class Totals:
 
     def __init__(self):
         self.classes = self.attributes = self.features = self.area = False
-        self.images, self.reach = 0, 0.0  # the furthest that a box reaches into its image, as a share of its sides
+        self.implausible, self.images = False, 0
+        self.reach = 0.0  # the furthest that a box reaches into its image, as a share of its sides
 
     def add(self, image: ImageRegions) -> None:
+        if self.images < FIRST and image.features is not None and not plausible(image.features):
+            self.implausible = True
         self.images += 1
         self.classes |= bool(image.class_conf.any())
         self.attributes |= bool(image.attribute_conf.any())
@@ -52,6 +57,9 @@ class Totals:
                 yield f'no region has {name} with a confidence above 0, so that pre-training learns none (--visualLosses {loss})'
         if not self.features:
             yield 'all features are 0; were they extracted?'
+        if self.implausible:
+            yield ('features of the first images have absurd magnitudes; were they written in half or double precision? bash '
+                   'run/regions.bash import recognises this')
         if not self.area:
             yield 'no box has an area; were boxes written?'
         elif self.reach < REACH and self.images >= 10:

@@ -28,7 +28,7 @@ NAMES = {'ids': ('img_id', 'image_id', 'image_ids', 'img_ids', 'imgid', 'id'),
          'attribute_conf': ('attrs_conf', 'attr_conf', 'attr_confs', 'attribute_confs', 'attr_scores', 'max_attr_conf'),
          'class_probabilities': ('cls_prob', 'cls_probs', 'soft_labels', 'class_prob')}
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
-CONFIDENCE_ROUNDING = 0.01
+HIGHEST = {'class_conf': 1.01, 'attribute_conf': 1.01, 'class_probabilities': 1}  # of confidences, which may be rounded
 SMALL = 16  # pixels; in an image no larger, a box of one pixel is no sign of normalised boxes
 FORMS = {'pixels': 'x1, y1, x2, y2', 'normalised': 'divided by width and height', 'xywh': 'x, y, width, height',
          'yxyx': 'y1, x1, y2, x2', 'cxcywh': 'centre x, centre y, width, height'}
@@ -92,12 +92,15 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         if dtype == '<i8' and array.min() < 0:
             raise RegionError(f'field "{field}": expected ids of 0 and more, found {array.min()} in region '
                               f'{array.argmin()}')
-        if dtype != '<i8' and not np.isfinite(array).all():
+        highest = HIGHEST.get(name)
+        if dtype == '<i8' or (highest and array.min() >= 0 and array.max() <= highest):
+            continue
+        if not np.isfinite(array).all():
             region = np.argwhere(~np.isfinite(array))[0, 0]
             raise RegionError(f'field "{field}": expected finite numbers, found NaN or infinity in region {region}')
-        if name == 'class_probabilities' and not (array.min() >= 0 and array.max() <= 1):
+        if name in OPTIONAL:
             raise RegionError(f'field "{field}": expected numbers from 0 to 1, found {array.min()} to {array.max()}')
-        if name.endswith('_conf') and not (array.min() >= 0 and array.max() <= 1 + CONFIDENCE_ROUNDING):
+        if highest:
             region = int(np.argmax(np.abs(array - 0.5)))
             raise RegionError(f'field "{field}": expected confidences from 0 to 1, found {array[region]:g} in region {region}')
     if fault := box_fault(image.boxes, image.height, image.width):

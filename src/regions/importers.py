@@ -50,6 +50,8 @@ UNKNOWN_SIZE = 1000  # pixels; of images whose size is unknown and whose boxes a
 NO_SIZE = 'expected the height and width of the picture in pixels, found neither size nor height and width; save it'
 HDF5, PICKLES = ('.h5', '.hdf5', '.hdf'), ('.pkl', '.pickle', '.pt', '.pth', '.mdb', '.lmdb')
 
+PICKLED = 'holds pickled Python objects, which can run any code when they are read; save plain arrays'
+
 Arrays = Mapping[str, Callable[[], object]]  # key in the file -> a function that reads its array
 # Image id, None if it is that of the ImageRegions; location for messages; a function that opens the image.
 Images = Iterator[tuple[str | None, str, Callable[[], ImageRegions | Arrays]]]
@@ -88,7 +90,7 @@ class Importer:
                 image = content if isinstance(content, ImageRegions) else self._image(img_id, content)
                 image = tsv.check(replace(image, img_id=img_id), f)
             except (ValueError, *tsv.ZIP_ERRORS) as error:
-                faults.append((where, str(error)))
+                faults.append((where, PICKLED if 'allow_pickle' in str(error) else str(error)))
                 continue
             f = tsv.array_sizes(image)['features']
             if self.size_missing:
@@ -96,6 +98,8 @@ class Importer:
             yield image
         if self.sized:  # sizes are assumed only where no image has one
             faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
+        if f is None and self.path.is_dir() and faults and all(reason == PICKLED for _, reason in faults):
+            raise RegionError(pickled(self.path))
         if f is None and count > 1 and len({re.sub(r'[\d.e+-]+', '', reason) for _, reason in faults}) == 1:
             raise RegionError(f'{self.path}: nothing was written: all {count:,} images have the same fault, so that they seem '
                               f'to be of another layout. {faults[0][0]}: {tsv_lines.other_form(faults[0][1])}')
@@ -119,6 +123,9 @@ class Importer:
             yield from self._folder()
         elif self.path.suffix in PICKLES:
             raise RegionError(pickled(self.path))
+        elif self.path.suffix in READERS:
+            yield self.ids(self.path.name) if self.ids else self.path.stem, str(self.path), partial(
+                READERS[self.path.suffix], self.path)
         elif self.path.suffix in ('.tsv', '.zip', '.txt'):
             yield from self._tsv()
         else:
@@ -238,7 +245,7 @@ class Importer:
             if (first := taken.setdefault(img_id, path)) is not path:
                 raise RegionError(f'{path}: its image id would be {img_id}, which is that of {first}; give --ids path to make '
                                   'the path the id')
-            yield img_id, str(path), partial({'.npz': _npz, '.npy': _npy, '.json': _json}[path.suffix], path)
+            yield img_id, str(path), partial(READERS[path.suffix], path)
 
     # TSV
 
@@ -427,12 +434,18 @@ def _json(path: Path) -> Arrays:
     wide = tsv_lines.dtype_of('boxes', len(data[names['boxes']]), count) if 'boxes' in names else np.dtype('<f4')
     for key, raw in data.items():
         name = COLUMN_OF[key]
-        dtype = wide if name in MATRICES else tsv_lines.dtype_of(name, len(raw), count)
+        if name == 'features':
+            dtype = tsv_lines.features_dtype(raw, count, wide)
+        else:
+            dtype = wide if name in MATRICES else tsv_lines.dtype_of(name, len(raw), count)
         shape = (count, -1) if name in MATRICES else (count,)
         if len(raw) % (count * dtype.itemsize):
             raise RegionError(f'key "{key}": expected {dtype} numbers of {count} regions, found {len(raw)} bytes')
         item[key] = np.frombuffer(raw, dtype).reshape(shape)
     return {key: partial(np.asarray, value) for key, value in item.items()}
+
+
+READERS = {'.npz': _npz, '.npy': _npy, '.json': _json}
 
 
 def pickled(path: Path) -> str:
@@ -449,6 +462,10 @@ def pickled(path: Path) -> str:
             f'os.mkdir({out!r}); records = lmdb.open({name!r}, subdir={path.is_dir()}, readonly=True).begin().cursor()',
             'for key, value in records: key == b"keys" or json.dump(pickle.loads(value), '
             f'open(f"{out}/{{key.decode()}}.json", "w"), default=text)']
+    elif path.is_dir() and not any(path.rglob('*_info.npy')):
+        what, lines = f'ID.npy, each a dictionary of arrays{then}', [
+            f'import numpy as np, os, pathlib; os.mkdir({out!r})', f'files = list(pathlib.Path({name!r}).rglob("*.npy"))',
+            f'for file in files: np.savez(f"{out}/{{file.stem}}.npz", **np.load(file, allow_pickle=True).item())']
     elif path.is_dir():
         what, lines = f'ID.npy with ID_info.npy{then}', [
             f'import numpy as np, os, pathlib; os.mkdir({out!r})',

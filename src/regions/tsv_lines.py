@@ -75,7 +75,7 @@ def decode(line: bytes, layout: Layout, f: int | None = None, f_line: int = 0) -
             continue
         written, columns = np.dtype(layout.dtypes.get(field, dtype)), {'boxes': 4, 'features': f}.get(name, 1)
         array = _array(fields, field, written, o, columns, f'; line {f_line} set {f} a region' if f else '')
-        array = array if written == dtype else array.astype(dtype)
+        array = array.astype(dtype) if field in layout.dtypes else array
         arrays[name] = array if name in ('boxes', 'features') else array[:, 0]  # (o, 4), (o, f) or (o,)
     return ImageRegions(img_id, height, width, **arrays)
 
@@ -153,9 +153,8 @@ def _with_dtypes(line: bytes, layout: Layout) -> Layout | None:
         o = int(texts['num_boxes'])
         for name, (field, dtype) in ARRAYS.items():
             if field in encoded:
-                size = len(pybase64.b64decode(texts[field], validate=True))
-                wide = np.dtype(dtypes.get('boxes', '<f4'))  # a file with boxes of another width has features of that width
-                written = wide if name == 'features' else dtype_of(name, size, o)
+                raw = pybase64.b64decode(texts[field], validate=True)
+                written = features_dtype(raw, o, dtypes.get('boxes')) if name == 'features' else dtype_of(name, len(raw), o)
                 if written != dtype:
                     dtypes[field] = np.dtype(written).str
         layout = replace(layout, dtypes=dtypes)
@@ -173,6 +172,23 @@ def dtype_of(name: str, size: int, o: int) -> np.dtype:
         if size == numbers * width:
             return np.dtype(f'<{"i" if integer else "f"}{width}')
     raise RegionError(f'field "{ARRAYS[name][0]}": expected {numbers} numbers, found {size} bytes')
+
+
+def features_dtype(raw: bytes, o: int, boxes=None) -> np.dtype:
+    """The float dtype in which the features of o regions are plausible numbers; float32, or that of the boxes, if none is."""
+    first = np.dtype(boxes or '<f4')
+    if len(raw) % (o * first.itemsize):  # cut off
+        return first
+    for dtype in dict.fromkeys((first, np.dtype('<f4'), np.dtype('<f8'), np.dtype('<f2'))):
+        if len(raw) % (o * dtype.itemsize) == 0 and plausible(np.frombuffer(raw, dtype)):
+            return dtype
+    return first
+
+
+def plausible(features: np.ndarray) -> bool:
+    """Whether numbers may be features of regions. Half or double precision, read as single precision, has absurd magnitudes."""
+    sizes = np.abs(features[features != 0].astype(np.float64))
+    return bool(np.isfinite(sizes).all()) and (not sizes.size or (sizes.max() < 1e6 and sizes.min() > 1e-15))
 
 
 def _whole_number(fields: dict[str, memoryview], field: str) -> int:
