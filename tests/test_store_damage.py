@@ -299,8 +299,8 @@ def test_images_with_numbers_that_are_not_finite(tmp_path):
 
 @pytest.mark.parametrize(('edit', 'message'), [
     ({'img_id': '../../etc/x'}, 'no control characters and no "..", found \'../../etc/x\''),
-    ({'class_conf': np.float32([1, 2, 0])}, 'field "objects_conf": expected numbers from 0 to 1, found 0.0 to 2.0'),
-    ({'attribute_conf': np.float32([1, .5, -.5])}, 'field "attrs_conf": expected numbers from 0 to 1, found -0.5 to 1.0'),
+    ({'class_conf': np.float32([1, 2, 0])}, 'field "objects_conf": expected confidences from 0 to 1, found 2 in region 1'),
+    ({'attribute_conf': np.float32([1, .5, -.5])}, 'field "attrs_conf": expected confidences from 0 to 1, found -0.5'),
 ])
 def test_ids_and_confidences_that_no_detector_gives(tmp_path, edit, message):
     with pytest.raises(RegionError) as error:
