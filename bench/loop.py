@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import dist
+from batches import load_batches, training_batches
 from bench import report
 from bench.model import ANSWERS, MODES, SMALL, add_device_flags, question_lengths, timed
 from bench.regions import make_store
@@ -20,10 +21,10 @@ from bert.tokenization import SPECIAL_TOKENS
 from cli import run_main
 from param import Options
 from pretrain.program import PretrainingProgram
-from run_folder import Progress
+from run_state import Progress
 from tasks.program import TaskProgram
 from tasks.vqa import VQA
-from train import OptimizerStep, SigtermHandler, load_batches, train_epoch, train_step, training_batches
+from train import OptimizerStep, SigtermHandler, train_epoch, train_step
 
 IMAGES = 500
 SPLIT = {'vqa': 'train', 'pretrain': 'mscoco_train'}

@@ -24,7 +24,7 @@ from cli import run_main
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
 from param import Options
-from run_folder import Progress
+from run_state import Progress
 from train import OptimizerStep, autocast, train_step
 
 LENGTH, REGIONS, MASKED = 20, 36, 0.15

@@ -1,7 +1,6 @@
-"""The files of a run: options, log, snapshots, and the run state from which it resumes."""
+"""The folder of a run: options, log, snapshots and run state; what must be the same when it is resumed."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -12,22 +11,20 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from bert.weights import WeightsError, check_file, leaves, load_file, why_not_plain
+from bert.weights import WeightsError, check_file
 from dist import gather, is_main, print0, restarted, sum_by_name, world_size
-from files.atomic import naming, sync, write_atomically, write_text
+from files.atomic import naming, write_atomically, write_text
 from files.json_files import DataError, read_json, some
 from files.text import printable
+from run_state import PREVIOUS, STATE, load_newest, write_run_state
 
-STATE = 'RUN_STATE.pth'
-PREVIOUS = f'{STATE}.previous'  # the state saved before, for when the last one is damaged
 SOURCE = Path(__file__).resolve().parent
-PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS) or data workers of a killed process have ended
+PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS), or a killed process has released its lock
 # Options that may change when a run is resumed. With another number of processes or micro-batches, or with --compile, dropout
 # draws other random numbers: the results are equivalent, but not bit-identical.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
@@ -36,49 +33,6 @@ ANNOTATIONS = 'annotations'  # what a run reads besides regions
 PATHS = ('bert', 'load', 'loadLXMERT', 'loadLXMERTQA', 'dataset')  # options that name a file or folder
 # Options that may differ between the processes of a run.
 MAY_DIFFER = {'output', 'tqdm', 'numWorkers', 'featDevice', 'device', 'storeRoot', 'dataRoot', 'offline', *PATHS}
-
-
-@dataclasses.dataclass
-class Progress:
-    """The progress of a run, saved in its run state."""
-
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished optimizer steps of the current epoch
-    steps_per_epoch: int = 0
-    data: str = ''  # digest of the training examples
-    best: float = float('-inf')  # best validation score
-    log_size: int = 0  # size of log.log in bytes when the state was saved
-    skipped: int = 0  # steps skipped because a gradient was not finite
-    skipped_in_a_row: int = 0
-    sums: dict = dataclasses.field(default_factory=dict)  # {loss or metric: running sum of the epoch}
-
-    @property
-    def total_steps(self):
-        return self.epoch * self.steps_per_epoch + self.step
-
-    @classmethod
-    def from_dict(cls, values):
-        """From a run state. Raises ValueError that names the key if a value is missing, or cannot be that of a run."""
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or values.keys() != fields.keys():
-            raise ValueError(f'key progress: expected {", ".join(fields)}')
-        for name, kind in fields.items():
-            value = values[name]
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f'key progress.{name}: expected {kind.__name__}, found {str(value)[:100]!r}')
-            if kind is int and value < 0:
-                raise ValueError(f'key progress.{name}: expected 0 or more, found {value}')
-        progress = cls(**values)
-        for name, most in (('step', progress.steps_per_epoch), ('skipped', progress.total_steps),
-                           ('skipped_in_a_row', progress.skipped)):
-            if values[name] > most:
-                raise ValueError(f'key progress.{name}: expected at most {most}, found {values[name]}')
-        if not progress.best < math.inf:
-            raise ValueError(f'key progress.best: expected a score, found {progress.best}')
-        for name, value in progress.sums.items():
-            if not isinstance(name, str) or type(value) not in (int, float) or not math.isfinite(value):
-                raise ValueError(f'key progress.sums.{str(name)[:100]!r}: expected a finite number, found {str(value)[:100]!r}')
-        return progress
 
 
 class RunFolder:
@@ -96,7 +50,6 @@ class RunFolder:
         if is_main():
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                # Data workers inherit the lock and outlive a killed process by seconds.
                 self.lock.acquire(timeout=PATIENCE if after_crash else 0)
             except Timeout:
                 raise OSError(f'--output {self.path}: another process is writing there; wait for it, or stop it') from None
@@ -140,7 +93,7 @@ class RunFolder:
         if not options.resume:
             raise ValueError(f'{self.path} holds a run ({", ".join(snapshots)}); give --resume to continue it, or choose '
                              'another --output')
-        state = self._load_state(snapshots)
+        state, self.damaged = load_newest(self.path, snapshots)
         path = self.path / 'options.json'
         old, cwd = (state['options'], state.get('cwd', '')) if state else (_read_options(path), '')
         if old:  # an older version may lack options; the run used what are their defaults now
@@ -289,87 +242,8 @@ class RunFolder:
         }
         if extra := head.extra_state():
             state['extra'] = extra
-        state['digest'] = digest_of(state)
-        current, previous = self.path / STATE, self.path / PREVIOUS
+        self._write(STATE, lambda path: write_run_state(self.path, state, path))
 
-        def write(path):
-            previous.unlink(missing_ok=True)  # `current` was checked when it was written or read
-            torch.save(state, path)
-            sync(path)
-            try:
-                check_file(path)
-            except WeightsError:
-                raise OSError('it reads back otherwise than it was written: is the disk or the memory faulty?') from None
-            if current.exists():
-                os.replace(current, previous)
-
-        self._write(STATE, write)
-
-    def _load_state(self, snapshots):
-        """The newest complete run state, or None if there is none. snapshots: names of all .pth files of the folder."""
-        self.damaged, faults = False, []
-        for name in (STATE, PREVIOUS):
-            if name in snapshots:
-                try:
-                    state = read_run_state(self.path / name)
-                except WeightsError as error:
-                    faults.append(str(error))
-                else:
-                    self.damaged = faults[0].partition(': ')[2] if faults else 'is missing' if name == PREVIOUS else False
-                    return state
-        if not faults:
-            return None
-        complete = [self.path / name for name in snapshots if name not in (STATE, PREVIOUS) and _is_complete(self.path / name)]
-        if not complete:
-            raise WeightsError(f'{faults[0]}; there is no other run state or complete snapshot: bring back a copy of one, or '
-                               'start a new run in another --output')
-        raise WeightsError(f'{faults[0]}; there is no other run state. Complete snapshots: {", ".join(map(str, complete))}; to '
-                           f'start a new run from one, give --load {complete[-1]} and another --output')
-
-
-def read_run_state(path):
-    """The content of a run state. Raises WeightsError that names file and key unless it is complete and of the right structure,
-    and OSError if it cannot be read at the moment."""
-    state = load_file(path, only_zip=True)
-    try:
-        required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'digest'}
-        if not isinstance(state, dict) or not required <= state.keys() <= required | optional:
-            keys = ', '.join(map(str, state))[:200] if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found {keys}')
-        for name, tensor in leaves(state):
-            if isinstance(tensor, torch.Tensor) and (reason := why_not_plain(tensor)):
-                raise ValueError(f'key {name}: {reason}')
-        Progress.from_dict(state['progress'])
-        for name in ('options', 'model', 'optimizer', 'scaler', 'extra', 'inputs'):
-            if not isinstance(state.get(name, {}), dict) or not all(isinstance(key, str) for key in state.get(name, {})):
-                raise ValueError(f'key {name}: expected names with values')
-        for name, value in state['options'].items():
-            if type(value) not in (str, int, float, bool, type(None)):
-                raise ValueError(f'key options.{name}: expected a text or number, found {type(value).__name__}')
-        for name, tensor in state['model'].items():
-            if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f'key model.{name}: expected a tensor, found {type(tensor).__name__}')
-        for name, value in state.get('inputs', {}).items():
-            if not isinstance(value, list) or len(value) != 2 or not all(isinstance(text, str) for text in value):
-                raise ValueError(f'key inputs.{name}: expected a digest and a name')
-        if not isinstance(state.get('cwd', ''), str):
-            raise ValueError('key cwd: expected a text')
-        if state.get('digest', expected := digest_of(state)) != expected:
-            raise ValueError('was changed after it was saved')
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f'{path}: the run state is damaged: {error}') from None
-    return state
-
-
-def digest_of(state):
-    """The digest of a run state but for its options, which are compared with those of the command and may lack newer ones."""
-    digest = hashlib.sha256()
-    for name, value in leaves({key: value for key, value in state.items() if key not in ('digest', 'options') and value}):
-        if isinstance(value, torch.Tensor):
-            numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            value = value.dtype, tuple(value.shape), zlib.crc32(numbers)
-        digest.update(f'{name!r} {type(value)} {value!r}\n'.encode('utf-8', 'surrogatepass'))
-    return digest.hexdigest()
 
 
 def check_same_options(options, sidecars):
@@ -389,14 +263,6 @@ def check_ranks(values):
         if names := [name for name in {**first, **other} if not same(first.get(name), other.get(name))]:
             raise ValueError(f'process {rank} on {host} differs from process 0 on {first_host} in {some(names)}; give all '
                              'processes the same flags and files')
-
-
-def _is_complete(path):
-    try:
-        check_file(path)
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def _read_options(path):

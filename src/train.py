@@ -9,31 +9,22 @@ The model is a heads.Head. A task (tasks/task.py) has the attributes `kind`, `be
 
 import contextlib
 import itertools
-import multiprocessing
-import os
 import signal
-import sys
-from functools import partial
-from multiprocessing.queues import Queue
-from multiprocessing.util import Finalize
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import dist
+from batches import evaluation_batches, load_batches, steps_per_epoch, training_batches
 from bert.optimization import BertAdam, load_averages
 from bert.speed import ApexAdam
 from bert.weights import WeightsError, why_not_like
-from cli import WorkerError, become_worker, handle_termination, signals_blocked
-from files.atomic import temporary_folder
+from cli import handle_termination
 from files.json_files import some
 from files.text import printable
-from run_folder import STATE, Progress
+from run_state import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
@@ -124,19 +115,6 @@ def seed_step(device, *key):
         torch.cuda.manual_seed(seed)
 
 
-class MicroBatch(NamedTuple):
-    """The index of a dataset: the examples of one micro-batch.
-
-    Datasets derive random numbers (masking, mismatched sentences) from the seed, the epoch and an example's position in the epoch
-    only, so that they depend neither on the number of processes nor on where a run was resumed.
-    """
-
-    indices: np.ndarray  # (b,) int64, examples in the order of the epoch
-    first: int  # position of the first example in the epoch
-    epoch: int | None = None  # None in validation and testing, where the random numbers are the same each time
-    static_shape: bool = False  # pad to the longest sentence and the most regions of the dataset, for torch.compile
-
-
 class Interrupted(Exception):
     """Training stopped on SIGTERM or SIGHUP after the run state was saved."""
 
@@ -155,110 +133,6 @@ class SigtermHandler:
 
     def __exit__(self, *error):
         self.handling.__exit__(*error)
-
-
-def steps_per_epoch(examples, batch_size):
-    """Drops the last incomplete batch, unless it is the only one (as in LXMERT's code)."""
-    return max(examples // batch_size, 1)
-
-
-def training_batches(examples, epoch, first_step, options):
-    """Yields this rank's MicroBatches of an epoch, --accumulate of them for each optimizer step."""
-    order = np.random.default_rng([options.seed, epoch]).permutation(examples)
-    for step in range(first_step, steps_per_epoch(examples, options.batchSize)):
-        start = step * options.batchSize
-        batch = order[start:start + options.batchSize]
-        parts = np.array_split(np.arange(len(batch)), dist.world_size() * options.accumulate)
-        for part in parts[dist.rank()::dist.world_size()]:
-            yield MicroBatch(batch[part], start + int(part[0]), epoch, options.compile)
-
-
-def evaluation_batches(examples, options):
-    """The MicroBatches of one pass over all examples, in order, for all ranks."""
-    size = options.evalBatchSize or options.batchSize
-    return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
-            for start in range(0, examples, size)]
-
-
-class ErrorsAsValues(Dataset):
-    """A dataset that returns errors of input instead of raising them: a DataLoader would add a traceback to their messages."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, index):
-        try:
-            return self.dataset[index]
-        except (ValueError, OSError) as error:
-            return error
-
-
-class WorkerProcess(multiprocessing.get_context('fork').Process):
-    """A data worker. Its parent ends it by SIGKILL. SIGTERM is blocked: schedulers send it to every process of a run, but data
-    workers must stay alive until the run state is saved."""
-
-    @staticmethod
-    def _Popen(process):
-        popen = super(WorkerProcess, WorkerProcess)._Popen(process)
-        popen.terminate = popen.kill  # by which multiprocessing and DataLoader end processes
-        return popen
-
-
-class WorkerContext(type(multiprocessing.get_context('fork'))):
-    Process = WorkerProcess
-
-
-def _remove_shared_memory(folder):
-    """Removes what a data worker that was killed left in /dev/shm. folder: its temporary one, with a file named after its pid."""
-    for pid in (path.name for path in folder.iterdir() if path.name.isdigit()):
-        for memory in Path('/dev/shm').glob(f'torch_{pid}_*'):
-            memory.unlink(missing_ok=True)
-
-
-def _start_worker(parent, _):
-    become_worker(parent)
-    folder = temporary_folder('lxmert-worker-', on_leftover=_remove_shared_memory)
-    path = folder.__enter__()
-    (path / str(os.getpid())).touch()
-    Finalize(None, folder.__exit__, (None, None, None), exitpriority=-100)  # as multiprocessing removes its own
-    multiprocessing.current_process()._config['tempdir'] = str(path)  # for sockets, which remain if this worker is killed
-    sys.excepthook = lambda *_: None  # of the thread that hands over memory, where the parent has stopped to read
-    Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # of a full /dev/shm; else the batch is lost, and awaited for ever
-
-
-@contextlib.contextmanager
-def worker_errors(workers):
-    """Raises WorkerError for errors of the data workers themselves, such as lost connections; those of a dataset pass."""
-    try:
-        yield
-    except (OSError, EOFError, RuntimeError) as error:
-        if not workers or (isinstance(error, RuntimeError) and str(error).startswith('Caught ')):  # raised by the dataset
-            raise
-        raise WorkerError('a data worker could not start or ended before its work was done (was it killed, is memory short, or '
-                          '/dev/shm full?)') from error
-
-
-def load_batches(dataset, micro_batches, options, device):
-    """Yields a batch (dict of tensors on the device) for each MicroBatch. Raises what the dataset raises, or WorkerError."""
-    pin, workers = device.type == 'cuda', options.numWorkers
-    handler, context = signal.getsignal(signal.SIGCHLD), WorkerContext() if workers else None
-    with signals_blocked(), worker_errors(workers):
-        if workers:
-            [context.Queue() for _ in range(workers + 3)]  # so many must fit in /dev/shm: an iterator is not to fail half made
-        batches = iter(DataLoader(ErrorsAsValues(dataset), sampler=micro_batches, batch_size=None, num_workers=workers,
-                                  pin_memory=pin, multiprocessing_context=context,
-                                  worker_init_fn=partial(_start_worker, os.getpid())))
-    if signal.getsignal(signal.SIGCHLD) != handler:  # else the death of a worker is raised at any moment, such as while saving
-        signal.signal(signal.SIGCHLD, handler)
-    for _ in micro_batches:
-        with worker_errors(workers):
-            batch = next(batches)
-        if isinstance(batch, Exception):
-            raise batch
-        if options.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the outputs of the previous batch
-        yield dataset.to_device({name: value.to(device, non_blocking=pin) if isinstance(value, torch.Tensor) else value
-                                 for name, value in batch.items()})
 
 
 def autocast(options, device):

@@ -20,6 +20,7 @@ import cli
 import dist
 import train
 from annotations.dataset import ExampleDataset
+from batches import load_batches
 from files.atomic import atomic_file, owner, temporary_folder
 from param import Options
 from run_folder import RunFolder
@@ -283,7 +284,7 @@ def short_path():
 def test_what_a_killed_worker_leaves_is_removed_when_the_next_one_starts(short_path, monkeypatch):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, '__defaults__', (0.2,))
     monkeypatch.setattr(tempfile, 'tempdir', str(short_path))
-    load = partial(train.load_batches, Numbers(), options=Options(numWorkers=1), device=torch.device('cpu'))
+    load = partial(load_batches, Numbers(), options=Options(numWorkers=1), device=torch.device('cpu'))
     batches = load([1, 2, 3, 7])  # it prepares two in advance
     memory = f'/dev/shm/torch_{int(next(batches)["pid"])}_1_1'
     with pytest.raises(cli.WorkerError):

@@ -11,13 +11,13 @@ from test_regions import IMAGES, with_probabilities, without_features
 
 from annotations.dataset import load_examples
 from annotations.examples import read_examples
+from batches import MicroBatch, load_batches
 from bert.tokenization import BertTokenizer
 from param import Options
 from regions import placement, store
 from regions.arrays import RegionView
 from regions.tsv import RegionError
 from tasks.vqa import VQA
-from train import MicroBatch, load_batches
 
 CPU = torch.device('cpu')
 

@@ -14,13 +14,14 @@ from test_train import Interrupt, assert_same, digest, signal_in_training, weigh
 import models
 from annotations.answer_table import read_table
 from annotations.pretraining import load_sentences
+from batches import MicroBatch
 from bert.tokenization import BertTokenizer
 from heads import Head
 from lxrt.heads import read_config
 from lxrt.pretraining import class_loss, feature_loss, label_counts
 from param import Options
 from pretrain.program import PretrainingProgram, check_flags, published
-from train import MicroBatch, evaluate_losses
+from train import evaluate_losses
 
 LOSSES = ('Mask_LM', 'Matched', 'Obj', 'Attr', 'Feat', 'QA')
 ALL = ['--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA']

@@ -15,14 +15,15 @@ from annotations import pretraining, pretraining_columns
 from annotations.answer_table import read_table
 from annotations.pretraining import choose, load_sentences, uniform
 from annotations.pretraining_columns import open_columns
+from batches import MicroBatch
 from bert.tokenization import BertTokenizer
 from files.json_files import DataError
 from param import Options
 from pretrain.program import PretrainingProgram, published
 from regions import store
 from regions.tsv import ImageRegions
-from run_folder import Progress
-from train import MicroBatch, OptimizerStep, train_step
+from run_state import Progress
+from train import OptimizerStep, train_step
 
 OBJECTIVES = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True}
 CPU = 'cpu'

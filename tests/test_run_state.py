@@ -26,7 +26,8 @@ from files.atomic import write_atomically
 from heads import Head, Recipe
 from param import Options
 from regions import tsv
-from run_folder import PREVIOUS, STATE, Progress, RunFolder, check_ranks, check_same_options
+from run_folder import RunFolder, check_ranks, check_same_options
+from run_state import PREVIOUS, STATE, Progress
 from train import begin_or_resume, name_nonfinite
 
 CPU = torch.device('cpu')

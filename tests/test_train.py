@@ -14,20 +14,19 @@ import torch
 from conftest import SMALL
 
 import models
+from batches import load_batches, steps_per_epoch, training_batches
 from heads import Answers, Head, Recipe
 from lxrt.config import LxrtConfig
 from param import Options
-from run_folder import Progress, RunFolder
+from run_folder import RunFolder
+from run_state import Progress
 from tasks.program import TaskProgram
 from tasks.vqa import VQA
 from train import (
     DeferredMetrics,
     OptimizerStep,
     count_skipped,
-    load_batches,
     make_optimizer,
-    steps_per_epoch,
-    training_batches,
 )
 
 

@@ -15,7 +15,7 @@ TARGET_OVERLAP = 0.5  # intersection over union from which a region is the targe
 
 
 class ExampleDataset(torch.utils.data.Dataset):
-    """n examples with c texts and k images each, as columns; dataset[a train.MicroBatch] is a batch of b of them:
+    """n examples with c texts and k images each, as columns; dataset[a batches.MicroBatch] is a batch of b of them:
 
     examples: b. input_ids (b * c, t) int64, 0 at padding, cut to the longest text unless the shape is static, and what else the
     encoder's `write` returns. features (b * k, o, f) and boxes (b * k, o, 4) float32, scaled to 0..1, or, of regions on the GPU,

@@ -42,7 +42,7 @@ def choose(draws, rate):
 
 
 class SentenceDataset(torch.utils.data.Dataset):
-    """n sentences with their images; dataset[a train.MicroBatch] is a batch of b of them, with masks drawn for this batch:
+    """n sentences with their images; dataset[a batches.MicroBatch] is a batch of b of them, with masks drawn for this batch:
 
     examples: b. input_ids, attention_mask and, of --taskMaskLM, masked_lm_labels (b, t) int64, cut to the longest sentence unless
     the shape is static, and words_at (m,) int64: indices in (b * t,) of the words that are predicted; of --taskMatched,

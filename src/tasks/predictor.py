@@ -9,6 +9,7 @@ import models
 from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
 from annotations.spec import DatasetSpec
+from batches import evaluation_batches, load_batches
 from bert.weights import WeightsError
 from files.json_files import DataError, read_json, some
 from files.text import shown
@@ -18,7 +19,6 @@ from regions.arrays import RegionArrays
 from regions.tsv import ImageRegions, RegionError
 from tasks import checkpoints
 from tasks.registry import TASKS, task_class
-from train import evaluation_batches, load_batches
 
 MAX_LENGTH = 20  # maximum tokens of a sentence in all published datasets
 

@@ -11,6 +11,7 @@ import models
 from annotations.dataset import load_examples
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
+from batches import MicroBatch
 from bert.speed import accelerate
 from bert.tokenization import BertTokenizer
 from bert.weights import read_state
@@ -24,7 +25,7 @@ from run_folder import ANNOTATIONS, RunFolder, check_same_options
 from tasks import checkpoints
 from tasks.checkpoints import SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import MicroBatch, begin_or_resume, evaluate, fit, warn_constant_logits
+from train import begin_or_resume, evaluate, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 

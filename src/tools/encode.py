@@ -17,6 +17,7 @@ import dist
 import models
 from annotations.dataset import ExampleDataset
 from annotations.examples import MAX_ID, Examples, is_id
+from batches import evaluation_batches, load_batches
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
 from files.atomic import check_free_space, temporary_folder, write_atomically
@@ -27,7 +28,7 @@ from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
 from tasks.program import check_batch, check_features
-from train import autocast, evaluation_batches, load_batches
+from train import autocast
 
 STATES = ('pooled', 'words', 'regions')
 
