@@ -28,13 +28,13 @@ def start_server():
 
 
 def main(program, flags):
-    """Runs the VQA or the pre-training program; returns its exit status."""
+    """Runs the program of a kind of task, or of pre-training; returns its exit status."""
     from cli import train_main
     from pretrain.program import PretrainingProgram
     from tasks import program as tasks
-    from tasks.vqa import VQA
+    from tasks.registry import task_class
 
-    return tasks.main(VQA, flags) if program == 'vqa' else train_main(PretrainingProgram.prepare, flags)
+    return train_main(PretrainingProgram.prepare, flags) if program == 'pretrain' else tasks.main(task_class(program), flags)
 
 
 def run(program, flags):

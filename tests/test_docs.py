@@ -23,7 +23,7 @@ PICTURE = 'data/shapes/images/val2014/COCO_val2014_00000000160{}.png'  # the doc
 # What makes a command quick; of a flag that is given twice the last value counts.
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
-    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64'] for task in ('vqa', 'gqa', 'nlvr2')},
+    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64'] for task in ('vqa', 'gqa', 'nlvr2', 'classify')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
@@ -97,6 +97,20 @@ def test_every_launcher_is_in_the_list_with_its_flags():
                 assert re.search(rf'{flag} "?{re.escape(value.replace("NAME", ""))}', text), f'{launcher}: {flag} {value}'
 
 
+def write_memes(folder, world):
+    """A dataset of two classes, in the format of hateful memes."""
+    folder.mkdir()
+    splits = {}
+    for split, questions, features in (('train', 'train', 'train2014'), ('dev', 'minival', 'val2014')):
+        rows = [{'id': item['question_id'], 'img': f'img/{item["img_id"]}.png', 'text': item['sent'],
+                 'label': int('yes' in item['label'])} for item in json.loads((world / f'vqa/{questions}.json').read_text())]
+        (folder / f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        splits[split] = {'annotations': f'{split}.jsonl', 'features': [f'../mscoco_imgfeat/{features}_obj36.tsv']}
+    (folder / 'classes.json').write_text('["other", "yes"]')
+    (folder / 'dataset.json').write_text(json.dumps(
+        {'kind': 'classify', 'name': 'memes', 'max_length': 20, 'answers': 'classes.json', 'splits': splits}))
+
+
 @pytest.fixture(scope='session')
 def template(made_world, tmp_path_factory):
     """A copy of the repository with a small world as sample world and as real data, a small BERT, a pre-trained LXMERT, a corpus
@@ -113,6 +127,7 @@ def template(made_world, tmp_path_factory):
     for number, picture in enumerate(sorted((folder / 'data/shapes/images/val2014').glob('*.png'))[:2], 1):
         shutil.copy(picture, folder / PICTURE.format(number))
     shutil.copytree(made_world / 'bert', folder / 'data/bert-base-uncased')
+    write_memes(folder / 'data/memes', made_world)
     answers = json.loads((made_world / 'vqa/trainval_label2ans.json').read_text())[3:]
     (folder / 'data/lxmert/all_ans.json').write_text(json.dumps([{'ans': answer, 'dsets': ['vqa']} for answer in answers]))
     (folder / 'snap/pretrained').mkdir(parents=True)
@@ -172,7 +187,7 @@ def test_the_documents_have_commands():
 
 def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
-                     'nlvr', 'ensemble', 'encode', 'extract'):
+                     'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract'):
         done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 2 and 'Usage: bash run/' in done.stderr
     for launcher in ('ask', 'encode', 'extract'):

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from files.json_files import DataError, stream
+from files.json_files import DataError, some, stream
 from files.text import shown
+from images.ids import ImageIds
 
 CHUNK = 1 << 16  # values that are collected as Python objects
 MAX_ID = 255  # characters of an id, which is a row of a column as wide as the longest one
@@ -19,7 +20,8 @@ class ExampleSchema:
     """The keys of an example, and what their values are.
 
     A label is {answer: score from 0 to 1}, or, where `answers` is given, the index of the right one in it, or, with `choices`,
-    the index of the right one of them; with `box` there is no label but a box.
+    the index of the right one of them; with `box` there is no label but a box. With `classes` it is a class of the answer
+    vocabulary, or a list of classes, by name or by index.
     """
 
     id: str
@@ -31,16 +33,28 @@ class ExampleSchema:
     box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region')
     captions: bool = False  # 'sent' is a list of sentences, each of which becomes an example (output 'match')
     text_only: bool = False  # the images may be missing
+    classes: str | None = None  # 'one' or 'several' of an example
 
-    def first_fault(self, example):
-        """(key, what was expected there) of the first fault of an example, or None."""
+    def renamed(self, example):
+        """An example with the keys of this project. With `classes` also those of hateful memes are read: `text` and `img`, the
+        path of a picture, whose name without folder and ending is the image id."""
+        if not self.classes or not isinstance(example, dict):
+            return example
+        others = {'sent': example['text']} if 'text' in example else {}
+        if isinstance(path := example.get('img'), str):
+            others['img_id'] = ImageIds()(path)
+        return others | example
+
+    def first_fault(self, example, answers=()):
+        """(key, what was expected there) of the first fault of an example, or None. answers: the vocabulary, with `classes`;
+        empty if it is not known."""
         if not isinstance(example, dict):
             return self.images[0], 'an object'
         for key in self.images if not self.text_only or any(key in example for key in self.images) else ():
             image = example.get(key)
             if not is_id(image):
                 return key, f'an image id (text of 1 to {MAX_ID} characters)'
-        return self._fault_of_texts(example) or self._fault_of_label(example)
+        return self._fault_of_texts(example) or self._fault_of_label(example, answers)
 
     def _fault_of_texts(self, example):
         sentences = example.get('sent')
@@ -54,14 +68,16 @@ class ExampleSchema:
             if not isinstance(choices, list) or len(choices) != self.num_choices or not all(isinstance(c, str) for c in choices):
                 return self.choices, f'a list of {self.num_choices} texts'
         key = example.get(self.id)
-        if type(key) is not self.id_type or not is_id(str(key)):
-            return self.id, 'a whole number' if self.id_type is int else f'a text of 1 to {MAX_ID} characters'
+        kinds = (int, str) if self.classes else (self.id_type,)
+        if type(key) not in kinds or not is_id(str(key)):
+            text = f'a text of 1 to {MAX_ID} characters'
+            return self.id, ' or '.join('a whole number' if kind is int else text for kind in kinds)
         for key in ('answer_type', 'question_type'):
             if not isinstance(example.get(key, ''), str):
                 return key, 'a text, or no such key'
         return None
 
-    def _fault_of_label(self, example):
+    def _fault_of_label(self, example, answers):
         if self.box:
             box = example.get(self.box, [0, 0, 1, 1])
             if not isinstance(box, list) or len(box) != 4 or not all(
@@ -76,6 +92,14 @@ class ExampleSchema:
                     return 'label', f'the index of the right choice, 0 to {len(names) - 1}'
                 return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(names))
             return None
+        if self.classes:
+            labels = example.get('label', []) if self.classes == 'several' else [example.get('label', 0)]
+            if isinstance(labels, list) and all(
+                    type(one) in (str, int) and (not answers or one in (answers if type(one) is str else range(len(answers))))
+                    for one in labels):
+                return None
+            what = 'a list of classes, each' if self.classes == 'several' else 'a class,'
+            return 'label', f'{what} by its name in "answers" ({some(answers)}) or by its index there, 0 to {len(answers) - 1}'
         label = example.get('label', {})
         if not isinstance(label, dict) or not all(
                 isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
@@ -86,8 +110,11 @@ class ExampleSchema:
     def label_key(self):
         return self.box or ('sent' if self.captions else 'label')
 
-    def scores(self, example):
-        """{answer: score} of an example with a label."""
+    def scores(self, example, answers=()):
+        """{answer: score} of an example with a label. answers: the vocabulary, with `classes`."""
+        if self.classes:
+            labels = example['label'] if self.classes == 'several' else [example['label']]
+            return {(answers[one] if type(one) is int and answers else str(one)): 1.0 for one in labels}
         return {self.answers[example['label']]: 1.0} if self.answers else example['label']
 
     def texts(self, example):
@@ -186,7 +213,8 @@ def read_examples(paths, schema, answers):
     for number, path in enumerate(paths):
         starts.append(n)
         for i, item in enumerate(stream(path, 'item', 'examples')):
-            fault = schema.first_fault(item)
+            item = schema.renamed(item)
+            fault = schema.first_fault(item, place)
             if not i and not fault:
                 labelled.append(schema.label_key in item)
             if not fault and (schema.label_key in item) != labelled[-1]:
@@ -195,7 +223,7 @@ def read_examples(paths, schema, answers):
                 value = item.get(fault[0], 'nothing') if isinstance(item, dict) else item
                 raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(value)}')
             for example in captions_of(item) if schema.captions else (item,):
-                ids.append(example[schema.id] if schema.id_type is int else example[schema.id].encode())
+                ids.append(example[schema.id] if schema.id_type is int else str(example[schema.id]).encode())
                 for key, column in zip(schema.images, images, strict=True):
                     column.append(example.get(key, '').encode())
                 split.append(number)
@@ -208,7 +236,7 @@ def read_examples(paths, schema, answers):
                 elif labelled[-1] and schema.box:
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
-                    for answer, score in schema.scores(example).items():
+                    for answer, score in schema.scores(example, answers).items():
                         if answer in place:
                             for column, value in zip(labels, (n, place[answer], score), strict=True):
                                 column.append(value)

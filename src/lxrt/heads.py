@@ -13,11 +13,13 @@ from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools c
 from lxrt.pretraining import LXRTPretraining, label_counts
 from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining, read_task
 
-RECIPES = {  # as in the original code
+RECIPES = {  # as in the original code, which has no classify and multilabel
     'vqa': Recipe('answer'),
     'gqa': Recipe('answer'),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
     'nlvr': Recipe('answer', loss='CE', loss_factor=1),
+    'classify': Recipe('answer', loss='CE', loss_factor=1),
+    'multilabel': Recipe('answer'),
     'pretrain': Recipe('pretrain', warmup=0.05, clip=1.0),
 }
 

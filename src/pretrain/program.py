@@ -74,7 +74,7 @@ class PretrainingProgram(Program):
     def prepare(cls, options, device):
         """Reads and checks flags and small files."""
         check_flags(options)
-        spec = read_spec(options, KIND, published)
+        spec = read_spec(options, [KIND], published)
         for flag in ('train', 'valid') if options.valid else ('train',):
             spec.named(getattr(options, flag), flag)
         answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []

@@ -155,11 +155,12 @@ class Program:
         return checkpoints.sidecar_files(self.model, self.config, self.tokenizer, self.answers)
 
 
-def read_spec(options, kind, published):
-    """The DatasetSpec of --dataset, else published(data folder). Raises DataError unless it is of this kind."""
+def read_spec(options, kinds, published):
+    """The DatasetSpec of --dataset, else published(data folder). Raises DataError unless it is of one of these kinds."""
     spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
-    if spec.kind != kind:
-        raise DataError(f'{options.dataset}: key "kind": expected "{kind}" for this program, found "{spec.kind}"')
+    if spec.kind not in kinds:
+        expected = ' or '.join(f'"{kind}"' for kind in kinds)
+        raise DataError(f'{options.dataset}: key "kind": expected {expected} for this program, found "{spec.kind}"')
     return spec
 
 
@@ -171,7 +172,9 @@ class TaskProgram(Program):
     @classmethod
     def prepare(cls, task_class, options, device):
         """Reads and checks flags and small files."""
-        spec = read_spec(options, task_class.kind, task_class.spec)
+        classes = {one.kind: one for one in (task_class, *task_class.variants)}
+        spec = read_spec(options, classes, task_class.spec)
+        task_class = classes[spec.kind]
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
@@ -243,7 +246,7 @@ class TaskProgram(Program):
         valid_set = self.load(options.valid, valid_examples, head) if options.valid else None
         if self.weights and not options.resume:
             warn_constant_logits(head, train_set, options, self.device)
-        if valid_set is not None and task.output == 'answer':
+        if valid_set is not None and task.output == 'answer' and not task.schema.classes:
             print0(f'Valid Oracle: {valid_set.oracle():.2f}')
         return task, head, train_set, valid_set
 
@@ -258,7 +261,7 @@ class TaskProgram(Program):
         warn_same_predictions(dataset, predictions)
         files = task.files(name)
         if self.options.dumpProbs:
-            files[f'{name}_probs.json'] = dump_probabilities
+            files[f'{name}_probs.json'] = partial(dump_probabilities, best=self.options.dumpProbs)
         for file, dump in files.items():
             path = self.folder.path / file
             if is_main():

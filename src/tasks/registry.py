@@ -1,10 +1,12 @@
-"""The registry of tasks: kind of dataset -> class."""
+"""The registry of tasks: kind of dataset -> module and class."""
 
 import importlib
 
-TASKS = {'vqa': 'VQA', 'gqa': 'GQA', 'nlvr2': 'NLVR2', 'nlvr': 'NLVR'}
+TASKS = {'vqa': 'vqa.VQA', 'gqa': 'gqa.GQA', 'nlvr2': 'nlvr2.NLVR2', 'nlvr': 'nlvr.NLVR', 'classify': 'classify.Classify',
+         'multilabel': 'classify.MultiLabel'}
 
 
 def task_class(kind):
     """The Task class of a kind (a key of TASKS), imported on first use since it imports PyTorch."""
-    return getattr(importlib.import_module(f'tasks.{kind}'), TASKS[kind])
+    module, name = TASKS[kind].split('.')
+    return getattr(importlib.import_module(f'tasks.{module}'), name)

@@ -21,6 +21,7 @@ class Task:
     schema = QUESTION  # annotations.examples.ExampleSchema of the annotations
     suffix = 'json'  # of the submission file
     best_name, epoch_name = 'BEST.pth', 'LAST.pth'  # snapshots
+    variants = ()  # Task classes of other kinds, which the program runs if --dataset is of their kind
 
     def __init__(self, options):
         self.k = options.dumpProbs or 1  # predictions per example
@@ -104,12 +105,12 @@ def warn_same_predictions(dataset, predictions):
                'not do that: check the loaded weights (see the table at the start) and --lr.')
 
 
-def dump_probabilities(dataset, predictions, path):
-    """Writes the k best answers of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
+def dump_probabilities(dataset, predictions, path, best):
+    """Writes the `best` best answers of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
     def items():
-        rows = zip(dataset.examples.names(), *predictions, strict=True)
+        rows = zip(dataset.examples.names(), *(array[:, :best] for array in predictions), strict=True)
         for key, indices, probabilities in tqdm(rows, 'Writing', len(dataset), delay=3, disable=None):
-            best = zip(indices.tolist(), probabilities.tolist(), strict=True)
-            yield {'id': key, 'answers': [[dataset.answers[index], round(p, 6)] for index, p in best]}
+            pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
+            yield {'id': key, 'answers': [[dataset.answers[index], round(p, 6)] for index, p in pairs]}
 
     write_list(path, items())

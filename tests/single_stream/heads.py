@@ -10,6 +10,7 @@ from lxrt.config import LxrtConfig
 RECIPES = {
     'vqa': Recipe('answer'), 'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1, schedule='warmup_constant'),
     'choice': Recipe('choice', clip=1.0), 'region': Recipe('region'), 'match': Recipe('match'),
+    'classify': Recipe('answer', loss='CE', loss_factor=1), 'multilabel': Recipe('answer'),
 }
 
 
