@@ -153,6 +153,14 @@ class Head(nn.Module):
         best = logits.topk(min(k, logits.shape[1]))  # by logit, since several probabilities may round to 1
         return best.indices, self.probabilities(logits).gather(1, best.indices)
 
+    def match_logits(self, batch) -> torch.Tensor:
+        """(b,) float32: the log-odds that text and image belong together, of a head that can tell."""
+        raise NotImplementedError
+
+    def word_logits(self, batch, places) -> torch.Tensor:
+        """(p, vocabulary) float32: the word pieces at `places` (p,), indices into input_ids (b * t), of a head that can tell."""
+        raise NotImplementedError
+
     def extra_state(self) -> dict:
         """Tensors of the run state that snapshots do not contain: momentum weights, queues."""
         return {}
@@ -294,6 +302,9 @@ class Match(Head):
     def logits(self, batch):
         scores = self.classifier(self.encoder(batch).pooled).float()
         return scores[:, 1] - scores[:, 0]  # (b,)
+
+    def match_logits(self, batch):
+        return self.logits(batch)
 
     def probabilities(self, logits):
         return logits.sigmoid()

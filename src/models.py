@@ -9,6 +9,7 @@ A model's package has a module `heads` with
     load_start(head, start) -> list of LoadReport     loads the weights that a heads.Start describes
     layer_names(config) -> (names, names)             the layers of Encoder.hidden_states for words and for regions
     load_encoder(path, config) -> (Encoder, report)   the encoder from a file of weights of any kind
+    load_pretrained(path, config) -> (Head, report)   with match_logits and word_logits, from a pre-trained file
     read_task(path) -> {name: tensor}                 the snapshot of a task, with the names of Head.original_state
     answers_and_images(state, config) -> (int, int)   numbers of answers and of images per example; None: no answer head
 """

@@ -31,6 +31,7 @@ QUICK = {
 PRINTED = {  # by the Python examples
     'README.md: From Python': r'(COCO_val2014_00000000160[12]\.png .+\n){4}',
     'library.md: From regions to answers': r'(.+: 0\.\d{3}\n){3}',
+    'library.md: Matching images and sentences': r'\(2, 3\)\n\(2,\)\n(.+: 0\.\d{3}\n){3}',
     'library.md: The encoder': r'(torch\.Size\(\[2, [\d, ]*32\]\) ?){4}\n'}
 IN_CI = {'run/quickstart.bash', 'run/test.bash', 'run/setup.bash'}  # run by .ci/run
 
@@ -187,10 +188,10 @@ def test_the_documents_have_commands():
 
 def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
-                     'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract'):
+                     'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract', 'match'):
         done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 2 and 'Usage: bash run/' in done.stderr
-    for launcher in ('ask', 'encode', 'extract'):
+    for launcher in ('ask', 'encode', 'extract', 'match'):
         done = subprocess.run(['bash', f'run/{launcher}.bash', '--help'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 0 and f'usage: bash run/{launcher}.bash' in done.stdout and not done.stderr
     done = subprocess.run(['bash', template / 'run/ask.bash', 'cpu', 'photo.jpg', 'what?'], cwd=template.parent,

@@ -1,17 +1,27 @@
 """LXMERT behind the contract of heads.py: its encoder, its recipes, and the weights that it starts from."""
 
 import dataclasses
+import re
 
 import torch
 
-from bert.weights import WeightsError
+from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
-from lxrt.pretraining import LXRTPretraining, label_counts
-from lxrt.weights import answer_head, load_bert, load_lxmert, load_pretraining, read_task
+from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
+from lxrt.weights import (
+    DECODER,
+    PRETRAINING_HEADS,
+    answer_head,
+    load_bert,
+    load_lxmert,
+    load_pretraining,
+    read_lxmert,
+    read_task,
+)
 
 RECIPES = {  # as in the original code, which has no classify and multilabel
     'vqa': Recipe('answer'),
@@ -161,6 +171,37 @@ def load_encoder(path, config):
     """(an LxmertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
     encoder = LxmertEncoder(config)
     return encoder, load_lxmert(encoder.lxrt_encoder.model, path)[0]
+
+
+class PretrainedHeads(Head):
+    """The encoder with the pre-trained heads of matching and of masked words, which need no further training."""
+
+    def __init__(self, config):
+        super().__init__(LxmertEncoder(config), RECIPES['pretrain'])
+        self.cls = BertPreTrainingHeads(config, self.encoder.lxrt_encoder.model.bert.embeddings.word_embeddings.weight)
+
+    def match_logits(self, batch):
+        scores = self.cls.seq_relationship(self.encoder(batch).pooled).float()
+        return scores[:, 1] - scores[:, 0]  # (b,)
+
+    def word_logits(self, batch, places):
+        _, words, _ = self.encoder.hidden_states(batch)
+        last = list(words.values())[-1]  # (b, t, d)
+        return self.cls.predictions(last.flatten(0, 1)[places]).float()
+
+    def original_name(self, name):
+        return name.removeprefix('encoder.lxrt_encoder.model.')
+
+
+def load_pretrained(path, config):
+    """(a PretrainedHeads with the weights of a pre-trained file, the LoadReport). Raises WeightsError for another file."""
+    state = read_lxmert(path)
+    if not any(name.startswith('cls.') for name in state):
+        raise WeightsError(f'{path}: has no pre-trained heads of matching and masked words (cls.seq_relationship, '
+                           'cls.predictions): a fine-tuned snapshot or an encoder alone; name pre-trained weights, such as '
+                           'snap/pretrained/model or an epoch of run/lxmert_pretrain.bash')
+    head = PretrainedHeads(config)
+    return head, fill(head, state, str(path), (re.escape(DECODER),), (*PRETRAINING_HEADS, POSITION_IDS), head.original_name)
 
 
 def load_start(head, start):

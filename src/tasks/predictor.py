@@ -1,4 +1,5 @@
-"""Inference from Python: a fine-tuned snapshot predicts answers and probabilities for regions and questions."""
+"""Inference from Python: a fine-tuned snapshot predicts answers and probabilities for regions and questions (tasks/matcher.py: a
+pre-trained one scores pairs)."""
 
 from pathlib import Path
 
@@ -23,7 +24,73 @@ from tasks.registry import TASKS, task_class
 MAX_LENGTH = 20  # maximum tokens of a sentence in all published datasets
 
 
-class Predictor:
+class Inference:
+    """What Predictor and Matcher share: from regions and texts to batches. head: a heads.Head in evaluation mode, whose encoder
+    has a tokenizer; max_length: tokens of a text."""
+
+    texts = 'questions'  # for messages
+    images = 1  # per text
+    answers = ()
+
+    @property
+    def tokenizer(self):
+        return self.head.encoder.tokenizer
+
+    @property
+    def feature_size(self):
+        """The size of a region's feature vector."""
+        return self.head.encoder.config.visual_feat_dim
+
+    def batches(self, regions, questions, batch_size=32):
+        """Yields the batches of annotations.dataset.ExampleDataset for questions (a list of str), on the head's device. Other
+        arguments and errors: as for Predictor.answer."""
+        if batch_size < 1:
+            raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
+        for i, question in enumerate(questions):
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(f'{self.texts}[{i}]: expected a text, found {question!r}')
+        images = self._images(regions, len(questions))
+        if questions:
+            dataset, options = self._dataset(images, questions), Options(batchSize=batch_size)
+            device = next(self.head.eval().parameters()).device
+            yield from load_batches(dataset, evaluation_batches(len(dataset), options), options, device)
+
+    def truncated(self, question):
+        """The part of a question that is cut off after max_length - 2 word pieces, or ''."""
+        return ' '.join(self.tokenizer.tokenize(question)[self.max_length - 2:]).replace(' ##', '')
+
+    def _images(self, regions, n):
+        """A list of n tuples with the k ImageRegions of each question."""
+        k = self.images
+        images_of_questions = [regions] * n if isinstance(regions, ImageRegions) else list(regions)
+        images_of_questions = [tuple(images) if isinstance(images, tuple | list) else (images,) for images in images_of_questions]
+        if len(images_of_questions) != n:
+            pairs = ', a pair for each' if k == 2 else ''
+            raise ValueError(f'regions: expected those of {n} {self.texts}{pairs}, found {len(images_of_questions)}')
+        for i, images in enumerate(images_of_questions):
+            if len(images) != k or not all(isinstance(image, ImageRegions) for image in images):
+                raise ValueError(f'regions[{i}]: expected {"an ImageRegions" if k == 1 else f"a tuple of {k} ImageRegions"} for '
+                                 f'{self.texts[:-1]} {i}, found {", ".join(type(image).__name__ for image in images) or "none"}')
+        return images_of_questions
+
+    def _dataset(self, images, questions):
+        """The dataset of questions and images (a list of n tuples), which stores each ImageRegions once."""
+        distinct = {id(image): image for group in images for image in group}
+        row_of = {key: row for row, key in enumerate(distinct)}
+        checked = [self._checked(image) for image in distinct.values()]
+        rows = np.array([[row_of[id(image)] for image in group] for group in images])  # (n, k)
+        examples = Examples.unlabelled([[image.img_id for image in group] for group in images], questions)
+        return ExampleDataset(examples, RegionArrays.of_images('regions', checked), rows, self.head.encoder, self.answers,
+                              self.max_length)
+
+    def _checked(self, image):
+        try:
+            return tsv.check(image, self.feature_size)
+        except RegionError as error:
+            raise RegionError(f'regions: image {image.img_id}: {error}') from None
+
+
+class Predictor(Inference):
     """Answers questions about images, with the same answers and probabilities as `--test`.
 
     head: a heads.Answers in evaluation mode, whose encoder has a tokenizer; task: its Task class; answers, max_length: those of
@@ -59,15 +126,6 @@ class Predictor:
         return cls(head.to(device).eval(), task, answers, length)
 
     @property
-    def tokenizer(self):
-        return self.head.encoder.tokenizer
-
-    @property
-    def feature_size(self):
-        """The size of a region's feature vector."""
-        return self.head.encoder.config.visual_feat_dim
-
-    @property
     def images(self):
         """The number of images per question."""
         return len(self.task.schema.images)
@@ -90,54 +148,6 @@ class Predictor:
                 for row in map(zip, indices, probabilities):
                     predictions.append([(self.answers[index], probability) for index, probability in row])
         return predictions
-
-    def batches(self, regions, questions, batch_size=32):
-        """Yields the batches of annotations.dataset.ExampleDataset for questions (a list of str), on the head's device. Other
-        arguments and errors: as for `answer`."""
-        if batch_size < 1:
-            raise ValueError(f'batch_size: expected at least 1, found {batch_size}')
-        for i, question in enumerate(questions):
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(f'questions[{i}]: expected a text, found {question!r}')
-        images = self._images(regions, len(questions))
-        if questions:
-            dataset, options = self._dataset(images, questions), Options(batchSize=batch_size)
-            device = next(self.head.eval().parameters()).device
-            yield from load_batches(dataset, evaluation_batches(len(dataset), options), options, device)
-
-    def truncated(self, question):
-        """The part of a question that is cut off after max_length - 2 word pieces, or ''."""
-        return ' '.join(self.tokenizer.tokenize(question)[self.max_length - 2:]).replace(' ##', '')
-
-    def _images(self, regions, n):
-        """A list of n tuples with the k ImageRegions of each question."""
-        k = self.images
-        images_of_questions = [regions] * n if isinstance(regions, ImageRegions) else list(regions)
-        images_of_questions = [tuple(images) if isinstance(images, tuple | list) else (images,) for images in images_of_questions]
-        if len(images_of_questions) != n:
-            pairs = ', a pair for each' if k == 2 else ''
-            raise ValueError(f'regions: expected those of {n} questions{pairs}, found {len(images_of_questions)}')
-        for i, images in enumerate(images_of_questions):
-            if len(images) != k or not all(isinstance(image, ImageRegions) for image in images):
-                raise ValueError(f'regions[{i}]: expected {"an ImageRegions" if k == 1 else f"a tuple of {k} ImageRegions"} for '
-                                 f'question {i}, found {", ".join(type(image).__name__ for image in images) or "none"}')
-        return images_of_questions
-
-    def _dataset(self, images, questions):
-        """The dataset of questions and images (a list of n tuples), which stores each ImageRegions once."""
-        distinct = {id(image): image for group in images for image in group}
-        row_of = {key: row for row, key in enumerate(distinct)}
-        checked = [self._checked(image) for image in distinct.values()]
-        rows = np.array([[row_of[id(image)] for image in group] for group in images])  # (n, k)
-        examples = Examples.unlabelled([[image.img_id for image in group] for group in images], questions)
-        return ExampleDataset(examples, RegionArrays.of_images('regions', checked), rows, self.head.encoder, self.answers,
-                              self.max_length)
-
-    def _checked(self, image):
-        try:
-            return tsv.check(image, self.feature_size)
-        except RegionError as error:
-            raise RegionError(f'regions: image {image.img_id}: {error}') from None
 
 
 def read_run(path):

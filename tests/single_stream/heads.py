@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bert.weights import read_state
-from heads import Attention, Encoder, Recipe, States, head_for, images_of_entries
+from heads import Attention, Encoder, Match, Recipe, States, head_for, images_of_entries
 from lxrt.config import LxrtConfig
 
 RECIPES = {
@@ -54,6 +54,18 @@ class SingleStream(Encoder):
 
     def original_name(self, name):
         return name.replace('encoder.', 'stream.', 1)
+
+
+class Pretrained(Match):
+    """Matching, and words by their embeddings."""
+
+    def word_logits(self, batch, places):
+        return self.encoder(batch).words.flatten(0, 1)[places] @ self.encoder.words.weight.T
+
+
+def load_pretrained(path, config):
+    head = Pretrained(SingleStream(config), RECIPES['match'])
+    return head, head.load_original(read_state(path), str(path))
 
 
 def build(task, config, answers=None, options=None):
