@@ -97,6 +97,11 @@ class Encoder(nn.Module):
         """Layers from region states (m, v, d) to scores (m, v, 1)."""
         raise NotImplementedError
 
+    def parts(self) -> list:
+        """Lists of modules from the input up, which together hold all parameters: the embeddings, a list for each layer, and last
+        what follows the layers (may be empty)."""
+        raise NotImplementedError
+
     def original_name(self, name) -> str:
         """The name of a head's parameter in the model's original code."""
         return name
@@ -120,9 +125,33 @@ class Head(nn.Module):
     def __init__(self, encoder, recipe):
         super().__init__()
         self.encoder, self.recipe = encoder, recipe
+        self.evaluated = []  # modules without dropout in training
+
+    def parts(self) -> list:
+        """Encoder.parts of its encoder."""
+        return self.encoder.parts()
+
+    def freeze(self, choice):
+        """Excludes the first parts of the encoder from training. choice: 'embeddings'; a number of layers, as text, with the
+        embeddings; or 'all', the whole encoder, which is then computed without dropout. Raises ValueError."""
+        parts = self.parts()
+        layers = len(parts) - 2
+        count = {'embeddings': 1, 'all': len(parts)}.get(choice) or 1 + int(choice)
+        if choice not in ('embeddings', 'all') and count > 1 + layers:
+            raise ValueError(f'--freeze {choice}: the encoder has {layers} layers; give at most that, or all')
+        frozen = [module for part in parts[:count] for module in part]
+        for module in frozen:
+            module.requires_grad_(False)
+        self.evaluated = frozen if choice == 'all' else []
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.evaluated:
+            module.eval()
+        return self
 
     def groups(self, options):
-        """The parameter groups for torch.optim."""
+        """The parameter groups for torch.optim. Frozen parameters in them are not trained."""
         return [{'params': list(self.parameters())}]
 
     def begin_step(self, step, total):

@@ -57,6 +57,9 @@ class Options:
     epochs: int = flag(10, 'Training', 'Passes over the training data.')
     accumulate: int = flag(1, 'Training', 'Gradient accumulation: split each step into this many micro-batches.')
     seed: int = flag(9595, 'Training', 'Seed of the initial weights, the order of examples and dropout.')
+    freeze: str | None = flag(None, 'Training', 'Parts of the encoder that are not trained: embeddings; a number N, the '
+                              'embeddings and the first N layers; all, the whole encoder (linear probe). Snapshots stay '
+                              'complete.')
     resume: bool = flag(False, 'Training', 'Resume from the run state in --output; without a run state, start.')
     saveSteps: int = flag(0, 'Training', 'Save the run state every this many steps and every epoch; 0: only every epoch.')
 
@@ -111,6 +114,9 @@ class Options:
         if self.apex and (self.optim != 'bert' or self.device == 'cpu'):
             raise ValueError(f'--apex: needs a GPU and --optim bert, found --device {self.device} --optim {self.optim}; '
                              'remove --apex')
+        layers = int(self.freeze) if (self.freeze or '').isdecimal() else 0
+        if self.freeze not in (None, 'embeddings', 'all') and layers < 1:
+            raise ValueError(f'--freeze: expected embeddings, all, or a number of layers from 1, found {self.freeze!r}')
         if not 0 < self.lr < float('inf'):
             raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
         if self.dropout is not None and not 0 <= self.dropout < 1:

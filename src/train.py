@@ -44,7 +44,7 @@ class OptimizerStep:
     """Backward pass, gradient clipping and optimizer step; with --fp16 also loss scaling."""
 
     def __init__(self, head, options, total_steps, device):
-        groups = head.groups(options)
+        groups = [group | {'params': [p for p in group['params'] if p.requires_grad]} for group in head.groups(options)]
         self.parameters, self.clip = [p for group in groups for p in group['params']], head.recipe.clip
         self.optimizer = make_optimizer(groups, head.recipe, options, total_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.fp16)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from itertools import zip_longest
 
 import torch
 
@@ -110,8 +111,19 @@ class LxmertEncoder(Encoder):
     def classifier(self, answers, images):
         return answer_layers(self.config, answers, images)
 
+    def parts(self):
+        return parts_of(self.lxrt_encoder.model.bert)
+
     def original_name(self, name):
         return name.removeprefix('encoder.').replace('classifier.', 'logit_fc.', 1)
+
+
+def parts_of(bert):
+    """Encoder.parts of an LXRTModel. Layer i is language layer i and, as far as there is one, object relationship layer i; the
+    cross-modality layers follow."""
+    layers = bert.encoder
+    single = ([layer for layer in pair if layer is not None] for pair in zip_longest(layers.layer, layers.r_layers))
+    return [[bert.embeddings, layers.visn_fc], *single, *([layer] for layer in layers.x_layers), [bert.pooler]]
 
 
 def sides_of(name):
@@ -144,6 +156,9 @@ class Pretraining(Head):
                                  batch.get('visual_attention_mask'))
             counts = {name: counts.get(name, 0) + count for name, count in parts.items()}
         return counts
+
+    def parts(self):
+        return parts_of(self.model.bert)
 
     def logits(self, batch):
         """The pooled vectors (b, d)."""

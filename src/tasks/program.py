@@ -148,6 +148,10 @@ class Program:
         head = models.build(self.model, kind, self.config, self.answers, self.options)
         checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
         accelerate(head.to(self.device), self.options)
+        if self.options.freeze and self.options.test is None:
+            head.freeze(self.options.freeze)
+            sizes = [sum(p.numel() for p in head.parameters() if p.requires_grad == trained) for trained in (True, False)]
+            print0(f'--freeze {self.options.freeze}: {sizes[0]:,} parameters are trained, {sizes[1]:,} frozen.')
         return head
 
     def sidecars(self):

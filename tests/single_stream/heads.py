@@ -43,6 +43,10 @@ class SingleStream(Encoder):
         recorded = [Attention('layer1', 'all', 'all', attention[:, None])] if record_attention else []
         return States(x[:, 0], x[:, :t], x[:, t:].reshape(len(regions), -1, x.shape[-1]), attentions=recorded)
 
+    def parts(self):
+        return [[self.words, self.segments, self.positions, self.features, self.boxes],
+                [self.query, self.key, self.value, self.output], []]
+
     def pooled_size(self, images):
         return self.config.hidden_size
 
