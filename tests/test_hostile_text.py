@@ -22,11 +22,10 @@ from lxrt.config import LxrtConfig
 from lxrt.pretraining import LXRTPretraining
 from param import Options
 from regions.class_names import ClassNames
-from run_folder import RunFolder
+from run_folder import RunFolder, read_run
 from tasks.checkpoints import difference
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
-from tasks.predictor import read_run
 from tasks.scoring import Subset
 from tasks.task import Task
 from tasks.vqa import VQA
@@ -95,7 +94,7 @@ FILES = {
     'answer table': ('x.json', [{'ans': 'yes', 'dsets': ['vqa', 'gqa']}, {'ans': 'no', 'dsets': ['vqa']}], table(read_table)),
     'dataset': ('x.json', DATASET, table(DatasetSpec.from_json)),
     'options': ('options.json', {'task': 'vqa', 'options': {'mceLoss': False, 'dataset': 'x.json', 'dataRoot': 'data'}},
-                lambda folder: read_run(folder / 'BEST.pth')),
+                read_run),
     'vqa': ('x.json', VQA_ROWS, examples(QUESTION)),
     'gqa': ('x.json', GQA_ROWS, examples(TEXT_QUESTION)),
     'nlvr2': ('x.json', PAIRS, examples(PAIR)),

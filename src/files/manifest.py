@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from files.atomic import locked, sha256, write_json
-from files.json_files import DataError, read_json
+from files.json_files import DataError, first_duplicate, read_json
 from files.text import shown
 
 NAME = r'\w[\w.-]*'
@@ -106,8 +106,8 @@ def read(path):
         except ValueError as error:
             raise DataError(f'{path}: {name}: {error}') from None
         paths += [path for file in sets[name].files for path in {file.path, *file.results}]
-    if twice := {path for path in paths if paths.count(path) > 1}:
-        raise DataError(f'{path}: expected each path once, found {", ".join(sorted(twice))} twice')
+    if twice := first_duplicate(paths):
+        raise DataError(f'{path}: expected each path once, found {twice} twice')
     return sets
 
 
