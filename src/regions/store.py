@@ -100,22 +100,19 @@ class RegionStore(RegionArrays):
 
     def copy(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         rows = np.empty_like(self.arrays[name][start:stop])
-        store_files.read_spans(self.descriptors[name], self.arrays[name], [start], [len(rows)], rows[None])
+        store_files.read_rows(self.descriptors[name], self.arrays[name], start, rows)
         return rows
 
     def gather_one(self, rows, draws) -> np.ndarray:
         _, starts, counts = self.spans(rows)
-        features = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
-        return features.reshape(len(starts), self.feature_size)
+        return self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))[:, 0]
 
     def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if name != 'features':  # of a few bytes an image the mapping is faster
             return super()._gather(name, starts, counts)
-        # Zeros are written only where there is padding: for 4 MB they would take as long as the reading.
-        padded = np.empty((len(starts), counts.max(initial=0), self.feature_size), self.arrays[name].dtype)
-        store_files.read_spans(self.descriptors[name], self.arrays[name], starts.tolist(), counts.tolist(), padded)
-        for i in np.flatnonzero(counts < padded.shape[1]):
-            padded[i, counts[i]:] = 0
+        padded = np.zeros((len(starts), counts.max(initial=0), self.feature_size), self.arrays[name].dtype)
+        for image, start, count in zip(padded, starts.tolist(), counts.tolist(), strict=True):
+            store_files.read_rows(self.descriptors[name], self.arrays[name], start, image[:count])
         return padded
 
     def gather(self, rows) -> dict[str, np.ndarray]:
