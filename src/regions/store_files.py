@@ -130,32 +130,15 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_length(arrays: Iterable[np.ndarray]) -> None:
-    """Raise RegionError if a file was cut off since it was mapped. Beyond its end the mapping kills the process (SIGBUS).
+    """Raise RegionError if a file was cut off since it was mapped. Reading beyond its end would kill the process (SIGBUS).
 
-    This takes less than a microsecond an array. Between this check and the use of the mapping a file may still be cut off.
+    This takes less than a microsecond an array. A file that is cut off between this check and the reading still does.
     """
     for array in arrays:
         expected, size = array.base.offset + array.nbytes, array.base.base.size()
         if size < expected:
             raise RegionError(f'{array.base.filename}: expected {expected:,} bytes, found {size:,}: it was cut off while in '
                               'use; restore it and start the program again')
-
-
-def read_rows(descriptor: int, array: np.ndarray, start: int, rows: np.ndarray) -> None:
-    """Fill `rows` from row `start` of a mapped array's file, which is as fast as copying from the mapping.
-
-    Where a file was cut off or its disk fails, this raises RegionError or OSError; the mapping would kill the process (SIGBUS).
-    """
-    left, place = rows.reshape(-1).view(np.uint8), array.base.offset + start * array.strides[0]
-    try:
-        while left.size:
-            count = os.preadv(descriptor, [left], place)
-            if not count:
-                check_length([array])
-                raise RegionError(f'{array.base.filename}: ended at byte {place:,} while in use; start the program again')
-            left, place = left[count:], place + count
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(array.base.filename)) from None
 
 
 def sha256(array: np.ndarray, bar) -> str:
