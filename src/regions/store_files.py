@@ -127,32 +127,15 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_length(arrays: Iterable[np.ndarray]) -> None:
-    """Raise RegionError if a file was cut off since it was mapped. Beyond its end the mapping kills the process (SIGBUS).
+    """Raise RegionError if a file was cut off since it was mapped. Reading beyond its end would kill the process (SIGBUS).
 
-    This takes less than a microsecond an array. Between this check and the use of the mapping a file may still be cut off.
+    This takes less than a microsecond an array. A file that is cut off between this check and the reading still does.
     """
     for array in arrays:
         expected, size = array.base.offset + array.nbytes, array.base.base.size()
         if size < expected:
             raise RegionError(f'{array.base.filename}: expected {expected:,} bytes, found {size:,}: it was cut off while in '
                               'use; restore it and start the program again')
-
-
-def read_spans(descriptor: int, array: np.ndarray, starts: Iterable[int], counts: Iterable[int], padded: np.ndarray) -> None:
-    """Fill the beginning of each entry of `padded` with so many rows of a mapped array, from a start on, read from its file.
-
-    Where a file was cut off or its disk fails, this raises RegionError or OSError; the mapping would kill the process (SIGBUS).
-    """
-    row, width, buffer = array.strides[0], padded.strides[0], memoryview(padded.reshape(-1).view(np.uint8))
-    with naming(array.base.filename, None):
-        for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            place, begin, end = array.base.offset + start * row, i * width, i * width + count * row
-            while begin < end:
-                size = os.preadv(descriptor, [buffer[begin:end]], place)
-                if not size:
-                    check_length([array])
-                    raise RegionError(f'{array.base.filename}: ended at byte {place:,} while in use; start the program again')
-                begin, place = begin + size, place + size
 
 
 def array_digest(array: np.ndarray, bar) -> str:
