@@ -13,7 +13,7 @@ from pathlib import Path
 from files.text import printable_lines
 
 SIGTERM_STATUS = 75  # exit status after SIGTERM with the run state saved; EX_TEMPFAIL of sysexits.h
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # signals that end a program
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # signals that end a program
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -39,14 +39,14 @@ def end_with_parent(parent):
 def become_worker(parent):
     """Makes this process a worker of process id `parent`: it ends with its parent, to which it leaves all signals. Terminals and
     schedulers signal every process of a program."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     end_with_parent(parent)
 
 
 @contextlib.contextmanager
 def signals_blocked():
-    """Blocks the signals of ENDING in this process inside the context, and permanently in processes forked there."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    """Blocks the signals of SIGNALS in this process inside the context, and permanently in processes forked there."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

@@ -272,10 +272,11 @@ def read_run(folder):
     run = read_json(path, 'the options of a run', dict)
     if not isinstance(run.get('options'), dict):
         raise DataError(f'{path}: key "options": expected an object, found none; bring the file back from a copy')
-    for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
-        if not isinstance(run['options'].get(key, kind()), kind | None):
-            raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '
-                            f'{shown(run["options"][key])}')
+    values = run['options'] | {'task': run.get('task')}
+    for key, kind in (('task', str), ('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
+        if not isinstance(values.get(key), kind | None):
+            raise DataError(f'{path}: key "{key}": expected {"a text" if kind is str else "true or false"}, found '
+                            f'{shown(values[key])}')
     return run
 
 

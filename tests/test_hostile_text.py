@@ -23,7 +23,7 @@ from lxrt.pretraining import LXRTPretraining
 from param import Options
 from regions.class_names import ClassNames
 from run_folder import RunFolder, read_run
-from tasks.checkpoints import difference
+from tasks.checkpoints import difference, model_type
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
 from tasks.scoring import Subset
@@ -357,6 +357,15 @@ def test_a_model_card_holds_no_markup_of_the_run(tmp_path):
 
 
 # ---- names that lead elsewhere
+
+
+def test_model_type_and_task_are_texts(tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": []}')
+    with pytest.raises(DataError, match='key "model_type": expected str, found '):
+        model_type(tmp_path / 'x.pth')
+    (tmp_path / 'options.json').write_text('{"task": [], "options": {}}')
+    with pytest.raises(DataError, match='key "task": expected a text, found '):
+        read_run(tmp_path)
 
 
 def test_image_ids_do_not_lead_out_of_the_folder_of_pictures(tmp_path):

@@ -526,10 +526,10 @@ def test_provenance_goes_with_the_tsv(path, run):
         assert '  provenance  {"made by": "my detector"}\n' in run('info', there)[1]
     told = store.open_regions(path).meta['provenance']
     assert told == {'made by': 'my detector', 'converted from': str(path.with_suffix('.zip'))}
-    for text, message in (('{', 'incomplete or invalid json ('), ('[]', 'found list')):
+    for text, message in (('{', 'incomplete or invalid json ('), ('[]', 'an object, found []')):
         note.write_text(text)
         status, _, errors = run('info', path)
-        assert status == 1 and f'{note}: ' in errors and 'expected a json object that says how ' in errors and message in errors
+        assert status == 1 and f'{note}: ' in errors and 'expected json that says how ' in errors and message in errors
 
 
 def test_the_example_of_regions_of_ones_own(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from annotations import answer_table, pretraining_text
 from bert import tokenization
 from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
-from files.json_files import DataError, read_json, stream
+from files.json_files import DataError, field, read_json, stream
 from files.text import shown
 from regions import store_files
 from regions.store_files import Column
@@ -118,9 +118,8 @@ def how_made(tokenizer, max_length):
 def read_meta(folder):
     """The content of meta.json, an object. Raises DataError or FileNotFoundError."""
     path = folder / 'meta.json'
-    meta = read_json(path, 'the description of columns')
-    if not isinstance(meta, dict) or not isinstance(meta.get('source'), dict):
-        raise DataError(f'{path}: expected an object with the key "source", found {shown(meta)}')
+    meta = read_json(path, 'the description of columns', dict)
+    field(meta, 'source', dict, path)
     return meta
 
 

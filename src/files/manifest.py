@@ -91,10 +91,7 @@ def build(kind, values):
 
 def read(path):
     """{name: FileSet} of a manifest. Raises FileNotFoundError, or DataError that names the file, the set and the key."""
-    sets = read_json(path, 'the manifest of what can be downloaded')
-    if not isinstance(sets, dict):
-        raise DataError(f'{path}: expected an object of sets, found {shown(sets)}')
-    paths = []
+    sets, paths = read_json(path, 'the manifest of what can be downloaded', dict), []
     for name, values in sets.items():
         if not re.fullmatch(NAME, name):
             raise DataError(f'{path}: expected names of sets, found {shown(name)}')
@@ -133,8 +130,8 @@ class Target:
 
     def entries(self):
         """The record. Raises DataError if it is broken."""
-        entries = read_json(self.record, 'a record of downloaded files') if self.record.exists() else {}
-        for path, entry in entries.items() if isinstance(entries, dict) else [('the file', None)]:
+        entries = read_json(self.record, 'a record of downloaded files', dict) if self.record.exists() else {}
+        for path, entry in entries.items():
             if not (isinstance(entry, dict) and all(re.fullmatch(pattern, json.dumps(entry.get(key)))
                                                     for key, pattern in KEYS.items())):
                 raise DataError(f'{self.record}: {shown(path)}: expected {", ".join(sorted(KEYS))} of a file, found '
