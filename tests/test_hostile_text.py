@@ -251,7 +251,7 @@ def test_many_answers_are_checked_in_linear_time(tmp_path):
     answers = [f'answer {i}' for i in range(200_000)]
     (tmp_path / 'x.json').write_text(json.dumps([*answers, answers[-1]]))
     message = same_or_error(lambda: read_answers(tmp_path / 'x.json'), lambda value: False, tmp_path)
-    assert 'the answer "answer 199999" is listed twice' in message
+    assert "the answer 'answer 199999' is listed twice" in message
     with limits():
         assert difference(answers, answers[1:]) == "different: 'answer 0'"
 
