@@ -43,7 +43,7 @@ class RunFolder:
         """Creates and locks the folder. Raises OSError if it cannot be written or another process holds the lock."""
         self.path = Path(path)
         self.writer, self.damaged, self.inputs = None, False, {}
-        copy = (self.path / SOURCE.name).resolve()
+        copy = Path(os.path.realpath(self.path / SOURCE.name))  # resolve() raises RuntimeError for links in a circle
         if copy == SOURCE or copy in SOURCE.parents or SOURCE in copy.parents:
             raise ValueError(f'--output {self.path}: would write into the source code in {SOURCE}; choose another folder')
         self.lock = FileLock(self.path / '.lock')  # the system releases it even if the process is killed

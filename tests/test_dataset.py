@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -217,6 +218,14 @@ def test_wrong_usage_and_a_missing_description(mine, capsys):
     assert 'nowhere.json: no such file' in capsys.readouterr().out
     assert check_dataset.main([str(save(mine / 'mine.json', DESCRIBED)), '--bert', str(mine / 'nowhere')]) == 1
     assert f'{mine}/nowhere: no such vocabulary' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('error', 'status', 'says'), [
+    (KeyboardInterrupt, 130, 'interrupted'), (MemoryError, 1, 'error: there is not enough memory')])
+def test_an_interrupted_check_has_no_traceback(mine, capsys, monkeypatch, error, status, says):
+    monkeypatch.setattr(check_dataset, 'check', Mock(side_effect=error))
+    assert check_dataset.main([str(save(mine / 'mine.json', DESCRIBED))]) == status
+    assert capsys.readouterr().err.strip() == f'check_dataset.bash: {says}'
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

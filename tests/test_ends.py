@@ -222,6 +222,12 @@ def test_a_script_goes_on_after_a_program_and_has_its_status(tmp_path):
     assert (run.returncode, run.stdout, run.stderr) == (0, 'one\n7\n', '')
 
 
+def test_files_that_a_program_opens_do_not_become_its_closed_stderr():
+    code = "exec 3>&1 0<&- 1>&- 2>&-; source run/launch.bash; [ -e /dev/fd/0 -a -e /dev/fd/1 -a -e /dev/fd/2 ] && echo open >&3"
+    run = subprocess.run(['bash', '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert run.stdout == 'open\n'
+
+
 PROGRAM = """
 import os, sys, time, dist
 print(os.environ['RANK'], os.getpid(), file=open(sys.argv[1], 'a', buffering=1))

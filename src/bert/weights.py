@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import textwrap
 import zipfile
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ def check_file(path):
 def _explained(path):
     """Raises WeightsError, or OSError where the file may be complete, in place of an exception; both name the file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would be waited for, a device read for ever
+            raise WeightsError('expected a file, found a folder, pipe or device')
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such file') from None
