@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from files.json_files import some
 from files.text import InputError, printable, shown
 
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
@@ -174,8 +175,8 @@ def why_not_like(value, expected, name, may_lack=False, values=True):
                                   for i, (one, other) in enumerate(zip(value, expected, strict=True)))), '')
     if isinstance(expected, dict):
         if value.keys() != expected.keys() and not may_lack:
-            different = sorted(map(str, value.keys() ^ expected.keys()))
-            return f'{name}: expected the keys {", ".join(map(str, expected))}, found others: {", ".join(different)[:200]}'
+            different = some(sorted(map(str, value.keys() ^ expected.keys())))
+            return f'{name}: expected the keys {", ".join(map(str, expected))}; different: {different}'
         return next(filter(None, (why_not_like(value[key], expected[key], f'{name}.{key}', may_lack, values)
                                   for key in expected if key in value)), '')
     same = not values or value == expected or name.endswith('.step')
