@@ -352,7 +352,7 @@ def test_stats_are_those_of_numpy(tmp_path, run):
     status, out, _ = run('stats', folder, '--names', tmp_path)
     assert status == 0 and 'thing7 ' in out and 'attribute ' in out and 'synonym' not in out
     status, _, errors = run('stats', folder, '--names', tmp_path / 'none')
-    assert status == 1 and 'objects_vocab.txt: expected UTF-8 text' in errors
+    assert status == 1 and 'objects_vocab.txt: no such file; expected text with one name per line' in errors
     (tmp_path / 'empty.tsv').touch()
     status, _, errors = run('stats', tmp_path / 'empty.tsv')
     assert status == 1 and 'empty.tsv: expected at least one image' in errors
