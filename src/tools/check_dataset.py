@@ -17,6 +17,7 @@ from annotations.answer_table import normalise, read_table
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
 from bert.tokenization import CHUNK, BertTokenizer
+from cli import run_main
 from files.json_files import DataError, some, stream
 from files.text import printable, printable_lines
 from param import add_flags
@@ -153,13 +154,16 @@ def main(argv=None):
         faults += 1
         print(printable_lines(message))
 
-    try:
-        tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)
-        check(options.dataset, tokenizer, options.storeRoot, report_fault)
-    except (ValueError, OSError) as error:
-        report_fault(error)
-    print(f'{options.dataset}: {faults} fault{"s" * (faults != 1)}')
-    return int(faults > 0)
+    def run():
+        try:
+            tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)
+            check(options.dataset, tokenizer, options.storeRoot, report_fault)
+        except (ValueError, OSError) as error:
+            report_fault(error)
+        print(f'{options.dataset}: {faults} fault{"s" * (faults != 1)}')
+        return int(faults > 0)
+
+    return run_main('check_dataset.bash', run)
 
 
 if __name__ == '__main__':
