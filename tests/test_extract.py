@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 from test_shapes_detector import overlap
 
 from detector import program
+from detector.given_boxes import read_boxes
 from detector.registry import DetectorConfig, load_detector
 from files.json_files import DataError
 from images.ids import find_pictures
@@ -317,3 +319,100 @@ def test_ids_are_the_names_of_the_files(tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match='expected pictures'):
         find_pictures(tmp_path / 'empty')
+
+
+# ---- given boxes
+
+
+@pytest.fixture
+def tiny_rcnn(tmp_path, monkeypatch):
+    """The name of a package with a small Faster R-CNN."""
+    (tmp_path / 'tiny_rcnn').mkdir()
+    (tmp_path / 'tiny_rcnn/detector.py').write_text(
+        'from test_faster_rcnn import network\nfrom detector import faster_rcnn\n\n\n'
+        'class Detector(faster_rcnn.Detector):\n    def __init__(self):\n        super().__init__(network(), {})\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return 'tiny_rcnn'
+
+
+def write_boxes(path, boxes):
+    """The forms of --boxes. boxes: {image id: (o, 4) array}."""
+    values = {img_id: one.tolist() for img_id, one in boxes.items()}
+    rows = [{'img_id': img_id, 'boxes': one} for img_id, one in values.items()]
+    path.write_text({
+        'object.json': json.dumps(values, indent=1), 'line.json': json.dumps(values), 'list.json': json.dumps(rows),
+        'lines.jsonl': '\n'.join(map(json.dumps, rows)), 'lines.json': '\n'.join(map(json.dumps, rows)),
+        'boxes.tsv': ''.join('\t'.join(map(str, [img_id, *box])) + '\n' for img_id, one in values.items() for box in one),
+    }[path.name])
+    return path
+
+
+@pytest.mark.parametrize('name', ['object.json', 'line.json', 'list.json', 'lines.jsonl', 'lines.json', 'boxes.tsv'])
+def test_boxes_are_read_in_any_form(tmp_path, name):
+    boxes = {'a': np.float32([[0, 1, 2, 3.5], [4, 5, 6, 7]]), 'b c': np.float32([[1, 2, 3, 4]])}
+    read = read_boxes(write_boxes(tmp_path / name, boxes))
+    assert list(read) == list(boxes) and all(np.array_equal(read[key], boxes[key]) for key in boxes)
+
+
+def test_features_of_given_boxes_are_those_of_the_detector_there(pictures, run, tmp_path, tiny_rcnn):
+    assert run(pictures, '--minBoxes', 5, '--maxBoxes', 9, detector=tiny_rcnn)[0] == 0
+    first = [image for _, image in tsv.read(tmp_path / 'x.tsv')]
+    boxes = {image.img_id: image.boxes[::-1].copy() for image in first}  # in another order
+    path = write_boxes(tmp_path / 'object.json', boxes)
+    status, _, errors = run(pictures, '--boxes', path, out='y.tsv', detector=tiny_rcnn)
+    assert status == 0, errors
+    for image, (_, same) in zip(first, tsv.read(tmp_path / 'y.tsv'), strict=True):
+        assert same.img_id == image.img_id and np.array_equal(same.boxes, image.boxes[::-1])
+        np.testing.assert_allclose(same.features, image.features[::-1], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(same.class_conf, image.class_conf[::-1], rtol=1e-3, atol=1e-4)
+        assert np.array_equal(same.classes, image.classes[::-1]) and np.array_equal(same.attributes, image.attributes[::-1])
+    provenance = json.loads((tmp_path / 'y.tsv.provenance.json').read_text())
+    assert provenance['boxes'] == str(path) and len(provenance['sha256 of the boxes']) == 64 and 'min_boxes' not in provenance
+    moved = {img_id: np.clip(one / 2, 0, None) for img_id, one in boxes.items()}
+    assert run(pictures, '--boxes', write_boxes(tmp_path / 'boxes.tsv', moved), out='z.tsv', detector=tiny_rcnn)[0] == 0
+    other = [image for _, image in tsv.read(tmp_path / 'z.tsv')]
+    assert np.array_equal(other[0].boxes, moved[other[0].img_id])
+    assert np.abs(other[0].features - first[0].features[::-1]).max() > 0.1
+
+
+def test_boxes_that_do_not_fit_are_broken_pictures(pictures, run, tmp_path, tiny_rcnn):
+    names = sorted(path.stem for path in pictures.glob('*.png'))
+    good = np.float32([[3, 4, 50, 60]])
+    bad = {name: np.float32([box]) for name, box in zip(names[:3], ([3, 4, 5000, 60], [0.1, 0.2, 0.5, 0.9], [5, 5, 5, 9]),
+                                                        strict=True)}
+    boxes = dict.fromkeys(names[:-1], good) | bad | {'elsewhere': good}
+    path = write_boxes(tmp_path / 'lines.jsonl', boxes)
+    status, printed, errors = run(pictures, '--boxes', path, detector=tiny_rcnn)
+    assert status == 1 and not (tmp_path / 'x.tsv').exists()
+    assert 'boxes of 1 images that are not among the pictures (elsewhere): not used' in printed
+    listed = (tmp_path / 'x.tsv.broken.txt').read_text().splitlines()
+    assert [any(name in line for line in listed) for name in names] == [True, True, True, *[False] * (len(names) - 4), True]
+    assert 'expected 0 <= x1 <= x2 <=' in listed[0] and 'divided by width and height' in listed[1]
+    assert 'expected x1 < x2 and y1 < y2' in listed[2] and f'no boxes of {names[-1]} in {path}' in listed[3]
+    status, printed, errors = run(pictures, '--boxes', path, '--allowBroken', detector=tiny_rcnn)  # goes on from there
+    assert status == 0, errors
+    assert [image.img_id for _, image in tsv.read(tmp_path / 'x.tsv')] == names[3:-1]
+
+
+def test_what_cannot_be_done_with_boxes_is_said(pictures, run, tmp_path):
+    names = sorted(path.stem for path in pictures.glob('*.png'))
+    path = write_boxes(tmp_path / 'boxes.tsv', dict.fromkeys(names, np.float32([[3, 4, 50, 60]])))
+    status, _, errors = run(pictures, '--boxes', path)
+    assert status == 1 and '--boxes: the detector shapes cannot compute the features of given boxes; faster_rcnn can' in errors
+    assert run(pictures, '--boxes', path, '--maxBoxes', 9)[0] == 2
+    other = write_boxes(tmp_path / 'list.json', {'cat.jpg': np.float32([[3, 4, 50, 60]])})
+    assert 'has boxes of none of the 6 pictures, but of images such as cat.jpg; the pictures have ids' in run(
+        pictures, '--boxes', other)[2]
+
+
+@pytest.mark.parametrize(('name', 'content', 'fault'), [
+    ('a.json', '{"a": [[1, 2, 3]]}', "image 'a': expected a list of boxes"),
+    ('a.json', '{"a": []}', "image 'a': expected a list"),
+    ('a.json', '{"a": [[1, 2, 3, "4"]]}', "image 'a': expected a list"), ('a.json', '[{"boxes": [[1, 2, 3, 4]]}]', '"img_id"'),
+    ('a.json', '{"a": {"x": 1}}', "image 'a': expected a list"),
+    ('a.jsonl', '{"img_id": "a", "boxes": [[1, 2, 3, 4]]}\n' * 2, 'once'),
+    ('a.tsv', 'a\t1\t2\t3\n', 'a.tsv:1: expected id<TAB>x1'), ('a.tsv', 'a\t1\t2\t3\tnan\n', 'a.tsv:1:'), ('a.tsv', '', 'none')])
+def test_faulty_files_of_boxes_are_named(tmp_path, name, content, fault):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(fault)):
+        read_boxes(tmp_path / name)

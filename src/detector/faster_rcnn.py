@@ -16,6 +16,7 @@ from detector.boxes import CLASS_NMS_THRESHOLD, SCORE_THRESHOLD, apply_deltas, c
 from detector.resnet import ConvNorm, ResNetC4, stage
 from detector.roi_pool import STRIDE, roi_pool
 from regions import tsv
+from regions.image_regions import box_fault
 from regions.tsv import ImageRegions, RegionError
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # of blue, green, red, as in Caffe
@@ -146,15 +147,15 @@ class FasterRCNN(nn.Module):
         self.proposal_generator = ProposalGenerator(config)
         self.roi_heads = RoIHeads(config)
 
-    def forward(self, pixels, size):
+    def forward(self, pixels, size, boxes=None):
         """Boxes (n, 4) in pixels of the input, features (n, f), probabilities of objects (n, objects + 1) and of attributes
         (n, attributes + 1), background last; n may be 0.
 
         pixels: (1, 3, h, w), blue, green, red minus their means, of the backbone's dtype; size: height and width of the resized
-        photograph, which padding may have made larger.
+        photograph, which padding may have made larger; boxes: given ones, (n, 4) float32; None: the proposals.
         """
         features = self.backbone(pixels)
-        boxes = self.proposal_generator(features, size)
+        boxes = self.proposal_generator(features, size) if boxes is None else boxes
         if not len(boxes):
             return boxes, *(boxes.new_zeros(0, n) for n in
                             (self.config.feature, self.config.num_objects + 1, self.config.num_attributes + 1))
@@ -213,18 +214,35 @@ class Detector:
         return [self._one_picture(picture, img_id, min_boxes, max_boxes)
                 for picture, img_id in zip(pictures, ids, strict=True)]
 
+    def regions_of_boxes(self, pictures, ids, boxes) -> list[ImageRegions]:
+        """The regions of each picture at given boxes, in their order, with predicted classes and attributes.
+
+        boxes: for each picture (o, 4), x1, y1, x2, y2 in its pixels; other arguments and errors: as for `regions`.
+        """
+        if not len(pictures) == len(ids) == len(boxes):
+            raise RegionError(f'expected an id and boxes for each picture, found {len(ids)} ids and boxes of {len(boxes)} for '
+                              f'{len(pictures)} pictures')
+        return [self._one_picture(picture, img_id, given=given)
+                for picture, img_id, given in zip(pictures, ids, boxes, strict=True)]
+
     @torch.inference_mode()
-    def _one_picture(self, picture, img_id, min_boxes, max_boxes) -> ImageRegions:
+    def _one_picture(self, picture, img_id, min_boxes=None, max_boxes=None, given=None) -> ImageRegions:
         check_picture(picture, img_id)
         height, width = picture.shape[:2]
+        given = None if given is None else checked_boxes(given, height, width, img_id)
         pixels, size = preprocess(picture, self.config, self.device)
+        scale = np.float32((size[1] / width, size[0] / height) * 2)
+        inputs = None if given is None else torch.from_numpy(given * scale).to(self.device)
         boxes, features, objects, attributes = (
-            output.cpu().numpy() for output in self.net(pixels.to(self.dtype), size))
+            output.cpu().numpy() for output in self.net(pixels.to(self.dtype), size, inputs))
         if not len(boxes):
             raise RegionError(f'image {img_id}: expected regions, found no box in its {width} x {height} pixels that is large '
                               'enough; leave it out, or give a larger one')
-        boxes /= np.float32((size[1] / width, size[0] / height) * 2)
-        chosen = select_regions(boxes, objects[:, :-1], min_boxes, max_boxes)
+        if given is None:
+            boxes /= scale
+            chosen = select_regions(boxes, objects[:, :-1], min_boxes, max_boxes)
+        else:
+            boxes, chosen = given, slice(None)
         labels = [column for p in (objects[chosen, :-1], attributes[chosen, :-1]) for column in (p.argmax(1), p.max(1))]
         try:
             return tsv.check(ImageRegions(img_id, height, width, *labels, boxes[chosen], features[chosen]), self.config.feature)
@@ -238,6 +256,19 @@ def check_picture(picture, img_id):
             or not picture.size):
         actual = f'{picture.dtype} {picture.shape}' if isinstance(picture, np.ndarray) else type(picture).__name__
         raise RegionError(f'image {img_id}: expected an array of uint8 (height, width, 3), red, green, blue, found {actual}')
+
+
+def checked_boxes(boxes, height, width, img_id):
+    """Given boxes as float32 (o, 4) within the picture. Raises RegionError that names the picture and the box."""
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
+        raise RegionError(f'image {img_id}: boxes: expected finite numbers (boxes, 4), found an array {boxes.shape}')
+    fault = box_fault(boxes, height, width)
+    if not fault and (empty := (boxes[:, 2:] <= boxes[:, :2]).any(1)).any():
+        fault = f'expected x1 < x2 and y1 < y2, found {boxes[empty.argmax()].tolist()} in box {empty.argmax()}'
+    if fault:
+        raise RegionError(f'image {img_id}: boxes: {fault}')
+    return np.clip(boxes, 0, np.float32([width, height] * 2))
 
 
 def preprocess(picture, config, device='cpu'):

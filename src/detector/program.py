@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from cli import run_main
 from detector.checkpoint import ExtractionCheckpoint
+from detector.given_boxes import read_boxes
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig
 from detector.workers import WorkerPool
-from files.atomic import atomic_file, check_free_space
+from files.atomic import atomic_file, check_free_space, sha256
+from files.json_files import DataError, some
 from images.ids import HELP as IDS_HELP
 from images.ids import SPLITS, find_pictures
 from regions import tsv
@@ -32,6 +34,10 @@ The file name without its ending becomes the image id; --split checks that the n
   gqa    2335684.jpg, n161313.jpg              for data/vg_gqa_imgfeat
   nlvr2  dev-896-0-img0.png                    for data/nlvr2_imgfeat
 data/mscoco_imgfeat/README.md and so on list the commands for each published file.
+
+--boxes FILE gives boxes in pixels, of the picture as rotated by EXIF: .json, {"image id": [[x1, y1, x2, y2], ...]}, or a list
+or json lines of {"img_id": ..., "boxes": [...]}; or .tsv, a line id<TAB>x1<TAB>y1<TAB>x2<TAB>y2 for each box. Boxes keep their
+order; classes, attributes and confidences are predicted. A picture without boxes counts as broken.
 
 One process runs on each GPU, or on the CPU; NPROC=2 starts two on each, so that one reads pictures while the other computes.
 Finished images are kept in X.unfinished. To resume a killed run, repeat its command; the result is identical to the byte. A run
@@ -74,18 +80,23 @@ def _gpus():
 def extract(args):
     """Extracts the regions and writes them; returns the exit status."""
     pictures = find_pictures(args.images, args.split, args.ids)
-    config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes)
+    boxes = read_boxes(args.boxes) if args.boxes else None
+    broken = without_boxes(pictures, boxes, args.boxes) if args.boxes else {}
+    config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes, boxes is not None)
+    counts = {'min_boxes': args.minBoxes, 'max_boxes': args.maxBoxes} if boxes is None else {
+        'boxes': str(args.boxes.resolve()), 'sha256 of the boxes': sha256(args.boxes)}
     places = devices(args.device)
     if args.bf16:
         from bert.speed import warn_slow_bf16  # imports PyTorch
         warn_slow_bf16(places[0])
     with ExtractionCheckpoint(args.out) as checkpoint, WorkerPool(config, places) as pool:
-        provenance = pool.provenance() | {
-            'min_boxes': args.minBoxes, 'max_boxes': args.maxBoxes, 'device': places[0].split(':')[0],
+        provenance = pool.provenance() | counts | {
+            'device': places[0].split(':')[0],
             'extracted from': str(Path(args.images).resolve())} | ({} if args.ids == 'stem' else {'ids': args.ids})
         checkpoint.resume(provenance)
-        remaining = [(img_id, path) for img_id, path in pictures.items() if img_id not in checkpoint.done]
-        resumed, broken, start = len(pictures) - len(remaining), {}, time.monotonic()
+        remaining = [(img_id, path) if boxes is None else (img_id, path, boxes[img_id]) for img_id, path in pictures.items()
+                     if img_id not in checkpoint.done and img_id not in broken]
+        resumed, start = len(pictures) - len(remaining) - len(broken), time.monotonic()
         if resumed:
             print(f'{args.out}: resumed after {resumed:,} of {len(pictures):,} images')
         with tqdm(total=len(pictures), initial=resumed, desc='Extracting', unit=' images', disable=None) as bar:
@@ -108,6 +119,17 @@ def extract(args):
     extracted = len(pictures) - len(broken)
     print(f'{args.out}: {extracted:,} images, {len(broken):,} left out, {(extracted - resumed) / seconds:.1f} images a second')
     return 0
+
+
+def without_boxes(pictures, boxes, file):
+    """{image id: error message} of the pictures that have no boxes in the file. Raises DataError if none has."""
+    missing = {img_id: f'{path}: no boxes of {img_id} in {file}' for img_id, path in pictures.items() if img_id not in boxes}
+    if len(missing) == len(pictures):
+        raise DataError(f'{file}: has boxes of none of the {len(pictures):,} pictures, but of images such as {some(boxes)}; the '
+                        f'pictures have ids such as {some(pictures)}: correct the file, or choose the ids with --ids')
+    if others := [img_id for img_id in boxes if img_id not in pictures]:
+        print(f'{file}: boxes of {len(others):,} images that are not among the pictures ({some(others)}): not used')
+    return missing
 
 
 def check_room(checkpoint, images):
@@ -143,6 +165,7 @@ def build_parser():
     parser.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN, see bash run/download.bash detector ({WEIGHTS})')
     parser.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
     parser.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
+    parser.add_argument('--boxes', type=Path, metavar='FILE', help='compute the features of these boxes instead, see below')
     parser.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
     parser.add_argument('--allowBroken', action='store_true', help='leave out pictures that cannot be used, and list them')
     parser.add_argument('--device', choices=('cpu', 'cuda'), help=argparse.SUPPRESS)  # the launcher's
@@ -160,6 +183,8 @@ def main(argv=None):
     if not 1 <= args.minBoxes <= args.maxBoxes <= PROPOSALS:
         parser.error(f'--minBoxes, --maxBoxes: expected 1 <= minBoxes <= maxBoxes <= {PROPOSALS}, found {args.minBoxes} and '
                      f'{args.maxBoxes}')
+    if args.boxes and (args.minBoxes, args.maxBoxes) != (36, 36):
+        parser.error('--minBoxes, --maxBoxes: do not apply to --boxes, whose boxes are all kept; leave them out')
     if args.detector != FASTER_RCNN and (args.weights or args.bf16):
         parser.error(f'--weights and --bf16 are those of --detector {FASTER_RCNN}; leave them out with {args.detector}')
     return run_main('extract.bash', lambda: extract(args), 'interrupted; repeat the command to resume')

@@ -17,15 +17,24 @@ class DetectorConfig:
     bf16: bool = False  # of the Faster R-CNN
     min_boxes: int = 36
     max_boxes: int = 36
+    given_boxes: bool = False  # whether it computes the regions of given boxes
 
 
 def load_detector(config, device='cpu'):
     """The detector of a DetectorConfig on a device.
 
     It has `provenance`, a dict, and `regions(pictures, ids, min_boxes, max_boxes)`, which returns a list of ImageRegions and
-    raises PictureError or RegionError for a picture that it cannot use. Raises ValueError for an unknown name, and what loading
-    the weights raises.
+    raises PictureError or RegionError for a picture that it cannot use. A detector that can compute the features of given boxes
+    also has `regions_of_boxes(pictures, ids, boxes)`, as the Faster R-CNN. Raises ValueError for an unknown name or a detector
+    that cannot do what the config wants, and what loading the weights raises.
     """
+    detector = _load(config, device)
+    if config.given_boxes and not hasattr(detector, 'regions_of_boxes'):
+        raise ValueError(f'--boxes: the detector {config.name} cannot compute the features of given boxes; {FASTER_RCNN} can')
+    return detector
+
+
+def _load(config, device):
     name = config.name
     if name == FASTER_RCNN:
         from detector import weights  # imported here: other detectors start several times faster without PyTorch

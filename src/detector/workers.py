@@ -47,7 +47,8 @@ class WorkerPool:
         return provenance
 
     def run(self, pictures):
-        """Yields (image id, line, None), or (image id, None, error message), for each (image id, path), as they are done.
+        """Yields (image id, line, None), or (image id, None, error message), for each (image id, path), or (image id, path, given
+        boxes), as they are done.
 
         Call `provenance` first. Raises what a detector raises, or ChildProcessError if a process was killed.
         """
@@ -98,14 +99,17 @@ def _work(connection, config, device, parent):
         connection.send(DeviceError(str(error)))
 
 
-def _extract(detector, config, img_id, path):
+def _extract(detector, config, img_id, path, boxes=None):
     """(image id, line of the TSV, None), or (image id, None, why the picture cannot be used)."""
     try:
         picture = open_picture(path)
     except PictureError as error:
         return img_id, None, str(error)
     try:
-        [image] = detector.regions([picture], [img_id], config.min_boxes, config.max_boxes)
+        if boxes is None:
+            [image] = detector.regions([picture], [img_id], config.min_boxes, config.max_boxes)
+        else:
+            [image] = detector.regions_of_boxes([picture], [img_id], [boxes])
         return img_id, tsv.encode(tsv.check(image)), None
     except (PictureError, RegionError) as error:
         return img_id, None, f'{path}: {error}'

@@ -7,8 +7,9 @@ import models
 from bert.tokenization import MASK
 from bert.weights import WeightsError
 from param import Options
+from run_folder import read_run
 from tasks import checkpoints
-from tasks.predictor import MAX_LENGTH, Inference, read_run
+from tasks.predictor import MAX_LENGTH, Inference
 
 
 class Matcher(Inference):
@@ -41,7 +42,7 @@ class Matcher(Inference):
         checkpoints.check_sidecars(model, weights, config, tokenizer)
         head, _ = package.load_pretrained(weights, config)
         head.encoder.tokenizer = tokenizer
-        return cls(head.to(device).eval(), max_length, read_run(weights).get('options'), weights)
+        return cls(head.to(device).eval(), max_length, read_run(weights.parent).get('options'), weights)
 
     def match(self, regions, sentences, batch_size=32):
         """The probability that image and sentence belong together, of each pair: (n,) float32.
