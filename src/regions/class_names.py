@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from files.json_files import DataError, read_text
 from files.text import printable
 from regions.tsv import RegionError
 
@@ -22,8 +23,8 @@ class ClassNames:
             if kind == 'attributes' and not path.exists():
                 continue
             try:
-                lines = path.read_text(encoding='utf-8-sig').splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+                lines = read_text(path, 'one name per line').splitlines()
+            except (OSError, DataError) as error:
                 raise RegionError(f'{path}: expected UTF-8 text, one name per line, found none ({error}); '
                                   'correct --names') from None
             self.lists[kind] = [printable(line.split(',')[0].strip()) or f'line {number}' for number, line in enumerate(lines, 1)]
