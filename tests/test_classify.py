@@ -241,3 +241,15 @@ def test_the_example_of_the_documentation(world, tmp_path, capsys):
     path = tmp_path / 'several.json'
     path.write_text(json.dumps(several))
     assert len(read_examples([path], MultiLabel.schema, ['circle', 'square', 'star'])) == len(several)
+
+
+def test_a_converted_snapshot_gives_the_same_probabilities(world, tmp_path, capsys):
+    from tools.convert import main as convert
+
+    assert run(world, tmp_path / 'run', '--dataset', colours(world), '--train', 'train', '--valid', 'dev', '--epochs', '1',
+               '--fromScratch') == 0
+    assert convert(['to-hf', str(tmp_path / 'run/BEST.pth'), str(tmp_path / 'hf')]) == 0, capsys.readouterr().err
+    assert 'question_answering_score.softmax(-1)' in (tmp_path / 'hf/README.md').read_text()
+    _, image = next(tsv.read(world / 'mscoco_imgfeat/val2014_obj36.tsv'))
+    one, other = (Predictor.from_snapshot(path).answer(image, 'a star?', 3) for path in (tmp_path / 'run/BEST', tmp_path / 'hf'))
+    assert one == other and sum(probability for _, probability in one[0]) == pytest.approx(1, abs=1e-5)

@@ -43,7 +43,8 @@ def model_card(weights, config, architecture, name, answers):
     architecture: class of transformers; name: of the model; answers: list of str or None.
     """
     run, log = read_run(Path(weights).parent), Path(weights).with_name('log.log')
-    link = 'softmax(-1)' if run.get('options', {}).get('mceLoss') else 'sigmoid()'
+    softmax = run.get('options', {}).get('mceLoss') or run.get('task') in ('nlvr', 'classify')  # trained by cross entropy
+    link = 'softmax(-1)' if softmax else 'sigmoid()'
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
     size = f'{config.l_layers} language, {config.r_layers} object relationship and {config.x_layers} cross-modality layers of '
