@@ -23,10 +23,10 @@ from lxrt.pretraining import LXRTPretraining
 from param import Options
 from regions.class_names import ClassNames
 from run_folder import RunFolder
-from tasks.checkpoints import difference
+from tasks.checkpoints import answers_beside, difference, model_type
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
-from tasks.predictor import read_run
+from tasks.predictor import read_run, task_of
 from tasks.scoring import Subset
 from tasks.task import Task
 from tasks.vqa import VQA
@@ -95,7 +95,9 @@ FILES = {
     'answer table': ('x.json', [{'ans': 'yes', 'dsets': ['vqa', 'gqa']}, {'ans': 'no', 'dsets': ['vqa']}], table(read_table)),
     'dataset': ('x.json', DATASET, table(DatasetSpec.from_json)),
     'options': ('options.json', {'task': 'vqa', 'options': {'mceLoss': False, 'dataset': 'x.json', 'dataRoot': 'data'}},
-                lambda folder: read_run(folder / 'BEST.pth')),
+                lambda folder: task_of(folder / 'BEST.pth', read_run(folder / 'BEST.pth').get('task'), (1, 1), ['yes'])),
+    'config of others': ('config.json', {'model_type': 'lxmert', 'id2label': {'0': 'yes', '1': 'no'}},
+                         lambda folder: (model_type(folder / 'BEST.pth'), answers_beside(folder / 'BEST.pth'))),
     'vqa': ('x.json', VQA_ROWS, examples(QUESTION)),
     'gqa': ('x.json', GQA_ROWS, examples(TEXT_QUESTION)),
     'nlvr2': ('x.json', PAIRS, examples(PAIR)),

@@ -142,7 +142,7 @@ def model_type(weights, default=models.DEFAULT):
     path = Path(weights).with_name('config.json')
     config = read_json(path, 'the config of a model') if path.is_file() else {}
     name = config.get('model_type', default) if isinstance(config, dict) else default
-    return name if name in models.MODELS else default  # BERT's own config.json says bert
+    return name if isinstance(name, str) and name in models.MODELS else default  # BERT's own config.json says bert
 
 
 def answers_beside(weights):

@@ -148,6 +148,8 @@ def read_run(path):
     run = read_json(path, 'the options of the run that wrote the snapshot', dict)
     if not isinstance(run.get('options'), dict):
         raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again')
+    if not isinstance(run.get('task'), str | None):
+        raise DataError(f'{path}: key "task": expected a text, found {shown(run["task"])}; copy the file of the run again')
     for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
         if not isinstance(run['options'].get(key, kind()), kind | None):
             raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '
