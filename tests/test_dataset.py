@@ -167,7 +167,7 @@ def test_all_faults_of_a_dataset_are_told_at_once(mine, check):
     assert status == 1 and [line.split(': ')[1] for line in lines if 'key' in line.split(': ')[1]] == [
         'key "answers"', 'key "splits.train.annotations"', 'key "splits.train.features[1]"', 'key "splits.dev.annotations"',
         'key "splits.dev.features[0]"']
-    assert 'answers.json: the answer "yes" is listed twice' in lines[0]
+    assert "answers.json: the answer 'yes' is listed twice" in lines[0]
     assert 'train.json: example 1: key "question_id": expected a new id (example 0 has the same), found 1' in lines[1]
     assert 'b.tsv: expected this file or its region store' in lines[2] and 'dev.json: no such file' in lines[3]
     assert lines[-1] == 'mine.json: 5 faults'

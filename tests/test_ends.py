@@ -174,9 +174,9 @@ def test_sighup_is_ignored_where_nohup_wants_it():
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), 'not enough memory'),
     (RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer'), 'another process of the run'),
     (RuntimeError('shape mismatch'), None), (ValueError('out of memory'), None), (IndexError('7'), None)])
-def test_what_another_attempt_may_have(error, message):
-    lacking = cli.describe_lack(error)
-    assert lacking is None if message is None else message in lacking
+def test_faults_that_may_not_occur_again(error, message):
+    fault = cli.transient_fault(error)
+    assert fault is None if message is None else message in fault
 
 
 @pytest.mark.parametrize(('error', 'status', 'left'), [

@@ -120,5 +120,5 @@ def check_answers(answers, where):
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f'{where}: expected a list of answers')
     if (twice := first_duplicate(answers)) is not None:
-        raise DataError(f'{where}: the answer "{twice[:200]}" is listed twice')
+        raise DataError(f'{where}: the answer {shown(twice)} is listed twice')
     return answers

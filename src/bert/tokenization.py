@@ -104,7 +104,6 @@ class BertTokenizer:
                 types[row, len(parts[0]) + 2:len(pieces)] = 1  # nothing for one text
         return ids, types
 
-
     def _encodings(self, texts):
         """Yields the encodings of texts, BATCH characters at a time, since a character may take 300 bytes there."""
         batch, size = [], 0

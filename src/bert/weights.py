@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from files.text import InputError, printable
+from files.json_files import some
+from files.text import InputError, printable, shown
 
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -41,8 +42,8 @@ class LoadReport:
         lines = [f'Weights from {printable(self.source)}:']
         for kind in ('matched', 'missing', 'unexpected', 'wrong_size', *(['invalid'] if self.invalid else [])):
             names = [printable(name) for name in getattr(self, kind)[:4]]
-            shown = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {shown}'.rstrip())
+            listed = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {listed}'.rstrip())
         return '\n'.join(lines)
 
 
@@ -174,12 +175,12 @@ def why_not_like(value, expected, name, may_lack=False, values=True):
                                   for i, (one, other) in enumerate(zip(value, expected, strict=True)))), '')
     if isinstance(expected, dict):
         if value.keys() != expected.keys() and not may_lack:
-            different = sorted(map(str, value.keys() ^ expected.keys()))
-            return f'{name}: expected the keys {", ".join(map(str, expected))}, found others: {", ".join(different)[:200]}'
+            different = some(sorted(map(str, value.keys() ^ expected.keys())))
+            return f'{name}: expected the keys {", ".join(map(str, expected))}; different: {different}'
         return next(filter(None, (why_not_like(value[key], expected[key], f'{name}.{key}', may_lack, values)
                                   for key in expected if key in value)), '')
     same = not values or value == expected or name.endswith('.step')
-    return '' if same else f'{name}: expected {expected!r}, found {str(value)[:100]!r}'
+    return '' if same else f'{name}: expected {expected!r}, found {shown(value)}'
 
 
 def why_not_plain(tensor):

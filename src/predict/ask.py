@@ -18,11 +18,13 @@ from explain import drawing
 from explain.attention import TOP, draw_explanation, explain, most_relevant_words
 from files.json_files import DataError, field, read_json
 from files.text import printable
-from images.pictures import ENDINGS, open_picture
+from images.ids import ENDINGS
+from images.pictures import open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
+from run_folder import read_run
 from tasks.checkpoints import SNAPSHOT, find_weights
-from tasks.predictor import Predictor, read_run
+from tasks.predictor import Predictor
 
 FASTER_RCNN_FEATURES = 2048  # per region
 EPILOG = '''
@@ -113,7 +115,7 @@ class Pipeline:
 
 def run_options(snapshot):
     """The options of the run that wrote a snapshot; {} where they are not known."""
-    return read_run(find_weights(str(snapshot), SNAPSHOT)).get('options', {})
+    return read_run(find_weights(str(snapshot), SNAPSHOT).parent).get('options', {})
 
 
 def detector_of(options):

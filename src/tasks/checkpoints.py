@@ -11,7 +11,7 @@ from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json, some
+from files.json_files import DataError, field, read_json, some
 from files.text import shown
 from heads import Start
 
@@ -140,9 +140,9 @@ def model_type(weights, default=models.DEFAULT):
     if weights is None:
         return default
     path = Path(weights).with_name('config.json')
-    config = read_json(path, 'the config of a model') if path.is_file() else {}
-    name = config.get('model_type', default) if isinstance(config, dict) else default
-    return name if isinstance(name, str) and name in models.MODELS else default  # BERT's own config.json says bert
+    config = read_json(path, 'the config of a model', dict) if path.is_file() else {}
+    name = field(config, 'model_type', str, path) if 'model_type' in config else default
+    return name if name in models.MODELS else default  # BERT's own config.json says bert
 
 
 def answers_beside(weights):
@@ -153,8 +153,7 @@ def answers_beside(weights):
         answers = read_json(path, 'the answers of a snapshot')
         return check_answers(answers, path) if answers else None
     path = path.with_name('config.json')
-    config = read_json(path, 'the config of a model') if path.is_file() else {}
-    names = config.get('id2label') if isinstance(config, dict) else None
+    names = read_json(path, 'the config of a model', dict).get('id2label') if path.is_file() else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:

@@ -4,7 +4,7 @@ import sys
 
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, layout, stream
+from files.json_files import DataError, field, layout, some, stream
 from files.text import shown
 from tasks.program import main
 from tasks.scoring import (
@@ -128,7 +128,7 @@ def read_choices(path, answers, detailed):
                 counts[name] += belongs(answers[key], field(choice, name, list, path), detailed_type)
     if missing:
         raise DataError(f'{path}: {len(missing):,} of {len(detailed):,} questions have no choices here, such as '
-                        f'{", ".join(list(missing)[:3])}; name the file of this split')
+                        f'{some(missing)}; name the file of this split')
     return {'validity': 100 * counts['valid'] / len(detailed), 'plausibility': 100 * counts['plausible'] / len(detailed)}
 
 
