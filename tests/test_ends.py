@@ -319,8 +319,10 @@ def test_a_world_whose_process_was_killed_is_not_waited_for(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_during_imports_has_no_traceback():
+def test_ctrl_c_during_imports_has_no_traceback(tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text('print("also read")')
     code = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)'
-    run = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')}, capture_output=True,
-                         text=True, timeout=LIMIT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    assert (run.returncode, run.stderr) == (-signal.SIGINT, 'interrupted\n')
+    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}/src:{tmp_path}'}
+    run = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=LIMIT,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, 'also read\n', 'interrupted\n')
