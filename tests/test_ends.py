@@ -317,12 +317,3 @@ def test_a_world_whose_process_was_killed_is_not_waited_for(tmp_path, monkeypatc
     with pytest.raises(cli.WorkerError, match='was killed'):
         shapes_world.make(tmp_path / 'shapes', shapes_world.Settings(12, 1, 2), processes=2)
     assert not list(tmp_path.iterdir())
-
-
-def test_ctrl_c_during_imports_has_no_traceback(tmp_path):
-    (tmp_path / 'sitecustomize.py').write_text('print("also read")')
-    code = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)'
-    environment = {**os.environ, 'PYTHONPATH': f'{ROOT}/src:{tmp_path}'}
-    run = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=LIMIT,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    assert (run.returncode, run.stdout, run.stderr) == (-signal.SIGINT, 'also read\n', 'interrupted\n')
