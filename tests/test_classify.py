@@ -243,7 +243,8 @@ def test_the_example_of_the_documentation(world, tmp_path, capsys):
     assert len(read_examples([path], MultiLabel.schema, ['circle', 'square', 'star'])) == len(several)
 
 
-def test_a_converted_snapshot_gives_the_same_probabilities(world, tmp_path, capsys):
+def test_an_error_report_and_a_converted_snapshot_give_the_same(world, tmp_path, capsys):
+    from shapes.show import main as report
     from tools.convert import main as convert
 
     assert run(world, tmp_path / 'run', '--dataset', colours(world), '--train', 'train', '--valid', 'dev', '--epochs', '1',
@@ -253,3 +254,16 @@ def test_a_converted_snapshot_gives_the_same_probabilities(world, tmp_path, caps
     _, image = next(tsv.read(world / 'mscoco_imgfeat/val2014_obj36.tsv'))
     one, other = (Predictor.from_snapshot(path).answer(image, 'a star?', 3) for path in (tmp_path / 'run/BEST', tmp_path / 'hf'))
     assert one == other and sum(probability for _, probability in one[0]) == pytest.approx(1, abs=1e-5)
+
+    capsys.readouterr()
+    for make, name in ((colours, 'one'), (shapes, 'several')):
+        path = make(world)
+        if name == 'several':
+            assert run(world, tmp_path / 'several', '--dataset', path, '--train', 'train', '--valid', 'dev', '--epochs', '1',
+                       '--fromScratch') == 0
+        folder = tmp_path / ('run' if name == 'one' else name)
+        best = re.search(r'Epoch 0: Best ([\d.]+)', (folder / 'log.log').read_text())[1]
+        flags = ['--task', json.loads(path.read_text())['kind'], '--load', folder / 'BEST', '--test', 'dev', '--dataset', path,
+                 '--dataRoot', world, '--device', 'cpu', '--out', tmp_path / f'{name}.html']
+        assert report(['errors', *map(str, flags)]) == 0
+        assert f'Score on dev: {best}\n' in capsys.readouterr().out

@@ -33,7 +33,7 @@ class ErrorAnalysis:
         common = np.bincount(self.right[self.right >= 0], minlength=len(self.dataset.answers))
         common = [place for place in np.argsort(-common, kind='stable').tolist() if common[place]]
         return {
-            'score': task.score(self.dataset, (self.places, self.probabilities)), 'questions': len(self.predicted),
+            'questions': len(self.predicted),
             'oracle': self.dataset.oracle(), 'verdicts': [int((verdict(self.score) == place).sum()) for place in range(3)],
             'kinds': [{'kind': spaced(key), 'rows': sorted((self.row(*pair) for pair in types), key=lambda row: -row[1])}
                       for key, types in kinds.items() if types],

@@ -78,18 +78,18 @@ def predict_split(args, folder):
         sentences, head = examples.sentences, program.build()
         dataset = program.load(args.test, examples, head)
         check_batch(dataset, options.batchSize, 'batchSize', program.device)
-        predictions = evaluate(head, dataset, options, program.device, f'Testing on {args.test}', BEST)
+        predictions = evaluate(head, dataset, options, program.device, f'Testing on {args.test}', max(task.k, BEST))
     finally:
         program.folder.close()
     warn_same_predictions(dataset, predictions)
-    analysis = ErrorAnalysis(dataset, *predictions)
+    analysis = ErrorAnalysis(dataset, *(array[:, :BEST] for array in predictions))
     shown, rows = analysis.examples(sentences, args.most)
     used, places = np.unique(rows, return_inverse=True)
     for example, images in zip(shown['examples'], places.reshape(rows.shape).tolist(), strict=True):
         example['images'] = images
     return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': head.recipe.loss == 'BCE',
             'images': pictures((dataset.regions.image(row) for row in used.tolist()), len(used), names, args.images),
-            **analysis.figures(task), **shown}
+            'score': task.score(dataset, predictions), **analysis.figures(task), **shown}
 
 
 def pictures(images, n, names, folder):
