@@ -209,8 +209,11 @@ def test_flags_and_descriptions_that_do_not_fit(world, tmp_path, capsys):
     assert run(world, tmp_path / 'kind', *flags) == 1
     assert 'key "kind": expected "classify" or "multilabel" for this program, found "vqa"' in capsys.readouterr().err
     assert check_dataset([str(memes(world)), '--bert', str(world / 'bert')]) == 0
-    assert check_dataset([str(shapes(world))]) == 0
-    assert 'with labels' in capsys.readouterr().out
+    described = shapes(world)
+    assert 'examples of the classes: other ' in capsys.readouterr().out
+    (world / 'multilabel_classes.json').write_text(json.dumps([*SHAPES, 'unicorn']))
+    assert check_dataset([str(described)]) == 0
+    assert '1 classes have no example (unicorn): nothing is learned about them' in capsys.readouterr().out
 
 
 def test_one_class_in_the_labels_has_no_area(world, tmp_path, capsys):

@@ -36,14 +36,16 @@ class Contents:
     known: int = 0  # number of answers that are in the list of answers
     unknown: Counter = field(default_factory=Counter)  # answers that are not
     images: np.ndarray = ()  # (images,) bytes, distinct image ids in UTF-8
+    classes: dict = field(default_factory=dict)  # of a task with classes: the number of examples that have each
 
 
 def read_task(path, schema, answers, is_too_long):
     """The Contents of a task's annotations. is_too_long: list of str -> (n,) bool. Raises DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
+    counts = np.bincount(examples.label_answer, minlength=len(answers))
     return Contents(len(examples), len(examples) * examples.labelled,
                     int(is_too_long(examples.sentences)[examples.sentence].sum()), len(examples.label_answer), examples.unknown,
-                    np.unique(examples.images))
+                    np.unique(examples.images), dict(zip(answers, counts.tolist(), strict=True)) if schema.classes else {})
 
 
 def read_text(path, answers, is_too_long):
@@ -84,6 +86,11 @@ def findings(contents, with_regions, answers, spec, features=()):
     """
     if contents.truncated:
         yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
+    if contents.labelled and contents.classes:
+        common = sorted(contents.classes.items(), key=lambda item: -item[1])
+        yield None, 'examples of the classes: ' + some((f'{name} {count:,}' for name, count in common), 10)
+        if rare := [name for name, count in common if not count]:
+            yield None, f'{len(rare):,} classes have no example ({some(rare)}): nothing is learned about them'
     if answers is not None and contents.unknown:
         message = f'{contents.unknown.total():,} answers are not in {spec.answers} ({some(contents.unknown)})'
         yield (None, f'{message}: left out') if contents.known else (
