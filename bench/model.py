@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import models
 from bench import report
@@ -21,6 +20,7 @@ from bert import layers
 from bert.speed import accelerate
 from bert.tokenization import BertTokenizer
 from cli import run_main
+from files.progress import ProgressBar
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
 from param import Options
@@ -111,7 +111,7 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
         if not size:
             continue
         seconds, tokens = {name: [] for name in runners}, []
-        for turn in tqdm(range(options.runs + 1), f'{task}, {what}', disable=None):
+        for turn in ProgressBar(range(options.runs + 1), f'{task}, {what}'):
             drawn = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
             tokens.append(float(drawn.mean()))
             for name, runner in runners.items():

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bench import report
 from cli import run_main
 from files.atomic import check_free_space
+from files.progress import ProgressBar
 from regions import store, tsv
 from regions.tsv import ImageRegions
 
@@ -191,7 +191,7 @@ def image(number) -> ImageRegions:
 
 def make_store(folder, images) -> None:
     """A store of float16 features."""
-    store.write(folder, map(image, tqdm(range(images), folder.name, unit=' images', disable=None)), {}, dtype='float16')
+    store.write(folder, map(image, ProgressBar(range(images), folder.name, unit=' images')), {}, dtype='float16')
 
 
 def evict(folder) -> None:

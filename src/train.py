@@ -14,7 +14,6 @@ import signal
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import dist
 from batches import evaluation_batches, load_batches, steps_per_epoch, training_batches
@@ -23,10 +22,12 @@ from bert.speed import ApexAdam
 from bert.weights import WeightsError, why_not_like
 from cli import handle_termination
 from files.json_files import some
-from files.text import printable
+from files.progress import ProgressBar
 from run_state import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
+FIRST_REPORTS = (1, 2, 5, 10)  # steps after which the progress line shows it too
+ESTIMATE_STEPS = 10  # from which the time of an epoch is expected
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
 
 OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
@@ -139,9 +140,10 @@ def autocast(options, device):
     return torch.autocast(device.type, torch.float16 if options.fp16 else torch.bfloat16, enabled=options.bf16 or options.fp16)
 
 
-def progress_bar(total, start, text, options):
-    disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
+def progress_bar(total, start, text, options, batch):
+    """A bar of steps, each of so many examples over all processes."""
+    return ProgressBar(total=total, initial=start, desc=text, unit='steps', shown=dist.is_main(), force=options.tqdm,
+                       per_step=batch, rate_unit='examples', leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
@@ -177,8 +179,11 @@ def unwrap(model):
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm):
-    """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}."""
+def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm, estimate=False):
+    """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}.
+
+    estimate: whether to print the expected time of an epoch after the first steps.
+    """
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
     first = progress.step
@@ -194,12 +199,16 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
                 name_nonfinite(train_set, np.concatenate([part.indices for part in parts]), step, progress)
             count_skipped(progress, folder, bool(finite), step)
             stop |= bool(stopping)
-            for value in map(float, loss):
-                bar.set_postfix_str(f'loss {value:.3f}')
-                folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
+            for value, *parts in (values.tolist() for values in loss):
+                names = [name.removeprefix('loss/') for name in metrics if name.startswith('loss/')]
+                details = ', '.join(f'{name} {part:.3f}' for name, part in zip(names, parts, strict=True))
+                bar.set_postfix_str(f'loss {value:.3f}' + (f' ({details})' if len(parts) > 1 else ''))
+                if step % REPORT_STEPS == 0:
+                    folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
         return stop
 
-    with progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options) as bar:
+    batch = min(options.batchSize, len(train_set))
+    with progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options, batch) as bar:
         while progress.step < progress.steps_per_epoch:
             step = [next(batches) for _ in range(options.accumulate)]
             metrics, finite, stopping = train_step(model, optimizer_step, step, options, progress, device, bool(sigterm.received))
@@ -207,10 +216,13 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
             for name, value in {**metrics, 'steps': 1.0 / dist.world_size()}.items():
                 value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
                 sums[name] = sums.get(name, 0.0) + value
-            loss = [sum(value for name, value in metrics.items() if name.startswith('loss/'))]
+            losses = [value for name, value in metrics.items() if name.startswith('loss/')]
+            report = progress.step % REPORT_STEPS == 0 or progress.step in FIRST_REPORTS
             deferred.push(progress.step, finite, stopping,
-                          *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
+                          *([dist.sum_over_ranks(torch.stack([sum(losses), *losses]))] if report else ()))
             bar.update()
+            if estimate and progress.step - first == min(ESTIMATE_STEPS, progress.steps_per_epoch - first):
+                bar.note_estimate(progress.steps_per_epoch, 'epoch')
             last = progress.step == progress.steps_per_epoch
             save = options.saveSteps and progress.step % options.saveSteps == 0 and not last
             stop = read_metrics(flush=save or last)
@@ -274,7 +286,7 @@ def evaluate(head, dataset, options, device, text='Evaluating', k=1):
     local = micro_batches[dist.rank()::dist.world_size()]
     arrays, starts = None, np.cumsum([0, *(len(micro_batch.indices) for micro_batch in local)])
     deferred = DeferredMetrics(device)
-    with progress_bar(len(local), 0, text, options) as bar:
+    with progress_bar(len(local), 0, text, options, len(dataset) / len(micro_batches) * dist.world_size()) as bar:
         for number, batch in enumerate(load_batches(dataset, local, options, device)):
             with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
                 deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
@@ -299,8 +311,9 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
     """({loss: mean over the dataset}, {metric: sum over the dataset}), on every rank."""
     head.eval()
     sums = {}
-    local = evaluation_batches(len(dataset), options)[dist.rank()::dist.world_size()]
-    with progress_bar(len(local), 0, text, options) as bar:
+    micro_batches = evaluation_batches(len(dataset), options)
+    local = micro_batches[dist.rank()::dist.world_size()]
+    with progress_bar(len(local), 0, text, options, len(dataset) / len(micro_batches) * dist.world_size()) as bar:
         for batch in load_batches(dataset, local, options, device):
             counts = head.counts([batch])
             with autocast(options, device):
@@ -324,9 +337,11 @@ def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_s
     model = head
     if dist.world_size() > 1:
         model = DistributedDataParallel(head, find_unused_parameters=True)
+    first = progress.epoch
     with SigtermHandler() as sigterm:
         while progress.epoch < options.epochs:
-            sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm)
+            sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm,
+                               estimate=progress.epoch == first)
             finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
             folder.save_state(options, progress, head, optimizer_step)
 

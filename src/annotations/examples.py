@@ -131,6 +131,14 @@ class Examples:
     def __len__(self):
         return len(self.ids)
 
+    def learnable(self, rows=slice(None)):
+        """Whether any label of some labelled examples says something: of answers, a score above 0."""
+        if self.choice is not None or self.boxes is not None or self.schema.captions:
+            return True
+        answered = np.zeros(len(self), bool)
+        answered[self.label_example[self.label_score > 0]] = True
+        return bool(answered[rows].any())
+
     def names(self, rows=slice(None)):
         """The ids of some examples as they are in the annotations."""
         ids = self.ids[rows].tolist()

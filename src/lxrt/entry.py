@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from bert.tokenization import TextStatistics
 from lxrt.modeling import LXRTFeatureExtraction
 
 
@@ -36,7 +37,9 @@ class LXRTEncoder(nn.Module):
         if not isinstance(sents, torch.Tensor):
             if self.tokenizer is None:
                 raise ValueError('this encoder has no tokenizer: give token ids (b, t), not sentences')
-            sents = torch.from_numpy(self.tokenizer.encode(list(sents), self.max_seq_length)).to(feats[0].device)
+            ids, _, counts = self.tokenizer.encode_counted(list(sents), self.max_seq_length)
+            TextStatistics(self.max_seq_length).add(counts).warn(self.tokenizer.vocab_file)
+            sents = torch.from_numpy(ids).to(feats[0].device)
         features, boxes = feats
         n, o, f = len(sents) * max(len(features) // max(len(sents), 1), 1), features.shape[-2], self.config.visual_feat_dim
         if features.shape != (n, o, f) or boxes.shape != (n, o, 4):

@@ -237,7 +237,7 @@ class TaskProgram(Program):
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task, head = self.task_class(options), self.build()
         train_set = self.load(options.train, train_examples, head)
-        if not train_set.learnable():
+        if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
                             + (f' among those of {self.spec.answers}' if self.spec.answers else ''))
         valid_set = self.load(options.valid, valid_examples, head) if options.valid else None

@@ -9,11 +9,10 @@ from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
+from files.progress import ProgressBar
 from files.text import shown
 from tasks.registry import TASKS, task_class
 
@@ -49,7 +48,7 @@ def ensemble(options):
     """Writes the submission; returns the exit status."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
-    bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
+    bar, count = ProgressBar(rows, 'Averaging', unit=' predictions', delay=3), []
     write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
     print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
     return 0
