@@ -15,7 +15,7 @@ import torch
 import dist
 import models
 from annotations.dataset import ExampleDataset
-from annotations.examples import MAX_ID, Examples, is_id
+from annotations.examples import Examples, is_id
 from batches import evaluation_batches, load_batches
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
@@ -65,7 +65,7 @@ def read_pairs(path):
         raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
     for img_id, _ in pairs:
         if not is_id(img_id):
-            raise DataError(f'{path}: expected image ids without control characters, of at most {MAX_ID}, found {shown(img_id)}')
+            raise DataError(f'{path}: expected image ids without control characters, found {shown(img_id)}')
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
