@@ -374,10 +374,10 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
     optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
     if state is None:
         return progress, optimizer_step
-    steps, progress = progress.steps_per_epoch, Progress.from_dict(state['progress'])
+    steps, progress, saved = progress.steps_per_epoch, Progress.from_dict(state['progress']), vars(options) | state['options']
     try:
-        if progress.steps_per_epoch != steps:
-            raise WeightsError(f'key progress.steps_per_epoch: expected {steps}, found {progress.steps_per_epoch}')
+        if progress.steps_per_epoch != (expected := steps_per_epoch(len(train_set), saved['batchSize'])):
+            raise WeightsError(f'key progress.steps_per_epoch: expected {expected}, found {progress.steps_per_epoch}')
         model = {name: torch.empty_like(tensor, device='meta') for name, tensor in head.original_state().items()}
         if reason := why_not_like(state['model'], model, 'model') or why_not_like(
                 state.get('extra', {}), head.extra_state(), 'extra', values=False):
@@ -391,7 +391,44 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
     if 'extra' in state:
         head.load_extra_state(state['extra'])
     state.clear()  # frees the memory
+    changes = change_schedule(progress, optimizer_step.optimizer, saved, options, steps)
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
-    dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
+    dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.', *changes)
     return progress, optimizer_step
+
+
+def change_schedule(progress, optimizer, saved, options, steps):
+    """Continues with another --epochs, --batchSize or --accumulate: changes the progress and the optimizer's step counts, so that
+    the same share of the training is done as before. Returns lines that state the consequences.
+
+    progress: as it was saved; saved: the options then, by name; steps: of an epoch now.
+    """
+    def rate():
+        group = optimizer.param_groups[0]
+        total = progress.steps_per_epoch * epochs
+        return optimizer.rate({**group, 't_total': total}, progress.total_steps) if 't_total' in group else options.lr
+
+    epochs, lines = saved['epochs'], []
+    before, done = rate(), progress.total_steps
+    if saved['batchSize'] != options.batchSize:
+        lines.append(f'  --batchSize {saved["batchSize"]} then, {options.batchSize} now: an epoch has {steps:,} steps instead of '
+                     f'{progress.steps_per_epoch:,}; --lr stays {options.lr:g}.')
+        # The order of an epoch depends on the seed only; up to a batch of its examples is seen twice.
+        progress.step = min(progress.step * saved['batchSize'] // options.batchSize, steps)
+        progress.steps_per_epoch = steps
+        progress.skipped = min(progress.skipped, progress.total_steps)
+        progress.skipped_in_a_row = min(progress.skipped_in_a_row, progress.skipped)
+        for state in optimizer.state.values():
+            if 'step' in state:
+                state['step'] = state['step'] * progress.total_steps // max(done, 1)
+    if epochs != options.epochs:
+        epochs = options.epochs
+        lines.append(f'  --epochs {saved["epochs"]} then, {epochs} now: ' + (
+            'the learning rate is constant, so that only the length changes.' if options.optim != 'bert' else
+            f'the schedule ends at step {steps * epochs:,}, and the learning rate goes on with {rate():.3g} instead of '
+            f'{before:.3g}: the result differs from that of a run with {epochs} epochs from the start.'))
+    if saved['accumulate'] != options.accumulate:
+        lines.append(f'  --accumulate {saved["accumulate"]} then, {options.accumulate} now: the steps are equivalent, but '
+                     'dropout draws other numbers.')
+    return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from files.text import InputError, printable
+from files.text import InputError, printable, shown
 
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -59,14 +59,48 @@ def read_state(path, rename=canonical_name):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file of weights')
-    state = load_file(path)
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
+    state = unwrapped(load_file(path), path)
     for name, tensor in state.items():
         if reason := why_not_plain(tensor):
             raise WeightsError(f'{path}: {name}: {reason}')
     return renamed(state, rename, path)
+
+
+def unwrapped(content, path):
+    """The tensors by name in the content of a file: all of it, or its one entry that holds such, which is printed.
+
+    Training programs save {'model': weights, 'optimizer': ...}, Lightning {'state_dict': weights, ...}. Raises WeightsError that
+    lists the keys if there is no such entry, or more than one.
+    """
+    if _is_state(content):
+        return content
+    if not isinstance(content, dict):
+        raise WeightsError(f'{path}: expected tensors by name, found {type(content).__name__}; save the model\'s state_dict()')
+    entries = {name: value for name, value in content.items() if isinstance(value, dict) and _has_weights(value)}
+    if len(entries) == 1:
+        (name, value), = entries.items()
+        if os.environ.get('RANK', '0') == '0':
+            rest = ', '.join(shown(key) for key in content if key != name)
+            print(f'{printable(path)}: the weights are its entry {shown(name)}; not read: {rest[:300] or "nothing"}', flush=True)
+        return unwrapped(value, path)
+    expected = f'one entry that holds tensors by name, found {len(entries)}' if entries else 'tensors by name and nothing else'
+    keys = ', '.join(f'{shown(name)} ({"tensors" if name in entries else type(value).__name__})'
+                     for name, value in content.items())
+    raise WeightsError(f'{path}: expected {expected}; its keys: {keys[:500] or "none"}; save the weights alone: '
+                       "torch.save(torch.load(FILE, weights_only=True)[KEY], 'weights.pth')")
+
+
+def _is_state(value):
+    return bool(value) and isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+
+
+def _has_weights(value, depth=3):
+    """Whether a dict holds matrices by name, or one of its entries does, down to some depth. Not the averages of an optimizer."""
+    if _is_state(value):
+        return any(tensor.is_floating_point() and tensor.ndim > 1 for tensor in value.values())
+    return depth > 0 and 'param_groups' not in value and any(
+        isinstance(entry, dict) and _has_weights(entry, depth - 1) for entry in value.values())
 
 
 def load_file(path, only_zip=False):
@@ -109,7 +143,11 @@ def _explained(path):
             number, cause = errno.ENOMEM if memory else getattr(cause, 'errno', None), cause.__context__
         if number not in MALFORMED:
             raise OSError(f'{path}: cannot be read now ({os.strerror(number)}); nothing was changed: try again') from None
-        raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values') from None
+        if kinds := re.findall(r'GLOBAL ([\w.]+)', str(error)):  # of pickle; PyTorch's own advice is to run the code
+            raise WeightsError(f'{path}: holds Python objects ({printable(kinds[0])}), which can run code and are not read; save '
+                               "the weights alone where it was written: torch.save(model.state_dict(), 'weights.pth')") from None
+        raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values; fetch or '
+                           'save it again') from None
 
 
 def _starts_like_zip(file):

@@ -14,6 +14,7 @@ from files.download import cached_path, is_address
 from files.json_files import DataError, read_json, some
 from files.text import shown
 from heads import Start
+from param import Options
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
@@ -84,15 +85,19 @@ def bert_weights(folder):
 
 
 def bert_folder(options, weights):
-    """The folder of vocabulary and config. With --load, the folder of the weights if it has both; else --bert: a path, a name
-    below --dataRoot, or an address. Raises FileNotFoundError with advice."""
-    if options.load and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file():
+    """The folder of vocabulary and config. With --load, and for a Hugging Face folder without --bert, the folder of the weights
+    if it has both; else --bert: a path, a name below --dataRoot, or an address. Raises FileNotFoundError with advice."""
+    complete = weights is not None and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file()
+    no_bert = options.bert == Options.bert
+    if complete and (options.load or (no_bert and weights.name in HUGGING_FACE_FILES)):
         return weights.parent
     if is_address(options.bert):
         return downloaded(options.bert, options.offline)
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
         if has_vocabulary(folder):
             return folder
+    if complete and no_bert:
+        return weights.parent
     missing = '' if not options.load else (f'{weights.parent}: no config.json and vocab.txt lie beside {weights.name}; copy them '
                                            'from its run, or give --bert. ')
     raise FileNotFoundError(

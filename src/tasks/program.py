@@ -76,7 +76,8 @@ def train(options, folder, sidecars, make, task_kind, device):
     """
     state = folder.read_state(options, sidecars)
     if state is not None and state['progress']['epoch'] >= options.epochs:
-        print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+        print0(f'The run in {folder.path} is finished ({state["progress"]["epoch"]} epochs): nothing to resume; more --epochs '
+               'continue it.')
         return None
     task, head, train_set, valid_set = make()
     inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
@@ -91,14 +92,31 @@ def train(options, folder, sidecars, make, task_kind, device):
     resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
     progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
     folder.begin(options, sidecars, progress if resumed else None, task_kind)
-    parameters = sum(p.numel() for p in head.parameters())
-    print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {world_size()}.')
+    print0(*describe_run(head, len(train_set), options, progress, optimizer_step.optimizer, device))
     fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device)
     if valid_set is not None and not (folder.path / task.best_name).is_file():
         raise ValueError(f'{folder.path / task.best_name}: was not written, since no validation had a score that is a number; '
                          f'the last epoch is {folder.path / task.epoch_name.format(options.epochs)}')
     print0('', f'Snapshots, log and events: {folder.path}')
     return task, head, train_set, valid_set
+
+
+def describe_run(head, examples, options, progress, optimizer, device):
+    """Lines of what a user checks first: parameters, device, examples, steps and learning rate."""
+    trained = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in head.parameters()) - trained
+    place = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    total, size = progress.steps_per_epoch * options.epochs, min(options.batchSize, examples)
+    lines = [f'Training {trained / 1e6:.1f} M parameters on {device}, processes: {world_size()}.',
+             f'  {place}; {trained:,} parameters trained, {frozen:,} frozen',
+             f'  {examples:,} examples, {size:,} in a step: {progress.steps_per_epoch:,} steps an epoch, {total:,} in '
+             f'{options.epochs} epochs']
+    group = optimizer.param_groups[0]
+    if 't_total' in group:  # BertAdam
+        rate = max(optimizer.rate(group, progress.total_steps), 0.0)
+        return [*lines, f'  learning rate up to {options.lr:g} ({group["schedule"]}, warm-up over {group["warmup"] * total:,.0f} '
+                f'steps), {rate:.3g} at step {progress.total_steps:,}']
+    return [*lines, f'  learning rate {options.lr:g}, constant ({options.optim})']
 
 
 @dataclass
