@@ -91,7 +91,7 @@ def unwrapped(content, path):
 
 
 def _is_state(value):
-    return bool(value) and isinstance(value, dict) and all(
+    return isinstance(value, dict) and bool(value) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
 
 
