@@ -13,7 +13,8 @@ import numpy as np
 from bench import report
 from cli import run_main
 from detector.faster_rcnn import Detector
-from images.pictures import ENDINGS, open_picture
+from images.ids import ENDINGS
+from images.pictures import open_picture
 
 MODES = ('fp32', 'bf16')
 

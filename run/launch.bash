@@ -10,6 +10,11 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 [ . -ef "$OLDPWD" ] || echo "Paths are relative to $PWD, not to where this is called from." >&2
 
+# Else files that a program opens get these numbers, and its messages end up in them.
+[ -e /dev/fd/0 ] || exec </dev/null
+[ -e /dev/fd/1 ] || exec >/dev/null
+[ -e /dev/fd/2 ] || exec 2>/dev/null
+
 source run/signals.bash
 PYTHON=python3
 [ -x .venv/bin/python ] && PYTHON=.venv/bin/python

@@ -123,7 +123,8 @@ def load_batches(dataset, micro_batches, options, device):
     handler, context = signal.getsignal(signal.SIGCHLD), WorkerContext() if workers else None
     with signals_blocked(), worker_errors(workers):
         if workers:
-            [context.Queue() for _ in range(workers + 3)]  # so many must fit in /dev/shm: an iterator is not to fail half made
+            # Raises an error if /dev/shm has no room for the queues: an iterator that fails while it starts leaves workers.
+            [context.Queue() for _ in range(workers + 3)]
         batches = iter(DataLoader(ErrorsAsValues(dataset), sampler=micro_batches, batch_size=None, num_workers=workers,
                                   pin_memory=pin, multiprocessing_context=context,
                                   worker_init_fn=partial(_start_worker, os.getpid())))

@@ -13,7 +13,7 @@ from pathlib import Path
 from files.text import printable_lines
 
 SIGTERM_STATUS = 75  # exit status after SIGTERM with the run state saved; EX_TEMPFAIL of sysexits.h
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # signals that end a program
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # signals that end a program
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -39,14 +39,14 @@ def end_with_parent(parent):
 def become_worker(parent):
     """Makes this process a worker of process id `parent`: it ends with its parent, to which it leaves all signals. Terminals and
     schedulers signal every process of a program."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     end_with_parent(parent)
 
 
 @contextlib.contextmanager
 def signals_blocked():
-    """Blocks the signals of ENDING in this process inside the context, and permanently in processes forked there."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    """Blocks the signals of SIGNALS in this process inside the context, and permanently in processes forked there."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -82,15 +82,15 @@ def run_main(name, work, interrupted='interrupted'):
         print(f'\n{name}: {interrupted}', file=sys.stderr)
         return 128 + (signalled.args or (signal.SIGINT,))[0]
     except Exception as error:
-        lacking = describe_lack(error)
-        if not lacking and not isinstance(error, (ValueError, OSError)):
+        fault = transient_fault(error)
+        if not fault and not isinstance(error, (ValueError, OSError)):
             raise
-        print(printable_lines(f'{name}: error: {lacking or error}'), file=sys.stderr)
+        print(printable_lines(f'{name}: error: {fault or error}'), file=sys.stderr)
         return 1
 
 
-def describe_lack(error):
-    """What an exception lacks that another attempt may have: memory, a worker, another process of the run. None: nothing."""
+def transient_fault(error):
+    """The message for an error that may not occur again, such as out of memory or a dead process; None for other errors."""
     text = str(error) if isinstance(error, RuntimeError) else ''
     if isinstance(error, WorkerError):
         return text
@@ -142,14 +142,14 @@ def train_main(prepare, argv=None):
     except SystemExit as wrong_flags:
         return dist.end(wrong_flags.code or 0)
     except Exception as error:
-        lacking = describe_lack(error)
-        if not lacking and isinstance(error, (ValueError, OSError, FloatingPointError)):
+        fault = transient_fault(error)
+        if not fault and isinstance(error, (ValueError, OSError, FloatingPointError)):
             print(printable_lines(f'{name}: error: {error}'), file=sys.stderr)
             return dist.end(1)
-        if not lacking:
+        if not fault:
             traceback.print_exc()
-            lacking = f'a fault of the program, shown above ({type(error).__name__})'
-        print(f'{name}: error: {lacking}; {_what_is_safe(program, options)}', file=sys.stderr)
+            fault = f'a fault of the program, shown above ({type(error).__name__})'
+        print(f'{name}: error: {fault}; {_what_is_safe(program, options)}', file=sys.stderr)
         return 1
     finally:
         if program is not None:
@@ -160,6 +160,8 @@ def _what_is_safe(program, options):
     """What a run that an error ended has saved, and how it goes on."""
     if options is None or options.test or program is None:
         return 'repeat the command (less memory: a smaller --evalBatchSize, fewer --numWorkers)'
-    state = program.folder.path / 'RUN_STATE.pth'
+    from run_state import STATE  # imports PyTorch
+
+    state = program.folder.path / STATE
     saved = f'the last run state is {state}' if state.exists() else 'no run state was saved yet'
     return f'{saved}; repeat the command with --resume (less memory: --accumulate 2, fewer --numWorkers)'

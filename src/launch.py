@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
+from cli import SIGNALS
 from files.atomic import temporary_folder
 
-SIGNALS = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 GRACE = int(os.environ.get('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', 300))  # seconds between SIGTERM and SIGKILL
 
 

@@ -20,10 +20,11 @@ from bert.weights import WeightsError, check_file
 from dist import gather, is_main, print0, restarted, sum_by_name, world_size
 from files.atomic import naming, write_atomically, write_text
 from files.json_files import DataError, read_json, some
-from files.text import printable
+from files.text import printable, shown
 from run_state import PREVIOUS, STATE, load_newest, write_run_state
 
 SOURCE = Path(__file__).resolve().parent
+OPTIONS = 'options.json'
 PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS), or a killed process has released its lock
 # Options that may change when a run is resumed. With another number of processes or micro-batches, or with --compile, dropout
 # draws other random numbers: the results are equivalent, but not bit-identical.
@@ -43,7 +44,7 @@ class RunFolder:
         """Creates and locks the folder. Raises OSError if it cannot be written or another process holds the lock."""
         self.path = Path(path)
         self.writer, self.damaged, self.inputs = None, False, {}
-        copy = (self.path / SOURCE.name).resolve()
+        copy = Path(os.path.realpath(self.path / SOURCE.name))  # resolve() raises RuntimeError for links in a circle
         if copy == SOURCE or copy in SOURCE.parents or SOURCE in copy.parents:
             raise ValueError(f'--output {self.path}: would write into the source code in {SOURCE}; choose another folder')
         self.lock = FileLock(self.path / '.lock')  # the system releases it even if the process is killed
@@ -67,7 +68,7 @@ class RunFolder:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                state, message = self._read_run(options, sidecars), None
+                state, message = self._read_state(options, sidecars), None
             except (ValueError, OSError) as error:
                 state, message = None, str(error)
             progress = state and [state['progress'][name] for name in ('epoch', 'step', 'log_size')]
@@ -85,7 +86,7 @@ class RunFolder:
             print0(f'{self.path / STATE}: {self.damaged}; resuming from {PREVIOUS}, which was saved before it.')
         return state
 
-    def _read_run(self, options, sidecars):
+    def _read_state(self, options, sidecars):
         # Unlike glob, listdir raises an error if the folder cannot be read at the moment.
         names = os.listdir(self.path) if self.path.exists() else []
         snapshots = sorted(name for name in names if name.endswith('.pth') or name == PREVIOUS)
@@ -95,8 +96,7 @@ class RunFolder:
             raise ValueError(f'{self.path} holds a run ({", ".join(snapshots)}); give --resume to continue it, or choose '
                              'another --output')
         state, self.damaged = load_newest(self.path, snapshots)
-        path = self.path / 'options.json'
-        old, cwd = (state['options'], state.get('cwd', '')) if state else (_read_options(path), '')
+        old, cwd = (state['options'], state.get('cwd', '')) if state else (read_run(self.path).get('options', {}), '')
         if old:  # an older version may lack options; the run used what are their defaults now
             old = {field.name: field.default for field in dataclasses.fields(options)} | old
         different = [f'--{name} {old.get(name)!r} then, {value!r} now' for name, value in dataclasses.asdict(options).items()
@@ -106,7 +106,7 @@ class RunFolder:
         different += [f'{name} differs' for name, text in sidecars.items()
                       if (self.path / name).exists() and self._differs(self.path / name, text)]
         if different:
-            source = STATE if state else path.name
+            source = STATE if state else OPTIONS
             raise ValueError(f'--resume: the run in {self.path} was started with other settings (see its {source}): '
                              f'{"; ".join(different)}; repeat its command with --resume, or start a new run in another --output, '
                              'from one of its snapshots with --load')
@@ -174,7 +174,7 @@ class RunFolder:
                 os.replace(self.path / PREVIOUS, self.path / STATE)
             with open(self.path / 'log.log', 'ab') as log:
                 log.truncate(min(progress.log_size if progress else 0, log.tell()))
-            for name, text in (*sidecars.items(), ('options.json', json.dumps(self._about(options, task), indent=2) + '\n')):
+            for name, text in (*sidecars.items(), (OPTIONS, json.dumps(self._about(options, task), indent=2) + '\n')):
                 write_text(self.path / name, text)
             try:
                 shutil.copytree(SOURCE, self.path / 'src', dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
@@ -248,7 +248,6 @@ class RunFolder:
         self._write(STATE, lambda path: write_run_state(self.path, state, path))
 
 
-
 def check_same_options(options, sidecars):
     """Raises ValueError, on every rank, unless all processes have the same options and sidecars, {file name: text}."""
     check_ranks({f'--{name}': value for name, value in dataclasses.asdict(options).items() if name not in MAY_DIFFER} | sidecars)
@@ -268,14 +267,20 @@ def check_ranks(values):
                              'processes the same flags and files')
 
 
-def _read_options(path):
-    """The options of a run in its options.json; {} if there is no such file. Raises DataError."""
-    if not path.exists():
+def read_run(folder):
+    """The options.json of a run's folder, {'task': ..., 'options': {...}}; {} without such a file. Raises DataError."""
+    path = Path(folder) / OPTIONS
+    if not path.is_file():
         return {}
-    run = read_json(path, 'the options of the run')
-    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
+    run = read_json(path, 'the options of a run', dict)
+    if not isinstance(run.get('options'), dict):
         raise DataError(f'{path}: key "options": expected an object, found none; bring the file back from a copy')
-    return run['options']
+    values = run['options'] | {'task': run.get('task')}
+    for key, kind in (('task', str), ('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
+        if not isinstance(values.get(key), kind | None):
+            raise DataError(f'{path}: key "{key}": expected {"a text" if kind is str else "true or false"}, found '
+                            f'{shown(values[key])}')
+    return run
 
 
 def _same_path(old, new, name, cwd):

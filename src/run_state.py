@@ -10,6 +10,8 @@ import torch
 
 from bert.weights import WeightsError, check_file, leaves, load_file, why_not_plain
 from files.atomic import sync
+from files.json_files import some
+from files.text import shown
 
 STATE = 'RUN_STATE.pth'
 PREVIOUS = f'{STATE}.previous'
@@ -42,7 +44,7 @@ class Progress:
         for name, kind in fields.items():
             value = values[name]
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f'key progress.{name}: expected {kind.__name__}, found {str(value)[:100]!r}')
+                raise ValueError(f'key progress.{name}: expected {kind.__name__}, found {shown(value)}')
             if kind is int and value < 0:
                 raise ValueError(f'key progress.{name}: expected 0 or more, found {value}')
         progress = cls(**values)
@@ -54,7 +56,7 @@ class Progress:
             raise ValueError(f'key progress.best: expected a score, found {progress.best}')
         for name, value in progress.sums.items():
             if not isinstance(name, str) or type(value) not in (int, float) or not math.isfinite(value):
-                raise ValueError(f'key progress.sums.{str(name)[:100]!r}: expected a finite number, found {str(value)[:100]!r}')
+                raise ValueError(f'key progress.sums.{shown(name)}: expected a finite number, found {shown(value)}')
         return progress
 
 
@@ -104,8 +106,8 @@ def read_run_state(path):
     try:
         required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'digest'}
         if not isinstance(state, dict) or not required <= state.keys() <= required | optional:
-            keys = ', '.join(map(str, state))[:200] if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found {keys}')
+            raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found '
+                             f'{some(state) if isinstance(state, dict) else type(state).__name__}')
         for name, tensor in leaves(state):
             if isinstance(tensor, torch.Tensor) and (reason := why_not_plain(tensor)):
                 raise ValueError(f'key {name}: {reason}')

@@ -23,6 +23,7 @@ from bert.weights import WeightsError, why_not_like
 from cli import handle_termination
 from files.json_files import some
 from files.progress import ProgressBar
+from files.text import shown
 from run_state import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
@@ -77,7 +78,7 @@ class OptimizerStep:
         scaler, expected = state.get('scaler', {}), self.scaler.state_dict()  # states written before --fp16 existed have none
         if scaler.keys() != expected.keys() or not all(
                 type(value) is type(expected[name]) and 0 <= value < float('inf') for name, value in scaler.items()):
-            raise WeightsError(f'key scaler: expected numbers for {", ".join(expected) or "nothing"}, found {str(scaler)[:200]}')
+            raise WeightsError(f'key scaler: expected numbers for {", ".join(expected) or "nothing"}, found {shown(scaler)}')
         try:
             load_averages(self.optimizer, state['optimizer'], steps)
         except WeightsError as error:
@@ -259,7 +260,7 @@ def count_skipped(progress, folder, finite, step):
 
 
 def _not_finite(steps, folder):
-    saved = folder.path / 'RUN_STATE.pth'
+    saved = folder.path / STATE
     return (f'{steps} had a gradient that is not finite; lower --lr, or remove --bf16 or --fp16; '
             + (f'the last saved run state is {saved}' if saved.exists() else 'no run state was saved'))
 

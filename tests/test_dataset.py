@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_all_faults_of_a_dataset_are_told_at_once(mine, check):
     assert status == 1 and [line.split(': ')[1] for line in lines if 'key' in line.split(': ')[1]] == [
         'key "answers"', 'key "splits.train.annotations"', 'key "splits.train.features[1]"', 'key "splits.dev.annotations"',
         'key "splits.dev.features[0]"']
-    assert 'answers.json: the answer "yes" is listed twice' in lines[0]
+    assert "answers.json: the answer 'yes' is listed twice" in lines[0]
     assert 'train.json: example 1: key "question_id": expected a new id (example 0 has the same), found 1' in lines[1]
     assert 'b.tsv: expected this file or its region store' in lines[2] and 'dev.json: no such file' in lines[3]
     assert lines[-1] == 'mine.json: 5 faults'
@@ -219,6 +220,14 @@ def test_wrong_usage_and_a_missing_description(mine, capsys):
     assert 'nowhere.json: no such file' in capsys.readouterr().out
     assert check_dataset.main([str(save(mine / 'mine.json', DESCRIBED)), '--bert', str(mine / 'nowhere')]) == 1
     assert f'{mine}/nowhere: no such vocabulary' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('error', 'status', 'says'), [
+    (KeyboardInterrupt, 130, 'interrupted'), (MemoryError, 1, 'error: there is not enough memory')])
+def test_an_interrupted_check_has_no_traceback(mine, capsys, monkeypatch, error, status, says):
+    monkeypatch.setattr(check_dataset, 'check', Mock(side_effect=error))
+    assert check_dataset.main([str(save(mine / 'mine.json', DESCRIBED))]) == status
+    assert capsys.readouterr().err.strip() == f'check_dataset.bash: {says}'
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -174,9 +174,9 @@ def test_sighup_is_ignored_where_nohup_wants_it():
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), 'not enough memory'),
     (RuntimeError('[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer'), 'another process of the run'),
     (RuntimeError('shape mismatch'), None), (ValueError('out of memory'), None), (IndexError('7'), None)])
-def test_what_another_attempt_may_have(error, message):
-    lacking = cli.describe_lack(error)
-    assert lacking is None if message is None else message in lacking
+def test_faults_that_may_not_occur_again(error, message):
+    fault = cli.transient_fault(error)
+    assert fault is None if message is None else message in fault
 
 
 @pytest.mark.parametrize(('error', 'status', 'left'), [
@@ -220,6 +220,12 @@ def test_a_script_goes_on_after_a_program_and_has_its_status(tmp_path):
     code = 'source run/signals.bash; run_program true && echo one; run_program bash -c "exit 7" || echo $?'
     run = subprocess.run(['bash', '-euc', code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     assert (run.returncode, run.stdout, run.stderr) == (0, 'one\n7\n', '')
+
+
+def test_files_that_a_program_opens_do_not_become_its_closed_stderr():
+    code = "exec 3>&1 0<&- 1>&- 2>&-; source run/launch.bash; [ -e /dev/fd/0 -a -e /dev/fd/1 -a -e /dev/fd/2 ] && echo open >&3"
+    run = subprocess.run(['bash', '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert run.stdout == 'open\n'
 
 
 PROGRAM = """

@@ -170,7 +170,7 @@ def test_what_was_begun_is_only_gone_on_with_as_it_was(pictures, run, tmp_path):
     (images / 'text.png').write_text('no picture')
     assert run(images)[0] == 1
     status, _, errors = run(images, '--maxBoxes', 40)
-    assert status == 1 and 'max_boxes: 36 there, 40 now; remove the folder to start again' in errors
+    assert status == 1 and 'max_boxes: 36 there, 40 now; choose another --out' in errors
     status, _, errors = run(pictures)  # other files of the same names
     assert status == 1 and f"extracted from: '{images}' there, '{pictures}' now" in errors
     (images / 'text.png').unlink()

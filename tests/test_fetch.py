@@ -337,7 +337,7 @@ def test_an_existing_file_is_verified_and_kept(server, path):
     path.parent.mkdir()
     path.write_bytes(OTHER)
     for expected, fault in (({'size': 5}, 'expected 5 bytes, found 900,000'), ({'sha256': SHA256}, f'expected sha256 {SHA256}')):
-        with pytest.raises(DownloadError, match=rf'{path}: {fault}.*; remove it'):
+        with pytest.raises(DownloadError, match=rf'{path}: {fault}.*; move it'):
             fetch(server.address(), path, **expected)
     assert path.read_bytes() == OTHER and server.requests == []
     assert fetch(server.address(), path, size=len(OTHER)) == path

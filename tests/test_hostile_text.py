@@ -22,11 +22,10 @@ from lxrt.config import LxrtConfig
 from lxrt.pretraining import LXRTPretraining
 from param import Options
 from regions.class_names import ClassNames
-from run_folder import RunFolder
-from tasks.checkpoints import difference
+from run_folder import RunFolder, read_run
+from tasks.checkpoints import difference, model_type
 from tasks.gqa import GQA
 from tasks.nlvr2 import NLVR2
-from tasks.predictor import read_run
 from tasks.scoring import Subset
 from tasks.task import Task
 from tasks.vqa import VQA
@@ -95,7 +94,7 @@ FILES = {
     'answer table': ('x.json', [{'ans': 'yes', 'dsets': ['vqa', 'gqa']}, {'ans': 'no', 'dsets': ['vqa']}], table(read_table)),
     'dataset': ('x.json', DATASET, table(DatasetSpec.from_json)),
     'options': ('options.json', {'task': 'vqa', 'options': {'mceLoss': False, 'dataset': 'x.json', 'dataRoot': 'data'}},
-                lambda folder: read_run(folder / 'BEST.pth')),
+                read_run),
     'vqa': ('x.json', VQA_ROWS, examples(QUESTION)),
     'gqa': ('x.json', GQA_ROWS, examples(TEXT_QUESTION)),
     'nlvr2': ('x.json', PAIRS, examples(PAIR)),
@@ -252,7 +251,7 @@ def test_many_answers_are_checked_in_linear_time(tmp_path):
     answers = [f'answer {i}' for i in range(200_000)]
     (tmp_path / 'x.json').write_text(json.dumps([*answers, answers[-1]]))
     message = same_or_error(lambda: read_answers(tmp_path / 'x.json'), lambda value: False, tmp_path)
-    assert 'the answer "answer 199999" is listed twice' in message
+    assert "the answer 'answer 199999' is listed twice" in message
     with limits():
         assert difference(answers, answers[1:]) == "different: 'answer 0'"
 
@@ -358,6 +357,15 @@ def test_a_model_card_holds_no_markup_of_the_run(tmp_path):
 
 
 # ---- names that lead elsewhere
+
+
+def test_model_type_and_task_are_texts(tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": []}')
+    with pytest.raises(DataError, match='key "model_type": expected str, found '):
+        model_type(tmp_path / 'x.pth')
+    (tmp_path / 'options.json').write_text('{"task": [], "options": {}}')
+    with pytest.raises(DataError, match='key "task": expected a text, found '):
+        read_run(tmp_path)
 
 
 def test_image_ids_do_not_lead_out_of_the_folder_of_pictures(tmp_path):

@@ -130,7 +130,7 @@ def test_an_error_of_one_rank_ends_all_and_is_not_retried(tmp_path):
     command = 'source run/launch.bash; torchrun_flags 2; exec "$PYTHON" "${torchrun[@]}" "$0"'
     run = subprocess.run(['bash', '-c', command, tmp_path / 'program.py'], cwd=ROOT, capture_output=True, text=True, timeout=60,
                          env=clean_environment(RESTARTS='3', PYTHONPATH='src'))
-    assert run.returncode == 1 and sorted(run.stdout.split()) == ['0', '1', 'started', 'started'], run.stderr
+    assert run.returncode == 1 and run.stdout.count('started') == 2, run.stderr
     assert 'Traceback' not in run.stderr
 
 

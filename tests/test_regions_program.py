@@ -352,7 +352,7 @@ def test_stats_are_those_of_numpy(tmp_path, run):
     status, out, _ = run('stats', folder, '--names', tmp_path)
     assert status == 0 and 'thing7 ' in out and 'attribute ' in out and 'synonym' not in out
     status, _, errors = run('stats', folder, '--names', tmp_path / 'none')
-    assert status == 1 and 'objects_vocab.txt: expected UTF-8 text' in errors
+    assert status == 1 and 'objects_vocab.txt: no such file; expected text with one name per line' in errors
     (tmp_path / 'empty.tsv').touch()
     status, _, errors = run('stats', tmp_path / 'empty.tsv')
     assert status == 1 and 'empty.tsv: expected at least one image' in errors
@@ -526,10 +526,10 @@ def test_provenance_goes_with_the_tsv(path, run):
         assert '  provenance  {"made by": "my detector"}\n' in run('info', there)[1]
     told = store.open_regions(path).meta['provenance']
     assert told == {'made by': 'my detector', 'converted from': str(path.with_suffix('.zip'))}
-    for text, message in (('{', 'incomplete or invalid json ('), ('[]', 'found list')):
+    for text, message in (('{', 'incomplete or invalid json ('), ('[]', 'an object, found []')):
         note.write_text(text)
         status, _, errors = run('info', path)
-        assert status == 1 and f'{note}: ' in errors and 'expected a json object that says how ' in errors and message in errors
+        assert status == 1 and f'{note}: ' in errors and 'expected json that says how ' in errors and message in errors
 
 
 def test_the_example_of_regions_of_ones_own(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from processes import Ranks
 
 import run_folder
-from bert.weights import load_file, read_state
+from bert.weights import WeightsError, check_file, load_file, read_state
 from files.atomic import write_atomically
 from heads import Head, Recipe
 from param import Options
@@ -144,6 +144,15 @@ def test_damaged_bytes_are_noticed_and_the_previous_state_is_resumed(saved, resu
         (saved / STATE).write_bytes(content)
         if not previous.exists():
             os.rename(saved / 'aside', previous)
+
+
+@pytest.mark.parametrize('put', [os.mkfifo, os.mkdir, lambda path: os.symlink('/dev/zero', path)])
+def test_pipes_folders_and_devices_are_no_files_of_weights(tmp_path, put):
+    for name in ('a.pth', 'a.safetensors'):
+        put(tmp_path / name)
+        for read in (load_file, check_file):
+            with pytest.raises(WeightsError, match=r'a\.\w+: expected a file, found a folder, pipe or device'):
+                read(tmp_path / name)
 
 
 def test_what_is_called_a_directory_in_the_archive_is_refused(tmp_path):
@@ -299,6 +308,14 @@ def test_an_output_in_the_source_is_refused(tmp_path, place):
     with pytest.raises(ValueError, match=r'--output .*source code'):
         RunFolder(path)
     assert not (path / '.lock').exists()
+
+
+def test_an_output_with_links_in_a_circle_has_no_traceback(tmp_path):
+    (tmp_path / 'src').symlink_to('src')
+    RunFolder(tmp_path).close()
+    (tmp_path / 'run').symlink_to('run')
+    with pytest.raises(OSError, match=r'--output .*run: cannot be written'):
+        RunFolder(tmp_path / 'run')
 
 
 # ---- structure

@@ -168,13 +168,13 @@ def test_a_store_without_digests_is_consistent_or_refused(stores, work, name, ro
 
 
 def test_a_copy_is_checked_once_and_an_unreadable_disk_is_no_damage(stores, tmp_path, monkeypatch, capfd):
-    copy, read, plain = tmp_path / 'copy.store', [], store_files.sha256
+    copy, read, plain = tmp_path / 'copy.store', [], store_files.array_digest
 
-    def sha256(array, bar):
+    def array_digest(array, bar):
         read.append(Path(array.base.filename).stem)
         return plain(array, bar)
 
-    monkeypatch.setattr(store_files, 'sha256', sha256)
+    monkeypatch.setattr(store_files, 'array_digest', array_digest)
     monkeypatch.setattr(store, 'LARGE', 0)
     shutil.copytree(stores.good, copy, copy_function=shutil.copyfile)
     for expected in (ARRAYS, SMALL_ARRAYS):

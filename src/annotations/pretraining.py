@@ -247,9 +247,10 @@ def load_sentences(spec, names, tokenizer, table, options, device):
         print0(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
     dataset = SentenceDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer, table, options)
     if not len(dataset):
-        raise DataError(f'{names}: no sentence is left whose image is among those used')
+        raise DataError(f'{names}: no sentence is left whose image is among those used; leave out --tiny or '
+                        '--fast')
     if options.taskMatched and len(np.unique(dataset.row)) < 2:
-        raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one')
+        raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one; leave the flag out')
     print0(f'{names}: {len(dataset):,} sentences on {len(np.unique(dataset.row)):,} images.')
     for split, file in zip(splits, columns, strict=True):
         name = next(name for name, other in spec.splits.items() if other is split)

@@ -25,8 +25,9 @@ import numpy as np
 from annotations import answer_table, pretraining_text
 from bert import tokenization
 from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
-from files.json_files import DataError, read_json, stream
+from files.json_files import DataError, field, read_json, stream
 from files.progress import note
+from files.text import shown
 from regions import store_files
 from regions.store_files import Column
 from regions.tsv import path_text
@@ -46,7 +47,7 @@ class Columns:
         self.folder, path = folder, folder / 'meta.json'
         meta, answers = read_meta(folder), read_json(folder / 'answers.json', 'a list of answers')
         if meta.get('checksum') != checksum(meta, answers):
-            raise DataError(f'{path}: expected the checksum of meta.json and answers.json, found {meta.get("checksum")!r:.100}')
+            raise DataError(f'{path}: expected the checksum of meta.json and answers.json, found {shown(meta.get("checksum"))}')
         self.arrays = {name: store_files.map_array(folder / f'{name}.npy', dtype, tuple(shape))
                        for name, (dtype, shape, _) in meta['arrays'].items()}
         vars(self).update(self.arrays)
@@ -55,7 +56,7 @@ class Columns:
         if digest is None:
             with byte_bar(f'checking {folder.name}', sum(array.nbytes for array in self.arrays.values()), delay=1) as bar:
                 for name, (_, _, expected) in meta['arrays'].items():
-                    if (actual := store_files.sha256(self.arrays[name], bar)) != expected:
+                    if (actual := store_files.array_digest(self.arrays[name], bar)) != expected:
                         raise DataError(f'{folder}/{name}.npy: expected the sha256 {expected}, as in meta.json, found {actual}')
         elif digest != self.digest:
             raise DataError(f'{folder}: was rewritten while it was in use; start the program again')
@@ -119,9 +120,8 @@ def how_made(tokenizer, max_length):
 def read_meta(folder):
     """The content of meta.json, an object. Raises DataError or FileNotFoundError."""
     path = folder / 'meta.json'
-    meta = read_json(path, 'the description of columns')
-    if not isinstance(meta, dict) or not isinstance(meta.get('source'), dict):
-        raise DataError(f'{path}: expected an object with the key "source", found {meta!r:.100}')
+    meta = read_json(path, 'the description of columns', dict)
+    field(meta, 'source', dict, path)
     return meta
 
 
@@ -162,7 +162,7 @@ def make(folder, path, made_by, tokenizer, max_length):
         writer = Writer(building, tokenizer, max_length)
         for i, example in enumerate(stream(path, 'item', 'images with sentences')):
             if fault := pretraining_text.first_fault(example):
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
             writer.add(example)
         writer.close({'made_by': made_by, 'source': {
             'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})

@@ -5,6 +5,7 @@ source in `labelf` has a label for each of its sentences, in the same order; cap
 """
 
 from annotations.examples import is_id
+from files.text import shown
 
 KIND = 'lxmert'  # of a --dataset of such text
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
@@ -13,23 +14,23 @@ SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: sc
 def first_fault(example):
     """(path of the key such as 'sentf.vqa[2]', 'what was expected there, found what') of an example's first fault, or None."""
     if not isinstance(example, dict):
-        return 'img_id', f'an object with img_id and sentf, found {example!r:.100}'
+        return 'img_id', f'an object with img_id and sentf, found {shown(example)}'
     img_id = example.get('img_id')
     if not is_id(img_id):
-        return 'img_id', f'an image id (text), found {img_id!r:.100}'
+        return 'img_id', f'an image id (text), found {shown(img_id)}'
     for key, shape in SHAPES.items():
         sources = example.get(key, {} if key == 'labelf' else None)
         if not isinstance(sources, dict):
-            return key, f'an object {shape}, found {sources!r:.100}'
+            return key, f'an object {shape}, found {shown(sources)}'
         for source, items in sources.items():
             if not isinstance(items, list):
-                return f'{key}.{source}', f'a list, as in {shape}, found {items!r:.100}'
+                return f'{key}.{source}', f'a list, as in {shape}, found {shown(items)}'
             if key == 'labelf' and len(items) != (count := len(example['sentf'].get(source, ()))):
                 return f'labelf.{source}', f'a label for each of the {count} sentences of sentf.{source}, found {len(items)}'
             for place, item in enumerate(items):
                 if not (is_label(item) if key == 'labelf' else isinstance(item, str)):
                     expected = 'an object {answer: score from 0 to 1}' if key == 'labelf' else 'a sentence'
-                    return f'{key}.{source}[{place}]', f'{expected}, found {item!r:.100}'
+                    return f'{key}.{source}[{place}]', f'{expected}, found {shown(item)}'
     return None
 
 

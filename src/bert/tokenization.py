@@ -86,16 +86,19 @@ class BertTokenizer:
     def __init__(self, vocab_file):
         self.vocab_file = Path(vocab_file)
         if not self.vocab_file.is_file():
-            raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a line')
+            raise FileNotFoundError(f'{vocab_file}: no such vocabulary; expected a text file with one word piece a '
+                                    'line; correct the path, or get one: bash run/download.bash bert')
         pieces = self._read()
         self.vocab = {piece: index for index, piece in enumerate(pieces)}
         if len(self.vocab) < len(pieces):
-            raise DataError(f'{vocab_file}: expected each word piece once, found {shown(first_duplicate(pieces))} twice')
+            raise DataError(f'{vocab_file}: expected each word piece once, found {shown(first_duplicate(pieces))} twice; '
+                            'bring back the file as it was published')
         for token in SPECIAL_TOKENS:
             if token not in self.vocab:
                 raise ValueError(f'{vocab_file}: expected a line {token}, found none; is this a BERT vocabulary?')
         if self.vocab[PAD] != 0:
-            raise ValueError(f'{vocab_file}: expected [PAD] on line 1, found it on line {self.vocab[PAD] + 1}')
+            raise ValueError(f'{vocab_file}: expected [PAD] on line 1, found it on line {self.vocab[PAD] + 1}; bring back '
+                             'the file as it was published')
         self.ids_to_tokens = pieces
         self._tokenizer = BertWordPieceTokenizer(vocab=self.vocab, lowercase=True)
 
@@ -124,7 +127,7 @@ class BertTokenizer:
                 ids = ids.get(key) if isinstance(ids, dict) else None
             if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
                 raise DataError(f'{self.vocab_file}: expected a tokenizer.json with model.vocab, {{word piece: id}} with the ids '
-                                f'from 0 on, found {shown(ids)}')
+                                f'from 0 on, found {shown(ids)}; give a folder with the vocab.txt of a BERT')
             return sorted(ids, key=ids.get)
         pieces = read_text(self.vocab_file, 'a text file with one word piece a line').split('\n')
         return pieces[:-1] if pieces[-1] == '' else pieces  # the last line has an end

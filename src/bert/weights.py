@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import textwrap
 import zipfile
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from files.json_files import some
 from files.text import InputError, printable, shown
 
 BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encoder without its prefix `bert.`
@@ -40,8 +42,8 @@ class LoadReport:
         lines = [f'Weights from {printable(self.source)}:']
         for kind in ('matched', 'missing', 'unexpected', 'wrong_size', *(['invalid'] if self.invalid else [])):
             names = [printable(name) for name in getattr(self, kind)[:4]]
-            shown = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {shown}'.rstrip())
+            listed = '' if kind == 'matched' else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+            lines.append(f'  {kind.replace("_", " "):10s} {len(getattr(self, kind)):5d}  {listed}'.rstrip())
         return '\n'.join(lines)
 
 
@@ -58,11 +60,11 @@ def read_state(path, rename=canonical_name):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file of weights')
+        raise FileNotFoundError(f'{path}: no such file of weights; correct the path')
     state = unwrapped(load_file(path), path)
     for name, tensor in state.items():
         if reason := why_not_plain(tensor):
-            raise WeightsError(f'{path}: {name}: {reason}')
+            raise WeightsError(f'{path}: {name}: {reason}; save the weights again as plain tensors')
     return renamed(state, rename, path)
 
 
@@ -131,9 +133,11 @@ def check_file(path):
 def _explained(path):
     """Raises WeightsError, or OSError where the file may be complete, in place of an exception; both name the file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would be waited for, a device read for ever
+            raise WeightsError('expected a file, found a folder, pipe or device')
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such file') from None
+        raise FileNotFoundError(f'{path}: no such file; correct the path, or bring it back') from None
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from None
     except Exception as error:  # a damaged file makes torch, safetensors and zipfile raise almost anything, even struct.error
@@ -163,12 +167,13 @@ def check_zip(file):
         infos = archive.infolist()
         for info in infos:  # PyTorch leaves the memory of what is called a directory as it was, and unpacks what is compressed
             if info.external_attr & DIRECTORY or info.compress_type or info.file_size != info.compress_size:
-                raise WeightsError(f'the file is damaged: its entry {info.filename} is not as PyTorch writes it')
+                raise WeightsError(f'the file is damaged: its entry {info.filename} is not as PyTorch writes it; '
+                                   'fetch or save it again')
         if len({info.filename for info in infos}) < len(infos) or sum(info.file_size for info in infos) > size:
-            raise WeightsError('the file is damaged: entries of its archive overlap')
+            raise WeightsError('the file is damaged: entries of its archive overlap; fetch or save it again')
         if bad := archive.testzip():
             raise WeightsError(f'{bad}: its check sum differs: the file was damaged after it was written, or was '
-                               'written with set_crc32_options(False) and must be written again without it')
+                               'written with set_crc32_options(False); fetch it again, or write it again without that')
 
 
 def leaves(value, name='', left=None):
@@ -176,7 +181,7 @@ def leaves(value, name='', left=None):
     left = [MOST_LEAVES] if left is None else left
     left[0] -= 1
     if left[0] < 0:
-        raise WeightsError(f'{name}: expected at most {MOST_LEAVES:,} values in the file, found more')
+        raise WeightsError(f'{name}: expected at most {MOST_LEAVES:,} values in the file, found more; is it one of weights?')
     if isinstance(value, (dict, list, tuple)) and value:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(item, f'{name}.{key}' if name else str(key), left)
@@ -209,12 +214,12 @@ def why_not_like(value, expected, name, may_lack=False, values=True):
                                   for i, (one, other) in enumerate(zip(value, expected, strict=True)))), '')
     if isinstance(expected, dict):
         if value.keys() != expected.keys() and not may_lack:
-            different = sorted(map(str, value.keys() ^ expected.keys()))
-            return f'{name}: expected the keys {", ".join(map(str, expected))}, found others: {", ".join(different)[:200]}'
+            different = some(sorted(map(str, value.keys() ^ expected.keys())))
+            return f'{name}: expected the keys {", ".join(map(str, expected))}; different: {different}'
         return next(filter(None, (why_not_like(value[key], expected[key], f'{name}.{key}', may_lack, values)
                                   for key in expected if key in value)), '')
     same = not values or value == expected or name.endswith('.step')
-    return '' if same else f'{name}: expected {expected!r}, found {str(value)[:100]!r}'
+    return '' if same else f'{name}: expected {expected!r}, found {shown(value)}'
 
 
 def why_not_plain(tensor):
@@ -240,7 +245,8 @@ def renamed(state, rename, path):
     result = {}
     for name, tensor in state.items():
         if (new := rename(name)) in result:
-            raise WeightsError(f'{path}: has {new} twice, the second time as {name}; it is not clear which one to load')
+            raise WeightsError(f'{path}: has {new} twice, the second time as {name}; it is not clear which one to load; '
+                               'save one of them alone')
         result[new] = tensor
     return result
 
@@ -264,7 +270,7 @@ def save_state(state, path, kind):
         save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
                   {'format': 'pt'})
     except SafetensorError:
-        raise OSError(f'{path}: a write failed') from None
+        raise OSError(f'{path}: a write failed; is the disk full? make room and try again') from None
     os.umask(umask := os.umask(0))
     Path(path).chmod(0o666 & ~umask)  # safetensors makes it readable by the owner only
 

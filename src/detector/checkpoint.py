@@ -50,7 +50,7 @@ class ExtractionCheckpoint:
                          if earlier.get(name) != value]
             if different:
                 raise ValueError(f'{self.folder}: the interrupted extraction was made with something else: '
-                                 f'{"; ".join(different)}; remove the folder to start again, or choose another --out')
+                                 f'{"; ".join(different)}; choose another --out, or move the folder away to start again')
         with self._explained():
             write_json(self.made_with, made_with)
             self.file = open(self.lines, 'a+b')  # noqa: SIM115, closed on leaving

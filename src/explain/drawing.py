@@ -103,7 +103,7 @@ def photo_path(folder, img_id):
     """`folder`/`img_id` with an ending of photographs, also one in the id, or None if there is no such file below the folder."""
     endings = ('',) * img_id.endswith(ENDINGS) + ENDINGS
     path = next((path for ending in endings if os.path.isfile(path := Path(folder) / f'{img_id}{ending}')), None)
-    if path and '/' in img_id and not path.resolve().is_relative_to(Path(folder).resolve()):
+    if path and '/' in img_id and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         return None  # ids come with the data, and may have .. or begin with /
     return path
 

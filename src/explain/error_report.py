@@ -15,7 +15,7 @@ from files.json_files import DataError, some
 from files.progress import ProgressBar
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
-from tasks.predictor import read_run
+from run_folder import read_run
 from tasks.program import TaskProgram, check_batch
 from tasks.registry import TASKS, task_class
 from tasks.task import warn_same_predictions
@@ -73,7 +73,7 @@ def predict_split(args, folder):
     program = TaskProgram.prepare(task_class(args.task), options, dist.start(args.device))
     task = program.task_class(options)
     try:
-        options.mceLoss = bool(read_run(program.weights).get('options', {}).get('mceLoss'))  # softmax or sigmoid
+        options.mceLoss = bool(read_run(program.weights.parent).get('options', {}).get('mceLoss'))  # softmax or sigmoid
         examples = program.labelled('test', args.test)
         sentences, head = examples.sentences, program.build()
         dataset = program.load(args.test, examples, head)

@@ -63,12 +63,12 @@ def remove_leftovers(prefix):
 
 
 @contextlib.contextmanager
-def naming(path):
-    """Adds the name of a file to an OSError in this block that says that a disk is full."""
+def naming(path, errors=FULL):
+    """Adds the name of a file to an OSError in this block that has none. errors: of these numbers only; None: of all."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in FULL:
+        if error.filename is None and error.errno and (errors is None or error.errno in errors):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
@@ -225,10 +225,12 @@ def byte_bar(name, size, delay=0):
     return ProgressBar(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay)
 
 
-def sha256(path):
-    """The digest of a file in hexadecimal, with a progress bar."""
+def sha256(path, start=0, bar=None):
+    """The digest of a file from byte `start` on, in hexadecimal. bar: advances by the bytes read; None: a new progress bar."""
     path, digest = Path(path), hashlib.sha256()
-    with open(path, 'rb') as file, byte_bar(f'checking {path.name}', path.stat().st_size) as bar:
+    with (naming(path, None), open(path, 'rb', 0) as file,
+          contextlib.nullcontext(bar) if bar is not None else byte_bar(f'checking {path.name}', path.stat().st_size) as bar):
+        file.seek(start)
         while block := file.read(BLOCK):
             digest.update(block)
             bar.update(len(block))

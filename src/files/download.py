@@ -1,7 +1,6 @@
 """Download files by address (http, https, s3, hf): each is complete or absent, resumed after a cut, verified, cached."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from files import atomic
+from files.json_files import read_json
 from files.text import printable
 
 TRIES = 5  # connections in a row that bring a download no further, before it is given up
@@ -72,7 +72,7 @@ def fetch(address, path, size=None, sha256=None) -> Path:
                 note_of(f'{path}.part').unlink(missing_ok=True)
                 return path
     if fault := find_fault(path, size, sha256):
-        raise DownloadError(f'{path}: {fault}; remove it to download it again from {address}')
+        raise DownloadError(f'{path}: {fault}; move it to another folder to download it again from {address}')
     return path
 
 
@@ -171,11 +171,11 @@ def remove(part):
 def read_note(file):
     """The {'address', 'version', 'total'} of a file; {} if it has no readable note."""
     try:
-        note = json.loads(note_of(file).read_text(encoding='utf-8'))
+        note = read_json(note_of(file), 'the note of a download', dict)
         kinds = {'address': str, 'version': str | None, 'total': int | None}
         valid = note.keys() == kinds.keys() and all(map(isinstance, note.values(), map(kinds.get, note)))
         return note if valid and note['version'] == sendable(note['version']) else {}
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError):
         return {}
 
 

@@ -25,8 +25,8 @@ from files.text import InputError, printable, shown
 MAX_DEPTH = 100  # levels of brackets in brackets
 MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
 MAX_TOKEN = 4 << 20  # bytes of a number or a text without commas, which the parser reads anew for each block
-MAX_EXPANSION = 200  # times that a gzip file may grow; text that people wrote grows 3 to 20 times
-FREE_EXPANSION = 256 << 20  # bytes that any gzip file may grow to
+MAX_EXPANSION = 200  # times that a compressed file may grow; text that people wrote grows 3 to 20 times
+FREE_EXPANSION = 256 << 20  # bytes that any compressed file may grow to
 BLOCK = 1 << 16  # bytes checked at once
 MAX_FIRST_LINE = 1 << 20  # bytes; a longer one is that of an object, not the first of json lines
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from files.atomic import locked, sha256, write_json
-from files.json_files import DataError, read_json
+from files.json_files import DataError, first_duplicate, read_json
 from files.text import shown
 
 NAME = r'\w[\w.-]*'
@@ -91,10 +91,7 @@ def build(kind, values):
 
 def read(path):
     """{name: FileSet} of a manifest. Raises FileNotFoundError, or DataError that names the file, the set and the key."""
-    sets = read_json(path, 'the manifest of what can be downloaded')
-    if not isinstance(sets, dict):
-        raise DataError(f'{path}: expected an object of sets, found {shown(sets)}')
-    paths = []
+    sets, paths = read_json(path, 'the manifest of what can be downloaded', dict), []
     for name, values in sets.items():
         if not re.fullmatch(NAME, name):
             raise DataError(f'{path}: expected names of sets, found {shown(name)}')
@@ -106,8 +103,8 @@ def read(path):
         except ValueError as error:
             raise DataError(f'{path}: {name}: {error}') from None
         paths += [path for file in sets[name].files for path in {file.path, *file.results}]
-    if twice := {path for path in paths if paths.count(path) > 1}:
-        raise DataError(f'{path}: expected each path once, found {", ".join(sorted(twice))} twice')
+    if twice := first_duplicate(paths):
+        raise DataError(f'{path}: expected each path once, found {twice} twice')
     return sets
 
 
@@ -133,8 +130,8 @@ class Target:
 
     def entries(self):
         """The record. Raises DataError if it is broken."""
-        entries = read_json(self.record, 'a record of downloaded files') if self.record.exists() else {}
-        for path, entry in entries.items() if isinstance(entries, dict) else [('the file', None)]:
+        entries = read_json(self.record, 'a record of downloaded files', dict) if self.record.exists() else {}
+        for path, entry in entries.items():
             if not (isinstance(entry, dict) and all(re.fullmatch(pattern, json.dumps(entry.get(key)))
                                                     for key, pattern in KEYS.items())):
                 raise DataError(f'{self.record}: {shown(path)}: expected {", ".join(sorted(KEYS))} of a file, found '

@@ -7,9 +7,9 @@ BREAK = re.compile(r'\n(?!  )')  # before a line that is not indented
 
 
 def printable(text):
-    """The text of any value in one line: control characters, line ends, marks of writing direction and halves of characters are
-    written as in Python, so that no text can move the cursor, colour or hide others, or look like a line of a program."""
-    text = str(text)
+    """The text of any value, or bytes in UTF-8, in one line: control characters, line ends, marks of writing direction and halves
+    of characters are escaped, so that no text can move the cursor, colour or hide others, or look like a line of a program."""
+    text = text.decode('utf-8', 'backslashreplace') if isinstance(text, bytes) else str(text)
     return text if text.isprintable() else ''.join(
         char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
 

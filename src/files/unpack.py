@@ -11,13 +11,12 @@ import zlib
 from pathlib import PurePosixPath
 
 from files.atomic import BLOCK, byte_bar, check_free_space
-from files.json_files import DataError, some
+from files.json_files import FREE_EXPANSION, MAX_EXPANSION, DataError, some
 
 # What zipfile raises where a zip is damaged; RuntimeError: encrypted.
 DAMAGED = (EOFError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others can ask for gigabytes of memory
 MAX_DIRECTORY = 8_000_000  # bytes that the names of the members take; in memory ten times as much
-MAX_EXPANSION, FREE_EXPANSION = 200, 256 << 20  # times that a member may grow; bytes that any may grow to
 
 
 class LimitedFile(io.FileIO):

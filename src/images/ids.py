@@ -6,8 +6,9 @@ import sys
 from pathlib import Path, PurePosixPath
 
 from files.json_files import DataError, read_json, some
-from images.pictures import ENDINGS
+from files.text import shown
 
+ENDINGS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff')  # of pictures
 # Pattern and example of the image ids of each dataset. The id is the file name without its ending.
 SPLITS = {'coco': (r'COCO_(train2014|val2014|test2014|test2015)_\d{12}', 'COCO_val2014_000000000042.jpg'),
           'gqa': (r'n?\d+', '2335684.jpg or n161313.jpg'),
@@ -54,7 +55,7 @@ def read_ids(file):
     for number, line in enumerate(read_lines(file, f'--ids {file}: neither stem nor path, nor a file of lines id<TAB>path'), 1):
         img_id, tab, path = line.strip().partition('\t')
         if not tab or not img_id.strip() or not path.strip():
-            raise DataError(f'{file}:{number}: expected id<TAB>path, found {line!r:.80}')
+            raise DataError(f'{file}:{number}: expected id<TAB>path, found {shown(line)}')
         img_id, path = img_id.strip(), path.strip()
         if img_id in values or path in taken:
             raise DataError(f'{file}:{number}: expected each id and each path once, found {img_id} {path} again')

@@ -15,7 +15,6 @@ from files.text import printable
 from images import decoder
 from images.decoder import PictureError
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff')
 PATIENCE = 120  # seconds until a picture that cannot even be read is given up
 
 

@@ -17,8 +17,8 @@ class LXRTEncoder(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.max_seq_length = config, tokenizer, max_seq_length
         if max_seq_length > config.max_position_embeddings:
-            raise ValueError(f'sentences of {max_seq_length} tokens do not fit the model: '
-                             f'max_position_embeddings is {config.max_position_embeddings}')
+            raise ValueError(f'sentences of {max_seq_length} tokens do not fit the model: max_position_embeddings is '
+                             f'{config.max_position_embeddings}; give a smaller max_seq_length')
         self.model = LXRTFeatureExtraction(config, mode)
 
     @property

@@ -20,11 +20,13 @@ from explain import drawing
 from explain.attention import TOP, draw_explanation, explain, most_relevant_words
 from files.json_files import DataError, field, read_json
 from files.text import printable
-from images.pictures import ENDINGS, open_picture
+from images.ids import ENDINGS
+from images.pictures import open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
+from run_folder import read_run
 from tasks.checkpoints import SNAPSHOT, find_weights
-from tasks.predictor import Predictor, read_run
+from tasks.predictor import Predictor
 
 FASTER_RCNN_FEATURES = 2048  # per region
 EPILOG = '''
@@ -115,7 +117,7 @@ class Pipeline:
 
 def run_options(snapshot):
     """The options of the run that wrote a snapshot; {} where they are not known."""
-    return read_run(find_weights(str(snapshot), SNAPSHOT)).get('options', {})
+    return read_run(find_weights(str(snapshot), SNAPSHOT).parent).get('options', {})
 
 
 def detector_of(options):
@@ -157,11 +159,12 @@ def run(flags):
     files = [Path(item) for item in flags.items if is_file(item)]
     questions = [item for item in flags.items if not is_file(item)]
     if not files or not questions:
-        raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and {len(questions)}')
+        raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and '
+                        f'{len(questions)}; give at least one of each')
     if not all(question.strip() for question in questions):
-        raise DataError('expected questions, found an empty one')
+        raise DataError('expected questions, found an empty one; type some words')
     if flags.best < 1:
-        raise DataError(f'--best: expected at least 1, found {flags.best}')
+        raise DataError(f'--best: expected at least 1, found {flags.best}; correct it')
     if missing := [file for file in files if not file.exists()]:
         raise DataError(f'{missing[0]}: no such file; correct its name (names without a folder are searched in {Path.cwd()})')
     for file in files:  # so that a broken one is an error before the model is loaded

@@ -109,9 +109,8 @@ class RegionArrays:
         starts = self.arrays['offsets'][rows]
         return rows, starts, self.arrays['offsets'][rows + 1] - starts
 
-    def copy(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """A copy in RAM of some rows of an array, of which a store does not touch the mapping."""
-        return np.array(self.arrays[name][start:stop])
+    def check_length(self) -> None:
+        """Raises RegionError if a file of the arrays was cut off."""
 
     def digest(self, rows=None) -> str:
         """Tells whether two regions are the same: features, boxes, classes, ids, in this order. '' if that is not known.

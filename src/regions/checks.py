@@ -7,6 +7,7 @@ from pathlib import Path
 from files.atomic import atomic_file, byte_bar
 from files.json_files import field, stream
 from files.progress import ProgressBar
+from files.text import printable
 from regions import store_files, tsv
 from regions.image_regions import check_first_boxes
 from regions.store import RegionStore
@@ -106,7 +107,7 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
             image = tsv.check(store.image(row), store.feature_size)
         except (RegionError, UnicodeDecodeError) as error:
             advice = '' if 'regions.bash import' in str(error) else f'; {ADVICE}'
-            on_fault(RegionError(f'{store.folder}: row {row}: image {store_files.printable(store.ids[row])}: {error}{advice}'))
+            on_fault(RegionError(f'{store.folder}: row {row}: image {printable(store.ids[row])}: {error}{advice}'))
             continue
         img_ids.append(image.img_id)
         totals.add(image)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from files.json_files import read_text
 from files.text import printable
-from regions.tsv import RegionError
 
 FILES = {'classes': 'objects_vocab.txt', 'attributes': 'attributes_vocab.txt'}
 
@@ -12,7 +12,7 @@ class ClassNames:
     """Names by id, from the files of the published detector.
 
     folder: with objects_vocab.txt and, optionally, attributes_vocab.txt, one class per line. Line 1 is id 0: the background is
-    not in the files. Of synonyms (`gray,grey`) the first is used. None: no names. Raises RegionError.
+    not in the files. Of synonyms (`gray,grey`) the first is used. None: no names. Raises FileNotFoundError or DataError.
     """
 
     def __init__(self, folder=None):
@@ -21,11 +21,7 @@ class ClassNames:
             path = Path(folder) / file
             if kind == 'attributes' and not path.exists():
                 continue
-            try:
-                lines = path.read_text(encoding='utf-8-sig').splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise RegionError(f'{path}: expected UTF-8 text, one name per line, found none ({error}); '
-                                  'correct --names') from None
+            lines = read_text(path, 'text with one name per line; correct --names').splitlines()
             self.lists[kind] = [printable(line.split(',')[0].strip()) or f'line {number}' for number, line in enumerate(lines, 1)]
 
     def name(self, kind: str, number: int) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from files.text import InputError
+from files.text import InputError, shown
 
 # Array of ImageRegions -> its field in a TSV and its dtype, in the order of the TSV.
 ARRAYS = {'classes': ('objects_id', '<i8'), 'class_conf': ('objects_conf', '<f4'), 'attributes': ('attrs_id', '<i8'),
@@ -69,7 +69,7 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
     if (not isinstance(img_id, str) or not img_id or img_id != img_id.strip() or not img_id.isprintable()
             or '..' in img_id.split('/')):  # as a file's name it would leave its folder
         raise RegionError(f'field "img_id": expected a name with no white space around it, no control characters and no "..", '
-                          f'found {img_id!r:.100}')
+                          f'found {shown(img_id)}')
     for field, size in (('img_h', image.height), ('img_w', image.width)):
         if not isinstance(size, int | np.integer) or not 0 < size < 2**31:
             raise RegionError(f'field "{field}": expected a positive number of pixels, found {size!r}')

@@ -81,7 +81,12 @@ def in_ram(regions: Regions) -> Regions:
     """The regions with all arrays in RAM, which forked workers share."""
     if isinstance(regions, RegionView):
         return RegionView([in_ram(store) for store in regions.stores])
-    return RegionArrays(regions.name, {name: regions.copy(name) for name in regions.arrays}, regions.max_regions, regions.digests)
+    arrays = {name: np.empty_like(array) for name, array in regions.arrays.items()}
+    for name, array in regions.arrays.items():
+        for start in range(0, len(array), CHUNK):
+            regions.check_length()
+            arrays[name][start:start + CHUNK] = array[start:start + CHUNK]
+    return RegionArrays(regions.name, arrays, regions.max_regions, regions.digests)
 
 
 class OnDevice:
@@ -153,10 +158,12 @@ class Table:
         image_of = np.repeat(np.arange(len(store)), np.diff(store.arrays['offsets']))  # (total,)
         finite = torch.ones((), dtype=torch.bool, device=device)
         for start in range(0, store.total, CHUNK):
+            store.check_length()
             part = slice(start, start + CHUNK)
-            boxes[part] = torch.from_numpy(store.copy('boxes', start, start + CHUNK) / scale[image_of[part]]).to(device)
+            boxes[part] = torch.from_numpy(store.arrays['boxes'][part] / scale[image_of[part]]).to(device)
             if store.feature_size:
-                features[part] = torch.from_numpy(store.copy('features', start, start + CHUNK)).to(device)
+                # Copied, because PyTorch warns about read-only arrays.
+                features[part] = torch.from_numpy(np.array(store.arrays['features'][part])).to(device)
                 finite &= torch.isfinite(features[part]).all()
         if not finite:
             if img_ids := store.nonfinite(np.arange(len(store))):

@@ -22,7 +22,6 @@ import hashlib
 import itertools
 import os
 import resource
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,9 +53,6 @@ class RegionStore(RegionArrays):
         self.meta = store_files.read_meta(self.folder)
         arrays = {name: store_files.map_array(self.folder / f'{name}.npy', *layout)
                   for name, layout in store_files.layout(self.meta).items()}
-        self.descriptors = {name: os.open(array.base.filename, os.O_RDONLY) for name, array in arrays.items()}
-        for descriptor in self.descriptors.values():
-            weakref.finalize(self, os.close, descriptor)
         # Another process may have put a new store in this one's place, since it was pickled or just now.
         if store_files.read_meta(self.folder)['stamp'] != (stamp or self.meta['stamp']):
             raise RegionError(f'{self.folder}: was rewritten while it was in use; start the program again')
@@ -92,29 +88,12 @@ class RegionStore(RegionArrays):
             note(f'{self.folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the '
                  'checksums again')
 
-    def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def check_length(self) -> None:
         store_files.check_length(self.arrays.values())
+
+    def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.check_length()
         return super().spans(rows)
-
-    def copy(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        rows = np.empty_like(self.arrays[name][start:stop])
-        store_files.read_spans(self.descriptors[name], self.arrays[name], [start], [len(rows)], rows[None])
-        return rows
-
-    def gather_one(self, rows, draws) -> np.ndarray:
-        _, starts, counts = self.spans(rows)
-        features = self._gather('features', starts + (draws * counts).astype(np.int64), np.ones_like(counts))  # (k, 1, f)
-        return features.reshape(len(starts), self.feature_size)
-
-    def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        if name != 'features':  # of a few bytes an image the mapping is faster
-            return super()._gather(name, starts, counts)
-        # Zeros are written only where there is padding: for 4 MB they would take as long as the reading.
-        padded = np.empty((len(starts), counts.max(initial=0), self.feature_size), self.arrays[name].dtype)
-        store_files.read_spans(self.descriptors[name], self.arrays[name], starts.tolist(), counts.tolist(), padded)
-        for i in np.flatnonzero(counts < padded.shape[1]):
-            padded[i, counts[i]:] = 0
-        return padded
 
     def gather(self, rows) -> dict[str, np.ndarray]:
         # If the last batch came from the disk, the system is asked for the whole next one first: reads one after the other

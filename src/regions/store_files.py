@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from files.atomic import atomic_folder, locked, write_json
+from files.atomic import atomic_folder, locked, naming, sha256, write_json
 from files.json_files import read_json
+from files.text import printable, shown
 from regions.arrays import DTYPES, per_image
 from regions.tsv import OPTIONAL, ImageRegions, RegionError, array_sizes
 
@@ -28,7 +29,6 @@ PER_IMAGE = {'offsets': '<i8', 'sizes': '<i4', 'ids': r'\|S[1-9][0-9]{0,4}', 'or
 PATTERNS = DTYPES | OPTIONAL | PER_IMAGE | {'features': '<f[24]'}
 SHA256 = '[0-9a-f]{64}'
 NPY = b'\x93NUMPY\x01\x00'  # the first bytes of an .npy file of format 1.0; then the header's length in two bytes
-BLOCK = 1 << 22  # bytes read at once for a digest
 
 
 # Reading
@@ -45,12 +45,12 @@ def read_meta(folder: Path) -> dict:
         raise RegionError(str(error)) from None
     version = meta.get('version') if isinstance(meta, dict) else None
     if type(version) is not int:
-        raise RegionError(f'{path}: expected {what}, found {meta!r:.100}')
+        raise RegionError(f'{path}: expected {what}, found {shown(meta)}')
     if version != VERSION:
-        raise RegionError(f'{path}: expected format version {VERSION}, found {version!r:.100}')
+        raise RegionError(f'{path}: expected format version {VERSION}, found {shown(version)}')
     if fault := _meta_fault(meta):
         key, expected = fault
-        raise RegionError(f'{path}: key "{key}": expected {expected}, found {meta.get(key)!r:.200}')
+        raise RegionError(f'{path}: key "{key}": expected {expected}, found {shown(meta.get(key))}')
     return meta
 
 
@@ -112,27 +112,24 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     expected = f'an array of {dtype} {shape}'
     if not path.is_file():  # a pipe of that name would be waited for
         raise RegionError(f'{path}: expected {expected}, found no such file')
-    try:
-        with open(str(path), 'rb') as file:
-            start = file.read(len(NPY) + 2)
-            header = file.read(int.from_bytes(start[len(NPY):], 'little'))
-            # The header is compared, never evaluated: all writers give it this form, with blanks behind.
-            text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-            if not start.startswith(NPY) or not header.startswith(text) or header[len(text):].strip(b' ') != b'\n':
-                raise RegionError(f'{path}: expected {expected}, found a file that begins with {start + header.rstrip()!r:.200}')
-            offset, size = len(start) + len(header), os.fstat(file.fileno()).st_size
-            if size != (right := offset + math.prod(shape) * np.dtype(dtype).itemsize):
-                raise RegionError(f'{path}: expected {expected}, {right:,} bytes with the header, found {size:,}')
-            array = np.memmap(file, dtype, 'r', offset, shape)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with naming(path, None), open(path, 'rb') as file:
+        start = file.read(len(NPY) + 2)
+        header = file.read(int.from_bytes(start[len(NPY):], 'little'))
+        # The header is compared, never evaluated: all writers give it this form, with blanks behind.
+        text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+        if not start.startswith(NPY) or not header.startswith(text) or header[len(text):].strip(b' ') != b'\n':
+            raise RegionError(f'{path}: expected {expected}, found a file that begins with {shown(start + header.rstrip())}')
+        offset, size = len(start) + len(header), os.fstat(file.fileno()).st_size
+        if size != (right := offset + math.prod(shape) * np.dtype(dtype).itemsize):
+            raise RegionError(f'{path}: expected {expected}, {right:,} bytes with the header, found {size:,}')
+        array = np.memmap(file, dtype, 'r', offset, shape)
     return array.view(np.ndarray)  # what is taken from a memmap is one too, and slower
 
 
 def check_length(arrays: Iterable[np.ndarray]) -> None:
-    """Raise RegionError if a file was cut off since it was mapped. Beyond its end the mapping kills the process (SIGBUS).
+    """Raise RegionError if a file was cut off since it was mapped. Reading beyond its end would kill the process (SIGBUS).
 
-    This takes less than a microsecond an array. Between this check and the use of the mapping a file may still be cut off.
+    This takes less than a microsecond an array. A file that is cut off between this check and the reading still does.
     """
     for array in arrays:
         expected, size = array.base.offset + array.nbytes, array.base.base.size()
@@ -141,40 +138,10 @@ def check_length(arrays: Iterable[np.ndarray]) -> None:
                               'use; restore it and start the program again')
 
 
-def read_spans(descriptor: int, array: np.ndarray, starts: Iterable[int], counts: Iterable[int], padded: np.ndarray) -> None:
-    """Fill the beginning of each entry of `padded` with so many rows of a mapped array, from a start on, read from its file.
-
-    Where a file was cut off or its disk fails, this raises RegionError or OSError; the mapping would kill the process (SIGBUS).
-    """
-    row, width, buffer = array.strides[0], padded.strides[0], memoryview(padded.reshape(-1).view(np.uint8))
-    try:
-        for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            place, begin, end = array.base.offset + start * row, i * width, i * width + count * row
-            while begin < end:
-                size = os.preadv(descriptor, [buffer[begin:end]], place)
-                if not size:
-                    check_length([array])
-                    raise RegionError(f'{array.base.filename}: ended at byte {place:,} while in use; start the program again')
-                begin, place = begin + size, place + size
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(array.base.filename)) from None
-
-
-def sha256(array: np.ndarray, bar) -> str:
-    """The digest of a mapped array's file, without its header; a progress bar advances by the bytes read.
-
-    The file is read, not the mapping, so that a disk's errors raise OSError and do not kill the process.
-    """
-    memmap, digest = array.base, hashlib.sha256()
-    with open(memmap.filename, 'rb', 0) as file:
-        file.seek(memmap.offset)
-        try:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                bar.update(len(block))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(memmap.filename)) from None
-    return digest.hexdigest()
+def array_digest(array: np.ndarray, bar) -> str:
+    """The sha256 of a mapped array's file, without its header. Reads the file, since errors of the disk in a mapping kill the
+    process. bar: a progress bar, which advances by the bytes read."""
+    return sha256(array.base.filename, array.base.offset, bar)
 
 
 def modification_times(arrays: dict[str, np.ndarray]) -> dict[str, int]:
@@ -185,7 +152,7 @@ def modification_times(arrays: dict[str, np.ndarray]) -> dict[str, int]:
 def digest_faults(meta: dict, arrays: dict[str, np.ndarray], names: Iterable[str], bar) -> Iterator[str]:
     """Those of the arrays `names` whose digest differs from that in meta.json."""
     for name in names:
-        if (digest := sha256(arrays[name], bar)) != meta['digests'][name]:
+        if (digest := array_digest(arrays[name], bar)) != meta['digests'][name]:
             yield f'{name}.npy: expected the sha256 {meta["digests"][name]}, as in meta.json, found {digest}'
 
 
@@ -223,12 +190,6 @@ def index_faults(meta: dict, arrays: dict[str, np.ndarray]) -> Iterator[str]:
 
 def increase(offsets: np.ndarray) -> bool:
     return offsets[0] == 0 and bool((offsets[1:] > offsets[:-1]).all())
-
-
-def printable(img_id: bytes) -> str:
-    """An image id for messages; invalid bytes and control characters are escaped."""
-    text = bytes(img_id).decode('utf-8', 'backslashreplace')
-    return text if text and text.isprintable() else repr(text)
 
 
 def read_ahead(array: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:

@@ -126,12 +126,9 @@ def provenance_path(tsv_path) -> Path:
 
 
 def provenance(file: TsvFile) -> dict:
-    """How the TSV was made, {} if no file at `provenance_path` says so. Raises DataError or RegionError if that is no object."""
-    path, what = provenance_path(file.path), f'a json object that says how {file.path.name} was made'
-    content = read_json(path, what) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise RegionError(f'{path}: expected {what}, found {type(content).__name__}; mend or remove it')
-    return content
+    """How the TSV was made, {} if no file at `provenance_path` says so. Raises DataError if that is no object."""
+    path = provenance_path(file.path)
+    return read_json(path, f'json that says how {file.path.name} was made', dict) if path.exists() else {}
 
 
 def listed(faults: list, most: int = 20) -> str:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pybase64
 
+from files.text import printable
 from regions.image_regions import ARRAYS, NAMES, ImageRegions, RegionError, check
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
@@ -90,8 +91,7 @@ def encode(image: ImageRegions) -> bytes:
 
 def label(line: bytes) -> str:
     """The image id of a complete or incomplete line, shortened for a message."""
-    label = line.split(b'\t', 1)[0][:80].decode('utf-8', 'backslashreplace').rstrip('\r\n')
-    return label if label and label.isprintable() else repr(label)
+    return printable(line.split(b'\t', 1)[0][:80].rstrip(b'\r\n')) or "''"
 
 
 def other_form(reason: str) -> str:

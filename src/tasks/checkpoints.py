@@ -11,7 +11,7 @@ from annotations.spec import check_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
-from files.json_files import DataError, read_json, some
+from files.json_files import DataError, field, read_json, some
 from files.text import shown
 from heads import Start
 from param import Options
@@ -111,7 +111,7 @@ def read_tokenizer(folder, config):
     tokenizer = BertTokenizer.from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f'{tokenizer.vocab_file}: {len(tokenizer)} word pieces, but vocab_size of the config is '
-                         f'{config.vocab_size}')
+                         f'{config.vocab_size}; do the two belong together?')
     return tokenizer
 
 
@@ -127,7 +127,7 @@ def check_max_length(max_length, config):
     """Raises DataError if max_length exceeds the model's position embeddings."""
     if max_length > config.max_position_embeddings:
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
-                        f'{config.max_position_embeddings}')
+                        f'{config.max_position_embeddings}; give a smaller max_length')
 
 
 def sidecar_files(model, config, tokenizer, answers):
@@ -145,8 +145,8 @@ def model_type(weights, default=models.DEFAULT):
     if weights is None:
         return default
     path = Path(weights).with_name('config.json')
-    config = read_json(path, 'the config of a model') if path.is_file() else {}
-    name = config.get('model_type', default) if isinstance(config, dict) else default
+    config = read_json(path, 'the config of a model', dict) if path.is_file() else {}
+    name = field(config, 'model_type', str, path) if 'model_type' in config else default
     return name if name in models.MODELS else default  # BERT's own config.json says bert
 
 
@@ -158,12 +158,12 @@ def answers_beside(weights):
         answers = read_json(path, 'the answers of a snapshot')
         return check_answers(answers, path) if answers else None
     path = path.with_name('config.json')
-    config = read_json(path, 'the config of a model') if path.is_file() else {}
-    names = config.get('id2label') if isinstance(config, dict) else None
+    names = read_json(path, 'the config of a model', dict).get('id2label') if path.is_file() else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}')
+        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}; '
+                        'correct it, or put an answers.json beside it')
     return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 

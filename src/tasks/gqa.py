@@ -4,7 +4,7 @@ import sys
 
 from annotations.examples import TEXT_QUESTION
 from annotations.spec import DatasetSpec
-from files.json_files import DataError, field, layout, stream
+from files.json_files import DataError, field, layout, some, stream
 from files.text import shown
 from tasks.program import main
 from tasks.scoring import (
@@ -98,7 +98,8 @@ def read_questions(path):
         entailed = tuple(field(item, 'entailed', list, path)) if 'entailed' in item else ()
         detailed = types.get('detailed') or ''
         if not all(isinstance(name, str) for name in (*entailed, detailed)):
-            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found {shown(item)}')
+            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found '
+                            f'{shown(item)}; correct it')
         yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced, entailed, detailed)
 
 
@@ -128,7 +129,7 @@ def read_choices(path, answers, detailed):
                 counts[name] += belongs(answers[key], field(choice, name, list, path), detailed_type)
     if missing:
         raise DataError(f'{path}: {len(missing):,} of {len(detailed):,} questions have no choices here, such as '
-                        f'{", ".join(list(missing)[:3])}; name the file of this split')
+                        f'{some(missing)}; name the file of this split')
     return {'validity': 100 * counts['valid'] / len(detailed), 'plausibility': 100 * counts['plausible'] / len(detailed)}
 
 

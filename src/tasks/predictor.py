@@ -12,12 +12,12 @@ from annotations.spec import DatasetSpec
 from batches import evaluation_batches, load_batches
 from bert.tokenization import MAX_UNKNOWN, TextStatistics
 from bert.weights import WeightsError
-from files.json_files import DataError, read_json, some
-from files.text import shown
+from files.json_files import DataError, some
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
 from regions.tsv import ImageRegions, RegionError
+from run_folder import read_run
 from tasks import checkpoints
 from tasks.registry import TASKS, task_class
 
@@ -50,7 +50,7 @@ class Predictor:
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
-        run = read_run(path)
+        run = read_run(path.parent)
         options = run.get('options', {})
         task = task_of(path, run.get('task'), package.answers_and_images(state, config), answers)
         length = max_length or max_length_of(path, options)
@@ -155,21 +155,6 @@ class Predictor:
             return tsv.check(image, self.feature_size)
         except RegionError as error:
             raise RegionError(f'regions: image {image.img_id}: {error}') from None
-
-
-def read_run(path):
-    """The options.json of the run that wrote a snapshot, {'task': ..., 'options': {...}}, or {} without such a file."""
-    path = path.with_name('options.json')
-    if not path.is_file():
-        return {}
-    run = read_json(path, 'the options of the run that wrote the snapshot', dict)
-    if not isinstance(run.get('options'), dict):
-        raise DataError(f'{path}: key "options": expected an object, found none; copy the file of the run again')
-    for key, kind in (('dataset', str), ('dataRoot', str), ('mceLoss', bool)):
-        if not isinstance(run['options'].get(key, kind()), kind | None):
-            raise DataError(f'{path}: key "options.{key}": expected {"a path" if kind is str else "true or false"}, found '
-                            f'{shown(run["options"][key])}')
-    return run
 
 
 def max_length_of(path, options):

@@ -39,14 +39,16 @@ def check_features(regions, config, names, folder):
     """Raises DataError unless the splits `names` have the feature size of the model. folder: Path of its config.json."""
     if regions.feature_size != config.visual_feat_dim:
         raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
-                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
+                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"}); give others, or '
+                        'another model')
 
 
 def check_has_features(splits, names):
     """Raises DataError if a split lists no files of region features."""
     for split in splits:
         if not split.features:
-            raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
+            raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs; add '
+                            'them')
 
 
 def inputs_of(dataset, options, flag):
@@ -85,7 +87,8 @@ def train(options, folder, sidecars, make, task_kind, device):
     folder.check_best(state, task.best_name)
     step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
     if step < parts:
-        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
+        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate); give a larger '
+                        '--batchSize')
     check_batch(train_set, -(-step // parts), 'batchSize', device)
     if valid_set is not None:
         check_batch(valid_set, options.evalBatchSize or options.batchSize, 'evalBatchSize', device)
@@ -177,7 +180,8 @@ def read_spec(options, kind, published):
     """The DatasetSpec of --dataset, else published(data folder). Raises DataError unless it is of this kind."""
     spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
     if spec.kind != kind:
-        raise DataError(f'{options.dataset}: key "kind": expected "{kind}" for this program, found "{spec.kind}"')
+        raise DataError(f'{options.dataset}: key "kind": expected "{kind}" for this program, found "{spec.kind}"; '
+                        'start the program of that task')
     return spec
 
 
@@ -192,7 +196,7 @@ class TaskProgram(Program):
         spec = read_spec(options, task_class.kind, task_class.spec)
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
-            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
+            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none; add it')
         for flag in ('train', 'valid') if options.test is None else ('test',):
             if flag != 'valid' or options.valid:
                 spec.named(getattr(options, flag), flag)
@@ -208,7 +212,7 @@ class TaskProgram(Program):
         paths = [split.annotations for split in self.spec.named(names)]
         return read_examples(paths, self.task_class.schema, self.answers)
 
-    def labelled(self, flag, names, advice=''):
+    def labelled(self, flag, names, advice='; name a split that has'):
         """The same, for the value `names` of --flag; raises DataError if they have no labels."""
         examples = self.examples(names)
         if not examples.labelled:
@@ -257,7 +261,8 @@ class TaskProgram(Program):
         train_set = self.load(options.train, train_examples, head)
         if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
-                            + (f' among those of {self.spec.answers}' if self.spec.answers else ''))
+                            + (f' among those of {self.spec.answers}' if self.spec.answers else '')
+                            + '; bash run/check_dataset.bash says more')
         valid_set = self.load(options.valid, valid_examples, head) if options.valid else None
         if self.weights and not options.resume:
             warn_constant_logits(head, train_set, options, self.device)

@@ -17,6 +17,7 @@ from annotations.answer_table import normalise, read_table
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
+from cli import run_main
 from files.json_files import DataError, some, stream
 from files.text import printable, printable_lines
 from param import add_flags
@@ -51,7 +52,7 @@ def read_text(path, answers, count):
     contents, images, chunk = Contents(), set(), []
     for i, example in enumerate(stream(path, 'item', 'images')):
         if fault := pretraining_text.first_fault(example):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
         images.add(example['img_id'].encode())
         for _, sentence, label in pretraining_text.sentences(example):
             chunk.append(sentence)
@@ -159,13 +160,16 @@ def main(argv=None):
         faults += 1
         print(printable_lines(message))
 
-    try:
-        tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)
-        check(options.dataset, tokenizer, options.storeRoot, report_fault)
-    except (ValueError, OSError) as error:
-        report_fault(error)
-    print(f'{options.dataset}: {faults} fault{"s" * (faults != 1)}')
-    return int(faults > 0)
+    def run():
+        try:
+            tokenizer = options.bert and BertTokenizer.from_pretrained(options.bert)
+            check(options.dataset, tokenizer, options.storeRoot, report_fault)
+        except (ValueError, OSError) as error:
+            report_fault(error)
+        print(f'{options.dataset}: {faults} fault{"s" * (faults != 1)}')
+        return int(faults > 0)
+
+    return run_main('check_dataset.bash', run)
 
 
 if __name__ == '__main__':

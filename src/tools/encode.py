@@ -62,10 +62,10 @@ def read_pairs(path):
     """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
     pairs = list((json_pairs if {'.json', '.jsonl'} & {*path.suffixes[-2:]} else line_pairs)(path))
     if not pairs:
-        raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
+        raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none; write one a pair')
     for img_id, _ in pairs:
         if not is_id(img_id):
-            raise DataError(f'{path}: expected image ids without control characters, found {shown(img_id)}')
+            raise DataError(f'{path}: expected image ids without control characters, found {shown(img_id)}; correct it')
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
@@ -92,7 +92,7 @@ def line_pairs(path):
             first = line if first is None else first
     if invalid:
         raise DataError(f'{path}: line{"s" * (len(invalid) > 1)} {some(invalid)}: expected img_id<TAB>sentence in UTF-8, found '
-                        f'{first[:60]!r} in the first')
+                        f'{first[:60]!r} in the first; correct them')
 
 
 def choose_layers(names, states, wanted):

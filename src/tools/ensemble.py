@@ -26,20 +26,21 @@ def mean(paths):
         total = Counter()
         for path, row in zip(paths, rows, strict=True):
             if row is None:
-                raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
+                raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}; make the '
+                                'files from one split')
             if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
                 raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
                                 f'found {shown(row)}; give a _probs.json written by --dumpProbs')
             if type(row['id']) not in (int, str) or not str(row['id']).isprintable():
                 raise DataError(f'{path}: prediction {number}: key "id": expected a whole number or a text, found '
-                                f'{shown(row["id"])}')
+                                f'{shown(row["id"])}; give a _probs.json written by --dumpProbs')
             if row['id'] != rows[0]['id']:
                 raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
                                 f'{shown(row["id"])}; make the files from one split')
             for pair in row['answers']:
                 if not isinstance(pair, list) or [*map(type, pair)] not in ([str, float], [str, int]) or not 0 <= pair[1] <= 1:
                     raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer, probability from 0 to '
-                                    f'1], found {shown(pair)}')
+                                    f'1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
                 total[pair[0]] += pair[1] / len(paths)
         yield rows[0]['id'], total
 

@@ -12,7 +12,7 @@ from annotations.vqa_files import read_rows, text_of, value_of
 from cli import run_main
 from files.atomic import write_text
 from files.json_files import DataError, layout, numbered_lines, stream
-from files.text import printable
+from files.text import printable, shown
 from tasks.registry import task_class
 from tasks.scoring import Subset
 
@@ -48,7 +48,7 @@ def read_ids(path):
     for number, row in enumerate(rows, 1):
         key = text_of(value_of(row, 'id') if isinstance(row, dict) else row)
         if not key:
-            raise DataError(f'--only {path}: number {number}: expected a question id, found {row!r:.100}; correct it')
+            raise DataError(f'--only {path}: number {number}: expected a question id, found {shown(row)}; correct it')
         ids.add(key)
     if not ids:
         raise DataError(f'--only {path}: expected question ids, found none; write one a line')

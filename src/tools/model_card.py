@@ -4,9 +4,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from files.json_files import read_json
 from files.text import printable
 from param import Options
+from run_folder import read_run
 
 EXAMPLE = '''import torch
 from transformers import {architecture}, LxmertTokenizer
@@ -42,10 +42,8 @@ def model_card(weights, config, architecture, name, answers):
     weights: the file that the model was read from, beside which a run's options.json and log.log may lie; config: an LxrtConfig;
     architecture: class of transformers; name: of the model; answers: list of str or None.
     """
-    about, log = (Path(weights).with_name(file) for file in ('options.json', 'log.log'))
-    run = read_json(about, 'the options of a run') if about.is_file() else {}
-    options = run.get('options') if isinstance(run, dict) else None
-    link = 'softmax(-1)' if isinstance(options, dict) and options.get('mceLoss') else 'sigmoid()'
+    run, log = read_run(Path(weights).parent), Path(weights).with_name('log.log')
+    link = 'softmax(-1)' if run.get('options', {}).get('mceLoss') else 'sigmoid()'
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
     size = f'{config.l_layers} language, {config.r_layers} object relationship and {config.x_layers} cross-modality layers of '
@@ -85,7 +83,7 @@ def code(value):
 
 def _options(run):
     """The command of a run and its options that are not the default, as a table."""
-    if not isinstance(run, dict) or not isinstance(run.get('options'), dict):
+    if not run:
         return 'They did not lie beside the weights.'
     defaults = {field.name: field.default for field in dataclasses.fields(Options)}
     rows = [f'| `--{code(name)}` | {markdown(value)} |' for name, value in run['options'].items() if value != defaults.get(name)]
