@@ -408,7 +408,7 @@ def change_schedule(progress, optimizer, saved, options, steps):
     def rate():
         group = optimizer.param_groups[0]
         total = progress.steps_per_epoch * epochs
-        return optimizer.rate({**group, 't_total': total}, progress.total_steps) if 't_total' in group else options.lr
+        return optimizer.rate({**group, 't_total': total}, progress.total_steps) + 0.0 if 't_total' in group else options.lr
 
     epochs, lines = saved['epochs'], []
     before, done = rate(), progress.total_steps

@@ -116,7 +116,7 @@ def describe_run(head, examples, options, progress, optimizer, device):
              f'{options.epochs} epochs']
     group = optimizer.param_groups[0]
     if 't_total' in group:  # BertAdam
-        rate = max(optimizer.rate(group, progress.total_steps), 0.0)
+        rate = optimizer.rate(group, progress.total_steps) + 0.0  # not -0
         return [*lines, f'  learning rate up to {options.lr:g} ({group["schedule"]}, warm-up over {group["warmup"] * total:,.0f} '
                 f'steps), {rate:.3g} at step {progress.total_steps:,}']
     return [*lines, f'  learning rate {options.lr:g}, constant ({options.optim})']
