@@ -111,7 +111,7 @@ def test_statements_about_two_pictures(mine, check):
     assert status == 1 and 'key "answers": expected no such key, since nlvr2 answers False or True' in lines[0]
     assert check({**described, 'kind': 'nlvr'})[1][0] == (
         'mine.json: key "splits.train.annotations": train.json: example 0: key "img_id": expected an image id '
-        "(text of 1 to 255 characters), found 'nothing'")
+        "(text of 1 to 255 characters), found 'nothing'; correct the file")
 
 
 TEXT = {'img_id': '3', 'sentf': {'mscoco': ['a red', 'is it a red'], 'vqa': ['is it', 'is it red', 'it']},
@@ -134,7 +134,7 @@ def test_sentences_of_pretraining(mine, check, monkeypatch):
     assert 'annotations": all its 3 answers are not in answers.json (yes, 7); do they belong' in check(described)[1][1]
     save(mine / 'train.json', [TEXT, {**TEXT, 'sentf': {'vqa': ['it', 'is', 3]}}])
     assert check(described) == (1, ['mine.json: key "splits.train.annotations": train.json: example 1: key "sentf.vqa[2]": '
-                                    'expected a sentence, found 3', 'mine.json: 1 fault'])
+                                    'expected a sentence, found 3; correct the file', 'mine.json: 1 fault'])
 
 
 def test_text_gives_each_sentence_with_its_source_and_label():

@@ -29,39 +29,43 @@ TIME = r'\d\d:\d\d:\d\d '
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that moves by 25 seconds each time it is read."""
-    seconds = iter(range(0, 10 ** 6, 25))
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: next(seconds))
+def later(monkeypatch):
+    """later(25) lets 25 seconds pass."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_a_line_is_printed_about_once_a_minute(clock, capsys):
-    assert list(ProgressBar(range(12), 'Reading', unit=' images')) == list(range(12))
+def test_a_line_is_printed_about_once_a_minute(later, capsys):
+    for _ in ProgressBar(range(12), 'Reading', unit=' images'):
+        later(25)
     lines = capsys.readouterr().err.splitlines()
-    assert 3 <= len(lines) <= 6 and all(re.match(rf'{TIME}Reading: \d+ of 12 images, .* images/s', line) for line in lines)
-    assert lines[-1].endswith(' left')
+    assert [re.sub(TIME, '', line) for line in lines] == [
+        'Reading: 3 of 12 images, 0.040 images/s, 03:45 left', 'Reading: 6 of 12 images, 0.040 images/s, 02:30 left',
+        'Reading: 9 of 12 images, 0.040 images/s, 01:15 left', 'Reading: 12 of 12 images, 0.040 images/s, 00:00 left']
 
 
-def test_steps_have_losses_and_a_rate_in_examples(clock, capsys):
+def test_steps_have_losses_and_a_rate_in_examples(later, capsys):
     with ProgressBar(total=2000, desc='Epoch 3', unit='steps', initial=1000, per_step=32, rate_unit='examples') as bar:
-        for _ in range(8):
+        for seconds in (500, 10, 10, 10, 10, 10, 10, 10):  # the first step compiles
+            later(seconds)
             bar.set_postfix_str('loss 0.250')
             bar.update()
         bar.note_estimate(2000, 'epoch')
-    lines = capsys.readouterr().err.splitlines()
-    assert re.match(rf'{TIME}Epoch 3: 1,00\d of 2,000 steps, loss 0\.250, \d+\.\d+ examples/s, [\d:]+ left$', lines[1])
-    assert re.match(rf'{TIME}Epoch 3: \d+\.\d\d s per step, .* examples/s: about [\d:]+ per epoch$', lines[-1])
+    lines = [re.sub(TIME, '', line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[1:] == ['Epoch 3: 1,007 of 2,000 steps, loss 0.250, 3.2 examples/s, 2:45:30 left',
+                         'Epoch 3: 10.00 s per step, 3.2 examples/s: about 5:33:20 per epoch']
 
 
-def test_bytes_are_scaled_and_a_total_may_be_unknown(clock, capsys):
+def test_bytes_are_scaled_and_a_total_may_be_unknown(later, capsys):
     with ProgressBar(desc='a\x1b[31m', unit='B', unit_scale=True) as bar:
-        for _ in range(6):
+        for _ in range(3):
+            later(50)
             bar.update(10 ** 6)
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r'a\\x1b\[31m: \d\.00MB, [\d.]+k?B/s$', line)
+    assert re.sub(TIME, '', capsys.readouterr().err) == r'a\x1b[31m: 2.00MB, 20.0kB/s' + '\n'
 
 
-def test_short_work_and_other_processes_print_nothing(clock, capsys, monkeypatch):
+def test_short_work_and_other_processes_print_nothing(capsys, monkeypatch):
     list(ProgressBar(range(1), 'Short'))
     monkeypatch.setattr(progress, 'INTERVAL', 0)
     list(ProgressBar(range(3), 'Rank 1', shown=False))
