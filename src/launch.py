@@ -5,6 +5,7 @@ Ctrl-C are passed on to the processes, which then end together on all machines.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def main(arguments):
 
     from dist import tcp_store
 
+    logging.getLogger('torch.distributed.elastic.multiprocessing.api').setLevel(logging.CRITICAL)  # tells what `error` does
     error, code = None, 0
     with temporary_folder('lxmert-') as folder:
         status = folder / 'status'
@@ -52,6 +54,7 @@ def main(arguments):
         if status.exists():
             return int(status.read_text())
         if 'SIGNAL_STATUS' in os.environ:
+            print('launch.py: interrupted', file=sys.stderr)
             return int(os.environ['SIGNAL_STATUS'])
     if error:
         print(f'launch.py: error: {error}', file=sys.stderr)

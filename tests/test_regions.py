@@ -155,6 +155,14 @@ FAULTS = {
 }
 
 
+def test_a_byte_order_mark_changes_nothing(path):
+    images = [image for _, image in tsv.read(path)]
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    for one, other in zip(images, [image for _, image in tsv.read(path)], strict=True):
+        same(one, other)
+    assert store.open_regions(path).rows([images[0].img_id]) == [0]
+
+
 @pytest.mark.parametrize(('field', 'value', 'message'), FAULTS.values(), ids=FAULTS)
 def test_fault_names_file_and_line(path, field, value, message):
     edit(path, 3, field, value)

@@ -16,7 +16,7 @@ from PIL import Image
 from test_regions import COCO, IMAGES, edit, image, numbers, same, shared, with_probabilities, without_features
 
 from explain import drawing
-from regions import checks, stats, store, tsv
+from regions import checks, importers, stats, store, tsv
 from regions.class_names import ClassNames
 from regions.importers import Importer
 from regions.tsv import RegionError
@@ -398,6 +398,12 @@ def test_labels_do_not_cover_each_other_while_there_is_room():
         assert all(drawing._overlap(one, other) == 0 for other in taken[:i])
 
 
+def test_names_of_classes_in_a_device_are_refused(tmp_path):
+    (tmp_path / 'objects_vocab.txt').symlink_to('/dev/zero')
+    with pytest.raises(RegionError, match=r'objects_vocab\.txt: expected UTF-8 text'):
+        ClassNames(tmp_path)
+
+
 def test_file_names_of_strange_ids():
     assert drawing.file_name('../../etc/x') == '_.._etc_x.png' and '/' not in drawing.file_name('a/b')
 
@@ -567,6 +573,7 @@ def test_import_takes_other_names_and_types_and_less(tmp_path):
     ({'features': np.ones((3, 5, 1))}, r'key "features": expected a row per region, found an array of shape \(3, 5, 1\)'),
     ({'features': np.full((3, 5), 1e300)}, 'field "features": expected finite numbers'),
     ({'boxes': np.full((3, 4), 500.0)}, 'field "boxes": expected 0 <= x1'),
+    ({'features': np.array(1)}, 'key "features": expected a row per region'),
     ({'classes': np.array([{}], object)}, 'holds pickled Python objects'),
 ])
 def test_import_names_file_and_key(tmp_path, run, change, message):
@@ -600,6 +607,50 @@ def test_import_of_damaged_npz(tmp_path, damaged, message):
             np.save(file, IMAGES[0].features)
     with pytest.raises(RegionError, match=f'found 1 faulty(.|\n)*{path}: .*{message}'):
         list(Importer(folder))
+
+
+@pytest.mark.parametrize(('shape', 'size', 'says'), [
+    ((3, 1 << 12), 3 << 14, 'key "features": expected at most 0 MB'), ((3, 10 ** 15), 0, 'does not fit in memory')])
+def test_arrays_that_take_little_of_the_file_and_much_memory(tmp_path, monkeypatch, shape, size, says):
+    monkeypatch.setattr(importers, 'MAX_ARRAY', 1 << 14)
+    folder, good = as_npz(tmp_path / 'npz', IMAGES[:2]), {'features': b'', **saved(IMAGES[0])}
+    path = folder / f'{IMAGES[0].img_id}.npz'
+    np.savez(path, **{name: array for name, array in good.items() if name != 'features'})
+    with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as archive, archive.open('features.npy', 'w') as file:
+        np.lib.format.write_array_header_1_0(file, {'descr': '<f4', 'fortran_order': False, 'shape': shape})
+        file.write(bytes(size))
+    with pytest.raises(RegionError, match=f'found 1 faulty(.|\n)*{path}: .*{says}'):
+        list(Importer(folder))
+
+
+def test_datasets_of_hdf5_that_take_little_of_the_file_and_much_memory(tmp_path):
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        file['ids'], file['boxes'] = ['1', '2'], np.zeros((2, 3, 4), 'f4')
+        file.create_dataset('features', (2, 3, 10 ** 11), 'f4', chunks=(1, 1, 1000))
+    with pytest.raises(RegionError, match='key "features": expected at most 1024 MB'):
+        list(Importer(tmp_path / 'x.h5'))
+
+
+@pytest.mark.parametrize('make', [
+    lambda file: file.create_group('g').__setitem__('h', file['/']), lambda file: file.__setitem__('a', h5py.SoftLink('/a')),
+    lambda file: file.__setitem__('a', h5py.ExternalLink('/none', '/x')), lambda file: file.update(ids=3, features=3.0),
+    lambda file: file.update(ids=[b'\xff'], features=[3.0]), lambda file: file.create_group('1').create_group('features')])
+def test_links_and_odd_datasets_of_hdf5_are_an_error_that_names_the_file(tmp_path, make):
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        make(file)
+    with pytest.raises(RegionError, match=r'x\.h5: '):
+        list(Importer(tmp_path / 'x.h5'))
+
+
+def test_text_of_files_is_escaped_by_info_and_import(path, run, tmp_path):
+    store = tmp_path / 'x.store'
+    run('import', as_npz(tmp_path / 'npz', IMAGES[:2]), '--out', store)
+    meta = json.loads((store / 'meta.json').read_text())
+    (store / 'meta.json').write_text(json.dumps(meta | {'source': {'name': 'a\x1b[2J', 'size': 1, 'sha256': 'x'}}))
+    assert '\x1b' not in ''.join(map(str, run('info', store)))
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+        archive.write(path, '\x1b[2J.tsv')
+    assert r'\x1b[2J' in run('info', tmp_path / 'x.zip')[1]
 
 
 def test_import_of_what_is_no_regions(tmp_path, run, monkeypatch):

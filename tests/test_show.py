@@ -280,7 +280,7 @@ def test_each_figure_shows_its_own_picture_heads_and_words(snapshots, made_world
     ([], ['COCO_train2014_000000000001'] * 2, 'answers about 1 picture at a time, found 2'),
     (['--question', ' '], None, '--question: expected words, found none'),
     (['--load', 'none'], None, 'none.pth: no such file'),
-    (['--names', 'none'], None, 'none/objects_vocab.txt: expected UTF-8 text'),
+    (['--names', 'none'], None, 'none/objects_vocab.txt: no such file; expected text with one name per line'),
     (['--features', 'none.tsv'], None, 'none.tsv'),
 ])
 def test_faults_are_named_and_nothing_is_written(run, tmp_path, flags, image, error):

@@ -34,6 +34,7 @@ import pybase64
 
 from files.json_files import DataError, read_json
 from files.progress import ProgressBar
+from files.text import InputError
 from images.ids import ImageIds, read_ids
 from regions import tsv, tsv_lines
 from regions.image_regions import FORMS, NAMES, in_pixels
@@ -46,6 +47,7 @@ MATRICES = ('features', 'boxes', 'normalised', *tsv.OPTIONAL)  # two dimensions;
 PER_REGION = {*tsv.COLUMNS, 'normalised'}
 INDEX_KEYS = ('offsets', 'pos_boxes')
 CONFIDENCES = {'classes': 'class_conf', 'attributes': 'attribute_conf'}
+MAX_ARRAY = 1 << 30  # bytes of an array of one image, or of the ids: one that is compressed may be a thousand times its file
 UNKNOWN_SIZE = 1000  # pixels; of images whose size is unknown and whose boxes are normalised, so that it does not matter
 NO_SIZE = 'expected the height and width of the picture in pixels, found neither size nor height and width; save it'
 HDF5, PICKLES = ('.h5', '.hdf5', '.hdf'), ('.pkl', '.pickle', '.pt', '.pth', '.mdb', '.lmdb')
@@ -89,7 +91,10 @@ class Importer:
                 self.size_missing = False
                 image = content if isinstance(content, ImageRegions) else self._image(img_id, content)
                 image = tsv.check(replace(image, img_id=img_id), f)
-            except (ValueError, *tsv.ZIP_ERRORS) as error:
+            except MemoryError:
+                faults.append((where, 'expected the arrays of an image, found one that does not fit in memory'))
+                continue
+            except (ValueError, TypeError, LookupError, ArithmeticError, *tsv.ZIP_ERRORS) as error:
                 faults.append((where, PICKLED if 'allow_pickle' in str(error) else str(error)))
                 continue
             f = tsv.array_sizes(image)['features']
@@ -153,7 +158,8 @@ class Importer:
         for name in PER_REGION & values.keys():
             dtype = np.dtype('<f4' if name == 'normalised' else tsv.COLUMNS[name][1])
             array = _column(name, values[name], dtype)
-            columns[name] = array[:o] if len(array) == len(values['features']) else array  # others are refused by tsv.check
+            same_rows = array.shape[:1] == np.shape(values['features'])[:1]
+            columns[name] = array[:o] if same_rows else array  # others are refused by tsv.check
         normalised = columns.pop('normalised', None)
         height, width = self._size(values, columns.get('boxes'), normalised)
         if 'boxes' in columns:
@@ -283,17 +289,23 @@ class Importer:
         except OSError as error:
             raise RegionError(f'{path}: expected a folder of .npz, .npy or .json files, a TSV, or an HDF5 file, found neither '
                               f'({error})') from None
-        with file:
-            if any(isinstance(item, h5py.Dataset) for item in file.values()):
-                yield from self._rows(path, file)
-                return
-            if not len(file):
-                raise RegionError(f'{path}: expected a group per image, or datasets of all images, found an empty file')
-            for name, group in ProgressBar(_groups(file), total=len(file), desc=path.name, unit=' images'):
-                img_id = name if self.ids is None else self.ids(name)
-                items = {**group.attrs, **group}
-                yield img_id, f'{path}: group {name}', lambda items=items: {
-                    key: partial(np.asarray, item) for key, item in items.items()}
+        try:
+            with file:
+                if any(isinstance(item, h5py.Dataset) for item in file.values()):
+                    yield from self._rows(path, file)
+                    return
+                if not len(file):
+                    raise RegionError(f'{path}: expected a group per image, or datasets of all images, found an empty file')
+                for name, group in ProgressBar(_groups(file), total=len(file), desc=path.name, unit=' images'):
+                    img_id = name if self.ids is None else self.ids(name)
+                    items = {**group.attrs, **group}
+                    yield img_id, f'{path}: group {name}', lambda items=items: {
+                        key: partial(_bounded, key, item) for key, item in items.items()}
+        except InputError:
+            raise
+        except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:  # such as links
+            raise RegionError(f'{path}: expected a group per image, or datasets of all images, found none ({error})'
+                              ) from None
 
     def _rows(self, path: Path, file) -> Images:
         """The images of an HDF5 file in which each dataset contains all images, by row or by offsets."""
@@ -302,7 +314,7 @@ class Importer:
             keys.setdefault(COLUMN_OF[key], key)
         if 'ids' in keys:
             img_ids = [img_id.decode() if isinstance(img_id, bytes) else str(img_id)
-                       for img_id in np.ravel(file[keys['ids']][:])]
+                       for img_id in np.ravel(_bounded(f'{path}: {keys["ids"]}', file[keys['ids']]))]
             rows = [(row, img_id if self.ids is None else self.ids(img_id), {}) for row, img_id in enumerate(img_ids)]
             n = len(rows)
         else:
@@ -330,8 +342,8 @@ class Importer:
 
         def read(key, row):
             if starts is not None and COLUMN_OF.get(key) in PER_REGION:
-                return file[key][int(starts[row]):int(ends[row])]
-            return file[key][row]
+                return _bounded(key, file[key], slice(int(starts[row]), int(ends[row])))
+            return _bounded(key, file[key], slice(row, row + 1))[0]
 
         for row, img_id, info in ProgressBar(rows, desc=path.name, unit=' images'):
             yield img_id, f'{path}: row {row}, image {img_id}', lambda row=row, info=info: {
@@ -390,6 +402,20 @@ def _groups(group, prefix: str = '') -> Iterator[tuple[str, object]]:
             yield f'{prefix}{name}', item
 
 
+def _bounded(key: str, item, rows: slice = slice(None)) -> np.ndarray:
+    """An item of an HDF5 file, or rows of one. Raises RegionError for one that takes little of the file and much memory."""
+    if hasattr(item, 'nbytes') and item.ndim:
+        first, last, _ = rows.indices(len(item))
+        _check_size(key, item.nbytes // max(len(item), 1) * (last - first))
+        return np.asarray(item[rows])
+    return np.asarray(item)
+
+
+def _check_size(key: str, size: int) -> None:
+    if size > MAX_ARRAY:
+        raise RegionError(f'key "{key}": expected at most {MAX_ARRAY >> 20} MB, found {size >> 20:,} MB')
+
+
 def _column(name: str, value, dtype: np.dtype) -> np.ndarray:
     """An array of a file in the dtype of ImageRegions. Raises RegionError if it is of another kind or dimension."""
     array = np.asarray(value)
@@ -409,6 +435,9 @@ def _npz(path: Path) -> Arrays:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise RegionError('expected an .npz archive, found a single array; name it .npy')
     with file:
+        for info in file.zip.infolist():
+            if (key := info.filename.removesuffix('.npy')) in COLUMN_OF:
+                _check_size(key, info.file_size)
         arrays = {key: file[key] if key in COLUMN_OF else None for key in file.files}
     return {key: partial(np.asarray, array) for key, array in arrays.items()}
 

@@ -9,6 +9,7 @@ The published .zip files are read as streams, never unpacked: if `train2014_obj3
 `train2014_obj36.zip` is opened and its member of that name (in any folder inside), or else its only `.tsv`, is read.
 """
 
+import codecs
 import contextlib
 import hashlib
 import io
@@ -61,8 +62,11 @@ class TsvFile:
             raise RegionError(f'{self.where}: cannot be read ({error}); {advice}') from error
 
     def lines(self) -> Iterator[bytes]:
-        """Each line with its end, one at a time, under a progress bar in bytes. Raises RegionError as `open`."""
+        """Each line with its end, one at a time, under a progress bar in bytes, without a byte order mark. Raises RegionError as
+        `open`."""
         with self.open() as stream, byte_bar(self.path.name, self.size) as bar:
+            if stream.peek(3).startswith(codecs.BOM_UTF8):
+                stream.read(3)
             while line := stream.readline(LINE_LIMIT):
                 if len(line) == LINE_LIMIT and not line.endswith(b'\n'):
                     raise RegionError(f'{self.where}: expected lines of up to {LINE_LIMIT} bytes, found a longer one that '

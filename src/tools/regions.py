@@ -16,6 +16,7 @@ from cli import run_main
 from explain import drawing
 from files.atomic import write_json
 from files.json_files import some
+from files.text import printable
 from images.ids import HELP as IDS_HELP
 from regions import checks, importers, readers, stats, store, tsv
 from regions.class_names import ClassNames
@@ -46,7 +47,7 @@ def info(options) -> int:
         digest.update(line)
         count += 1
     _, first = next(tsv.read(regions, lambda fault: None), (0, None))
-    print(f'{regions.where}: TSV of {regions.size:,} bytes, {count:,} lines')
+    print(printable(f'{regions.where}: TSV of {regions.size:,} bytes, {count:,} lines'))
     print(f'  first complete line: image {first.img_id}, {len(first.boxes)} regions of {first.features.shape[1]} numbers' if first
           else '  no complete line; bash run/regions.bash check says why')
     print(f'  sha256      {digest.hexdigest()}')
@@ -154,7 +155,7 @@ def import_regions(options) -> int:
         print(f'{out}: {tsv.write(out, images):,} images')
         write_json(note, provenance)
     for text in images.notes:
-        print(f'  {text}')
+        print(printable(f'  {text}'))
     return 0
 
 
@@ -166,7 +167,7 @@ def _store_info(regions: RegionStore) -> None:
     for name, array in regions.arrays.items():
         print(f'  {name:{width}}{array.dtype!s:9}{array.shape!s:20}{array.nbytes:18,} bytes')
     if source := meta['source']:
-        print(f'  made from   {source["name"]}, {source["size"]:,} bytes, sha256 {source["sha256"]}')
+        print(printable(f'  made from   {source["name"]}, {source["size"]:,} bytes, sha256 {source["sha256"]}'))
     else:
         print('  made from   no TSV')
     print(f'  provenance  {json.dumps(meta.get("provenance"))}')
