@@ -387,7 +387,8 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
         optimizer_step.load_state_dict(state, progress.total_steps)
     except WeightsError as error:
         fault = str(error).partition('\n')[0]  # without the report
-        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}') from None
+        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}; bring '
+                           'back what the run was trained with, or start a new run in another --output') from None
     dist.print0(report)
     if 'extra' in state:
         head.load_extra_state(state['extra'])
