@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from bert.weights import WeightsError, check_file
 from dist import gather, is_main, print0, restarted, sum_by_name, world_size
 from files.atomic import naming, write_atomically, write_text
-from files.json_files import DataError, read_json, some
+from files.json_files import DataError, read_bytes, read_json, some
 from files.text import printable, shown
 from run_state import PREVIOUS, STATE, load_newest, write_run_state
 
@@ -116,7 +116,7 @@ class RunFolder:
     def _differs(path, text):
         """Whether the content of a sidecar differs from `text`. Ignores model_type, which older runs did not write."""
         if path.suffix != '.json':
-            return path.read_bytes() != text.encode()
+            return read_bytes(path, 'what the run wrote; bring it back from a copy') != text.encode()
         old, new = read_json(path, 'what the run wrote; bring it back from a copy'), json.loads(text)
         if isinstance(old, dict) and isinstance(new, dict):
             return {**old, 'model_type': None} != {**new, 'model_type': None}

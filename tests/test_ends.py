@@ -317,10 +317,3 @@ def test_a_world_whose_process_was_killed_is_not_waited_for(tmp_path, monkeypatc
     with pytest.raises(cli.WorkerError, match='was killed'):
         shapes_world.make(tmp_path / 'shapes', shapes_world.Settings(12, 1, 2), processes=2)
     assert not list(tmp_path.iterdir())
-
-
-def test_ctrl_c_during_imports_has_no_traceback():
-    code = 'import os, signal; os.kill(os.getpid(), signal.SIGINT)'
-    run = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT / 'src')}, capture_output=True,
-                         text=True, timeout=LIMIT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    assert (run.returncode, run.stderr) == (-signal.SIGINT, 'interrupted\n')

@@ -235,6 +235,7 @@ def test_a_file_that_expands_enormously_is_refused(tmp_path, monkeypatch):
 
 def test_large_items_and_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, 'MAX_BYTES', 1 << 17)
+    monkeypatch.setattr(json_files, 'MAX_ITEM', 1 << 17)
     path = tmp_path / 'x.json'
     path.write_text('[' + '[1, 2], ' * 100_000 + '3]')  # many small items
     assert sum(1 for _ in stream(path, 'item', 'items')) == 100_001

@@ -275,6 +275,13 @@ def test_faults_of_the_text_are_named_and_leave_no_columns(world, tmp_path):
 
 # ---- what is left out
 
+def test_more_sources_than_a_file_can_have_are_refused(world, tmp_path):
+    path = tmp_path / 'x.json'
+    path.write_text(json.dumps([{'img_id': '1', 'sentf': {str(i): ['a cat'] for i in range(1001)}}]))
+    with pytest.raises(DataError, match=r'x\.json: example 0: key "sentf": expected at most 1,000 sources'):
+        open_columns(path, BertTokenizer(world / 'bert/vocab.txt'), 20)
+
+
 def test_images_without_regions_and_limits(load, world, capsys, monkeypatch):
     path = world / 'lxmert/mscoco_train.json'
     content = json.loads(path.read_text())

@@ -569,6 +569,12 @@ def test_damaged_files_beside_the_state_are_named(vqa, stopped, name, content, s
     assert run.returncode == 1 and says in run.stderr and run.stderr.count('\n') == 1, run.stderr
 
 
+def test_a_pipe_beside_the_state_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'vocab.txt')
+    with pytest.raises(FileNotFoundError, match=r'vocab\.txt: no such file'):
+        RunFolder._differs(tmp_path / 'vocab.txt', 'a')
+
+
 def test_options_that_are_damaged_are_named_where_they_are_needed(vqa, stopped):
     folder = stopped()
     for name in (STATE, PREVIOUS):

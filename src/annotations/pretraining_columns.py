@@ -33,6 +33,7 @@ from regions.store_files import Column
 from regions.tsv import path_text
 
 CHUNK = 1 << 16  # sentences that are tokenised and written at once
+MAX_SOURCES = 1000  # of sentences
 
 
 class Columns:
@@ -163,6 +164,8 @@ def make(folder, path, made_by, tokenizer, max_length):
         for i, example in enumerate(stream(path, 'item', 'images with sentences')):
             if fault := pretraining_text.first_fault(example):
                 raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
+            if len(writer.sources.keys() | example['sentf'].keys()) > MAX_SOURCES:
+                raise DataError(f'{path}: example {i}: key "sentf": expected at most {MAX_SOURCES:,} sources, found more')
             writer.add(example)
         writer.close({'made_by': made_by, 'source': {
             'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})

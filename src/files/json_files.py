@@ -23,7 +23,8 @@ from files.atomic import byte_bar
 from files.text import InputError, printable, shown
 
 MAX_DEPTH = 100  # levels of brackets in brackets
-MAX_BYTES = 32 << 20  # of a file that is read at once, of an item and of a line of the others; as Python objects up to 25 times
+MAX_BYTES = 32 << 20  # of a file that is read at once, and of a line; as Python objects up to 25 times
+MAX_ITEM = 8 << 20  # bytes of an item that is streamed
 MAX_TOKEN = 4 << 20  # bytes of a number or a text without commas, which the parser reads anew for each block
 MAX_EXPANSION = 200  # times that a compressed file may grow; text that people wrote grows 3 to 20 times
 FREE_EXPANSION = 256 << 20  # bytes that any compressed file may grow to
@@ -44,11 +45,11 @@ class DataError(InputError):
 class Structure:
     """Limits nesting and the size of items of json that is read block by block.
 
-    path: for messages; items: the number of brackets around an item. Brackets in strings do not count.
+    path: for messages; items: the number of brackets around an item; most: bytes of an item. Brackets in strings do not count.
     """
 
-    def __init__(self, path, items):
-        self.path, self.items = path, items
+    def __init__(self, path, items, most):
+        self.path, self.items, self.most = path, items, most
         self.depth = self.in_string = 0
         self.size = self.token = 0  # bytes since the last item, and since the last bracket, comma or quote
         self.escape = b''
@@ -75,8 +76,8 @@ class Structure:
             self.depth = int(depths[-1])
         if quotes.size:
             self.in_string = int(parity[-1] % 2)
-        if self.size > MAX_BYTES or self.token > MAX_TOKEN:
-            raise DataError(f'{self.path}: an item of more than {MAX_BYTES >> 20} MB, or a number or text of more than '
+        if self.size > self.most or self.token > MAX_TOKEN:
+            raise DataError(f'{self.path}: an item of more than {self.most >> 20} MB, or a number or text of more than '
                             f'{MAX_TOKEN >> 20} MB; is it the file that its name says?')
 
 
@@ -84,7 +85,7 @@ class JsonBlocks:
     """A binary file of json, as ijson reads it: without a byte order mark, its Structure checked."""
 
     def __init__(self, file, path, items):
-        self.file, self.path, self.structure, self.at_start = file, path, Structure(path, items), True
+        self.file, self.path, self.structure, self.at_start = file, path, Structure(path, items, MAX_ITEM), True
 
     def read(self, size):
         block = self.file.read(size)
@@ -126,7 +127,7 @@ def parse_json(text, place, expected):
     constants = []  # NaN, Infinity, -Infinity
     check_encoding(text, place)
     if text.count(b'[') + text.count(b'{') > MAX_DEPTH:
-        structure = Structure(place, 0)
+        structure = Structure(place, 0, MAX_BYTES)
         for start in range(0, len(text), BLOCK):
             structure.check(text[start:start + BLOCK])
     try:
