@@ -28,11 +28,11 @@ def main(argv=None) -> int:
     if options.part:
         return run_main('bench.bash', lambda: print(json.dumps(measure(options.part, options))) or 0)
     flags = ['--count', options.count, '--device', options.device, *(['--images', options.images] if options.images else [])]
-    figures = {}
+    figures = report.Figures(options.out)
     for mode in MODES:
         figures |= report.run_separately('detector', '--part', mode, *flags)
     figures['bf16, times as fast as fp32'] = figures['fp32, s an image'] / figures['bf16, s an image']
-    return report.finish(figures, options.out)
+    return figures.finish()
 
 
 def measure(mode, options):

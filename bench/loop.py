@@ -55,12 +55,12 @@ def main(argv=None) -> int:
         return dist.end(0)
 
     def work():
+        figures = report.Figures(options.out)
         try:
-            source = make(options)
+            figures |= {'sentences': make(options), 'task, mode': f'{options.task}, {options.mode}'}
             loop, alone = measure(options)
-            figures = {
-                'sentences': source, 'task, mode': f'{options.task}, {options.mode}', 'the loop, s a step': loop,
-                'the step alone, s': alone, 'the loop, examples/s': options.batchSize / loop,
+            figures |= {
+                'the loop, s a step': loop, 'the step alone, s': alone, 'the loop, examples/s': options.batchSize / loop,
                 'share of the loop that is not the step, per cent': 100 * (1 - alone / loop)}
             if options.device == 'cuda' and options.processes > torch.cuda.device_count():
                 print(f'{options.processes} processes: skipped, there are {torch.cuda.device_count()} GPUs', file=sys.stderr)
@@ -70,7 +70,8 @@ def main(argv=None) -> int:
                 figures |= {f'{name}, examples/s': options.batchSize / seconds, f'{name}, times as fast as 1': loop / seconds}
         finally:
             shutil.rmtree(options.folder, ignore_errors=True)
-        return report.finish(figures | training_hours(options, loop), options.out)
+        figures |= training_hours(options, loop)
+        return figures.finish()
 
     return run_main('bench.bash', work)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import models
 from bench import report
@@ -21,6 +20,7 @@ from bert import layers
 from bert.speed import accelerate
 from bert.tokenization import BertTokenizer
 from cli import run_main
+from files.progress import ProgressBar
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
 from param import Options
@@ -56,7 +56,7 @@ def main(argv=None) -> int:
             parser.error(f'--{name}: expected some of {", ".join(sorted(known))}, found {", ".join(sorted(unknown))}')
     if options.part:
         return run_main('bench.bash', lambda: print(json.dumps(peak_memory(options, *options.part.split('/')))) or 0)
-    return run_main('bench.bash', lambda: report.finish(measure(options), options.out))
+    return run_main('bench.bash', lambda: measure(options, report.Figures(options.out)).finish())
 
 
 def add_device_flags(parser):
@@ -68,19 +68,19 @@ def add_device_flags(parser):
     parser.add_argument('--small', action='store_true', help='a very small model, to try the program')
 
 
-def measure(options) -> dict:
-    """All figures by name, with their units."""
+def measure(options, figures) -> dict:
+    """Adds all figures by name, with their units, and returns them."""
     device, config = torch.device(options.device), config_of(options)
     lengths, source = question_lengths(options.world)
-    figures = {'device': torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU', 'threads': torch.get_num_threads(),
-               'model': 'very small' if options.small else '9, 5 and 5 layers, hidden size 768', 'sentences': source,
-               'tokens per sentence': float(lengths.mean())}
+    figures |= {'device': torch.cuda.get_device_name() if options.device == 'cuda' else 'CPU',
+                'threads': torch.get_num_threads(), 'sentences': source, 'tokens per sentence': float(lengths.mean()),
+                'model': 'very small' if options.small else '9, 5 and 5 layers, hidden size 768'}
     rates = {mode: matrix_rate(MODES[mode], device) / 1e12 for mode in dict.fromkeys(['fp32', *options.modes.split(',')])
              if mode in MODES}
     figures |= {f'matrix products, {mode}, TFLOP/s': rate for mode, rate in rates.items()}
     rates[HUGGING_FACE] = rates['fp32']
     for task in options.tasks.split(','):
-        figures |= measure_task(options, task, config, lengths, device, rates)
+        measure_task(options, task, config, lengths, device, rates, figures)
         for name in names(options):
             if '/' not in name:
                 figures[f'{task}, training, {name}: peak memory, MB'] = report.run_separately(
@@ -97,9 +97,9 @@ def names(options):
     return [*([] if options.alone else [HUGGING_FACE]), *options.modes.split(',')]
 
 
-def measure_task(options, task, config, lengths, device, rates) -> dict:
-    """Seconds, examples per second and TFLOP/s of each model's steps."""
-    figures, runners = {}, {}
+def measure_task(options, task, config, lengths, device, rates, figures):
+    """Adds seconds, examples per second and TFLOP/s of each model's steps to the figures."""
+    runners = {}
     for name in names(options):  # fp32, bf16 and their switches share one model
         same = next((runners[other] for other in runners if model_of(other) == model_of(name)), None)
         runners[name] = HuggingFace(task, config, device) if name == HUGGING_FACE else Ours(task, name, config, device, same)
@@ -111,7 +111,7 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
         if not size:
             continue
         seconds, tokens = {name: [] for name in runners}, []
-        for turn in tqdm(range(options.runs + 1), f'{task}, {what}', disable=None):
+        for turn in ProgressBar(range(options.runs + 1), f'{task}, {what}'):
             drawn = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
             tokens.append(float(drawn.mean()))
             for name, runner in runners.items():
@@ -129,7 +129,6 @@ def measure_task(options, task, config, lengths, device, rates) -> dict:
                 figures[f'{task}, {what}, {name}: per cent of the rate of matrix products'] = useful / median / 1e10 / rates[name]
             if HUGGING_FACE in medians and name != HUGGING_FACE:
                 figures[f'{task}, {what}, {name}: times as fast as {HUGGING_FACE}'] = medians[HUGGING_FACE] / median
-    return figures
 
 
 def model_of(name):

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bench import report
 from cli import run_main
 from files.atomic import check_free_space
+from files.progress import ProgressBar
 from regions import store, tsv
 from regions.tsv import ImageRegions
 
@@ -42,16 +42,16 @@ def main(argv=None) -> int:
         try:
             check_free_space(options.folder, options.images * REGIONS * FEATURES * 2 + options.convert * REGIONS * FEATURES * 12
                              + 2e9, 'bench.bash regions', 'set --images or --folder')
-            return report.finish(measure(options), options.out)
+            return measure(options, report.Figures(options.out)).finish()
         finally:
             shutil.rmtree(options.folder)
 
     return run_main('bench.bash', work)
 
 
-def measure(options) -> dict:
-    """All figures by name, with their units."""
-    figures = {'cores': len(os.sched_getaffinity(0)), 'images': options.images}
+def measure(options, figures) -> dict:
+    """Adds all figures by name, with their units, and returns them."""
+    figures |= {'cores': len(os.sched_getaffinity(0)), 'images': options.images}
     small, large = options.folder / 'small.store', options.folder / 'large.store'
     make_store(small, 100)
     figures['large store written, s'] = timed(lambda: make_store(large, options.images))
@@ -65,7 +65,8 @@ def measure(options) -> dict:
         for state in ('cold', 'warm'):
             figures[f'open to first batch, {name}, {state}, s'] = part('first', path)
     evict(large)
-    figures |= part('random', large) | part('compare', large)
+    figures |= part('random', large)
+    figures |= part('compare', large)
     for processes, workers in ((1, 0), (1, 4), (2, 4)):
         with ThreadPoolExecutor(processes) as pool:
             memory = np.sum(list(pool.map(lambda _, workers=workers: part('training', large, workers), range(processes))), 0)
@@ -73,7 +74,7 @@ def measure(options) -> dict:
         figures |= {f'{name}, memory after 100 batches, MB': memory[0],
                     f'{name}, growth over {options.batches:,} more, MB': memory[1] - memory[0]}
     shutil.rmtree(large)
-    return figures | measure_conversion(options)
+    return measure_conversion(options, figures)
 
 
 # Measurements in their own processes
@@ -142,14 +143,14 @@ def own_memory(pid) -> int:
 
 # Conversion
 
-def measure_conversion(options) -> dict:
+def measure_conversion(options, figures) -> dict:
     """MB of TSV per second, in the page cache: into a store, and as the original code reads it."""
     path = options.folder / 'x_obj36.tsv'
     tsv.write(path, map(image, range(options.convert)))
     megabytes = path.stat().st_size / 1e6
     path.read_bytes()
     original = timed(lambda: read_as_original(path))
-    figures = {'TSV, MB': megabytes, 'csv + base64 into RAM, MB/s of TSV': megabytes / original}
+    figures |= {'TSV, MB': megabytes, 'csv + base64 into RAM, MB/s of TSV': megabytes / original}
     for dtype in ('float32', 'float16'):
         seconds = timed(lambda dtype=dtype: store.convert(path, dtype=dtype))
         shutil.rmtree(store.store_folder(path))
@@ -191,7 +192,7 @@ def image(number) -> ImageRegions:
 
 def make_store(folder, images) -> None:
     """A store of float16 features."""
-    store.write(folder, map(image, tqdm(range(images), folder.name, unit=' images', disable=None)), {}, dtype='float16')
+    store.write(folder, map(image, ProgressBar(range(images), folder.name, unit=' images')), {}, dtype='float16')
 
 
 def evict(folder) -> None:

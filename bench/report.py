@@ -1,4 +1,4 @@
-"""What the measurements have in common: flags, processes of their own, the table and the json of figures."""
+"""What the measurements have in common: flags, processes of their own, the rows and the json of figures."""
 
 import argparse
 import json
@@ -58,16 +58,36 @@ def peak_resident():
     return int(line.split()[1]) * 1024
 
 
-def finish(figures, out):
-    """Prints {name with unit: number or text} as a table and writes it as json; returns exit status 0."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, figures)
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        if isinstance(value, float) and abs(value) < 100:
-            value = f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3f}'
-        elif not isinstance(value, str):
-            value = f'{value:,.0f}'
-        print(f'{name:{width}s}  {value:>12}')
-    print(f'Written to {out}.')
-    return 0
+WIDTH = 62  # characters of the name of a figure in a row
+
+
+class Figures(dict):
+    """{name with unit: number or text}: each is printed, and all are written as json, as soon as it is measured."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def __setitem__(self, name, value):
+        self.update({name: value})
+
+    def update(self, figures):
+        """Adds figures that were measured together."""
+        super().update(figures)
+        write_json(self.out, self)
+        for name, value in figures.items():
+            if isinstance(value, float) and abs(value) < 100:
+                value = f'{value:.1e}' if 0 < abs(value) < 1e-3 else f'{value:.3f}'
+            elif not isinstance(value, str):
+                value = f'{value:,.0f}'
+            print(f'{name:{WIDTH}s}  {value:>12}', flush=True)
+
+    def __ior__(self, figures):
+        self.update(figures)
+        return self
+
+    def finish(self):
+        """The exit status of a measurement that is complete."""
+        print(f'Written to {self.out}.')
+        return 0

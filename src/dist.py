@@ -70,7 +70,7 @@ def _join():
     if ended is not None:
         os._exit(end(ended))
     if (machine := os.environ['NODE_RANK']) != os.environ['GROUP_RANK']:
-        raise ValueError(f'NODE_RANK: {machine} is given to more than one machine')
+        raise ValueError(f'NODE_RANK: {machine} is given to more than one machine; number them from 0')
     return store
 
 
@@ -158,7 +158,8 @@ def _device(device_type):
     if torch.cuda.is_available() and torch.cuda.device_count():
         local = int(os.environ.get('LOCAL_RANK', 0))
         if local >= torch.cuda.device_count():
-            raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are {torch.cuda.device_count()}')
+            raise DeviceError(f'more processes than GPUs: there is no GPU {local}, there are '
+                              f'{torch.cuda.device_count()}; start as many as there are GPUs')
         return torch.device('cuda', local)
     if device_type == 'cuda' or any(Path('/dev').glob('nvidia[0-9]*')):
         if os.environ.get('CUDA_VISIBLE_DEVICES') == '':

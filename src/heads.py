@@ -78,7 +78,8 @@ class Encoder(nn.Module):
         """Tokenizes N texts; the dataset keeps the arrays and indexes them for each batch.
 
         texts: list of tuples of one or two strings; blank: whether to add the place of an answer. Returns {name: numpy array}:
-        input_ids (N, max_length), 0 at padding, and optionally token_type_ids of the same shape and slot (N,).
+        input_ids (N, max_length), 0 at padding, and optionally token_type_ids of the same shape, slot (N,), and counts (N, 4) as
+        from BertTokenizer.encode_counted, which are no part of a batch.
         """
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ DEFAULT = 'lxmert'
 def package(model, module='heads'):
     """A module of the model's package. Raises ValueError for an unknown model."""
     if model not in MODELS:
-        raise ValueError(f'--model {model}: expected one of {", ".join(MODELS)}')
+        raise ValueError(f'--model {model}: expected one of {", ".join(MODELS)}; correct it')
     return importlib.import_module(f'{MODELS[model]}.{module}')
 
 

@@ -30,6 +30,7 @@ PATIENCE = 60  # seconds to wait until files of another machine are visible (NFS
 # draws other random numbers: the results are equivalent, but not bit-identical.
 MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice', 'evalBatchSize', 'device', 'multiGPU',
               'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing', 'offline'}
+SCHEDULE = ('epochs', 'batchSize')  # may change too; train.begin_or_resume says what follows
 ANNOTATIONS = 'annotations'  # what a run reads besides regions
 PATHS = ('bert', 'load', 'loadLXMERT', 'loadLXMERTQA', 'dataset')  # options that name a file or folder
 # Options that may differ between the processes of a run.
@@ -100,13 +101,15 @@ class RunFolder:
             old = {field.name: field.default for field in dataclasses.fields(options)} | old
         different = [f'--{name} {old.get(name)!r} then, {value!r} now' for name, value in dataclasses.asdict(options).items()
                      if name not in MAY_CHANGE and old.get(name) != value
+                     and not (state and name in SCHEDULE and type(old.get(name)) is int and old[name] > 0)
                      and not (name in PATHS and _same_path(old, dataclasses.asdict(options), name, cwd))]
         different += [f'{name} differs' for name, text in sidecars.items()
                       if (self.path / name).exists() and self._differs(self.path / name, text)]
         if different:
             source = STATE if state else OPTIONS
             raise ValueError(f'--resume: the run in {self.path} was started with other settings (see its {source}): '
-                             + '; '.join(different))
+                             f'{"; ".join(different)}; repeat its command with --resume, or start a new run in another --output, '
+                             'from one of its snapshots with --load')
         return state
 
     @staticmethod

@@ -14,7 +14,6 @@ import signal
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import dist
 from batches import evaluation_batches, load_batches, steps_per_epoch, training_batches
@@ -23,10 +22,13 @@ from bert.speed import ApexAdam
 from bert.weights import WeightsError, why_not_like
 from cli import handle_termination
 from files.json_files import some
-from files.text import printable, shown
+from files.progress import ProgressBar
+from files.text import shown
 from run_state import STATE, Progress
 
 REPORT_STEPS = 20  # log the loss every so many steps
+FIRST_REPORTS = (1, 2, 5, 10)  # steps after which the progress line shows it too
+ESTIMATE_STEPS = 10  # from which the time of an epoch is expected
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
 
 OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
@@ -139,9 +141,10 @@ def autocast(options, device):
     return torch.autocast(device.type, torch.float16 if options.fp16 else torch.bfloat16, enabled=options.bf16 or options.fp16)
 
 
-def progress_bar(total, start, text, options):
-    disable = True if not dist.is_main() else False if options.tqdm else None  # None: tqdm disables it without a terminal
-    return tqdm(total=total, initial=start, desc=printable(text), unit='step', disable=disable, leave=False)
+def progress_bar(total, start, text, options, batch):
+    """A bar of steps, each of so many examples over all processes."""
+    return ProgressBar(total=total, initial=start, desc=text, unit='steps', shown=dist.is_main(), force=options.tqdm,
+                       per_step=batch, rate_unit='examples', leave=False)
 
 
 def train_step(model, optimizer_step, batches, options, progress, device, sigterm=False):
@@ -177,8 +180,11 @@ def unwrap(model):
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm):
-    """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}."""
+def train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm, estimate=False):
+    """Trains until the end of the current epoch and updates progress. Returns {name: sum of a loss or metric over all ranks}.
+
+    estimate: whether to print the expected time of an epoch after the first steps.
+    """
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
     first = progress.step
@@ -194,12 +200,16 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
                 name_nonfinite(train_set, np.concatenate([part.indices for part in parts]), step, progress)
             count_skipped(progress, folder, bool(finite), step)
             stop |= bool(stopping)
-            for value in map(float, loss):
-                bar.set_postfix_str(f'loss {value:.3f}')
-                folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
+            for value, *parts in (values.tolist() for values in loss):
+                names = [name.removeprefix('loss/') for name in metrics if name.startswith('loss/')]
+                details = ', '.join(f'{name} {part:.3f}' for name, part in zip(names, parts, strict=True))
+                bar.set_postfix_str(f'loss {value:.3f}' + (f' ({details})' if len(parts) > 1 else ''))
+                if step % REPORT_STEPS == 0:
+                    folder.scalars({'train/loss': value}, progress.total_steps - progress.step + step)
         return stop
 
-    with progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options) as bar:
+    batch = min(options.batchSize, len(train_set))
+    with progress_bar(progress.steps_per_epoch, progress.step, f'Epoch {progress.epoch}', options, batch) as bar:
         while progress.step < progress.steps_per_epoch:
             step = [next(batches) for _ in range(options.accumulate)]
             metrics, finite, stopping = train_step(model, optimizer_step, step, options, progress, device, bool(sigterm.received))
@@ -207,10 +217,13 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
             for name, value in {**metrics, 'steps': 1.0 / dist.world_size()}.items():
                 value = value.double().where(finite, 0.0) if isinstance(value, torch.Tensor) else finite.double() * value
                 sums[name] = sums.get(name, 0.0) + value
-            loss = [sum(value for name, value in metrics.items() if name.startswith('loss/'))]
+            losses = [value for name, value in metrics.items() if name.startswith('loss/')]
+            report = progress.step % REPORT_STEPS == 0 or progress.step in FIRST_REPORTS
             deferred.push(progress.step, finite, stopping,
-                          *map(dist.sum_over_ranks, loss if progress.step % REPORT_STEPS == 0 else ()))
+                          *([dist.sum_over_ranks(torch.stack([sum(losses), *losses]))] if report else ()))
             bar.update()
+            if estimate and progress.step - first == min(ESTIMATE_STEPS, progress.steps_per_epoch - first):
+                bar.note_estimate(progress.steps_per_epoch, 'epoch')
             last = progress.step == progress.steps_per_epoch
             save = options.saveSteps and progress.step % options.saveSteps == 0 and not last
             stop = read_metrics(flush=save or last)
@@ -274,7 +287,7 @@ def evaluate(head, dataset, options, device, text='Evaluating', k=1):
     local = micro_batches[dist.rank()::dist.world_size()]
     arrays, starts = None, np.cumsum([0, *(len(micro_batch.indices) for micro_batch in local)])
     deferred = DeferredMetrics(device)
-    with progress_bar(len(local), 0, text, options) as bar:
+    with progress_bar(len(local), 0, text, options, len(dataset) / len(micro_batches) * dist.world_size()) as bar:
         for number, batch in enumerate(load_batches(dataset, local, options, device)):
             with autocast(options, device), torch.set_grad_enabled(head.gradients_in_evaluation):
                 deferred.push(number, *(tensor.detach() for tensor in head.predict(batch, k)))
@@ -299,8 +312,9 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
     """({loss: mean over the dataset}, {metric: sum over the dataset}), on every rank."""
     head.eval()
     sums = {}
-    local = evaluation_batches(len(dataset), options)[dist.rank()::dist.world_size()]
-    with progress_bar(len(local), 0, text, options) as bar:
+    micro_batches = evaluation_batches(len(dataset), options)
+    local = micro_batches[dist.rank()::dist.world_size()]
+    with progress_bar(len(local), 0, text, options, len(dataset) / len(micro_batches) * dist.world_size()) as bar:
         for batch in load_batches(dataset, local, options, device):
             counts = head.counts([batch])
             with autocast(options, device):
@@ -324,9 +338,11 @@ def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_s
     model = head
     if dist.world_size() > 1:
         model = DistributedDataParallel(head, find_unused_parameters=True)
+    first = progress.epoch
     with SigtermHandler() as sigterm:
         while progress.epoch < options.epochs:
-            sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm)
+            sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm,
+                               estimate=progress.epoch == first)
             finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
             folder.save_state(options, progress, head, optimizer_step)
 
@@ -359,10 +375,10 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
     optimizer_step = OptimizerStep(head, options, progress.steps_per_epoch * options.epochs, device)
     if state is None:
         return progress, optimizer_step
-    steps, progress = progress.steps_per_epoch, Progress.from_dict(state['progress'])
+    steps, progress, saved = progress.steps_per_epoch, Progress.from_dict(state['progress']), vars(options) | state['options']
     try:
-        if progress.steps_per_epoch != steps:
-            raise WeightsError(f'key progress.steps_per_epoch: expected {steps}, found {progress.steps_per_epoch}')
+        if progress.steps_per_epoch != (expected := steps_per_epoch(len(train_set), saved['batchSize'])):
+            raise WeightsError(f'key progress.steps_per_epoch: expected {expected}, found {progress.steps_per_epoch}')
         model = {name: torch.empty_like(tensor, device='meta') for name, tensor in head.original_state().items()}
         if reason := why_not_like(state['model'], model, 'model') or why_not_like(
                 state.get('extra', {}), head.extra_state(), 'extra', values=False):
@@ -371,12 +387,50 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
         optimizer_step.load_state_dict(state, progress.total_steps)
     except WeightsError as error:
         fault = str(error).partition('\n')[0]  # without the report
-        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}') from None
+        raise WeightsError(f'{folder.path / STATE}: the run state does not fit this model: {fault}; bring '
+                           'back what the run was trained with, or start a new run in another --output') from None
     dist.print0(report)
     if 'extra' in state:
         head.load_extra_state(state['extra'])
     state.clear()  # frees the memory
+    changes = change_schedule(progress, optimizer_step.optimizer, saved, options, steps)
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
-    dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.')
+    dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.', *changes)
     return progress, optimizer_step
+
+
+def change_schedule(progress, optimizer, saved, options, steps):
+    """Continues with another --epochs, --batchSize or --accumulate: changes the progress and the optimizer's step counts, so that
+    the same share of the training is done as before. Returns lines that state the consequences.
+
+    progress: as it was saved; saved: the options then, by name; steps: of an epoch now.
+    """
+    def rate():
+        group = optimizer.param_groups[0]
+        total = progress.steps_per_epoch * epochs
+        return optimizer.rate({**group, 't_total': total}, progress.total_steps) + 0.0 if 't_total' in group else options.lr
+
+    epochs, lines = saved['epochs'], []
+    before, done = rate(), progress.total_steps
+    if saved['batchSize'] != options.batchSize:
+        lines.append(f'  --batchSize {saved["batchSize"]} then, {options.batchSize} now: an epoch has {steps:,} steps instead of '
+                     f'{progress.steps_per_epoch:,}; --lr stays {options.lr:g}.')
+        # The order of an epoch depends on the seed only; up to a batch of its examples is seen twice.
+        progress.step = min(progress.step * saved['batchSize'] // options.batchSize, steps)
+        progress.steps_per_epoch = steps
+        progress.skipped = min(progress.skipped, progress.total_steps)
+        progress.skipped_in_a_row = min(progress.skipped_in_a_row, progress.skipped)
+        for state in optimizer.state.values():
+            if 'step' in state:
+                state['step'] = state['step'] * progress.total_steps // max(done, 1)
+    if epochs != options.epochs:
+        epochs = options.epochs
+        lines.append(f'  --epochs {saved["epochs"]} then, {epochs} now: ' + (
+            'the learning rate is constant, so that only the length changes.' if options.optim != 'bert' else
+            f'the schedule ends at step {steps * epochs:,}, and the learning rate goes on with {rate():.3g} instead of '
+            f'{before:.3g}: the result differs from that of a run with {epochs} epochs from the start.'))
+    if saved['accumulate'] != options.accumulate:
+        lines.append(f'  --accumulate {saved["accumulate"]} then, {options.accumulate} now: the steps are equivalent, but '
+                     'dropout draws other numbers.')
+    return lines

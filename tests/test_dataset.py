@@ -75,16 +75,18 @@ def test_questions_are_counted_split_by_split(mine, check):
     status, lines = check(DESCRIBED, '--bert', str(mine))
     assert (status, lines) == (0, [
         'train: 3 sentences on 2 images, 3 with labels',
-        '  1 sentences have more than 5 tokens: cut',  # [CLS] is it a red [SEP]; 'is it red' just fits
+        '  text: 0.0 % of the word pieces are [UNK], 1 of 3 sentences have more than 5 tokens and are truncated.',
         '  2 answers are not in answers.json (maybe): left out',
         '  1 images have no regions (9): not trained on, and --test needs --allowMissing',
         '  3 images with regions have no sentences',
         'dev: 3 sentences on 2 images, 0 with labels',
-        '  2 sentences have more than 5 tokens: cut',
+        '  text: 0.0 % of the word pieces are [UNK], 2 of 3 sentences have more than 5 tokens and are truncated.',
+        '  Warning: text: most sentences have more than 5 tokens, and what exceeds them is not read; the longest has 6: raise '
+        'max_length.',
         '  0 images with regions have no sentences',
         'mine.json: 0 faults'])
     assert not list(mine.glob('*.store'))
-    assert check(DESCRIBED)[1] == [line for line in lines if 'tokens' not in line]
+    assert check(DESCRIBED)[1] == [line for line in lines if 'text: ' not in line and 'max_length' not in line]
 
 
 def test_image_ids_come_from_a_store_where_there_is_one(mine, check):
@@ -109,7 +111,7 @@ def test_statements_about_two_pictures(mine, check):
     assert status == 1 and 'key "answers": expected no such key, since nlvr2 answers False or True' in lines[0]
     assert check({**described, 'kind': 'nlvr'})[1][0] == (
         'mine.json: key "splits.train.annotations": train.json: example 0: key "img_id": expected an image id '
-        "(text of 1 to 255 characters), found 'nothing'")
+        "(text of 1 to 255 characters), found 'nothing'; correct the file")
 
 
 TEXT = {'img_id': '3', 'sentf': {'mscoco': ['a red', 'is it a red'], 'vqa': ['is it', 'is it red', 'it']},
@@ -124,7 +126,7 @@ def test_sentences_of_pretraining(mine, check, monkeypatch):
                  'splits': {'train': {'annotations': 'train.json', 'features': ['b.tsv']}}}
     assert check(described, '--bert', str(mine)) == (0, [
         'train: 6 sentences on 2 images, 3 with labels',
-        '  2 sentences have more than 5 tokens: cut',
+        '  text: 0.0 % of the word pieces are [UNK], 2 of 6 sentences have more than 5 tokens and are truncated.',
         '  1 answers are not in answers.json (7): left out',  # normalised as in the table: 'seven' is 7
         '  1 images have no regions (7): not trained on, and --test needs --allowMissing',
         '  1 images with regions have no sentences', 'mine.json: 0 faults'])
@@ -132,7 +134,7 @@ def test_sentences_of_pretraining(mine, check, monkeypatch):
     assert 'annotations": all its 3 answers are not in answers.json (yes, 7); do they belong' in check(described)[1][1]
     save(mine / 'train.json', [TEXT, {**TEXT, 'sentf': {'vqa': ['it', 'is', 3]}}])
     assert check(described) == (1, ['mine.json: key "splits.train.annotations": train.json: example 1: key "sentf.vqa[2]": '
-                                    'expected a sentence, found 3', 'mine.json: 1 fault'])
+                                    'expected a sentence, found 3; correct the file', 'mine.json: 1 fault'])
 
 
 def test_text_gives_each_sentence_with_its_source_and_label():

@@ -31,15 +31,18 @@ def read_table(path, sets=None):
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         if not (isinstance(entry, dict) and isinstance(entry.get('ans'), str) and isinstance(entry.get('dsets'), list)
                 and all(isinstance(name, str) for name in entry['dsets'])):
-            raise DataError(f'{path}: entry {number}: expected {{"ans": a text, "dsets": a list of texts}}, found {shown(entry)}')
+            raise DataError(f'{path}: entry {number}: expected {{"ans": a text, "dsets": a list of texts}}, found '
+                            f'{shown(entry)}; correct it')
     table = [(entry['ans'], set(entry['dsets'])) for entry in entries]
     if (twice := first_duplicate(answer for answer, _ in table)) is not None:
-        raise DataError(f'{path}: expected each answer once, found {shown(twice)} twice')
+        raise DataError(f'{path}: expected each answer once, found {shown(twice)} twice; '
+                        'list it once')
     if sets is None:
         return [answer for answer, _ in table]
     available = set().union(*(dsets for _, dsets in table))
     if unknown := set(sets) - available:
-        raise ValueError(f'--qaSets: {path} has answers of {", ".join(sorted(available))}, none of {", ".join(sorted(unknown))}')
+        raise ValueError(f'--qaSets: {path} has answers of {", ".join(sorted(available))}, none of '
+                         f'{", ".join(sorted(unknown))}; name some of these')
     return [answer for answer, dsets in table if dsets & set(sets)]
 
 

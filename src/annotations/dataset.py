@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from annotations.split_regions import open_regions, warn_duplicate_images
+from bert.tokenization import TextStatistics
 from dist import print0
 from files.json_files import DataError, some
 from regions import placement
@@ -36,6 +37,8 @@ class ExampleDataset(torch.utils.data.Dataset):
         texts = [examples.sentences[place] for place in used]
         self.text = encoder.write([(text,) if isinstance(text, str) else text for text in texts], max_length)  # (texts, t)
         examples.sentences = ()  # a third of the memory of millions of questions
+        self.counts, self.max_length = self.text.pop('counts', None), max_length
+        self.vocabulary = getattr(getattr(encoder, 'tokenizer', None), 'vocab_file', '')
         self.input_ids = self.text['input_ids']
         self.lengths = ((self.input_ids != 0) * np.arange(1, max_length + 1)).max(1)
         self.label_start = np.searchsorted(examples.label_example, np.arange(len(self) + 1))
@@ -66,6 +69,18 @@ class ExampleDataset(torch.utils.data.Dataset):
             batch['region_target'] = (overlaps(batch['boxes'], batch.pop('target_box')) >= TARGET_OVERLAP).float()
         return batch
 
+    def text_statistics(self, rows=slice(None)):
+        """The TextStatistics of some examples, or None if the encoder does not count."""
+        if self.counts is None:
+            return None
+        times = np.bincount(self.sentence[rows].ravel(), minlength=len(self.counts))
+        return TextStatistics(self.max_length).add(self.counts, times)
+
+    def text_report(self, rows, name):
+        """Prints the statistics of the text of some examples, of a split or file `name`, and warnings."""
+        if statistics := self.text_statistics(rows):
+            print0(*statistics.lines(name, self.vocabulary))
+
     def digest(self):
         """Tells whether two datasets hold the same texts, labels and images."""
         digest, examples = hashlib.sha256(), self.examples
@@ -83,12 +98,6 @@ class ExampleDataset(torch.utils.data.Dataset):
     def nonfinite_images(self, indices):
         """Ids of images of some examples whose features are not finite."""
         return self.regions.nonfinite(self.rows[indices])
-
-    def learnable(self):
-        """Whether any label says something: of answers, a score above 0."""
-        examples = self.examples
-        answers = examples.choice is None and examples.boxes is None and not examples.schema.captions
-        return not answers or bool(examples.label_score.max(initial=0) > 0)
 
     def labels(self, indices):
         """The labels of some examples, as in a batch."""
@@ -188,4 +197,13 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
     regions = placement.place(regions, options.featDevice, device)
     dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
+    for number, split in enumerate(splits):
+        of_split = np.flatnonzero(examples.split == number)
+        if of_split.size:
+            name = next(name for name, other in spec.splits.items() if other is split)
+            dataset.text_report(of_split, name)
+            if examples.labelled and not examples.learnable(of_split):
+                print0(f'Warning: {name}: no question has an answer with a score above 0'
+                       + (f' among those of {spec.answers}' if spec.answers else '')
+                       + ': nothing is learned from it, and its score is 0. Are these the right annotations and answers?')
     return dataset

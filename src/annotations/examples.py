@@ -158,6 +158,14 @@ class Examples:
     def __len__(self):
         return len(self.ids)
 
+    def learnable(self, rows=slice(None)):
+        """Whether any label of some labelled examples says something: of answers, a score above 0."""
+        if self.choice is not None or self.boxes is not None or self.schema.captions:
+            return True
+        answered = np.zeros(len(self), bool)
+        answered[self.label_example[self.label_score > 0]] = True
+        return bool(answered[rows].any())
+
     def names(self, rows=slice(None)):
         """The ids of some examples as they are in the annotations."""
         ids = self.ids[rows].tolist()
@@ -221,7 +229,8 @@ def read_examples(paths, schema, answers):
                 fault = schema.label_key, 'labels on all examples of a file or on none'
             if fault:
                 value = item.get(fault[0], 'nothing') if isinstance(item, dict) else item
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(value)}')
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(value)}; '
+                                'correct the file')
             for example in captions_of(item) if schema.captions else (item,):
                 ids.append(example[schema.id] if schema.id_type is int else str(example[schema.id]).encode())
                 for key, column in zip(schema.images, images, strict=True):
@@ -244,7 +253,8 @@ def read_examples(paths, schema, answers):
                             unknown[answer] += 1
                 n += 1
     if len(set(labelled)) > 1:
-        raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none')
+        raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none; train on those with '
+                        'labels only')
     ids, starts = ids.array(), [*starts, n]
     for path, (start, end) in zip(paths, pairwise(starts), strict=True):
         if not schema.captions:
@@ -269,4 +279,4 @@ def check_distinct(path, schema, ids):
         one, other = order[twice[0]], order[twice[0] + 1]
         key = ids[one].decode() if schema.id_type is str else int(ids[one])
         raise DataError(f'{path}: example {other}: key "{schema.id}": expected a new id (example {one} has the same), found '
-                        f'{key!r}')
+                        f'{key!r}; number the examples anew')

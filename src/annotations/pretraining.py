@@ -247,10 +247,17 @@ def load_sentences(spec, names, tokenizer, table, options, device):
         print0(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
     dataset = SentenceDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer, table, options)
     if not len(dataset):
-        raise DataError(f'{names}: no sentence is left whose image is among those used')
+        raise DataError(f'{names}: no sentence is left whose image is among those used; leave out --tiny or '
+                        '--fast')
     if options.taskMatched and len(np.unique(dataset.row)) < 2:
-        raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one')
+        raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one; leave the flag out')
     print0(f'{names}: {len(dataset):,} sentences on {len(np.unique(dataset.row)):,} images.')
+    for split, file in zip(splits, columns, strict=True):
+        name = next(name for name, other in spec.splits.items() if other is split)
+        print0(*file.text.lines(name, tokenizer.vocab_file))
+        if options.taskQA and not (file.label_score > 0).any():
+            print0(f'Warning: {name}: no sentence has an answer: --taskQA learns nothing from it. Leave the flag out, or add '
+                   f'labelf to {split.annotations}.')
     if options.taskQA:
         for file, places in zip(columns, dataset.answer_of, strict=True):
             counts = np.bincount(file.label_answer, minlength=len(places))

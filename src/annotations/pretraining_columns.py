@@ -7,26 +7,26 @@ of the file, it holds
     label_start (n + 1,) int64: sentence i has the answers label_start[i] to label_start[i + 1] of
     label_answer (l,) int32, a place in answers.json, and label_score (l,) float32
     image_start (m + 1,) int64: image i has the sentences image_start[i] to image_start[i + 1]; image_ids (m,) bytes in UTF-8
-    answers.json: the answers that occur, normalised; meta.json: what it was made from; dtype, shape and sha256 of each array; a
-    checksum of meta.json and answers.json
+    answers.json: the answers that occur, normalised; meta.json: what it was made from; dtype, shape and sha256 of each array;
+    statistics of the text (TextStatistics); a checksum of meta.json and answers.json
 
 Opening compares all checksums, which takes half a second for the paper's nine million sentences; damaged columns are made again.
 The answer table is no part of it: it is applied when a run opens the columns, so that one table or another costs nothing.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from annotations import answer_table, pretraining_text
 from bert import tokenization
 from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
 from files.json_files import DataError, field, read_json, stream
+from files.progress import note
 from files.text import shown
 from regions import store_files
 from regions.store_files import Column
@@ -37,7 +37,8 @@ MAX_SOURCES = 1000  # of sentences
 
 
 class Columns:
-    """The columns in a folder, mapped: attributes of the arrays' names, and `sources`, `answers` (lists of str), `digest`.
+    """The columns in a folder, mapped: attributes of the arrays' names, and `sources`, `answers` (lists of str), `digest`, `text`
+    (TextStatistics).
 
     digest: that of these columns where they were opened in another process; without it the checksums of all files are compared.
     Raises DataError, RegionError or FileNotFoundError, which name the file, if one is missing, damaged or cut off.
@@ -52,6 +53,7 @@ class Columns:
                        for name, (dtype, shape, _) in meta['arrays'].items()}
         vars(self).update(self.arrays)
         self.sources, self.answers, self.digest = meta['sources'], answers, meta['digest']
+        self.text = tokenization.TextStatistics(**meta['text'])
         if digest is None:
             with byte_bar(f'checking {folder.name}', sum(array.nbytes for array in self.arrays.values()), delay=1) as bar:
                 for name, (_, _, expected) in meta['arrays'].items():
@@ -88,7 +90,7 @@ def open_columns(path, tokenizer, max_length, store_root=None):
             with locked(folder):
                 columns, fault = fresh(folder, path, made_by)  # another process may have made them in the meantime
                 if fault:
-                    tqdm.write(f'Making {folder} from {path} again: {fault}', file=sys.stderr)
+                    note(f'Making {folder} from {path} again: {fault}')
                 if columns is None:
                     make(folder, path, made_by, tokenizer, max_length)
         except OSError as error:
@@ -149,8 +151,8 @@ def fresh(folder, path, made_by):
         try:
             write_json(folder / 'meta.json', meta | {'source': source | {'mtime_ns': stat.st_mtime_ns}})
         except OSError as error:
-            tqdm.write(f'{folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the checksum '
-                       f'of {path} again', file=sys.stderr)
+            note(f'{folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the checksum '
+                 f'of {path} again')
     return columns, ''
 
 
@@ -161,7 +163,7 @@ def make(folder, path, made_by, tokenizer, max_length):
         writer = Writer(building, tokenizer, max_length)
         for i, example in enumerate(stream(path, 'item', 'images with sentences')):
             if fault := pretraining_text.first_fault(example):
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
             if len(writer.sources.keys() | example['sentf'].keys()) > MAX_SOURCES:
                 raise DataError(f'{path}: example {i}: key "sentf": expected at most {MAX_SOURCES:,} sources, found more')
             writer.add(example)
@@ -182,6 +184,7 @@ class Writer:
         self.waiting['label_start'].append(0)
         self.sources, self.answers, self.place = {}, {}, {}  # name -> place; the last: an answer as it was given -> place
         self.ids, self.counts, self.labels = [], [], 0
+        self.text = tokenization.TextStatistics(max_length)
 
     def add(self, example):
         waiting = self.waiting
@@ -207,7 +210,8 @@ class Writer:
         return place
 
     def flush(self):
-        self.waiting['input_ids'] = self.tokenizer.encode(self.waiting['input_ids'], self.max_length)
+        self.waiting['input_ids'], _, counts = self.tokenizer.encode_counted(self.waiting['input_ids'], self.max_length)
+        self.text.add(counts)
         for name, column in self.columns.items():
             column.append(np.array(self.waiting[name], column.dtype))
             self.waiting[name] = []
@@ -222,6 +226,7 @@ class Writer:
         answers, meta = list(self.answers), meta | {
             'arrays': {name: (column.dtype, (column.length, *column.row_shape), digests[name])
                        for name, column in self.columns.items()},
-            'sources': list(self.sources), 'digest': hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
+            'sources': list(self.sources), 'text': dataclasses.asdict(self.text),
+            'digest': hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
         (self.folder / 'answers.json').write_text(json.dumps(answers))
         (self.folder / 'meta.json').write_text(json.dumps(meta | {'checksum': checksum(meta, answers)}, indent=1))

@@ -51,13 +51,15 @@ class DatasetSpec:
         def get(holder, key, kind, path=''):
             value = holder.get(key) if isinstance(holder, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool) or not value:
-                raise DataError(f'{where}: key "{path}{key}": expected {EXPECTED[kind]}, found {shown(value)}')
+                raise DataError(f'{where}: key "{path}{key}": expected {EXPECTED[kind]}, found {shown(value)}; correct the '
+                                'file')
             return value
 
         def check_keys(holder, keys, path=''):
             if not isinstance(holder, dict):
                 place = f'key "{path[:-1]}": ' if path else ''
-                raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {shown(holder)}')
+                raise DataError(f'{where}: {place}expected an object with the keys {", ".join(keys)}, found {shown(holder)}; '
+                                'correct the file')
             for key in holder:
                 if key not in keys:
                     raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
@@ -68,9 +70,10 @@ class DatasetSpec:
             features = get(split, 'features', list, path) if images is None or 'features' in split else []
             for place, feature in enumerate(features):
                 if not isinstance(feature, str) or not feature:
-                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {shown(feature)}')
+                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {shown(feature)}; '
+                                    'correct it')
             if not isinstance(whole := split.get('whole', False), bool):
-                raise DataError(f'{where}: key "{path}whole": expected true or false, found {shown(whole)}')
+                raise DataError(f'{where}: key "{path}whole": expected true or false, found {shown(whole)}; correct it')
             annotations = root / get(split, 'annotations', str, path)
             return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
@@ -82,9 +85,9 @@ class DatasetSpec:
         splits = {name: read_split(split, f'splits.{name}.') for name, split in get(values, 'splits', dict).items()}
         length = get(values, 'max_length', int)
         if length > MAX_LENGTH:
-            raise DataError(f'{where}: key "max_length": expected at most {MAX_LENGTH}, found {length}')
+            raise DataError(f'{where}: key "max_length": expected at most {MAX_LENGTH}, found {length}; correct it')
         if length < 3:
-            raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}')
+            raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}; correct it')
         answers = root / get(values, 'answers', str) if 'answers' in values else None
         detector = get(values, 'detector', str) if 'detector' in values else None
         return cls(get(values, 'kind', str), get(values, 'name', str), length, answers, splits, detector)
@@ -118,7 +121,7 @@ def read_answers(path):
 def check_answers(answers, where):
     """The answers, if they are a list of distinct texts, else DataError; where: they come from, for the message."""
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f'{where}: expected a list of answers')
+        raise DataError(f'{where}: expected a list of answers, texts in order; correct the file')
     if (twice := first_duplicate(answers)) is not None:
-        raise DataError(f'{where}: the answer {shown(twice)} is listed twice')
+        raise DataError(f'{where}: the answer {shown(twice)} is listed twice; list it once')
     return answers

@@ -94,7 +94,9 @@ def load_averages(optimizer, state, steps):
     local = optimizer.state_dict()
     if not isinstance(state, dict) or state.keys() != local.keys() or not isinstance(state['state'], dict):
         raise WeightsError('expected the keys state and param_groups')
-    if reason := why_not_like(state['param_groups'], local['param_groups'], 'param_groups', may_lack=True):
+    # t_total follows --epochs and --batchSize, which may change.
+    expected = [{name: value for name, value in group.items() if name != 't_total'} for group in local['param_groups']]
+    if reason := why_not_like(state['param_groups'], expected, 'param_groups', may_lack=True):
         raise WeightsError(reason)
     parameters = dict(zip((i for group in local['param_groups'] for i in group['params']),
                           (p for group in optimizer.param_groups for p in group['params']), strict=True))

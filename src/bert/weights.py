@@ -60,15 +60,49 @@ def read_state(path, rename=canonical_name):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file of weights')
-    state = load_file(path)
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f'{path}: expected tensors by name, found something else; is this a run state?')
+        raise FileNotFoundError(f'{path}: no such file of weights; correct the path')
+    state = unwrapped(load_file(path), path)
     for name, tensor in state.items():
         if reason := why_not_plain(tensor):
-            raise WeightsError(f'{path}: {name}: {reason}')
+            raise WeightsError(f'{path}: {name}: {reason}; save the weights again as plain tensors')
     return renamed(state, rename, path)
+
+
+def unwrapped(content, path):
+    """The tensors by name in the content of a file: all of it, or its one entry that holds such, which is printed.
+
+    Training programs save {'model': weights, 'optimizer': ...}, Lightning {'state_dict': weights, ...}. Raises WeightsError that
+    lists the keys if there is no such entry, or more than one.
+    """
+    if _is_state(content):
+        return content
+    if not isinstance(content, dict):
+        raise WeightsError(f'{path}: expected tensors by name, found {type(content).__name__}; save the model\'s state_dict()')
+    entries = {name: value for name, value in content.items() if isinstance(value, dict) and _has_weights(value)}
+    if len(entries) == 1:
+        (name, value), = entries.items()
+        if os.environ.get('RANK', '0') == '0':
+            rest = ', '.join(shown(key) for key in content if key != name)
+            print(f'{printable(path)}: the weights are its entry {shown(name)}; not read: {rest[:300] or "nothing"}', flush=True)
+        return unwrapped(value, path)
+    expected = f'one entry that holds tensors by name, found {len(entries)}' if entries else 'tensors by name and nothing else'
+    keys = ', '.join(f'{shown(name)} ({"tensors" if name in entries else type(value).__name__})'
+                     for name, value in content.items())
+    raise WeightsError(f'{path}: expected {expected}; its keys: {keys[:500] or "none"}; save the weights alone: '
+                       "torch.save(torch.load(FILE, weights_only=True)[KEY], 'weights.pth')")
+
+
+def _is_state(value):
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+
+
+def _has_weights(value, depth=3):
+    """Whether a dict holds matrices by name, or one of its entries does, down to some depth. Not the averages of an optimizer."""
+    if _is_state(value):
+        return any(tensor.is_floating_point() and tensor.ndim > 1 for tensor in value.values())
+    return depth > 0 and 'param_groups' not in value and any(
+        isinstance(entry, dict) and _has_weights(entry, depth - 1) for entry in value.values())
 
 
 def load_file(path, only_zip=False):
@@ -103,7 +137,7 @@ def _explained(path):
             raise WeightsError('expected a file, found a folder, pipe or device')
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such file') from None
+        raise FileNotFoundError(f'{path}: no such file; correct the path, or bring it back') from None
     except WeightsError as error:
         raise WeightsError(f'{path}: {error}') from None
     except Exception as error:  # a damaged file makes torch, safetensors and zipfile raise almost anything, even struct.error
@@ -113,7 +147,11 @@ def _explained(path):
             number, cause = errno.ENOMEM if memory else getattr(cause, 'errno', None), cause.__context__
         if number not in MALFORMED:
             raise OSError(f'{path}: cannot be read now ({os.strerror(number)}); nothing was changed: try again') from None
-        raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values') from None
+        if kinds := re.findall(r'GLOBAL ([\w.]+)', str(error)):  # of pickle; PyTorch's own advice is to run the code
+            raise WeightsError(f'{path}: holds Python objects ({printable(kinds[0])}), which can run code and are not read; save '
+                               "the weights alone where it was written: torch.save(model.state_dict(), 'weights.pth')") from None
+        raise WeightsError(f'{path}: the file is damaged or incomplete, or holds more than tensors and plain values; fetch or '
+                           'save it again') from None
 
 
 def _starts_like_zip(file):
@@ -129,12 +167,13 @@ def check_zip(file):
         infos = archive.infolist()
         for info in infos:  # PyTorch leaves the memory of what is called a directory as it was, and unpacks what is compressed
             if info.external_attr & DIRECTORY or info.compress_type or info.file_size != info.compress_size:
-                raise WeightsError(f'the file is damaged: its entry {info.filename} is not as PyTorch writes it')
+                raise WeightsError(f'the file is damaged: its entry {info.filename} is not as PyTorch writes it; '
+                                   'fetch or save it again')
         if len({info.filename for info in infos}) < len(infos) or sum(info.file_size for info in infos) > size:
-            raise WeightsError('the file is damaged: entries of its archive overlap')
+            raise WeightsError('the file is damaged: entries of its archive overlap; fetch or save it again')
         if bad := archive.testzip():
             raise WeightsError(f'{bad}: its check sum differs: the file was damaged after it was written, or was '
-                               'written with set_crc32_options(False) and must be written again without it')
+                               'written with set_crc32_options(False); fetch it again, or write it again without that')
 
 
 def leaves(value, name='', left=None):
@@ -142,7 +181,7 @@ def leaves(value, name='', left=None):
     left = [MOST_LEAVES] if left is None else left
     left[0] -= 1
     if left[0] < 0:
-        raise WeightsError(f'{name}: expected at most {MOST_LEAVES:,} values in the file, found more')
+        raise WeightsError(f'{name}: expected at most {MOST_LEAVES:,} values in the file, found more; is it one of weights?')
     if isinstance(value, (dict, list, tuple)) and value:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(item, f'{name}.{key}' if name else str(key), left)
@@ -206,7 +245,8 @@ def renamed(state, rename, path):
     result = {}
     for name, tensor in state.items():
         if (new := rename(name)) in result:
-            raise WeightsError(f'{path}: has {new} twice, the second time as {name}; it is not clear which one to load')
+            raise WeightsError(f'{path}: has {new} twice, the second time as {name}; it is not clear which one to load; '
+                               'save one of them alone')
         result[new] = tensor
     return result
 
@@ -230,7 +270,7 @@ def save_state(state, path, kind):
         save_file({name: tensor if owners[tensor.data_ptr()] == name else tensor.clone() for name, tensor in state.items()}, path,
                   {'format': 'pt'})
     except SafetensorError:
-        raise OSError(f'{path}: a write failed') from None
+        raise OSError(f'{path}: a write failed; is the disk full? make room and try again') from None
     os.umask(umask := os.umask(0))
     Path(path).chmod(0o666 & ~umask)  # safetensors makes it readable by the owner only
 

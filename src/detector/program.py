@@ -10,8 +10,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cli import run_main
 from detector.checkpoint import ExtractionCheckpoint
 from detector.given_boxes import read_boxes
@@ -19,6 +17,7 @@ from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig
 from detector.workers import WorkerPool
 from files.atomic import atomic_file, check_free_space, sha256
 from files.json_files import DataError, some
+from files.progress import ProgressBar
 from images.ids import HELP as IDS_HELP
 from images.ids import SPLITS, find_pictures
 from regions import tsv
@@ -99,7 +98,7 @@ def extract(args):
         resumed, start = len(pictures) - len(remaining) - len(broken), time.monotonic()
         if resumed:
             print(f'{args.out}: resumed after {resumed:,} of {len(pictures):,} images')
-        with tqdm(total=len(pictures), initial=resumed, desc='Extracting', unit=' images', disable=None) as bar:
+        with ProgressBar(total=len(pictures), initial=resumed, desc='Extracting', unit=' images') as bar:
             for img_id, line, fault in pool.run(remaining):
                 if fault:
                     broken[img_id] = fault

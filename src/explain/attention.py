@@ -142,8 +142,8 @@ def run(flags):
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
     print(printable(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})'))
-    if rest := predictor.truncated(flags.question):
-        print(printable(f'too long, not read: {rest}'))
+    for line in predictor.unread(flags.question):
+        print(printable(line))
     print(printable(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}'))
     written = ['attention.json']
     for i, (texts, picture) in enumerate(draw_explanation(explanation, images, photos, names)):

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import dist
 from explain.drawing import check_shape, label, open_photo, photo_path, surest
 from explain.error_analysis import ErrorAnalysis
 from files.atomic import temporary_folder, write_atomically
 from files.json_files import DataError, some
+from files.progress import ProgressBar
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
 from run_folder import read_run
@@ -99,7 +99,7 @@ def pictures(images, n, names, folder):
     photographs are missing. Raises RegionError for one that is damaged or has another shape, DataError if all are missing.
     """
     entries, missing = [], []
-    for image in tqdm(images, 'Pictures', n, delay=3, disable=None):
+    for image in ProgressBar(images, 'Pictures', n, delay=3):
         path = photo_path(folder, image.img_id) if folder else None
         if folder and not path:
             missing.append(image.img_id)

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+from files.progress import ProgressBar
 from files.text import printable
 
 BLOCK = 1 << 20  # bytes read at once for a digest
@@ -222,7 +222,7 @@ def check_free_space(folder, needed, what, advice):
 
 def byte_bar(name, size, delay=0):
     """A progress bar in bytes, shown on a terminal after `delay` seconds."""
-    return tqdm(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay, disable=None)
+    return ProgressBar(total=size, unit='B', unit_scale=True, desc=printable(name), delay=delay)
 
 
 def sha256(path, start=0, bar=None):

@@ -51,10 +51,11 @@ class LxrtConfig:
             else:
                 valid, expected = value == 'gelu', "'gelu'"
             if not valid:
-                raise DataError(f'{field.name}: expected {expected}, found {shown(value)}')
+                raise DataError(f'{field.name}: expected {expected}, found {shown(value)}; correct it')
         if self.hidden_size % self.num_attention_heads:
             raise DataError(
-                f'hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}'
+                f'hidden_size {self.hidden_size} is not a multiple of num_attention_heads '
+                f'{self.num_attention_heads}; correct one of them'
             )
         self.check_memory()
 

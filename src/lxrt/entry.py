@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from bert.tokenization import TextStatistics
 from lxrt.modeling import LXRTFeatureExtraction
 
 
@@ -16,8 +17,8 @@ class LXRTEncoder(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.max_seq_length = config, tokenizer, max_seq_length
         if max_seq_length > config.max_position_embeddings:
-            raise ValueError(f'sentences of {max_seq_length} tokens do not fit the model: '
-                             f'max_position_embeddings is {config.max_position_embeddings}')
+            raise ValueError(f'sentences of {max_seq_length} tokens do not fit the model: max_position_embeddings is '
+                             f'{config.max_position_embeddings}; give a smaller max_seq_length')
         self.model = LXRTFeatureExtraction(config, mode)
 
     @property
@@ -36,7 +37,9 @@ class LXRTEncoder(nn.Module):
         if not isinstance(sents, torch.Tensor):
             if self.tokenizer is None:
                 raise ValueError('this encoder has no tokenizer: give token ids (b, t), not sentences')
-            sents = torch.from_numpy(self.tokenizer.encode(list(sents), self.max_seq_length)).to(feats[0].device)
+            ids, _, counts = self.tokenizer.encode_counted(list(sents), self.max_seq_length)
+            TextStatistics(self.max_seq_length).add(counts).warn(self.tokenizer.vocab_file)
+            sents = torch.from_numpy(ids).to(feats[0].device)
         features, boxes = feats
         n, o, f = len(sents) * max(len(features) // max(len(sents), 1), 1), features.shape[-2], self.config.visual_feat_dim
         if features.shape != (n, o, f) or boxes.shape != (n, o, 4):

@@ -24,8 +24,9 @@ NLVR2_HEAD = 'nlvr2_head.safetensors'  # next to the model.safetensors of Huggin
 
 
 def lxmert_name(name):
-    """canonical_name, and the original code's `bert.` for Hugging Face's `lxmert.`."""
-    return re.sub(r'^lxmert\.', 'bert.', canonical_name(name))
+    """canonical_name without the `model.` of Lightning or of an LXRTEncoder alone, and the original code's `bert.` for Hugging
+    Face's `lxmert.`."""
+    return re.sub(r'^lxmert\.', 'bert.', re.sub(r'^model\.', '', canonical_name(name)))
 
 
 def read_lxmert(path):

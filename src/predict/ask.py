@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 import dist
 from annotations.spec import DatasetSpec
 from bert.speed import warn_slow_bf16
+from bert.tokenization import TextWarning
 from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
@@ -144,6 +146,7 @@ def default_snapshot(root=Path('snap/vqa')):
 
 def load_pipeline(flags):
     """(path of the snapshot, Pipeline) of the flags of `add_arguments`."""
+    warnings.simplefilter('ignore', TextWarning)  # the programs print it
     snapshot, device = flags.load or default_snapshot(), dist.start(flags.device)
     if flags.bf16:
         warn_slow_bf16(device)
@@ -156,11 +159,12 @@ def run(flags):
     files = [Path(item) for item in flags.items if is_file(item)]
     questions = [item for item in flags.items if not is_file(item)]
     if not files or not questions:
-        raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and {len(questions)}')
+        raise DataError(f'expected pictures ({", ".join(ENDINGS)}) and questions, found {len(files)} and '
+                        f'{len(questions)}; give at least one of each')
     if not all(question.strip() for question in questions):
-        raise DataError('expected questions, found an empty one')
+        raise DataError('expected questions, found an empty one; type some words')
     if flags.best < 1:
-        raise DataError(f'--best: expected at least 1, found {flags.best}')
+        raise DataError(f'--best: expected at least 1, found {flags.best}; correct it')
     if missing := [file for file in files if not file.exists()]:
         raise DataError(f'{missing[0]}: no such file; correct its name (names without a folder are searched in {Path.cwd()})')
     for file in files:  # so that a broken one is an error before the model is loaded
@@ -171,8 +175,8 @@ def run(flags):
     written = set()
     for group, result in pipeline.ask_files(files, questions, flags.best):
         print('\n' + printable(f'{", ".join(map(str, group))}: {result.question}'))
-        if rest := pipeline.predictor.truncated(result.question):
-            print(printable(f'  too long, not read: {rest}'))
+        for line in pipeline.predictor.unread(result.question):
+            print(printable(f'  {line}'))
         for answer, probability in result.answers:
             print(printable(f'  {probability:6.1%}  {answer}'))
         print(printable(f'  words: {", ".join(result.words)}'))

@@ -49,8 +49,7 @@ class Demo:
         shares = word_shares(explanation.words, explanation.word_relevance.sum(0))
         words = [(f'{word} {share:.0%}', share / (shares.max() or 1))
                  for word, share in zip(explanation.words, shares.tolist(), strict=True) if word not in SPECIAL]
-        if rest := predictor.truncated(question):
-            words.append((f'(too long, not read: {rest})', 0))
+        words += [(f'({line})', 0) for line in predictor.unread(question)]
         relevance = np.concatenate(explanation.region_relevance)
         annotated = [
             (picture, [(mask(picture, image, region, weights[region] / (relevance.max() or 1)),

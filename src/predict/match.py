@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import dist
 from bert.tokenization import MASK
@@ -16,6 +15,7 @@ from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from files.atomic import write_atomically
 from files.json_files import DataError, field, numbered_lines, some, stream
+from files.progress import ProgressBar
 from files.text import printable
 from images.pictures import open_picture
 from param import add_flags
@@ -141,8 +141,8 @@ def match_items(flags, matcher, images):
             of_image.append({'image': name, 'sentence': sentence, 'words': words})
         rows += of_image
         for sentence in sentences:
-            if rest := matcher.truncated(sentence):
-                print(printable(f'  too long, not read: {rest}'))
+            for line in matcher.unread(sentence):
+                print(printable(f'  {line}'))
     if len(names) > 1:
         for sentence in plain:
             best = max((row for row in rows if row['sentence'] == sentence), key=lambda row: row['match'])
@@ -155,7 +155,7 @@ def match_pairs(flags, matcher, images):
     pairs = read_pairs(flags.pairs)
     images.check(list(dict.fromkeys(name for name, *_ in pairs)))
     foils, rows = pairs[0][2] is not None, []
-    with tqdm(total=len(pairs), desc='Matching', unit=' pairs', disable=None) as bar:
+    with ProgressBar(total=len(pairs), desc='Matching', unit=' pairs') as bar:
         for chunk in (pairs[start:start + CHUNK] for start in range(0, len(pairs), CHUNK)):
             regions = images(name for name, *_ in chunk)
             of_pairs = [regions[name] for name, *_ in chunk]
@@ -179,8 +179,9 @@ def match_pairs(flags, matcher, images):
         wrong = np.array([row['foil_match'] for row in rows])
         print(f'  foil, mean probability   {wrong.mean():6.1%}\n  foil below 50 %          {(wrong < 0.5).mean():6.1%}\n'
               f'  sentence above its foil  {(matched > wrong).mean():6.1%}')
-    if cut := sum(bool(matcher.truncated(sentence)) for sentence in {row['sentence'] for row in rows}):
-        print(f'  {cut:,} sentences have more than {matcher.max_length} tokens: cut')
+    texts = sorted({text for row in rows for text in (row['sentence'], row.get('foil')) if text})
+    for line in matcher.text_statistics(texts).lines(str(flags.pairs), matcher.tokenizer.vocab_file):
+        print(printable(f'  {line}'))
     return rows
 
 

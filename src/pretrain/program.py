@@ -89,7 +89,7 @@ class PretrainingProgram(Program):
         train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
         if not train_set.learnable():
             raise DataError(f'--train {self.options.train}: nothing to predict: no mask rate is above 0, and no question has an '
-                            'answer of the answer table')
+                            'answer of the answer table; raise --wordMaskRate or --objMaskRate')
         if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
         head.sources = (valid_set or train_set).sources
@@ -107,7 +107,7 @@ class PretrainingProgram(Program):
             for name, size in CLASSES.items():
                 if (most := int(store.arrays[name].max(initial=0))) >= (expected := getattr(self.config, size)):
                     raise DataError(f'{store.name}: has {name} up to {most}, but the model knows {expected} ({size} in '
-                                    f'{self.bert / "config.json"})')
+                                    f'{self.bert / "config.json"}); raise that number')
             warn_unlabelled(store, self.options.visualLosses)
         return dataset
 
@@ -134,9 +134,9 @@ def check_flags(options):
         raise ValueError('--taskObjPredict: --visualLosses is empty; expected some of obj,attr,feat')
     for flag in ('test', 'loadLXMERTQA', 'mceLoss', 'dumpProbs', 'allowMissing'):
         if getattr(options, flag):
-            raise ValueError(f'--{flag}: does not apply to pre-training')
+            raise ValueError(f'--{flag}: does not apply to pre-training; leave it out')
     if options.transferAnswers and not options.taskQA:
-        raise ValueError('--transferAnswers: is valid only with --taskQA')
+        raise ValueError('--transferAnswers: is valid only with --taskQA; leave it out')
 
 
 if __name__ == '__main__':

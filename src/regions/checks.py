@@ -4,10 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from files.atomic import atomic_file, byte_bar
 from files.json_files import field, stream
+from files.progress import ProgressBar
 from files.text import printable
 from regions import store_files, tsv
 from regions.image_regions import check_first_boxes
@@ -103,7 +102,7 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
         except RegionError as error:  # boxes of another form, said once
             on_fault(error)
             rows = ()
-    for row in tqdm(rows, desc=store.folder.name, unit=' images', disable=None):
+    for row in ProgressBar(rows, desc=store.folder.name, unit=' images'):
         try:
             image = tsv.check(store.image(row), store.feature_size)
         except (RegionError, UnicodeDecodeError) as error:

@@ -31,9 +31,9 @@ from pathlib import Path
 
 import numpy as np
 import pybase64
-from tqdm import tqdm
 
 from files.json_files import DataError, read_json
+from files.progress import ProgressBar
 from files.text import InputError
 from images.ids import ImageIds, read_ids
 from regions import tsv, tsv_lines
@@ -122,7 +122,7 @@ class Importer:
     def _images(self) -> Images:
         if (self.path / 'meta.json').is_file():
             regions = RegionStore(self.path)
-            for row in tqdm(range(len(regions)), desc=self.path.name, unit=' images', disable=None):
+            for row in ProgressBar(range(len(regions)), desc=self.path.name, unit=' images'):
                 yield None, f'{self.path}: row {row}', lambda row=row: self._converted(regions.image(row))
         elif self.path.is_dir():
             yield from self._folder()
@@ -246,7 +246,7 @@ class Importer:
             raise RegionError(f'{self.path}: expected files <id>.npz, or <id>.npy with <id>.boxes.npy and <id>.size.npy, or '
                               '<id>.json, found none')
         id_of, taken = self.ids or ImageIds('stem'), {}
-        for path in tqdm(paths, desc=self.path.name, unit=' images', disable=None):
+        for path in ProgressBar(paths, desc=self.path.name, unit=' images'):
             img_id = id_of(path.relative_to(self.path))
             if (first := taken.setdefault(img_id, path)) is not path:
                 raise RegionError(f'{path}: its image id would be {img_id}, which is that of {first}; give --ids path to make '
@@ -296,7 +296,7 @@ class Importer:
                     return
                 if not len(file):
                     raise RegionError(f'{path}: expected a group per image, or datasets of all images, found an empty file')
-                for name, group in tqdm(_groups(file), total=len(file), desc=path.name, unit=' images', disable=None):
+                for name, group in ProgressBar(_groups(file), total=len(file), desc=path.name, unit=' images'):
                     img_id = name if self.ids is None else self.ids(name)
                     items = {**group.attrs, **group}
                     yield img_id, f'{path}: group {name}', lambda items=items: {
@@ -345,7 +345,7 @@ class Importer:
                 return _bounded(key, file[key], slice(int(starts[row]), int(ends[row])))
             return _bounded(key, file[key], slice(row, row + 1))[0]
 
-        for row, img_id, info in tqdm(rows, desc=path.name, unit=' images', disable=None):
+        for row, img_id, info in ProgressBar(rows, desc=path.name, unit=' images'):
             yield img_id, f'{path}: row {row}, image {img_id}', lambda row=row, info=info: {
                 **{key: partial(read, key, row) for key in file}, **{key: partial(np.asarray, info[key]) for key in info}}
 

@@ -6,9 +6,9 @@ from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from files.json_files import some
+from files.progress import ProgressBar
 from images.ids import without_ending
 from regions import tsv
 from regions.image_regions import check_first_boxes
@@ -33,7 +33,7 @@ def images(path, most: int = 0) -> Iterator[ImageRegions]:
     rows = np.arange(len(regions))
     if 0 < most < len(rows):
         rows = np.sort(np.random.default_rng(9595).choice(rows, most, replace=False))
-    for row in tqdm(rows, desc=regions.folder.name, unit=' images', disable=None):
+    for row in ProgressBar(rows, desc=regions.folder.name, unit=' images'):
         yield regions.image(row)
 
 

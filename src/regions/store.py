@@ -22,16 +22,15 @@ import hashlib
 import itertools
 import os
 import resource
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from files.atomic import byte_bar, write_json
+from files.progress import note
 from regions import store_files, tsv
 from regions.arrays import RegionArrays, RegionView
 from regions.image_regions import check_first_boxes
@@ -69,8 +68,7 @@ class RegionStore(RegionArrays):
         changed = [name for name in self.arrays if times[name] != recorded[name]]
         size = sum(self.arrays[name].nbytes for name in changed)
         if size > LARGE and digests:
-            tqdm.write(f'{self.folder}: was copied or changed after it was made; comparing the checksums of {size / 1e6:,.0f} MB',
-                       file=sys.stderr)
+            note(f'{self.folder}: was copied or changed after it was made; comparing the checksums of {size / 1e6:,.0f} MB')
         names = sorted({*store_files.PER_IMAGE, *changed}) if digests else ()
         with byte_bar(self.folder.name, size, delay=1) as bar:
             faults = itertools.chain(store_files.digest_faults(self.meta, self.arrays, names, bar),
@@ -87,8 +85,8 @@ class RegionStore(RegionArrays):
             if store_files.read_meta(self.folder)['stamp'] == self.meta['stamp']:
                 write_json(self.folder / 'meta.json', self.meta)
         except OSError as error:  # a read-only store is as good
-            tqdm.write(f'{self.folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the '
-                       'checksums again', file=sys.stderr)
+            note(f'{self.folder}/meta.json: cannot be written ({error.strerror}), so that the next start compares the '
+                 'checksums again')
 
     def check_length(self) -> None:
         store_files.check_length(self.arrays.values())
@@ -184,7 +182,7 @@ def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
         with store_files.lock(folder):
             store, why = _fresh_store(folder, file, dtype)  # another process may have made it while we waited
             if store is None:
-                tqdm.write(f'Making {folder} from {file.path}' + (f' again: {why}' if folder.exists() else ''), file=sys.stderr)
+                note(f'Making {folder} from {file.path}' + (f' again: {why}' if folder.exists() else ''))
                 _convert(file, folder, np.dtype(dtype or '<f4').name)
                 store = RegionStore(folder)
     return store
@@ -222,7 +220,7 @@ def _fresh_store(folder: Path, file: TsvFile, dtype: str | None = None, read: bo
         return None, f'its features are {np.dtype(store.meta["dtypes"]["features"])}'
     if file.mtime_ns != source['mtime_ns']:
         if read and file.size > LARGE:
-            tqdm.write(f'{file.path}: has another time; comparing the checksum of {file.size / 1e6:,.0f} MB', file=sys.stderr)
+            note(f'{file.path}: has another time; comparing the checksum of {file.size / 1e6:,.0f} MB')
         if not read or file.sha256() != source['sha256']:
             return None, 'the file has changed'
         store.meta['source'] = file.meta(source['sha256'])

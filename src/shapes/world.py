@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tokenizers import BertWordPieceTokenizer
-from tqdm import tqdm
 
 from bert.tokenization import SPECIAL_TOKENS
 from cli import WorkerError, become_worker
 from files.atomic import atomic_folder
 from files.json_files import read_json
+from files.progress import ProgressBar
 from regions import tsv
 from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
@@ -142,7 +142,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
                    for task in (*UNLABELLED, 'lxmert')}
         for folder, indices in folders.items():
             regions = pool.map(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
-            tsv.write(tsvs[folder], tqdm(regions, folder, len(indices), unit=' pictures', disable=None))
+            tsv.write(tsvs[folder], ProgressBar(regions, folder, len(indices), unit=' pictures'))
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)

@@ -14,6 +14,7 @@ from files.download import cached_path, is_address
 from files.json_files import DataError, field, read_json, some
 from files.text import shown
 from heads import Start
+from param import Options
 
 SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
@@ -84,15 +85,19 @@ def bert_weights(folder):
 
 
 def bert_folder(options, weights):
-    """The folder of vocabulary and config. With --load, the folder of the weights if it has both; else --bert: a path, a name
-    below --dataRoot, or an address. Raises FileNotFoundError with advice."""
-    if options.load and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file():
+    """The folder of vocabulary and config. With --load, and for a Hugging Face folder without --bert, the folder of the weights
+    if it has both; else --bert: a path, a name below --dataRoot, or an address. Raises FileNotFoundError with advice."""
+    complete = weights is not None and has_vocabulary(weights.parent) and (weights.parent / 'config.json').is_file()
+    no_bert = options.bert == Options.bert
+    if complete and (options.load or (no_bert and weights.name in HUGGING_FACE_FILES)):
         return weights.parent
     if is_address(options.bert):
         return downloaded(options.bert, options.offline)
     for folder in (Path(options.bert), Path(options.dataRoot) / options.bert):
         if has_vocabulary(folder):
             return folder
+    if complete and no_bert:
+        return weights.parent
     missing = '' if not options.load else (f'{weights.parent}: no config.json and vocab.txt lie beside {weights.name}; copy them '
                                            'from its run, or give --bert. ')
     raise FileNotFoundError(
@@ -106,7 +111,7 @@ def read_tokenizer(folder, config):
     tokenizer = BertTokenizer.from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f'{tokenizer.vocab_file}: {len(tokenizer)} word pieces, but vocab_size of the config is '
-                         f'{config.vocab_size}')
+                         f'{config.vocab_size}; do the two belong together?')
     return tokenizer
 
 
@@ -122,7 +127,7 @@ def check_max_length(max_length, config):
     """Raises DataError if max_length exceeds the model's position embeddings."""
     if max_length > config.max_position_embeddings:
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
-                        f'{config.max_position_embeddings}')
+                        f'{config.max_position_embeddings}; give a smaller max_length')
 
 
 def sidecar_files(model, config, tokenizer, answers):
@@ -157,7 +162,8 @@ def answers_beside(weights):
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
         return None
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}')
+        raise DataError(f'{path}: key "id2label": expected {{"0": a name, "1": ...}} without a gap, found {shown(names)}; '
+                        'correct it, or put an answers.json beside it')
     return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 

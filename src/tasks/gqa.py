@@ -98,7 +98,8 @@ def read_questions(path):
         entailed = tuple(field(item, 'entailed', list, path)) if 'entailed' in item else ()
         detailed = types.get('detailed') or ''
         if not all(isinstance(name, str) for name in (*entailed, detailed)):
-            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found {shown(item)}')
+            raise DataError(f'{path}: question {key}: expected texts in the keys "entailed" and "detailed", found '
+                            f'{shown(item)}; correct it')
         yield Question(key, {field(item, 'answer', str, path): 1.0}, names, balanced, entailed, detailed)
 
 

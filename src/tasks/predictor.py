@@ -11,6 +11,7 @@ from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
 from annotations.spec import DatasetSpec
 from batches import evaluation_batches, load_batches
+from bert.tokenization import MAX_UNKNOWN, TextStatistics
 from bert.weights import WeightsError
 from files.json_files import DataError, some
 from param import Options
@@ -58,6 +59,19 @@ class Inference:
     def truncated(self, question):
         """The part of a question that is cut off after max_length - 2 word pieces, or ''."""
         return ' '.join(self.tokenizer.tokenize(question)[self.max_length - 2:]).replace(' ##', '')
+
+    def text_statistics(self, questions):
+        """The bert.tokenization.TextStatistics of questions: the share of [UNK], and how many are truncated."""
+        return TextStatistics(self.max_length).add(self.tokenizer.encode_counted(questions, self.max_length)[2])
+
+    def unread(self, question):
+        """Lines that tell which parts of a question the model does not read; [] if it reads all."""
+        rest, statistics = self.truncated(question), self.text_statistics([question])
+        lines = [f'too long, not read: {rest}'] if rest else []
+        if statistics.unknown:
+            advice = '; the vocabulary is not that of this language or script' if statistics.unknown_share > MAX_UNKNOWN else ''
+            lines.append(f'{100 * statistics.unknown_share:.0f} % of the word pieces are [UNK]{advice}')
+        return lines
 
     def _images(self, regions, n):
         """A list of n tuples with the k ImageRegions of each question."""
@@ -136,12 +150,15 @@ class Predictor(Inference):
         regions: one ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores) for all questions, or
         a list with one for each question (for a task with two images per question, a pair). Images may have different numbers of
         regions. questions: a list of str, or one str. Raises RegionError for regions that are damaged or do not fit the model,
-        ValueError for other invalid arguments.
+        ValueError for other invalid arguments. Issues TextWarning for truncated questions, and for a language that the vocabulary
+        does not know.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         if best < 1:
             raise ValueError(f'best: expected at least 1, found {best}')
         predictions = []
+        if questions and all(isinstance(question, str) for question in questions):  # else an error of `batches`
+            self.text_statistics(questions).warn(self.tokenizer.vocab_file)
         with torch.no_grad():
             for batch in self.batches(regions, questions, batch_size):
                 indices, probabilities = (tensor.tolist() for tensor in self.head.predict(batch, best))

@@ -39,14 +39,16 @@ def check_features(regions, config, names, folder):
     """Raises DataError unless the splits `names` have the feature size of the model. folder: Path of its config.json."""
     if regions.feature_size != config.visual_feat_dim:
         raise DataError(f'features of {names} have {regions.feature_size} numbers a region, but the model expects '
-                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"})')
+                        f'{config.visual_feat_dim} (visual_feat_dim in {folder / "config.json"}); give others, or '
+                        'another model')
 
 
 def check_has_features(splits, names):
     """Raises DataError if a split lists no files of region features."""
     for split in splits:
         if not split.features:
-            raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs')
+            raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs; add '
+                            'them')
 
 
 def inputs_of(dataset, options, flag):
@@ -76,7 +78,8 @@ def train(options, folder, sidecars, make, task_kind, device):
     """
     state = folder.read_state(options, sidecars)
     if state is not None and state['progress']['epoch'] >= options.epochs:
-        print0(f'The run in {folder.path} is finished ({options.epochs} epochs): nothing to resume.')
+        print0(f'The run in {folder.path} is finished ({state["progress"]["epoch"]} epochs): nothing to resume; more --epochs '
+               'continue it.')
         return None
     task, head, train_set, valid_set = make()
     inputs = inputs_of(train_set, options, 'train') | (inputs_of(valid_set, options, 'valid') if valid_set is not None else {})
@@ -84,21 +87,39 @@ def train(options, folder, sidecars, make, task_kind, device):
     folder.check_best(state, task.best_name)
     step, parts = min(len(train_set), options.batchSize), world_size() * options.accumulate
     if step < parts:
-        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate)')
+        raise DataError(f'a step of {step} examples cannot be split into {parts} parts (processes x --accumulate); give a larger '
+                        '--batchSize')
     check_batch(train_set, -(-step // parts), 'batchSize', device)
     if valid_set is not None:
         check_batch(valid_set, options.evalBatchSize or options.batchSize, 'evalBatchSize', device)
     resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
     progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
     folder.begin(options, sidecars, progress if resumed else None, task_kind)
-    parameters = sum(p.numel() for p in head.parameters())
-    print0(f'Training {parameters / 1e6:.1f} M parameters on {device}, processes: {world_size()}.')
+    print0(*describe_run(head, len(train_set), options, progress, optimizer_step.optimizer, device))
     fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device)
     if valid_set is not None and not (folder.path / task.best_name).is_file():
         raise ValueError(f'{folder.path / task.best_name}: was not written, since no validation had a score that is a number; '
                          f'the last epoch is {folder.path / task.epoch_name.format(options.epochs)}')
     print0('', f'Snapshots, log and events: {folder.path}')
     return task, head, train_set, valid_set
+
+
+def describe_run(head, examples, options, progress, optimizer, device):
+    """Lines of what a user checks first: parameters, device, examples, steps and learning rate."""
+    trained = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in head.parameters()) - trained
+    place = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    total, size = progress.steps_per_epoch * options.epochs, min(options.batchSize, examples)
+    lines = [f'Training {trained / 1e6:.1f} M parameters on {device}, processes: {world_size()}.',
+             f'  {place}; {trained:,} parameters trained, {frozen:,} frozen',
+             f'  {examples:,} examples, {size:,} in a step: {progress.steps_per_epoch:,} steps an epoch, {total:,} in '
+             f'{options.epochs} epochs']
+    group = optimizer.param_groups[0]
+    if 't_total' in group:  # BertAdam
+        rate = optimizer.rate(group, progress.total_steps) + 0.0  # not -0
+        return [*lines, f'  learning rate up to {options.lr:g} ({group["schedule"]}, warm-up over {group["warmup"] * total:,.0f} '
+                f'steps), {rate:.3g} at step {progress.total_steps:,}']
+    return [*lines, f'  learning rate {options.lr:g}, constant ({options.optim})']
 
 
 @dataclass
@@ -164,7 +185,8 @@ def read_spec(options, kinds, published):
     spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
     if spec.kind not in kinds:
         expected = ' or '.join(f'"{kind}"' for kind in kinds)
-        raise DataError(f'{options.dataset}: key "kind": expected {expected} for this program, found "{spec.kind}"')
+        raise DataError(f'{options.dataset}: key "kind": expected {expected} for this program, found "{spec.kind}"; '
+                        'start the program of that task')
     return spec
 
 
@@ -181,7 +203,7 @@ class TaskProgram(Program):
         task_class = classes[spec.kind]
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
-            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none')
+            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none; add it')
         for flag in ('train', 'valid') if options.test is None else ('test',):
             if flag != 'valid' or options.valid:
                 spec.named(getattr(options, flag), flag)
@@ -197,7 +219,7 @@ class TaskProgram(Program):
         paths = [split.annotations for split in self.spec.named(names)]
         return read_examples(paths, self.task_class.schema, self.answers)
 
-    def labelled(self, flag, names, advice=''):
+    def labelled(self, flag, names, advice='; name a split that has'):
         """The same, for the value `names` of --flag; raises DataError if they have no labels."""
         examples = self.examples(names)
         if not examples.labelled:
@@ -244,9 +266,10 @@ class TaskProgram(Program):
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task, head = self.task_class(options), self.build()
         train_set = self.load(options.train, train_examples, head)
-        if not train_set.learnable():
+        if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
-                            + (f' among those of {self.spec.answers}' if self.spec.answers else ''))
+                            + (f' among those of {self.spec.answers}' if self.spec.answers else '')
+                            + '; bash run/check_dataset.bash says more')
         valid_set = self.load(options.valid, valid_examples, head) if options.valid else None
         if self.weights and not options.resume:
             warn_constant_logits(head, train_set, options, self.device)

@@ -1,11 +1,11 @@
 """The base class of the tasks. A task defines its files, its score and the leaderboard's format, independent of the model."""
 
 import numpy as np
-from tqdm import tqdm
 
 from annotations.examples import QUESTION
 from dist import print0
 from files.json_files import write_list
+from files.progress import ProgressBar
 from files.text import printable
 from train import evaluate
 
@@ -91,7 +91,7 @@ class Task:
     def dump(self, dataset, predictions, path):
         """Writes the submission file."""
         rows = zip(dataset.examples.names(), predictions[0][:, 0].tolist(), strict=True)
-        rows = tqdm(rows, 'Writing', len(dataset), delay=3, disable=None)
+        rows = ProgressBar(rows, 'Writing', len(dataset), delay=3)
         self.write(path, ((key, dataset.answers[index] if self.output == 'answer' else index) for key, index in rows))
 
 
@@ -109,7 +109,7 @@ def dump_probabilities(dataset, predictions, path, best):
     """Writes the `best` best answers of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
     def items():
         rows = zip(dataset.examples.names(), *(array[:, :best] for array in predictions), strict=True)
-        for key, indices, probabilities in tqdm(rows, 'Writing', len(dataset), delay=3, disable=None):
+        for key, indices, probabilities in ProgressBar(rows, 'Writing', len(dataset), delay=3):
             pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
             yield {'id': key, 'answers': [[dataset.answers[index], round(p, 6)] for index, p in pairs]}
 

@@ -16,7 +16,7 @@ from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
-from bert.tokenization import CHUNK, BertTokenizer
+from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
 from cli import run_main
 from files.json_files import DataError, some, stream
 from files.text import printable, printable_lines
@@ -32,28 +32,30 @@ class Contents:
 
     sentences: int = 0
     labelled: int = 0
-    truncated: int = 0  # sentences of more than max_length tokens
+    answered: bool = True  # whether any label says something
     known: int = 0  # number of answers that are in the list of answers
     unknown: Counter = field(default_factory=Counter)  # answers that are not
     images: np.ndarray = ()  # (images,) bytes, distinct image ids in UTF-8
     classes: dict = field(default_factory=dict)  # of a task with classes: the number of examples that have each
 
 
-def read_task(path, schema, answers, is_too_long):
-    """The Contents of a task's annotations. is_too_long: list of str -> (n,) bool. Raises DataError or FileNotFoundError."""
+def read_task(path, schema, answers, count):
+    """The Contents of a task's annotations. count: is called with sentences, a list of str, and how often each occurs. Raises
+    DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
-    counts = np.bincount(examples.label_answer, minlength=len(answers))
-    return Contents(len(examples), len(examples) * examples.labelled,
-                    int(is_too_long(examples.sentences)[examples.sentence].sum()), len(examples.label_answer), examples.unknown,
-                    np.unique(examples.images), dict(zip(answers, counts.tolist(), strict=True)) if schema.classes else {})
+    count(examples.sentences, np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences)))
+    classes = np.bincount(examples.label_answer, minlength=len(answers)).tolist() if schema.classes else ()
+    return Contents(len(examples), len(examples) * examples.labelled, not examples.labelled or examples.learnable(),
+                    len(examples.label_answer), examples.unknown, np.unique(examples.images),
+                    dict(zip(answers, classes, strict=False)))
 
 
-def read_text(path, answers, is_too_long):
+def read_text(path, answers, count):
     """The Contents of pre-training's annotations. answers: set of str."""
     contents, images, chunk = Contents(), set(), []
     for i, example in enumerate(stream(path, 'item', 'images')):
         if fault := pretraining_text.first_fault(example):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}')
+            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
         images.add(example['img_id'].encode())
         for _, sentence, label in pretraining_text.sentences(example):
             chunk.append(sentence)
@@ -63,8 +65,9 @@ def read_text(path, answers, is_too_long):
             contents.known += len(label or ()) - len(unknown)
             contents.unknown.update(unknown)
         if len(chunk) >= CHUNK:
-            contents.truncated, chunk = contents.truncated + int(is_too_long(chunk).sum()), []
-    contents.truncated += int(is_too_long(chunk).sum())
+            count(chunk)
+            chunk = []
+    count(chunk)
     contents.images = np.array(sorted(images), np.bytes_)
     return contents
 
@@ -84,8 +87,8 @@ def findings(contents, with_regions, answers, spec, features=()):
     with_regions: ids of the images with regions, (n,) bytes; answers: the list of answers; each None if it could not be read.
     features: the files of regions.
     """
-    if contents.truncated:
-        yield None, f'{contents.truncated:,} sentences have more than {spec.max_length} tokens: cut'
+    if not contents.answered and not contents.unknown:
+        yield 'annotations', 'no sentence has an answer with a score above 0: nothing can be learned from it; add the labels'
     if contents.labelled and contents.classes:
         common = sorted(contents.classes.items(), key=lambda item: -item[1])
         yield None, 'examples of the classes: ' + some((f'{name} {count:,}' for name, count in common), 10)
@@ -115,8 +118,9 @@ def check(path, tokenizer, store_root, report_fault):
         except (ValueError, OSError) as error:
             report_fault(f'{path}: key "{key}": {error}')
 
-    def is_too_long(sentences):  # encoded with room for one more token, which must stay padding
-        return (tokenizer.encode(sentences, spec.max_length + 1)[:, -1] if tokenizer else np.zeros(len(sentences))) != 0
+    def count(sentences, times=None):
+        if tokenizer:
+            text.add(tokenizer.encode_counted(sentences, spec.max_length)[2], times)
 
     spec = DatasetSpec.from_json(path)
     if spec.kind not in (*TASKS, pretraining_text.KIND):
@@ -130,13 +134,16 @@ def check(path, tokenizer, store_root, report_fault):
     ids_of_file = {}
     for name, split in spec.splits.items():
         read = (read_task, split.annotations, schema) if schema else (read_text, split.annotations)
-        contents = attempt(f'splits.{name}.annotations', *read, answers or (), is_too_long)
+        text = TextStatistics(spec.max_length) if tokenizer else None
+        contents = attempt(f'splits.{name}.annotations', *read, answers or (), count)
         for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
                 ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')
+        if tokenizer:
+            print(printable_lines('\n'.join(f'  {line}' for line in text.lines('text', tokenizer.vocab_file))))
         ids = [ids_of_file[file] for file in split.features]
         with_regions = np.unique(np.concatenate(ids)) if ids and all(file_ids is not None for file_ids in ids) else None
         for key, message in findings(contents, with_regions, answers, spec, split.features):

@@ -115,7 +115,7 @@ def from_hf(weights, snapshot, bert=None, answers=None):
 def change(source, target):
     """Converts a file of weights to .pth or .safetensors and copies its sidecars. Raises ValueError or OSError."""
     if target.suffix not in ('.pth', '.safetensors'):
-        raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors')
+        raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors; rename it')
     state = models.package(model_type(source), 'hugging_face').read_weights(source)
     sidecars = [source.with_name(name) for name in SIDECARS if source.with_name(name).is_file()]
     write_new({target: state}, {path.name: read_text(path, 'a file beside the weights') for path in sidecars})
@@ -156,7 +156,8 @@ def answers_of(weights, rows, file):
         is_table = isinstance(table, list) and table and isinstance(table[0], dict)
         answers = read_table(file) if is_table else check_answers(table, file)
     if answers and rows != len(answers):
-        raise DataError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers are given for it')
+        raise DataError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers are given for it; give '
+                        'those of its run with --answers')
     return answers
 
 

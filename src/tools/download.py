@@ -46,7 +46,7 @@ def fetch(file, target, offline):
     """Downloads a file from the first address that gives it, checks it, and records it."""
     path, entry = target.file(file.path), target.entries().get(file.path, {})
     if is_offline(offline):
-        raise DownloadError(f'{path}: missing, and nothing is downloaded offline')
+        raise DownloadError(f'{path}: missing, and nothing is downloaded offline; leave --offline out, or put it there')
     # One temporary name for each address, so that a download is not lost while another address is tried.
     names = {path.with_name(f'{path.name}.from{number}'): address for number, address in enumerate(file.addresses, 1)}
     try:
@@ -69,7 +69,7 @@ def fetch(file, target, offline):
     known = entry and (f'. The file of {entry["date"]} from {entry["address"]} had {entry["size"]:,} bytes and sha256 '
                        f'{entry["sha256"]}. To accept a new edition, remove the entry "{file.path}" in {target.record}, and '
                        'what was made of the old one')
-    raise DownloadError(f'{path}: no address gave it{known or ""}')
+    raise DownloadError(f'{path}: no address gave it{known or ""}; try again later, or download it by hand')
 
 
 def show(sets, target, options):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import dist
 import models
@@ -23,6 +22,7 @@ from cli import run_main
 from files.atomic import check_free_space, temporary_folder, write_atomically
 from files.json_files import DataError, field, numbered_lines, some, stream
 from files.memory import check_memory
+from files.progress import ProgressBar
 from files.text import shown
 from param import Options, add_flags
 from regions import placement, store
@@ -62,10 +62,10 @@ def read_pairs(path):
     """(image ids, sentences), two lists of str, from PAIRS. Raises FileNotFoundError, or DataError that names lines or keys."""
     pairs = list((json_pairs if {'.json', '.jsonl'} & {*path.suffixes[-2:]} else line_pairs)(path))
     if not pairs:
-        raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none')
+        raise DataError(f'{path}: expected lines img_id<TAB>sentence, found none; write one a pair')
     for img_id, _ in pairs:
         if not is_id(img_id):
-            raise DataError(f'{path}: expected image ids without control characters, found {shown(img_id)}')
+            raise DataError(f'{path}: expected image ids without control characters, found {shown(img_id)}; correct it')
     return tuple(map(list, zip(*pairs, strict=True)))
 
 
@@ -92,7 +92,7 @@ def line_pairs(path):
             first = line if first is None else first
     if invalid:
         raise DataError(f'{path}: line{"s" * (len(invalid) > 1)} {some(invalid)}: expected img_id<TAB>sentence in UTF-8, found '
-                        f'{first[:60]!r} in the first')
+                        f'{first[:60]!r} in the first; correct them')
 
 
 def choose_layers(names, states, wanted):
@@ -146,6 +146,7 @@ def encode(flags):
     accelerate(encoder.to(device).eval(), options)
     examples = Examples.unlabelled([[img_id] for img_id in img_ids], sentences)
     dataset = ExampleDataset(examples, regions, rows[:, None], encoder, [], flags.maxLength)
+    dataset.text_report(slice(None), flags.pairs)
     check_batch(dataset, options.batchSize, 'batchSize', device)
     check_memory(4 * len(sentences) * max(map(len, sentences)), f'{flags.pairs}: an array of its sentences')
     batches = hidden_states(encoder, dataset, 'pooled' in flags.states, layers, options, device)
@@ -201,7 +202,7 @@ def write_states(out, texts, arrays, batches):
             np.save(files[name], array)
         mapped = {name: allocate(files[name], dtype, shape) for name, (dtype, shape) in arrays.items()}
         n = len(next(iter(texts.values())))
-        with tqdm(total=n, desc='Encoding', unit=' pairs', disable=None) as bar:
+        with ProgressBar(total=n, desc='Encoding', unit=' pairs') as bar:
             for first, batch in batches:
                 for name, array in mapped.items():
                     rows = batch[name]

@@ -9,11 +9,10 @@ from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
+from files.progress import ProgressBar
 from files.text import shown
 from tasks.registry import task_class
 
@@ -29,20 +28,21 @@ def mean(paths):
         total = Counter()
         for path, row in zip(paths, rows, strict=True):
             if row is None:
-                raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}')
+                raise DataError(f'{path}: expected as many predictions as in the other files, found {number:,}; make the '
+                                'files from one split')
             if not isinstance(row, dict) or 'id' not in row or not field(row, 'answers', list, path):
                 raise DataError(f'{path}: prediction {number}: expected {{"id": ..., "answers": [[answer, probability], ...]}}, '
                                 f'found {shown(row)}; give a _probs.json written by --dumpProbs')
             if type(row['id']) not in (int, str) or not str(row['id']).isprintable():
                 raise DataError(f'{path}: prediction {number}: key "id": expected a whole number or a text, found '
-                                f'{shown(row["id"])}')
+                                f'{shown(row["id"])}; give a _probs.json written by --dumpProbs')
             if row['id'] != rows[0]['id']:
                 raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
                                 f'{shown(row["id"])}; make the files from one split')
             for pair in row['answers']:
                 if not isinstance(pair, list) or [*map(type, pair)] not in ([str, float], [str, int]) or not 0 <= pair[1] <= 1:
                     raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer, probability from 0 to '
-                                    f'1], found {shown(pair)}')
+                                    f'1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
                 total[pair[0]] += pair[1] / len(paths)
         yield rows[0]['id'], total
 
@@ -51,7 +51,7 @@ def ensemble(options):
     """Writes the submission; returns the exit status."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
-    bar, count = tqdm(rows, 'Averaging', unit=' predictions', delay=3, disable=None), []
+    bar, count = ProgressBar(rows, 'Averaging', unit=' predictions', delay=3), []
     write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
     print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
     return 0
