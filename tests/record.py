@@ -31,7 +31,7 @@ import torch
 
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1,
          'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
-SKIP = re.compile(r'/src/|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')  # files left out
+SKIP = re.compile(r'/src/|RUN_STATE\.pth\.previous$|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')  # files left out
 # Keys left out of json: random or of the clock, digests of source files, absolute paths
 VOLATILE = {'stamp', 'mtime_ns', 'code', 'made_from', 'extracted at', 'extracted from', 'imported at', 'imported from',
             'converted from'}
@@ -246,8 +246,8 @@ def record_file(path, root):
     if path.suffix == '.pth':
         state = torch.load(path, map_location='cpu', weights_only=True)
         if path.name == 'RUN_STATE.pth':
-            state.pop('options')
-            return {name: value if name == 'progress' else digest(value) for name, value in state.items()}
+            state = {name: state[name] for name in state.keys() - {'options', 'cwd', 'inputs', 'digest'}}  # with absolute paths
+            return {name: value if name == 'progress' else digest(value) for name, value in sorted(state.items())}
         return digest(state)
     if path.suffix == '.safetensors':
         return digest(safetensors.torch.load_file(path))
