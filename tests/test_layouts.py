@@ -94,6 +94,20 @@ def test_boxes_in_other_forms_are_refused_and_import_converts_them(tmp_path, run
         assert status == 1 and 'of boxes in pixels leave out --boxes normalised' in printed
 
 
+def test_files_and_folders_that_only_import_reads_are_named(tmp_path, run):
+    one, = IMAGES[:1]
+    (tmp_path / 'npz').mkdir()
+    arrays = {'features': one.features, 'boxes': one.boxes, 'size': [one.height, one.width]}
+    np.savez(tmp_path / 'npz/x.npz', **arrays)
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        file.create_group('x').update(arrays)
+    for name, form in (('npz', 'a folder of arrays'), ('npz/x.npz', 'a zip'), ('x.h5', 'HDF5')):
+        status, printed = run('check', tmp_path / name)
+        assert status == 1 and f'found {form}' in printed and f'import {tmp_path / name} --out' in printed
+        assert 'copy the store again' not in printed and 'damaged' not in printed
+        assert run('import', tmp_path / name, '--out', tmp_path / f'{name}.tsv')[0] == 0
+
+
 def test_transposed_features_are_not_cut_like_padding(tmp_path):
     one = image(0, 4)
     arrays = {'bbox': one.boxes, 'num_bbox': len(one.boxes), 'image_h': one.height, 'image_w': one.width}
