@@ -106,6 +106,8 @@ def test_files_and_folders_that_only_import_reads_are_named(tmp_path, run):
         assert status == 1 and f'found {form}' in printed and f'import {tmp_path / name} --out' in printed
         assert 'copy the store again' not in printed and 'damaged' not in printed
         assert run('import', tmp_path / name, '--out', tmp_path / f'{name}.tsv')[0] == 0
+    with pytest.raises(RegionError, match=r'found another folder; of arrays, bash run/regions.bash import'):
+        store.open_regions(tmp_path / 'npz')
 
 
 def test_transposed_features_are_not_cut_like_padding(tmp_path):
