@@ -111,7 +111,7 @@ def test_statements_about_two_pictures(mine, check):
     assert status == 1 and 'key "answers": expected no such key, since nlvr2 answers False or True' in lines[0]
     assert check({**described, 'kind': 'nlvr'})[1][0] == (
         'mine.json: key "splits.train.annotations": train.json: example 0: key "img_id": expected an image id '
-        "(text of 1 to 255 characters), found 'nothing'; correct the file")
+        "(text of 1 to 255 characters), found no such key among identifier, img0, img1, sent, label; correct the file")
 
 
 TEXT = {'img_id': '3', 'sentf': {'mscoco': ['a red', 'is it a red'], 'vqa': ['is it', 'is it red', 'it']},

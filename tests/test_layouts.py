@@ -94,6 +94,44 @@ def test_boxes_in_other_forms_are_refused_and_import_converts_them(tmp_path, run
         assert status == 1 and 'of boxes in pixels leave out --boxes normalised' in printed
 
 
+def test_files_and_folders_that_only_import_reads_are_named(tmp_path, run):
+    one, = IMAGES[:1]
+    (tmp_path / 'npz').mkdir()
+    arrays = {'features': one.features, 'boxes': one.boxes, 'size': [one.height, one.width]}
+    np.savez(tmp_path / 'npz/x.npz', **arrays)
+    with h5py.File(tmp_path / 'x.h5', 'w') as file:
+        file.create_group('x').update(arrays)
+    for name, form in (('npz', 'a folder of arrays'), ('npz/x.npz', 'a zip'), ('x.h5', 'HDF5')):
+        status, printed = run('check', tmp_path / name)
+        assert status == 1 and f'found {form}' in printed and f'import {tmp_path / name} --out' in printed
+        assert 'copy the store again' not in printed and 'damaged' not in printed
+        assert run('import', tmp_path / name, '--out', tmp_path / f'{name}.tsv')[0] == 0
+    with pytest.raises(RegionError, match=r'found another folder; of arrays, bash run/regions.bash import'):
+        store.open_regions(tmp_path / 'npz')
+
+
+def test_transposed_features_are_not_cut_like_padding(tmp_path):
+    one = image(0, 4)
+    arrays = {'bbox': one.boxes, 'num_bbox': len(one.boxes), 'image_h': one.height, 'image_w': one.width}
+    np.savez(tmp_path / 'x.npz', x=np.ones((9, len(one.boxes)), np.float32), **arrays)
+    with pytest.raises(RegionError, match='save it transposed'):
+        list(Importer(tmp_path))
+    np.savez(tmp_path / 'x.npz', x=np.ones((9, 5), np.float32), **arrays)  # padded
+    assert [read.features.shape for read in Importer(tmp_path)] == [(len(one.boxes), 5)]
+
+
+@pytest.mark.parametrize('more, message', [
+    ({'objects_conf': base64.b64encode(np.full(2, 93, '<f4')).decode()}, 'expected confidences from 0 to 1, found 93'),
+    ({'img_h': '60.0'}, "expected a whole number, found '60.0'")])
+def test_a_fault_of_all_lines_says_what_to_do_but_not_to_remove(tmp_path, run, more, message):
+    path = tmp_path / 'x.tsv'
+    path.write_text(''.join(lines([replace(image(number, 2), img_id=f'i{number}') for number in range(3)], **more)))
+    for arguments in (('check', path), ('import', path, '--out', tmp_path / 'z.tsv')):
+        status, printed = run(*arguments)
+        assert status == 1 and message in printed and 'correct it where the file was made' in printed
+        assert 'remove' not in printed
+
+
 def test_exchanged_height_and_width(tmp_path, run):
     path, out = tmp_path / 'x.tsv', tmp_path / 'y.tsv'
     path.write_text(''.join(lines(replace(one, height=one.width, width=one.height, boxes=np.array(

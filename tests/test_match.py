@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import run_program, write_random_snapshot
 
 import models
 from bert.weights import WeightsError
+from files.json_files import DataError
 from lxrt.modeling import LxrtConfig, LXRTPretraining
 from predict import match
 from regions import store, tsv
@@ -167,3 +169,11 @@ def test_faulty_pairs_are_named(pretrained, tmp_path, capsys, pairs, fault):
     path.write_text(pairs)
     assert run(pretrained, '--pairs', path, '--features', pretrained[0] / 'mscoco_imgfeat/val2014_obj36.tsv') == 1
     assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('items, fault', [(['x.jpg', 'a dog'], 'found only sentences: x.jpg, a dog; correct the ids or paths'),
+                                          (['x'], 'found only images: x; add a sentence')])
+def test_items_without_images_or_sentences_are_named(items, fault):
+    known = SimpleNamespace(rows=lambda ids: [0 if img_id == 'x' else -1 for img_id in ids])
+    with pytest.raises(DataError, match=f'expected ids of images of r.tsv and sentences, {fault}'):
+        match.match_items(SimpleNamespace(items=items, features='r.tsv'), None, SimpleNamespace(store=known))

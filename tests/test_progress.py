@@ -112,6 +112,7 @@ def test_unknown_and_truncated_text_is_counted(tokenizer):
     often = TextStatistics(6).add(counts[:2], torch.tensor([3, 1]).numpy())
     assert (often.sentences, often.pieces, often.unknown) == (4, 11, 1)
     assert list(TextStatistics(6).add(counts[:1]).warnings('v')) == []
+    assert list(TextStatistics(6).add(counts[:1] * 0).warnings('v')) == ['all sentences are empty; correct the annotations']
     assert 'raise max_length' in next(TextStatistics(6).add(counts[2:]).warnings('v'))
 
 

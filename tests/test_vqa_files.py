@@ -186,6 +186,11 @@ def test_gqa_ood(tmp_path, convert):
     (['car', 'Car', 'car', 'bus'], ('--lists', 'alternatives'), {'car': 1, 'bus': 1}),
     (['car', 'automobile'], ('--lists', 'annotators'), {'car': 0.5}),
     ({'car': 0.3, 'automobile': 1}, (), {'car': 0.3, 'automobile': 1}),
+    ("{'car': 0.3, 'automobile': 1.0}", (), {'car': 0.3, 'automobile': 1}),
+    ("['car' 'automobile']", (), {'car': 1, 'automobile': 1}),  # as NumPy prints it
+    ("[{'answer': 'car'}\n {'answer': 'car'}]", (), {'car': 1}),
+    ('{car} [x]', (), {'{car} [x]': 1}),
+    ('{car}', (), {'{car}': 1}),
     (True, (), {'yes': 1})])
 def test_lists_of_answers(tmp_path, convert, value, flags, expected):
     rows = {'data': [{'question': 'x', 'image_id': 'ab12', 'question_id': 1, 'answers': value}]}
@@ -256,6 +261,12 @@ def test_faults_are_named_and_nothing_is_left(tmp_path, rows, flags, message):
         process_vqa.main(['--split', 'train', save(tmp_path / 'q.json', rows), *flags, '--out', str(tmp_path / 'out')])
     assert message in str(raised.value) and '\n' not in str(raised.value)
     assert not (tmp_path / 'out').exists() or not list((tmp_path / 'out').iterdir())
+
+
+def test_a_table_of_a_dataset_is_named(tmp_path):
+    (tmp_path / 'q.csv').write_text('img_id,sent,label\nx,What?,y\n')
+    with pytest.raises(DataError, match=r'q.csv: expected json or json lines, found .csv; .*process_vqa.py --split'):
+        read_examples([tmp_path / 'q.csv'], QUESTION, ['y'])
 
 
 @pytest.mark.parametrize('name, content, message', [

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from files.json_files import DataError, some, stream
-from files.text import shown
+from files.text import printable, shown
 from images.ids import ImageIds
 
 CHUNK = 1 << 16  # values that are collected as Python objects
@@ -228,9 +228,10 @@ def read_examples(paths, schema, answers):
             if not fault and (schema.label_key in item) != labelled[-1]:
                 fault = schema.label_key, 'labels on all examples of a file or on none'
             if fault:
-                value = item.get(fault[0], 'nothing') if isinstance(item, dict) else item
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(value)}; '
-                                'correct the file')
+                missing = isinstance(item, dict) and fault[0] not in item
+                value = item.get(fault[0]) if isinstance(item, dict) else item
+                what = f'no such key among {printable(", ".join(item))[:200] or "none"}' if missing else shown(value)
+                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {what}; correct the file')
             for example in captions_of(item) if schema.captions else (item,):
                 ids.append(example[schema.id] if schema.id_type is int else str(example[schema.id]).encode())
                 for key, column in zip(schema.images, images, strict=True):

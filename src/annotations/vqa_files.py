@@ -93,7 +93,7 @@ def read_table(path, delimiters):
             delimiter = max(names, key=lambda one: len(names[one]))
             if not any(name.strip().lower() in IDENTIFYING for name in names[delimiter]):
                 raise DataError(f'{path}: expected a first line that names the columns, with a question '
-                                f'({", ".join(KEYS["question"])}), found {header.strip()[:100]!r}; add it')
+                                f'({", ".join(KEYS["question"])}), found {header.strip()[:100]!r}; add it, or rename the columns')
             rows = csv.DictReader(text, [name.strip() for name in names[delimiter]], delimiter=delimiter)
             for row in rows:
                 if None in row:
@@ -119,16 +119,24 @@ def text_of(value):
     return str(value).strip() if isinstance(value, (str, int, float)) else None
 
 
+def _answers_value(row):
+    """The value of a row's answers; a list or {answer: score} where a csv cell has one as Python or NumPy prints it."""
+    value = value_of(row, 'answers')
+    if isinstance(value, str) and value.startswith(('[', '{')):
+        commas = re.sub(r'(?<=[\'"}])\s+(?=[\'"{])', ', ', value)  # NumPy's ['a' 'b'] would be the one text 'ab'
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # an answer that begins with a bracket
+            parsed = ast.literal_eval(commas)
+            return parsed if isinstance(parsed, (list, dict)) else value
+    return value
+
+
 def answers_of(row, place):
     """(answers of a row, list of str; whether they are annotators' answers, None if that is unknown).
 
     Answers may be one text or number, a list of them, a list of objects with "answer", a csv cell with a list, or {answer:
     score}. No answers: []. Raises DataError with `place` (file, row).
     """
-    value, annotators = value_of(row, 'answers'), None
-    if isinstance(value, str) and value.startswith('['):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # an answer that begins with a bracket
-            value = ast.literal_eval(value)
+    value, annotators = _answers_value(row), None
     if value is None:
         return [], None
     values = list(value) if isinstance(value, (list, dict)) else [value]
@@ -143,7 +151,7 @@ def answers_of(row, place):
 
 def scores_of(row, place):
     """The label of a row that gives {answer: score from 0 to 1} itself, else None. Raises DataError with `place`."""
-    value = value_of(row, 'answers')
+    value = _answers_value(row)
     if not isinstance(value, dict):
         return None
     if not all(isinstance(score, (int, float)) and 0 <= score <= 1 for score in value.values()):

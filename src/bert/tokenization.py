@@ -60,6 +60,8 @@ class TextStatistics:
 
     def warnings(self, vocabulary):
         """Yields what makes training or answering pointless, and what to do. vocabulary: its file, for the message."""
+        if self.sentences and not self.pieces:
+            yield 'all sentences are empty; correct the annotations'
         if self.unknown_share > MAX_UNKNOWN:
             yield (f'{100 * self.unknown_share:.0f} % of the word pieces are [UNK]: the vocabulary {vocabulary} is not that of '
                    'this language or script; use a model with another one (--bert FOLDER)')

@@ -286,6 +286,10 @@ def stream(path, prefix, what, pairs=False):
                 count += 1
                 yield item
         except (ijson.JSONError, UnicodeDecodeError) as error:
+            ending = Path(str(path).removesuffix('.gz')).suffix
+            if not count and ending in ('.csv', '.tsv'):
+                raise DataError(f'{path}: expected json or json lines, found {ending}; write its rows as json '
+                                '(data/vqa/process_vqa.py --split converts questions and answers)') from None
             fault = ' '.join(str(error).split())  # the parser draws an arrow below the fault
             raise DataError(f'{path}: incomplete or invalid json after {count:,} {what} ({fault}); download it again') from None
     if not count:

@@ -122,7 +122,8 @@ def match_items(flags, matcher, images):
     names, sentences = [item for item in flags.items if is_image(item)], [item for item in flags.items if not is_image(item)]
     if not names or not sentences:
         what = 'pictures' if images.store is None else f'ids of images of {flags.features}'
-        raise DataError(f'expected {what} and sentences, found {len(names)} and {len(sentences)}')
+        raise DataError(f'expected {what} and sentences, found only {"sentences" if sentences else "images"}: '
+                        f'{some(names or sentences)}; ' + ('add a sentence' if names else 'correct the ids or paths'))
     images.check(names)
     masked, plain = [one for one in sentences if MASK in one], [one for one in sentences if MASK not in one]
     rows = []

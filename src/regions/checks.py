@@ -20,6 +20,11 @@ FIRST = 20  # images whose features' magnitudes are judged
 REACH = 0.4  # of width or height: what boxes reach beyond in any real file
 
 
+def _advised(fault) -> RegionError:
+    """A fault of a store, with what to do if it does not say that itself."""
+    return RegionError(f'{fault}' if 'regions.bash import' in str(fault) else f'{fault}; {ADVICE}')
+
+
 def check(path, on_fault: Callable[[RegionError], None], warn: Callable[[str], None]) -> list[str]:
     """Check a TSV, its zip, or a store, and return the ids of the valid images, in order.
 
@@ -85,7 +90,7 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
     try:
         store = RegionStore(path, verify=False)
     except RegionError as error:
-        on_fault(RegionError(f'{error}; {ADVICE}'))
+        on_fault(_advised(error))
         return img_ids
     if not store.digests:
         warn(f'{store.folder}: the store has no digests; changed numbers are only detected if they are invalid')
@@ -106,8 +111,7 @@ def _check_store(path, totals, on_fault, warn) -> list[str]:
         try:
             image = tsv.check(store.image(row), store.feature_size)
         except (RegionError, UnicodeDecodeError) as error:
-            advice = '' if 'regions.bash import' in str(error) else f'; {ADVICE}'
-            on_fault(RegionError(f'{store.folder}: row {row}: image {printable(store.ids[row])}: {error}{advice}'))
+            on_fault(_advised(f'{store.folder}: row {row}: image {printable(store.ids[row])}: {error}'))
             continue
         img_ids.append(image.img_id)
         totals.add(image)

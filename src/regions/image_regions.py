@@ -179,8 +179,8 @@ def _seeming_form(boxes: np.ndarray, height: int, width: int) -> str:
             continue
         if fits:
             texts = ', '.join(FORMS[name] for name in reversed(form.split(',')))
-            either = ', or if height and width are exchanged (--swapSize)' if order == 'yxyx' and not unit else ''
-            return (f'; all its boxes are valid as {texts}{either}: bash run/regions.bash import --boxes {form} converts them')
+            other = ', or, if height and width are exchanged, --swapSize' if order == 'yxyx' and not unit else ''
+            return f'; all its boxes are valid as {texts}: bash run/regions.bash import --boxes {form} converts them{other}'
     return ''
 
 

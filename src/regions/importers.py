@@ -190,6 +190,10 @@ class Importer:
         if count.size != 1 or count.dtype.kind not in 'iu' or not 0 <= count.item() <= rows:
             raise RegionError(f'key "num_boxes": expected a whole number up to {rows}, the rows of features, found '
                               f'{count.tolist()!r:.60}')
+        o, shape = (count.item(),), np.shape(values['features'])
+        if rows > count.item() and shape[1:] == np.shape(values.get('boxes', ()))[:1] == o:  # else cut like padding
+            raise RegionError(f'key "features": expected a row per region, found an array of shape {shape} for {count.item()} '
+                              'boxes; save it transposed')
         return count.item()
 
     def _size(self, values: dict, boxes: np.ndarray | None, normalised: np.ndarray | None) -> tuple[int, int]:

@@ -191,6 +191,9 @@ def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
 def _without_file(path, folder: Path) -> RegionStore:
     """The store of a TSV that does not exist."""
     if not folder.is_dir():
+        if Path(path).is_dir():
+            raise RegionError(f'{path}: expected a TSV or NAME.store, found another folder; of arrays, bash run/regions.bash '
+                              f'import {path} --out NEW.tsv makes a TSV')
         raise RegionError(f'{path}: expected this file or its region store {folder}, found neither; fetch or '
                           'extract the regions, or correct the path (--dataRoot)')
     try:

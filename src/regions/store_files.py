@@ -40,6 +40,10 @@ def read_meta(folder: Path) -> dict:
     try:
         meta = read_json(path, what)
     except FileNotFoundError:
+        if not (folder / 'offsets.npy').exists() and folder.is_dir() and any(
+                file.suffix in ('.npz', '.npy', '.json', '.h5', '.hdf5') for file in folder.iterdir()):
+            raise RegionError(f'{folder}: expected a region store, found a folder of arrays; bash run/regions.bash import '
+                              f'{folder} --out NEW.tsv reads them') from None
         raise RegionError(f'{path}: expected {what}, found no such file') from None
     except ValueError as error:
         raise RegionError(str(error)) from None

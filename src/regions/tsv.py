@@ -30,6 +30,9 @@ FEW = 20  # faults that are held back until the first valid line
 BUFFER, LINE_LIMIT = 1 << 20, 64 << 20  # bytes
 ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, or unknown compression
 
+OTHER_FORMATS = {b'\x89HDF': 'HDF5', b'\x93NUMPY': 'a NumPy array', b'PK\x03\x04': 'a zip, as of NumPy (.npz) or PyTorch',
+                 b'\x80': 'a pickle'}  # by their first bytes
+
 
 # Where the lines come from
 
@@ -65,7 +68,11 @@ class TsvFile:
         """Each line with its end, one at a time, under a progress bar in bytes, without a byte order mark. Raises RegionError as
         `open`."""
         with self.open() as stream, byte_bar(self.path.name, self.size) as bar:
-            if stream.peek(3).startswith(codecs.BOM_UTF8):
+            start = stream.peek(4)
+            if form := next((form for begin, form in OTHER_FORMATS.items() if start.startswith(begin)), None):
+                raise RegionError(f'{self.where}: expected a TSV, found {form}; bash run/regions.bash import {self.path} --out '
+                                  'NEW.tsv reads it, or says how to convert it')
+            if start.startswith(codecs.BOM_UTF8):
                 stream.read(3)
             while line := stream.readline(LINE_LIMIT):
                 if len(line) == LINE_LIMIT and not line.endswith(b'\n'):
@@ -202,7 +209,7 @@ class EarlyFaults:
         if layout and (layout.header or self.on_fault is None or (self.layout and layout.fields == self.layout.fields)):
             raise self._other_layout(layout)
         self.layout = layout if self.count == 1 else self.layout
-        self.kinds.add(re.sub(r"[\d.e+-]+|b'.*?'", '', str(error)))
+        self.kinds.add(re.sub(r"[\d.e+-]+|'.*?'", '', str(error)))
         if self.on_fault is None or len(self.kinds) > 1:
             self.flush()
             self.report(number, line, error)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pybase64
 
-from files.text import printable
+from files.text import printable, shown
 from regions.image_regions import ARRAYS, NAMES, ImageRegions, RegionError, check
 
 FIELDS = ('img_id', 'img_h', 'img_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes',
@@ -95,9 +95,12 @@ def label(line: bytes) -> str:
 
 
 def other_form(reason: str) -> str:
-    """The reason of a fault that all lines have, without the advice for damaged lines."""
+    """The reason of a fault that all lines or images have, without the advice for damaged lines, with what to do."""
     short = reason.replace(f'; the line is cut off or {DAMAGED}', '').replace(f'; the line is {DAMAGED}', '')
-    return reason if short == reason else f'{short}; the columns are {", ".join(FIELDS)}'
+    if short != reason:
+        return f'{short}; the columns are {", ".join(FIELDS)}; correct it where the file was made'
+    short = reason.removesuffix(', or remove the line')
+    return short if 'regions.bash' in short or short != reason else f'{short}; correct it where the file was made'
 
 
 def unquoted(text: bytes) -> bytes:
@@ -194,7 +197,8 @@ def plausible(features: np.ndarray) -> bool:
 def _whole_number(fields: dict[str, memoryview], field: str) -> int:
     text = bytes(fields[field])
     if not text.isdigit() or len(text) > 9:  # int() takes blanks, signs and underscores, and any length
-        raise RegionError(f'field "{field}": expected a whole number, found {text[:40]!r}; the line is {DAMAGED}')
+        text = shown(text[:40].decode(errors='replace'))
+        raise RegionError(f'field "{field}": expected a whole number, found {text}; the line is {DAMAGED}')
     return int(text)
 
 
