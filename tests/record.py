@@ -32,7 +32,7 @@ import torch
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1,
          'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
 # Files left out; of the state before the last one the bytes have absolute paths
-SKIP = re.compile(r'/src/|RUN_STATE\.pth\.previous$|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')
+SKIP = re.compile(r'/src/|\.previous$|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')
 # Keys left out of json: random or of the clock, digests of source files, absolute paths
 VOLATILE = {'stamp', 'mtime_ns', 'code', 'made_from', 'extracted at', 'extracted from', 'imported at', 'imported from',
             'converted from'}
