@@ -491,8 +491,8 @@ def test_a_damaged_record_is_read_as_before_or_refused(tmp_path, data):
     text = json.dumps(data.draw(value_damage(entries))(entries)).encode()
     name.write_bytes(data.draw(st.just(lambda text: text) | byte_damage(len(text)))(text))
     states = manifest.UNKNOWN, manifest.COMPLETE, manifest.CHANGED
-    same_or_error(lambda: (target.state('set/a'), target.state('set/a', True)), lambda found: set(found) <= set(states), name)
-    same_or_error(lambda: target.exists('set/a', True), lambda found: found is True, name)
+    same_or_error(lambda: (target.state('set/a'), target.state('set/a', True)), lambda values: set(values) <= set(states), name)
+    same_or_error(lambda: target.exists('set/a', True), lambda value: value is True, name)
     same_or_error(lambda: target.size('set/a'), lambda size: size == 5, name)
 
 

@@ -207,7 +207,7 @@ class QuestionIds:
     """Question ids: those of the files, whole numbers if all are, else texts; numbers from 0 where no question has one."""
 
     def __init__(self, renumber):
-        self.renumber, self.whole, self.missing, self.seen = renumber, True, [], set()
+        self.renumber, self.whole, self.missing, self.ids = renumber, True, [], set()
 
     def add(self, row, split, place):
         """Takes note of the id of a row. Raises DataError for a second question of this id in the split."""
@@ -215,18 +215,18 @@ class QuestionIds:
         if self.renumber or key is None:
             self.missing += [place][len(self.missing):]
             return
-        if (split, key) in self.seen or text_of(key) is None:
+        if (split, key) in self.ids or text_of(key) is None:
             raise DataError(f'{place}: expected a new question id, found {key!r:.100}; correct it, or give --renumber, which '
                             'numbers the questions')
-        self.seen.add((split, key))
+        self.ids.add((split, key))
         self.whole &= isinstance(key, int) or (  # of an object {id: row}, as GQA's, they are texts
             'questionId' not in row and re.fullmatch(r'0|[1-9][0-9]{,17}', str(key)) is not None)
 
     def choose(self):
-        if self.seen and self.missing:
+        if self.ids and self.missing:
             raise DataError(f'{self.missing[0]}: expected a question id ({", ".join(KEYS["id"])}) as in other rows, found none; '
                             'add it, or give --renumber, which numbers the questions')
-        self.renumber = not self.seen
+        self.renumber = not self.ids
 
     def of(self, row, number):
         key = number if self.renumber else value_of(row, 'id')

@@ -309,8 +309,8 @@ def field(item, key, kind, path):
 
 def first_duplicate(items):
     """The first of some items that equals an earlier one, or None."""
-    seen = set()
-    return next((item for item in items if item in seen or seen.add(item)), None)
+    earlier = set()
+    return next((item for item in items if item in earlier or earlier.add(item)), None)
 
 
 def some(names, most=3):
