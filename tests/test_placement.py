@@ -1,6 +1,7 @@
 """Regions in RAM and on a device give what a store gives; --tiny without a store gives the batches it gives with one."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,8 @@ from annotations.examples import read_examples
 from batches import MicroBatch, load_batches
 from bert.tokenization import BertTokenizer
 from param import Options
-from regions import placement, store
-from regions.arrays import RegionView
+from regions import placement, store, tsv
+from regions.arrays import RegionArrays, RegionView
 from regions.tsv import RegionError
 from tasks.vqa import VQA
 
@@ -114,6 +115,90 @@ def test_optional_columns_of_a_batch(two_stores, where):
     assert not placement.gather_batch(regions, np.array([-1, 1]), columns=(column,))[column][0].any()
     with pytest.raises(RegionError, match='expected the column "pixels"'):
         placement.gather_batch(regions, rows, columns=('pixels',))
+
+
+def expected_with_whole_image(images: list, o: int, half: bool) -> dict[str, np.ndarray]:
+    """A batch with the image as region 0, restated with loops. images: ImageRegions, or None for row -1."""
+    b = len(images)
+    batch = {'features': np.zeros((b, 1 + o, 5), 'f4'), 'boxes': np.zeros((b, 1 + o, 4), 'f4'),
+             'mask': np.zeros((b, 1 + o), bool), 'image_size': np.zeros((b, 2), 'i8')}
+    for i, one in enumerate(images):
+        if one is None:
+            continue
+        features = one.features.astype('f2').astype('f4') if half else one.features
+        total = np.zeros(5)
+        for row, (feature, (x1, y1, x2, y2)) in enumerate(zip(features, one.boxes, strict=True), 1):
+            total += feature
+            batch['features'][i, row] = feature
+            batch['boxes'][i, row] = x1 / one.width, y1 / one.height, x2 / one.width, y2 / one.height
+        batch['features'][i, 0] = total / max(len(features), 1) if one.image_feature is None else one.image_feature
+        batch['boxes'][i, 0] = 0, 0, 1 - 1 / one.width, 1 - 1 / one.height
+        batch['mask'][i, :1 + len(features)] = True
+        batch['image_size'][i] = one.height, one.width
+    return batch
+
+
+def whole_image_batch(regions, rows, **arguments) -> dict[str, torch.Tensor]:
+    """The batch that a model reads, in which `mask` may be missing where it is True throughout, as in datasets."""
+    batch = placement.gather_batch(regions, np.array(rows), whole_image=True, **arguments)
+    mask = torch.from_numpy(batch.pop('mask'))
+    return placement.to_device(regions, {name: torch.from_numpy(array) for name, array in batch.items()}) | {'mask': mask}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('where', ['cpu', 'ram', 'device'])
+@pytest.mark.parametrize('stored', ['', 'b', 'ab'])  # the stores whose images have a feature of their own
+def test_the_whole_image_is_region_0(tmp_path, where, dtype, stored):
+    images = [with_probabilities(one) for one in IMAGES]
+    for i, one in enumerate(images):
+        if 'aabbb'[i] in stored:
+            images[i] = replace(one, image_feature=np.arange(5, dtype='f4') + i / 3)
+    for name, part in (('a', images[:2]), ('b', images[2:])):
+        store.write(tmp_path / f'{name}.store', part, {}, dtype=dtype)
+    disk = store.open_all([tmp_path / 'a.store', tmp_path / 'b.store'])
+    assert isinstance(disk, RegionView)
+    regions = placement.OnDevice(disk, CPU) if where == 'device' else placement.place(disk, where, CPU)
+    for rows in ([3, -1, 1, 0], [1], [-1], [2, 4]):
+        of_rows = [images[row] if row >= 0 else None for row in rows]
+        most = max((len(one.boxes) for one in of_rows if one), default=1)
+        for static_shape in (False, True):
+            batch = whole_image_batch(regions, rows, static_shape=static_shape, columns=('class_probabilities',))
+            probabilities, o = batch.pop('class_probabilities'), batch['mask'].shape[1] - 1
+            assert o == 4 if static_shape else o == most or (o > most and -1 in rows)
+            expected = expected_with_whole_image(of_rows, o, where == 'device' or dtype == 'float16')
+            assert batch.keys() == expected.keys()
+            for name, array in expected.items():
+                assert batch[name].numpy().dtype == array.dtype
+                np.testing.assert_allclose(batch[name], array, rtol=0, atol=1e-3 if name == 'features' and stored else 1e-6)
+                np.testing.assert_allclose(batch[name][:, 1:] if array.ndim == 3 else batch[name],
+                                           array[:, 1:] if array.ndim == 3 else array, rtol=0, atol=1e-7)
+            assert probabilities.shape == (*batch['mask'].shape, 7) and not probabilities[:, 0].any()
+            for i, one in enumerate(of_rows):
+                if one is not None:
+                    np.testing.assert_array_equal(probabilities[i, 1:1 + len(one.boxes)], one.class_probabilities.astype('f4'))
+                    if one.image_feature is not None:
+                        np.testing.assert_array_equal(batch['features'][i, 0], one.image_feature)
+
+
+@pytest.mark.parametrize('where', ['cpu', 'device'])
+def test_an_image_without_any_region_is_region_0(where):
+    none = replace(IMAGES[0], **{name: getattr(IMAGES[0], name)[:0] for name in tsv.ARRAYS})
+    for images in ([none, IMAGES[1]], [IMAGES[1], IMAGES[1]]):
+        regions = RegionArrays.of_images('few', [replace(one, img_id=str(i)) for i, one in enumerate(images)])
+        regions = placement.OnDevice(regions, CPU) if where == 'device' else regions
+        batch = whole_image_batch(regions, [0, 1])
+        o = max(len(one.boxes) for one in images)
+        for name, array in expected_with_whole_image(images, o, where == 'device').items():
+            np.testing.assert_allclose(batch[name], array, rtol=0, atol=1e-6)
+
+
+def test_the_whole_image_of_boxes_without_features(two_stores):
+    disk, images = two_stores(features=False)
+    for regions in (disk, placement.OnDevice(disk, CPU)):
+        batch = whole_image_batch(regions, [2, -1])
+        assert batch.keys() == {'boxes', 'mask', 'image_size'} and batch['mask'].sum(1).tolist() == [5, 0]
+        width, height = images[2].width, images[2].height
+        torch.testing.assert_close(batch['boxes'][:, 0], torch.tensor([[0, 0, 1 - 1 / width, 1 - 1 / height], [0] * 4]))
 
 
 @pytest.mark.parametrize('where', ['cpu', 'ram', 'device'])

@@ -724,6 +724,58 @@ def test_faulty_class_probabilities_are_not_written(tmp_path, change, message):
     assert not (tmp_path / 'x.store').exists()
 
 
+def with_image_feature(one: ImageRegions) -> ImageRegions:
+    return replace(one, image_feature=np.arange(F, dtype='f4') + len(one.boxes))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('which', [(0, 1, 2, 3, 4), (0, 2), (3,), (4,), (1, 2)])  # the images that have such a feature
+def test_image_features(tmp_path, which, dtype):
+    images = [with_image_feature(one) if i in which else one for i, one in enumerate(IMAGES)]
+    store.write(tmp_path / 'x.store', images, {}, dtype=dtype)
+    regions = store.open_regions(tmp_path / 'x.store')
+    assert regions.meta['optional_columns'] == {'image_features': F} and regions.meta['dtypes']['image_features'] == '<f4'
+    assert regions.meta['version'] == 1 and regions.arrays['image_features'].shape == (5, F) and len(regions.digests) == 11
+    few = RegionArrays.of_images('few', images)
+    for i, one in enumerate(images):
+        features = one.features.astype(dtype).astype('f4')
+        mean = features.sum(0) / len(features)
+        for other in (regions, RegionView([regions]), pickle.loads(pickle.dumps(regions)), few):
+            expected = one.image_feature if i in which else mean
+            np.testing.assert_allclose(other.image_features([i])[0], expected, rtol=0, atol=1e-6 if dtype == 'float32' else 1e-3)
+            assert other.has_image_features and other.image_features([i]).dtype == np.float32
+        np.testing.assert_array_equal(regions.image(i).image_feature, regions.image_features([i])[0], strict=True)
+    assert regions.digest() != (plain := RegionArrays.of_images('plain', IMAGES)).digest()
+    assert regions.digest([0, 4]) != plain.digest([0, 4]) and not plain.has_image_features
+    if dtype == 'float32' and len(which) == 5:
+        assert regions.digest([0, 4]) == few.digest([0, 4])
+    array = np.load(tmp_path / 'x.store/image_features.npy', mmap_mode='r+')
+    array[1, 2] += 1
+    array.flush()
+    with pytest.raises(RegionError, match=r'x\.store/image_features\.npy: expected the sha256'):
+        store.RegionStore(tmp_path / 'x.store')
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda one: replace(one, image_feature=np.zeros(F)), r'an array of float32 \(5,\), as many .*, found float64 \(5,\)'),
+    (lambda one: replace(one, image_feature=np.zeros(F + 1, 'f4')), r'an array of float32 \(5,\), .*found float32 \(6,\)'),
+    (lambda one: replace(one, image_feature=np.full(F, np.nan, 'f4')), 'expected finite numbers'),
+    (lambda one: without_features(with_image_feature(one)), 'expected none, since the regions have no features'),
+])
+def test_faulty_image_features_are_not_written(tmp_path, change, message):
+    with pytest.raises(RegionError, match=rf'number 2 to be written\): field "image_feature": .*{message}'):
+        store.write(tmp_path / 'x.store', [with_image_feature(IMAGES[0]), change(IMAGES[1])], {})
+    assert not (tmp_path / 'x.store').exists()
+
+
+def test_image_features_of_another_size(tmp_path):
+    store.write(tmp_path / 'x.store', [with_image_feature(IMAGES[0])], {})
+    meta = json.loads((tmp_path / 'x.store/meta.json').read_text())
+    (tmp_path / 'x.store/meta.json').write_text(json.dumps(meta | {'optional_columns': {'image_features': F + 1}}))
+    with pytest.raises(RegionError, match=r'key "optional_columns": expected .*image_features'):
+        store.RegionStore(tmp_path / 'x.store')
+
+
 def test_a_store_without_features(tmp_path):
     store.write(tmp_path / 'x.store', map(without_features, IMAGES), {'boxes': 'mine'})
     regions = store.open_regions(tmp_path / 'x.store')
@@ -751,6 +803,7 @@ def test_what_a_tsv_cannot_hold(tmp_path):
     for change, message in (
             (with_probabilities, r'field "class_probabilities": a TSV has no such field; write a region store, or leave it out '
                                  r'\(dataclasses\.replace\(image, class_probabilities=None\)\)'),
+            (with_image_feature, 'field "image_feature": a TSV has no such field; write a region store'),
             (without_features, 'field "features": expected an array, found none: a TSV always has features')):
         with pytest.raises(RegionError, match=message):
             tsv.write(tmp_path / 'x.tsv', map(change, IMAGES))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from regions.image_regions import image_feature, mean_feature
 from regions.tsv import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError
 
 OBJECTS = ('classes', 'class_conf', 'attributes', 'attribute_conf')  # (total,) each: ids int64, confidences float32
@@ -30,6 +31,8 @@ class RegionArrays:
         """One or more images with the same optional arrays, concatenated in RAM."""
         arrays = {column: np.concatenate([getattr(image, column) for image in images]) for column in COLUMNS
                   if getattr(images[0], column) is not None}
+        if any(image.image_feature is not None for image in images):
+            arrays['image_features'] = np.stack([image_feature(image) for image in images])
         counts = [len(image.boxes) for image in images]
         sizes = [(image.height, image.width) for image in images]
         return cls(name, arrays | per_image([image.img_id for image in images], sizes, counts), max(counts))
@@ -47,6 +50,11 @@ class RegionArrays:
         """(n,) bytes: the image ids in UTF-8, in the order of the rows, which is that of the file."""
         return self.arrays['ids']
 
+    @property
+    def has_image_features(self) -> bool:
+        """Whether images have a feature of their own, not only their regions."""
+        return 'image_features' in self.arrays
+
     def size_of(self, column: str) -> int:
         """Numbers per region in 'features' or an optional column; 0 if it is missing."""
         return self.arrays[column].shape[1] if column in self.arrays else 0
@@ -61,8 +69,10 @@ class RegionArrays:
         rows = self.arrays['order'][np.minimum(positions, len(self) - 1)]
         return np.where((self.ids[rows] == keys) & ~too_long, rows, -1)
 
-    def gather(self, rows) -> dict[str, np.ndarray]:
+    def gather(self, rows, lead: int = 0) -> dict[str, np.ndarray]:
         """A batch of b images, padded with 0 to the largest number of regions o among them.
+
+        lead: places, filled with 0, that are left free before the first region of each image; their mask is True.
 
         Returns features (b, o, f), float32 or float16 as stored, or no such key if there are none; boxes (b, o, 4) float32, x1,
         y1, x2, y2 divided by the width and height of the image; mask (b, o) bool, False for padding.
@@ -70,25 +80,34 @@ class RegionArrays:
         """
         rows, starts, counts = self.spans(rows)
         height_width = self.arrays['sizes'][rows].astype(np.float32)  # (b, 2)
-        boxes = self._gather('boxes', starts, counts)
+        boxes = self._gather('boxes', starts, counts, lead)
         boxes /= height_width[:, [1, 0, 1, 0]][:, None]  # (b, o, 4) / (b, 1, 4)
-        mask = np.arange(counts.max(initial=0)) < counts[:, None]
-        features = {'features': self._gather('features', starts, counts)} if self.feature_size else {}
+        mask = np.arange(lead + counts.max(initial=0)) < lead + counts[:, None]
+        features = {'features': self._gather('features', starts, counts, lead)} if self.feature_size else {}
         return features | {'boxes': boxes, 'mask': mask}
 
-    def read(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
         """The named columns of b images, (b, o, ...) each, padded as in `gather`. Raises RegionError if one is missing."""
         _, starts, counts = self.spans(rows)
         for column in columns:
             if column not in self.arrays:
                 raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; make '
                                   'the region store from regions that have it')
-        return {column: self._gather(column, starts, counts) for column in columns}
+        return {column: self._gather(column, starts, counts, lead) for column in columns}
 
     def gather_one(self, rows, draws) -> np.ndarray:
         """The features (k, f) of one region of each of k images. draws: (k,) in [0, 1); region floor(draw * count) is taken."""
         _, starts, counts = self.spans(rows)
         return self.arrays['features'][starts + (draws * counts).astype(np.int64)]
+
+    def image_features(self, rows) -> np.ndarray:
+        """The feature of each of b images as a whole, (b, f) float32: as stored, else the mean of its regions."""
+        if self.has_image_features:
+            return self.arrays['image_features'][self.spans(rows)[0]]
+        _, starts, counts = self.spans(rows)
+        means = [mean_feature(self.arrays['features'][start:start + count])
+                 for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+        return np.stack(means) if means else np.zeros((0, self.feature_size), np.float32)
 
     def image_sizes(self, rows) -> np.ndarray:
         """Height and width in pixels of b images, (b, 2) int32."""
@@ -100,7 +119,8 @@ class RegionArrays:
         height, width = self.arrays['sizes'][row].tolist()
         arrays = {name: np.array(self.arrays[name][begin:begin + count], dtype) if name in self.arrays else None
                   for name, (_, dtype) in COLUMNS.items()}
-        return ImageRegions(self.ids[row].decode(), height, width, **arrays)
+        whole_image = np.array(self.arrays['image_features'][row]) if self.has_image_features else None
+        return ImageRegions(self.ids[row].decode(), height, width, **arrays, image_feature=whole_image)
 
     def spans(self, rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, first index in the arrays, and number of regions of b images, (b,) int64 each. Raises as `gather`."""
@@ -129,14 +149,15 @@ class RegionArrays:
         """The ids, at most `most`, of those images whose features or boxes have NaN or infinity. rows: of any shape; -1: none."""
         return list(itertools.islice(nonfinite_ids(self, rows), most))
 
-    def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """One array of b images, (b, o, ...); a single indexing if all images have o regions, else a loop over the images."""
-        array, o = self.arrays[name], counts.max(initial=0)
-        if self.equal_counts and len(starts):
+    def _gather(self, name: str, starts: np.ndarray, counts: np.ndarray, lead: int) -> np.ndarray:
+        """One array of b images, (b, lead + o, ...); a single indexing if all images have o regions and there is no lead, else a
+        loop over the images."""
+        array, o = self.arrays[name], lead + counts.max(initial=0)
+        if self.equal_counts and len(starts) and not lead:
             return array.reshape(-1, self.max_regions, *array.shape[1:])[starts // self.max_regions]
         padded = np.zeros((len(starts), o, *array.shape[1:]), array.dtype)
         for image, start, count in zip(padded, starts.tolist(), counts.tolist(), strict=True):
-            image[:count] = array[start:start + count]
+            image[lead:lead + count] = array[start:start + count]
         return padded
 
 
@@ -159,6 +180,7 @@ class RegionView:
                 raise RegionError(f'{store.name}: expected {column} of {expected} as in {stores[0].name}, '
                                   f'found {size}; use files made by one detector')
         self.max_regions = max(store.max_regions for store in stores)
+        self.has_image_features = any(store.has_image_features for store in stores)
         self.starts = np.cumsum([0] + [len(store) for store in stores])  # (stores + 1,)
 
     def __len__(self) -> int:
@@ -180,15 +202,18 @@ class RegionView:
             rows[unknown] = np.where(local < 0, -1, local + start)
         return rows
 
-    def gather(self, rows) -> dict[str, np.ndarray]:
-        return self._per_store(rows, lambda store, rows, _: store.gather(rows))
+    def gather(self, rows, lead: int = 0) -> dict[str, np.ndarray]:
+        return self._per_store(rows, lambda store, rows, _: store.gather(rows, lead))
 
-    def read(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        return self._per_store(rows, lambda store, rows, _: store.read(rows, columns))
+    def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
+        return self._per_store(rows, lambda store, rows, _: store.read(rows, columns, lead))
 
     def gather_one(self, rows, draws) -> np.ndarray:
         return self._per_store(
             rows, lambda store, rows, of_store: {'features': store.gather_one(rows, draws[of_store])})['features']
+
+    def image_features(self, rows) -> np.ndarray:
+        return self._per_store(rows, lambda store, rows, _: {'features': store.image_features(rows)})['features']
 
     def image_sizes(self, rows) -> np.ndarray:
         return self._per_store(rows, lambda store, rows, _: {'sizes': store.image_sizes(rows)})['sizes']
@@ -234,7 +259,7 @@ def sample_digest(regions: Regions, rows) -> str:
     for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).astype(int)].tolist():
         image = regions.image(row)
         digest.update(f'{image.height} {image.width}'.encode())
-        for name in COLUMNS:
+        for name in (*COLUMNS, 'image_feature'):
             if (array := getattr(image, name)) is not None:
                 digest.update(array)
     return digest.hexdigest()
@@ -243,7 +268,8 @@ def sample_digest(regions: Regions, rows) -> str:
 def nonfinite_ids(regions: Regions, rows) -> Iterator[str]:
     for row in np.unique(rows).tolist():
         image = regions.image(row) if row >= 0 else None
-        if image and not all(np.isfinite(array).all() for array in (image.features, image.boxes) if array is not None):
+        if image and not all(np.isfinite(array).all() for array in (
+                image.features, image.boxes, image.image_feature) if array is not None):
             yield image.img_id
 
 

@@ -57,6 +57,7 @@ class ImageRegions:
     boxes: np.ndarray  # (o, 4) float32, pixels x1, y1, x2, y2
     features: np.ndarray | None  # (o, f) float32; None: boxes only
     class_probabilities: np.ndarray | None = None  # (o, num_classes) float16, 0..1
+    image_feature: np.ndarray | None = None  # (f,) float32, of the image as a whole
 
 
 def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
@@ -103,12 +104,25 @@ def check(image: ImageRegions, f: int | None = None) -> ImageRegions:
         if highest:
             region = int(np.argmax(np.abs(array - 0.5)))
             raise RegionError(f'field "{field}": expected confidences from 0 to 1, found {array[region]:g} in region {region}')
+    if image.image_feature is not None:
+        _check_image_feature(image.image_feature, image.features)
     if fault := box_fault(image.boxes, image.height, image.width):
         raise RegionError(f'field "boxes": {fault}')
     boxes, limits = image.boxes, np.array([image.width, image.height] * 2, np.float32)
     if (boxes < 0).any() or (boxes > limits).any():
         image = replace(image, boxes=np.clip(boxes, np.float32(0), limits))
     return image
+
+
+def _check_image_feature(array, features: np.ndarray | None) -> None:
+    shape = None if features is None else features.shape[1:]
+    if shape is None:
+        raise RegionError('field "image_feature": expected none, since the regions have no features, found one; leave it out')
+    if not isinstance(array, np.ndarray) or array.dtype != '<f4' or array.shape != shape:
+        raise RegionError(f'field "image_feature": expected an array of float32 {shape}, as many numbers as a region has, found '
+                          f'{getattr(array, "dtype", type(array).__name__)} {np.shape(array)}')
+    if not np.isfinite(array).all():
+        raise RegionError('field "image_feature": expected finite numbers, found NaN or infinity')
 
 
 def box_fault(boxes: np.ndarray, height: int, width: int) -> str | None:
@@ -188,3 +202,13 @@ def array_sizes(image: ImageRegions) -> dict[str, int]:
     """Numbers a region of the arrays that may be missing or of any size; 0 of those that are missing."""
     arrays = {name: getattr(image, name) for name in ('features', *OPTIONAL)}
     return {name: 0 if array is None else array.shape[1] for name, array in arrays.items()}
+
+
+def image_feature(image: ImageRegions) -> np.ndarray:
+    """The feature of the image as a whole, (f,) float32; the mean of its regions where it has none, as in VL-BERT."""
+    return mean_feature(image.features) if image.image_feature is None else image.image_feature
+
+
+def mean_feature(features: np.ndarray) -> np.ndarray:
+    """The mean of the features (o, f) of regions, (f,) float32; 0 without regions."""
+    return features.sum(0, dtype=np.float32) / np.float32(max(len(features), 1))

@@ -27,25 +27,34 @@ def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDe
 
 
 def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: bool = False,
-                 columns: Sequence[str] = ()) -> dict[str, np.ndarray]:
+                 columns: Sequence[str] = (), whole_image: bool = False) -> dict[str, np.ndarray]:
     """A batch of b images and its mask (b, o) bool. For row -1 the mask is False and all entries are 0.
 
     Features and boxes are those of `RegionArrays.gather`; for regions on a device, places (b, o) int64 instead, which `to_device`
     replaces. static_shape: pad to the largest number of regions of any image, not of this batch. columns: optional columns to
     add, (b, o, ...) each. Raises RegionError if one is missing.
+
+    whole_image: the image itself becomes region 0, so that o is one more, with image_size (b, 2) int64, height and width in
+    pixels. `to_device` fills in its feature and box; its optional columns are 0.
     """
-    known = np.maximum(rows, 0)
+    known, lead = np.maximum(rows, 0), int(whole_image)
     if isinstance(regions, OnDevice):
-        places = regions.places(rows)
-        batch, fill = {'places': places, 'mask': places >= 0}, {'places': -1}
+        places = regions.places(rows, lead)
+        mask = places >= 0
+        mask[:, :lead] = True
+        batch, fill = {'places': places, 'mask': mask}, {'places': -1}
     else:
-        batch, fill = regions.gather(known), {}
+        batch, fill = regions.gather(known, lead), {}
     if columns:
         # Row 0 is read in place of row -1, and may have more regions than the batch.
         batch |= {name: pad_regions(array[:, :batch['mask'].shape[1]], batch['mask'].shape[1])
-                  for name, array in regions.read(known, columns).items()}
+                  for name, array in regions.read(known, columns, lead).items()}
     if static_shape:
-        batch = {name: pad_regions(array, regions.max_regions, fill.get(name, 0)) for name, array in batch.items()}
+        batch = {name: pad_regions(array, lead + regions.max_regions, fill.get(name, 0)) for name, array in batch.items()}
+    if whole_image:
+        batch |= {'image_size': regions.image_sizes(known).astype(np.int64), 'region_count': batch['mask'].sum(1) - 1}
+        if regions.has_image_features:
+            batch['image_features'] = regions.image_features(known)
     missing = rows < 0
     if missing.any():
         for name, array in batch.items():
@@ -68,13 +77,27 @@ def pad_regions(array: np.ndarray, o: int, fill=0) -> np.ndarray:
 
 
 def to_device(regions: 'Regions | OnDevice', batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch whose tensors are on the device: places become features and boxes, noise_places become noise (k, f), and
-    float16 becomes float32."""
+    """A batch whose tensors are on the device: places become features and boxes, noise_places become noise (k, f), float16
+    becomes float32, and region 0 the image as a whole, if `gather_batch` was asked for it."""
     if 'noise_places' in batch:
         batch['noise'] = regions.look_up(batch.pop('noise_places'))['features']
     if 'places' in batch:
         batch |= regions.look_up(batch.pop('places'))
-    return batch | {name: batch[name].float() for name in ('features', 'noise', *OPTIONAL) if name in batch}
+    batch = batch | {name: batch[name].float() for name in ('features', 'noise', *OPTIONAL) if name in batch}
+    return add_whole_image(batch) if 'image_size' in batch else batch
+
+
+def add_whole_image(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Fill in region 0 of a batch as in VL-BERT: the box (0, 0, w - 1, h - 1), scaled, and the image's own feature, else the mean
+    of its regions. For row -1 both remain 0."""
+    count = batch.pop('region_count')[:, None]  # (b, 1)
+    if 'features' in batch:
+        features, stored = batch['features'], batch.pop('image_features', None)
+        # Padding is 0.
+        features[:, 0] = features[:, 1:].sum(1) / count.clamp(min=1) if stored is None else stored  # (b, f)
+    size = batch['image_size'].flip(1)  # (b, 2): width, height
+    batch['boxes'][:, 0, 2:] = (size - 1).clamp(min=0) / size.clamp(min=1)
+    return batch
 
 
 def in_ram(regions: Regions) -> Regions:
@@ -99,7 +122,7 @@ class OnDevice:
     def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
         for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'image', 'image_sizes',
-                     'digest', 'nonfinite'):
+                     'image_features', 'has_image_features', 'digest', 'nonfinite'):
             setattr(self, name, getattr(regions, name))
         self.stores = getattr(regions, 'stores', [regions])
         self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # place of each store's first region
@@ -114,8 +137,8 @@ class OnDevice:
     def __len__(self) -> int:
         return len(self.regions)
 
-    def places(self, rows) -> np.ndarray:
-        """The places of the regions of b images, (b, o) int64; -1 for padding, and for row -1."""
+    def places(self, rows, lead: int = 0) -> np.ndarray:
+        """The places of the regions of b images, (b, lead + o) int64; -1 for the lead, padding, and row -1."""
         rows = np.asarray(rows, np.int64)
         known = rows >= 0
         check_rows(rows[known], len(self), self.name)
@@ -126,8 +149,8 @@ class OnDevice:
             local = known & (store_of == i)
             _, start, counts[local] = store.spans(rows[local] - row_starts[i])
             starts[local] = start + self.starts[i]
-        step = np.arange(counts.max(initial=0))
-        return np.where(known[:, None] & (step < counts[:, None]), starts[:, None] + step, -1)
+        step = np.arange(-lead, counts.max(initial=0))
+        return np.where(known[:, None] & (step >= 0) & (step < counts[:, None]), starts[:, None] + step, -1)
 
     def look_up(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features (..., f), if there are any, and boxes (..., 4), float32, scaled as in `gather`, on the device.

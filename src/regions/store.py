@@ -10,7 +10,8 @@
     the sha256 (digests) and when its file was written (mtime_ns)
 
 A store that was not made from a TSV may lack the features (feature_size 0), and may hold optional columns, which meta.json
-lists with their sizes: class_probabilities (total, num_classes) float16.
+lists with their sizes: class_probabilities (total, num_classes) float16, image_features (n, f) float32, a feature of each image
+as a whole.
 
 Opening checks what is small: meta.json, headers, sizes of files, and the arrays with an entry an image, with their digests (6 ms
 for 100,000 images). A large file is only read, to compare its digest, if it was written after the store was made: copied, or
@@ -95,14 +96,14 @@ class RegionStore(RegionArrays):
         self.check_length()
         return super().spans(rows)
 
-    def gather(self, rows) -> dict[str, np.ndarray]:
+    def gather(self, rows, lead: int = 0) -> dict[str, np.ndarray]:
         # If the last batch came from the disk, the system is asked for the whole next one first: reads one after the other
         # are several times slower. For what is in the page cache, asking would take half the time.
         before = _blocks_read()
         if self.from_disk and self.feature_size:
             _, starts, counts = self.spans(rows)
             store_files.read_ahead(self.arrays['features'], starts, counts)
-        batch = super().gather(rows)
+        batch = super().gather(rows, lead)
         self.from_disk = _blocks_read() > before
         return batch
 
@@ -237,10 +238,11 @@ def write(folder, images: Iterable[ImageRegions], provenance: dict, source: dict
           dtype: str = 'float32') -> None:
     """Write a store of `images`, whatever their number, in the memory of one; it replaces an older one.
 
-    All images have features, or none; the same for each optional array. `provenance` says how the features were made (anything
-    json can hold); `source` is {name, size, mtime_ns, sha256} of the TSV they come from, None if there is none; `dtype` is that
-    of the features in the store, float32 or float16. Raises RegionError, and leaves no store, for an image that `tsv.check`
-    refuses, an id that comes twice (naming both positions), no images, or a folder that cannot be written.
+    All images have features, or none; the same for each optional array. If some images have an image_feature, the others get
+    the mean of their regions. `provenance` says how the features were made (anything json can hold); `source` is {name, size,
+    mtime_ns, sha256} of the TSV they come from, None if there is none; `dtype` is that of the features in the store, float32 or
+    float16. Raises RegionError, and leaves no store, for an image that `tsv.check` refuses, an id that comes twice (naming both
+    positions), no images, or a folder that cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     with store_files.lock(folder), store_files.StoreWriter(folder, dtype) as writer:

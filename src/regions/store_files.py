@@ -19,6 +19,7 @@ from files.atomic import atomic_folder, locked, naming, sha256, write_json
 from files.json_files import read_json
 from files.text import printable, shown
 from regions.arrays import DTYPES, per_image
+from regions.image_regions import image_feature, mean_feature
 from regions.tsv import OPTIONAL, ImageRegions, RegionError, array_sizes
 
 VERSION = 1
@@ -26,7 +27,8 @@ FLOAT16_LIMIT = 65504.0
 COUNTS = {'images': 1, 'regions': 1, 'feature_size': 0, 'min_regions': 1, 'max_regions': 1}  # key of meta.json -> least value
 MOST = 2 ** 40  # of any count
 PER_IMAGE = {'offsets': '<i8', 'sizes': '<i4', 'ids': r'\|S[1-9][0-9]{0,4}', 'order': '<i8'}  # small arrays and their dtypes
-PATTERNS = DTYPES | OPTIONAL | PER_IMAGE | {'features': '<f[24]'}
+IMAGE_FEATURES = {'image_features': '<f4'}  # optional, with an entry an image, but not small
+PATTERNS = DTYPES | OPTIONAL | PER_IMAGE | IMAGE_FEATURES | {'features': '<f[24]'}
 SHA256 = '[0-9a-f]{64}'
 NPY = b'\x93NUMPY\x01\x00'  # the first bytes of an .npy file of format 1.0; then the header's length in two bytes
 
@@ -64,8 +66,10 @@ def _meta_fault(meta: dict) -> tuple[str, str] | None:
         if not is_count(meta.get(key), least):
             return key, f'a whole number from {least} to {MOST}'
     optional = meta.get('optional_columns', {})
-    if not has_items(optional, None, is_count) or optional.keys() - OPTIONAL.keys():
-        return 'optional_columns', f'an object with the size of {", ".join(OPTIONAL)}'
+    names = OPTIONAL | IMAGE_FEATURES
+    if (not has_items(optional, None, is_count) or optional.keys() - names.keys()
+            or optional.get('image_features', meta['feature_size']) != meta['feature_size']):
+        return 'optional_columns', f'an object with the size of {", ".join(names)} (as feature_size)'
     shapes = _shapes(meta)
     dtypes = meta.get('dtypes')
     if not has_items(dtypes, shapes) or not all(matches(dtypes[name], PATTERNS[name]) for name in shapes):
@@ -105,7 +109,8 @@ def layout(meta: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _shapes(meta: dict) -> dict[str, tuple[int, ...]]:
     images, regions = meta['images'], meta['regions']
     sizes = {'boxes': 4, 'features': meta['feature_size'], **meta.get('optional_columns', {})}
-    shapes = dict.fromkeys(DTYPES, (regions,)) | {name: (regions, size) for name, size in sizes.items()}
+    shapes = dict.fromkeys(DTYPES, (regions,)) | {
+        name: (images if name in IMAGE_FEATURES else regions, size) for name, size in sizes.items()}
     if not meta['feature_size']:
         del shapes['features']
     return shapes | {'offsets': (images + 1,), 'sizes': (images, 2), 'ids': (images,), 'order': (images,)}
@@ -242,8 +247,9 @@ class StoreWriter:
         with explained(self.folder):
             if not self.columns:
                 self._open_columns(array_sizes(image))
-            for name, column in self.columns.items():
-                column.append(getattr(image, name))
+            self._add_image_feature(image)
+            for name in self.columns.keys() - IMAGE_FEATURES.keys():
+                self.columns[name].append(getattr(image, name))
         self.ids.append(image.img_id)
         self.image_sizes.append((image.height, image.width))
         self.counts.append(len(image.boxes))
@@ -253,7 +259,7 @@ class StoreWriter:
         if not self.ids:
             raise RegionError(f'{self.folder}: expected at least one image to write, found none')
         sizes = {name: math.prod(column.row_shape) for name, column in self.columns.items()}
-        optional = {name: sizes[name] for name in OPTIONAL if name in sizes}
+        optional = {name: sizes[name] for name in OPTIONAL | IMAGE_FEATURES if name in sizes}
         with explained(self.folder):
             for name, array in per_image(self.ids, self.image_sizes, self.counts).items():
                 self.columns[name] = Column(self.temporary / f'{name}.npy', array.dtype.str, array.shape[1:])
@@ -265,6 +271,21 @@ class StoreWriter:
             meta['digests'] = {name: column.close() for name, column in self.columns.items()}
             meta['mtime_ns'] = {name: os.stat(column.file.name).st_mtime_ns for name, column in self.columns.items()}
             write_json(self.temporary / 'meta.json', meta)
+
+    def _add_image_feature(self, image: ImageRegions) -> None:
+        """Write the feature of the image as a whole; the mean of its regions where only other images have one."""
+        if image.image_feature is None and 'image_features' not in self.columns:
+            return
+        features = self.columns['features']
+        if 'image_features' not in self.columns:
+            self.columns['image_features'] = Column(self.temporary / 'image_features.npy', '<f4', features.row_shape)
+            if self.counts:  # the images before the first one that has such a feature
+                features.file.flush()
+                shape = features.length, *features.row_shape
+                stored = np.memmap(features.file.name, features.dtype, 'r', features.start, shape)
+                for part in np.split(stored, np.cumsum(self.counts)[:-1]):
+                    self.columns['image_features'].append(mean_feature(part)[None])
+        self.columns['image_features'].append(image_feature(image)[None])
 
     def _open_columns(self, sizes: dict[str, int]) -> None:
         dtypes = DTYPES | OPTIONAL | {'features': self.feature_dtype}

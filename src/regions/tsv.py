@@ -260,7 +260,7 @@ def check_for_tsv(image: ImageRegions) -> ImageRegions:
     """As `check`, but also raises RegionError for what a TSV has no field for."""
     if image.features is None:
         raise RegionError('field "features": expected an array, found none: a TSV always has features; write a region store')
-    for name in OPTIONAL:
+    for name in (*OPTIONAL, 'image_feature'):
         if getattr(image, name) is not None:
             raise RegionError(f'field "{name}": a TSV has no such field; write a region store, or leave it out '
                               f'(dataclasses.replace(image, {name}=None))')
