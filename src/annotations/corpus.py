@@ -8,7 +8,9 @@ the folder `wiki.txt.columns`, made once and memory mapped from then on, with
     meta.json: as that of pretraining_columns, with counts of the lines that were skipped
 """
 
+import codecs
 import glob
+import itertools
 import re
 from math import gcd
 from pathlib import Path
@@ -18,12 +20,13 @@ import numpy as np
 from annotations.pretraining_columns import MappedColumns, columns_folder, how_made, open_made, source_of, write_meta
 from dist import print0
 from files.atomic import atomic_folder
-from files.json_files import DataError, numbered_lines, some
+from files.json_files import DataError, opened, some
 from regions.store_files import Column
 
 CHUNK = 1 << 14  # lines that are tokenised and written at once
 CONTROL = re.compile('[\0-\x08\x0e-\x1f\x7f]')  # control characters but white space
 NO_CORPUS = ('README.md', '.lock', '.columns', '.tmp', '.old')  # endings of files that a pattern does not mean
+MAX_LINE = 1 << 20  # bytes of a line that are read, more than any sample needs
 NUMBERS = 5  # of lines that were skipped, to report
 
 
@@ -137,8 +140,8 @@ def make(folder, path, made_by, tokenizer, length):
             columns['pieces'].append(pieces.astype(kind))
             texts.clear()
 
-        for number, line in numbered_lines(path):
-            if (text := text_of(line)) is None:
+        for number, text in texts_of(path):
+            if text is None:
                 counts['binary'] += 1
                 counts['binary_lines'] += [number] if len(counts['binary_lines']) < NUMBERS else []
             elif text:
@@ -151,13 +154,23 @@ def make(folder, path, made_by, tokenizer, length):
         write_meta(building, columns, {'made_by': made_by, 'source': source_of(path, stat), **counts})
 
 
-def text_of(line):
-    """The text of a line in bytes, without white space at its ends; None if it is not in UTF-8 or has control characters."""
-    try:
-        text = line.decode().strip()
-    except UnicodeDecodeError:
-        return None
-    return None if CONTROL.search(text) else text
+def texts_of(path):
+    """Yields (number from 1, text without white space at its ends) of each line; None for one that is not in UTF-8 or has control
+    characters."""
+    decode = codecs.getincrementaldecoder('utf-8')
+    with opened(path) as file:
+        for number in itertools.count(1):
+            line = end = file.readline(MAX_LINE)
+            while len(end) == MAX_LINE and not end.endswith(b'\n'):
+                end = file.readline(MAX_LINE)
+            if not line:
+                return
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            try:
+                text = decode().decode(line, final=end is line).strip()
+            except UnicodeDecodeError:
+                text = None
+            yield number, None if text is None or CONTROL.search(text) else text
 
 
 def encode(texts, tokenizer, length):
