@@ -18,6 +18,18 @@ import importlib
 
 MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
 DEFAULT = 'lxmert'
+OF_FLAGS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
+
+
+def chosen(options):
+    """The model that the flags name, or None. Raises ValueError if they name two."""
+    for flag, model in OF_FLAGS.items():
+        if getattr(options, flag):
+            if (options.model or model) != model:
+                raise ValueError(f'--model {options.model} and --{flag}: those are weights of the model {model}; name weights of '
+                                 f'{options.model}, or leave --model out')
+            return model
+    return options.model
 
 
 def package(model, module='heads'):

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 MAX_LAYERS = 1000  # of each kind
+ENCODERS = ('loadLXMERT', 'loadVLBERT')  # flags of weights whose head is not used
 
 
 def flag(default, group, text, choices=None):
@@ -32,7 +33,7 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 
-    model: str | None = flag(None, 'Model', 'The model: lxmert; default: the model of the initial weights, else lxmert.')
+    model: str | None = flag(None, 'Model', 'The model: lxmert or vlbert; default: the model of the initial weights, else lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
@@ -43,6 +44,8 @@ class Options:
                             'full path of a .pth or .safetensors file, a Hugging Face folder, or the address of one of these.')
     loadLXMERT: str | None = flag(None, 'Model', "Start from the encoder of pre-trained LXMERT or of another task's snapshot: a "
                                   'path without _LXRT.pth, or as for --load.')
+    loadVLBERT: str | None = flag(None, 'Model', 'The same for VL-BERT, such as vl-bert-base-prec.model of the original code; '
+                                  'chooses --model vlbert.')
     loadLXMERTQA: str | None = flag(None, 'Model', 'As --loadLXMERT; also copy the rows of its answer head, matched by answer.')
     transferAnswers: bool = flag(False, 'Model', 'With --load of a snapshot that has other answers: copy the rows of its answer '
                                  'head, matched by answer. With --test the answers that it lacks are never predicted.')
@@ -91,7 +94,7 @@ class Options:
 
     def __post_init__(self):
         """Checks values and combinations before anything is loaded. Raises ValueError that names the flag."""
-        starts = [name for name in ('load', 'loadLXMERT', 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
+        starts = [name for name in ('load', *ENCODERS, 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f'--{starts[0]} and --{starts[1]}: a model can start from only one of them')
         if self.transferAnswers and not self.load:
@@ -137,6 +140,11 @@ class Options:
             raise ValueError('--featDevice cuda and --device cpu: features on the GPU need the model on the GPU')
         if self.test is None and not self.train:
             raise ValueError('--train: name at least one split')
+
+    @property
+    def encoder(self):
+        """The value of the one of ENCODERS that is given, or None."""
+        return next(filter(None, (getattr(self, flag) for flag in ENCODERS)), None)
 
     @property
     def image_limit(self):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.json_files import DataError, first_duplicate, read_json
+from annotations.vqa_answers import without_punctuation
+from files.json_files import DataError, first_duplicate, read_json, read_text
 from files.text import shown
 from regions.store import tsv_of
 
@@ -124,7 +125,11 @@ class DatasetSpec:
 
 
 def read_answers(path):
-    """A list of distinct answers, in the order of the answer head, from json. Raises DataError."""
+    """A list of distinct answers, in the order of the answer head, from json, or from text with one a line, as VQA's are published
+    with another model: these lose capitals and punctuation, as there. Raises DataError."""
+    if Path(path).suffix == '.txt':
+        lines = read_text(path, 'answers, one a line, in the order of the answer head').splitlines()
+        return check_answers([without_punctuation(line.lower().strip()) for line in lines], path)
     return check_answers(read_json(path, 'a list of answers, in the order of the answer head; --dataRoot names the folder of the '
                                          'data, bash run/download.bash answers fetches the published ones'), path)
 

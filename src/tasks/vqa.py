@@ -16,7 +16,7 @@ from tasks.scoring import (
     read_split,
 )
 from tasks.task import Task
-from tasks.vqa_answers import normalise, without_punctuation
+from annotations.vqa_answers import normalise, without_punctuation
 
 IMAGES = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'valid': 'val2014',
           'test': 'test2015', 'test-dev': 'test2015'}
