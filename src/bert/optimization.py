@@ -1,4 +1,5 @@
-"""BertAdam: Adam without bias correction, with decoupled weight decay and a warm-up schedule (Devlin et al., 2019)."""
+"""Adam with decoupled weight decay: BertAdam, without bias correction and with a warm-up schedule (Devlin et al., 2019), and
+AdamW as the original code of VL-BERT has it."""
 
 import math
 from collections import defaultdict
@@ -26,30 +27,8 @@ def warmup_cosine(x, warmup):
 SCHEDULES = {'warmup_linear': warmup_linear, 'warmup_constant': warmup_constant, 'warmup_cosine': warmup_cosine}
 
 
-class BertAdam(torch.optim.Optimizer):
-    """As in the original code: m and v without bias correction, update = m / (sqrt(v) + e) + weight_decay * p for
-    every parameter, biases and layer norms included.
-
-    The rate is lr * schedule(step / t_total). Each parameter counts its own steps from 0, so that the first step has rate 0. A
-    parameter without gradient is skipped, its decay included. t_total -1: a constant rate. warmup: share of t_total, -1 for none.
-    Gradients are clipped by the caller, or by step's `divisor`.
-    """
-
-    def __init__(self, params, lr, warmup=-1, t_total=-1, schedule='warmup_linear', b1=0.9, b2=0.999, e=1e-6,
-                 weight_decay=0.01):
-        if schedule not in SCHEDULES:
-            raise ValueError(f'schedule {schedule!r}: expected one of {", ".join(SCHEDULES)}')
-        if lr < 0 or e < 0 or not (0 <= warmup < 1 or warmup == -1) or not (0 <= b1 < 1 and 0 <= b2 < 1):
-            raise ValueError(f'expected lr, e >= 0, warmup in [0, 1) or -1, b1, b2 in [0, 1); '
-                             f'found lr {lr}, e {e}, warmup {warmup}, b1 {b1}, b2 {b2}')
-        super().__init__(params, {'lr': lr, 'warmup': warmup, 't_total': t_total, 'schedule': schedule, 'b1': b1,
-                                  'b2': b2, 'e': e, 'weight_decay': weight_decay})
-
-    def rate(self, group, step):
-        """The learning rate of a parameter group at a step (counted from 0)."""
-        if group['t_total'] == -1:
-            return group['lr']
-        return group['lr'] * SCHEDULES[group['schedule']](step / group['t_total'], group['warmup'])
+class DeviceAdam(torch.optim.Optimizer):
+    """The averages and the step of BertAdam and AdamW. A parameter without gradient is skipped, its decay included."""
 
     @torch.no_grad()
     def step(self, closure=None, divisor=None, skip=None):
@@ -77,12 +56,71 @@ class BertAdam(torch.optim.Optimizer):
         return [p.grad for p in params], *([self.state[p][name] for p in params] for name in ('next_m', 'next_v'))
 
     def _update(self, group, step, params, divisor, skip):
-        # PyTorch's fused AdamW has the same rule after infinitely many steps, when its bias correction is 1.
+        """Updates parameters that have done so many steps."""
+        raise NotImplementedError
+
+    def _fused(self, params, divisor, skip, rate, betas, eps, weight_decay):
+        """The averages, then p -= rate * weight_decay * p, then p -= rate * m / (sqrt(v) + eps)."""
+        # PyTorch's fused AdamW has this rule after infinitely many steps, when its bias correction is 1.
         infinity = torch.full((), math.inf, device=params[0].device)
         torch._fused_adamw_(
-            params, *self._gradients_and_averages(params), [], [infinity] * len(params), lr=self.rate(group, step),
-            beta1=group['b1'], beta2=group['b2'], eps=group['e'], weight_decay=group['weight_decay'], amsgrad=False,
-            maximize=False, grad_scale=divisor, found_inf=skip)
+            params, *self._gradients_and_averages(params), [], [infinity] * len(params), lr=rate, beta1=betas[0], beta2=betas[1],
+            eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False, grad_scale=divisor, found_inf=skip)
+
+
+class BertAdam(DeviceAdam):
+    """As in the original code: m and v without bias correction, update = m / (sqrt(v) + e) + weight_decay * p for
+    every parameter, biases and layer norms included.
+
+    The rate is lr * schedule(step / t_total). Each parameter counts its own steps from 0, so that the first step has rate 0. A
+    parameter without gradient is skipped, its decay included. t_total -1: a constant rate. warmup: share of t_total, -1 for none.
+    Gradients are clipped by the caller, or by step's `divisor`.
+    """
+
+    def __init__(self, params, lr, warmup=-1, t_total=-1, schedule='warmup_linear', b1=0.9, b2=0.999, e=1e-6,
+                 weight_decay=0.01):
+        if schedule not in SCHEDULES:
+            raise ValueError(f'schedule {schedule!r}: expected one of {", ".join(SCHEDULES)}')
+        if lr < 0 or e < 0 or not (0 <= warmup < 1 or warmup == -1) or not (0 <= b1 < 1 and 0 <= b2 < 1):
+            raise ValueError(f'expected lr, e >= 0, warmup in [0, 1) or -1, b1, b2 in [0, 1); '
+                             f'found lr {lr}, e {e}, warmup {warmup}, b1 {b1}, b2 {b2}')
+        super().__init__(params, {'lr': lr, 'warmup': warmup, 't_total': t_total, 'schedule': schedule, 'b1': b1,
+                                  'b2': b2, 'e': e, 'weight_decay': weight_decay})
+
+    def rate(self, group, step):
+        """The learning rate of a parameter group at a step (counted from 0)."""
+        if group['t_total'] == -1:
+            return group['lr']
+        return group['lr'] * SCHEDULES[group['schedule']](step / group['t_total'], group['warmup'])
+
+    def _update(self, group, step, params, divisor, skip):
+        self._fused(params, divisor, skip, self.rate(group, step), (group['b1'], group['b2']), group['e'], group['weight_decay'])
+
+
+class AdamW(DeviceAdam):
+    """As in the original code of VL-BERT, at step n = 1, 2, ... of a parameter:
+
+        p -= lr * sqrt(1 - beta2^n) / (1 - beta1^n) * m / (sqrt(v) + eps), then p -= lr * weight_decay * p
+
+    for every parameter, biases and layer norms included. Unlike in PyTorch's AdamW, eps is added to the root of the uncorrected
+    second moment, and the decay is last. The caller sets `lr` of the groups before each step.
+    """
+
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=1e-4):
+        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f'expected lr, eps, weight_decay >= 0, betas in [0, 1); found lr {lr}, eps {eps}, weight_decay '
+                             f'{weight_decay}, betas {betas}')
+        super().__init__(params, {'lr': lr, 'betas': tuple(betas), 'eps': eps, 'weight_decay': weight_decay})
+
+    def _update(self, group, step, params, divisor, skip):
+        (beta1, beta2), lr = group['betas'], group['lr']
+        correction = math.sqrt(1 - beta2 ** (step + 1)) / (1 - beta1 ** (step + 1))
+        self._fused(params, divisor, skip, lr * correction, group['betas'], group['eps'], 0.0)
+        if share := lr * group['weight_decay']:
+            share = torch.full((), share, dtype=params[0].dtype, device=params[0].device)
+            share = share if skip is None else share * (1 - skip)
+            # A factor 1 - share would be 1 in float32 for most published rates, whose decay some numbers still feel.
+            torch._foreach_addcmul_(params, params, [share] * len(params), value=-1)
 
 
 def load_averages(optimizer, state, steps):
