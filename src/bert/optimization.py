@@ -27,6 +27,60 @@ def warmup_cosine(x, warmup):
 SCHEDULES = {'warmup_linear': warmup_linear, 'warmup_constant': warmup_constant, 'warmup_cosine': warmup_cosine}
 
 
+class Schedule:
+    """The learning rate of an optimizer that has no schedule itself, as a share of its maximum, at step n = 1, 2, ..., total.
+
+    constant: 1.
+    triangle: rises to 1 at step `warmup`, then falls to 0 at the last step.
+    step: 1, divided by 10 at each of the steps `milestones`.
+    plateau: 1, divided by 10 after 2 validations without a better score; not in the 2 validations after that.
+    The shares of step and plateau are multiplied by warmup_from + (1 - warmup_from) * n / warmup while n < warmup.
+    """
+
+    NAMES = 'constant', 'triangle', 'step', 'plateau'
+
+    def __init__(self, name, total, warmup=0, milestones=(), warmup_from=0.0):
+        """total, warmup, milestones: steps."""
+        if name not in self.NAMES:
+            raise ValueError(f'schedule {name!r}: expected one of {", ".join(self.NAMES)}')
+        self.name, self.total, self.warmup, self.milestones, self.warmup_from = name, total, warmup, milestones, warmup_from
+        self.plateau = None
+        if name == 'plateau':  # of an optimizer whose rate is the share
+            share = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(share, 'max', factor=0.1, patience=1, cooldown=2, eps=0)
+
+    def share(self, n):
+        if self.name == 'constant':
+            return 1.0
+        if self.name == 'triangle':
+            return n / self.warmup if n <= self.warmup else max(self.total - n, 0) / (self.total - self.warmup)
+        rise = self.warmup_from * (1 - n / self.warmup) + n / self.warmup if n < self.warmup else 1.0
+        if self.plateau:
+            return rise * self.plateau.optimizer.param_groups[0]['lr']
+        return rise * 0.1 ** sum(n >= milestone for milestone in self.milestones)
+
+    def validated(self, score):
+        """To be called with the score of each validation; higher is better."""
+        if self.plateau:
+            self.plateau.step(score)
+
+    def state_dict(self):
+        """What the past scores left: {} but for plateau."""
+        if not self.plateau:
+            return {}
+        names = 'best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch'
+        return {'share': self.plateau.optimizer.param_groups[0]['lr'], **{name: getattr(self.plateau, name) for name in names}}
+
+    def load_state_dict(self, state):
+        """Raises WeightsError unless the state is of this schedule."""
+        if (reason := why_not_like(state, self.state_dict(), 'schedule', values=False)) or not all(
+                value <= 1 if name == 'share' else value >= 0 for name, value in state.items() if name != 'best'):
+            raise WeightsError(f'key {reason or "schedule: expected a share up to 1 and counts, found others"}')
+        if self.plateau:
+            self.plateau.optimizer.param_groups[0]['lr'] = state['share']
+            vars(self.plateau).update({name: value for name, value in state.items() if name != 'share'})
+
+
 class DeviceAdam(torch.optim.Optimizer):
     """The averages and the step of BertAdam and AdamW. A parameter without gradient is skipped, its decay included."""
 
@@ -132,8 +186,11 @@ def load_averages(optimizer, state, steps):
     local = optimizer.state_dict()
     if not isinstance(state, dict) or state.keys() != local.keys() or not isinstance(state['state'], dict):
         raise WeightsError('expected the keys state and param_groups')
-    # t_total follows --epochs and --batchSize, which may change.
-    expected = [{name: value for name, value in group.items() if name != 't_total'} for group in local['param_groups']]
+    # t_total follows --epochs and --batchSize, which may change; so does the share of it that a warm-up of some steps is. With a
+    # Schedule lr is set before each step.
+    changing = {'t_total', 'warmup'}
+    expected = [{name: value for name, value in group.items() if name not in changing and not (
+        name == 'lr' and 'initial_lr' in group)} for group in local['param_groups']]
     if reason := why_not_like(state['param_groups'], expected, 'param_groups', may_lack=True):
         raise WeightsError(reason)
     parameters = dict(zip((i for group in local['param_groups'] for i in group['params']),
@@ -142,7 +199,7 @@ def load_averages(optimizer, state, steps):
     for i, entries in state['state'].items():
         if i not in parameters or not isinstance(entries, dict):
             raise WeightsError(f'state.{i}: there are {len(parameters)} parameters')
-        names = names or _state_of_one(kind)
+        names = names or _state_of_one(kind, optimizer.defaults.get('momentum'))
         entries = {name: value for name, value in entries.items() if value is not None}  # of SGD in older versions of PyTorch
         expected = {name: value if name == 'step' else torch.empty_like(parameters[i], device='meta') for name, value in
                     names.items()}
@@ -156,10 +213,10 @@ def load_averages(optimizer, state, steps):
     optimizer.load_state_dict({'state': state['state'], 'param_groups': local['param_groups']})
 
 
-def _state_of_one(kind):
+def _state_of_one(kind, momentum=None):
     """The state that an optimizer class keeps of a parameter, with its step count, after a step."""
     p = torch.nn.Parameter(torch.zeros(1))
     p.grad = torch.zeros(1)
-    optimizer = kind([p], lr=0.1)
+    optimizer = kind([p], lr=0.1, **({'momentum': momentum} if momentum else {}))
     optimizer.step()
     return optimizer.state_dict()['state'].get(0, {})
