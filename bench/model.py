@@ -155,7 +155,7 @@ class Ours:
     def __init__(self, task, name, config, device, same=None):
         """name: a mode, or mode/switch; same: another Ours, whose model and optimizer are used."""
         mode, _, self.switch = name.partition('/')
-        self.device, self.options = device, Options(lr=LR, device=device.type, **MODES[mode])
+        self.device, self.options = device, Options(optim='bert', lr=LR, epochs=1, device=device.type, **MODES[mode])
         if same:
             self.head, self.optimizer_step = same.head, same.optimizer_step
         else:

@@ -28,19 +28,26 @@ class Recipe:
     images: int = 1  # k, images per example
     loss: str = 'BCE'  # for output 'answer'. BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer
     loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
-    schedule: str = 'warmup_linear'
-    warmup: float = 0.1  # fraction of all steps
+    optim: str = 'bert'  # as --optim
+    lr: float | None = 5e-5
+    lr_per_example: float | None = None  # if given, the learning rate is this times the examples of a step, and lr is not used
+    examples_per_item: int = 1  # examples of a step for each of --batchSize, for lr_per_example
+    batch_size: int = 32
+    epochs: int = 4
+    schedule: str = 'warmup_linear'  # of bert.optimization.SCHEDULES, or as --schedule
+    warmup: float = 0.1  # below 1: a share of all steps; an int: steps, but a tenth of all steps at most, for short runs
+    warmup_from: float = 0.0  # share of the learning rate that the warm-up of the schedules step and plateau begins with
+    milestones: tuple = ()  # of the schedule step: epochs after which the rate is divided by 10; none: after 70 and 90 % of all
     clip: float = 5.0  # maximum gradient norm
+    weight_decay: float | None = None  # None: the optimizer's default
+    momentum: float = 0.9  # for --optim momentum
     text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
     # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
     mirror: str = ''
-    optim: str = 'bert'
-    lr: float | None = None
-    lr_per_example: float | None = None
-    batch_size: int = 32
-    examples_per_item: int = 1
-    epochs: int = 4
-    weight_decay: float = 0.01
+
+    def rate(self, batch_size):
+        """The learning rate with so many examples in a step."""
+        return self.lr if self.lr_per_example is None else self.lr_per_example * self.examples_per_item * batch_size
 
 
 @dataclass(frozen=True)

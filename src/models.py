@@ -5,6 +5,7 @@ A model's package has a module `heads` with
     read_config(folder, options) -> config            config.json of a folder, overridden by the flags of the model
     config_from_json(path) -> config
     check_config(path, config)                        raises ValueError if the config.json at path contradicts `config`
+    recipe(task, options) -> heads.Recipe             of a task, or of 'pretrain'; raises ValueError for a task without one
     build(task, config, answers, options) -> Head     with random weights
     load_start(head, start) -> list of LoadReport     loads the weights that a heads.Start describes
     layer_names(config) -> (names, names)             the layers of Encoder.hidden_states for words and for regions

@@ -27,6 +27,8 @@ from train import (
     OptimizerStep,
     count_skipped,
     make_optimizer,
+    schedule_name,
+    warmup_steps,
 )
 
 
@@ -304,7 +306,7 @@ def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
 
-    options, recipe = Options(optim=optim, lr=0.1), Recipe('answer')
+    options, recipe = Options(optim=optim, lr=0.1, epochs=1), Recipe('answer')
     head, expected = Head(layers(), recipe), layers()
     step = OptimizerStep(head, options, 10, torch.device('cpu'))
     plain = make_optimizer(expected.parameters(), recipe, options, 10)
@@ -363,3 +365,64 @@ def test_a_gpu_trains_and_resumes(vqa, tmp_path, how):
     test = ['--device', 'cuda', '--test', 'minival', '--load', tmp_path / 'run/BEST']
     run = vqa(*test, name='results', start=False, processes=1)
     assert run.returncode == 0, run.stderr
+
+
+# ---- recipes
+
+
+def test_a_run_takes_its_recipe_and_flags_win(run_here, tmp_path, world):
+    def options(name, *flags):
+        status, printed = run_here('--output', str(tmp_path / name), '--epochs', '1', *flags)
+        assert status == 0, printed.err
+        return json.loads((tmp_path / name / 'options.json').read_text())['options'], printed.out
+
+    values, printed = options('recipe')
+    assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs', 'schedule')] == ['bert', 5e-5, 32, 1, None]
+    assert 'learning rate up to 5e-05 (of the recipe; --lr sets another), BertAdam, warmup_linear, warm-up over 1 steps' in printed
+    values, printed = options('typed', '--lr', '1e-3', '--batchSize', '16', '--optim', 'adamw', '--schedule', 'triangle')
+    assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs')] == ['adamw', 1e-3, 16, 1]
+    assert 'learning rate up to 0.001 (--lr), AdamW, triangle, warm-up over 2 steps; 0.000667 at step 0' in printed
+
+
+def test_the_recipes_of_lxmert_are_what_its_launchers_passed():
+    expected = {'vqa': (5e-5, 32, 4, 0.1, 5.0), 'gqa': (1e-5, 32, 4, 0.1, 5.0), 'nlvr2': (5e-5, 32, 4, 0.1, 5.0),
+                'classify': (5e-5, 32, 4, 0.1, 5.0), 'pretrain': (1e-4, 256, 20, 0.05, 1.0)}
+    for task, values in expected.items():
+        recipe, options = models.package('lxmert').recipe(task, Options()), Options()
+        options.complete(recipe)
+        assert (options.lr, options.batchSize, options.epochs, recipe.warmup, recipe.clip) == values, task
+        assert options.optim == 'bert' and schedule_name(recipe, options) == 'warmup_linear'
+        for optim in ('rms', 'adam', 'adamax', 'sgd', 'adamw', 'momentum'):
+            assert schedule_name(recipe, Options(optim=optim)) == 'constant'
+        assert schedule_name(recipe, Options(optim='adam', schedule='step')) == 'step'
+    assert models.package('lxmert').recipe('vqa', Options(mceLoss=True)).loss == 'CE'
+    with pytest.raises(ValueError, match='no recipe for the task chess'):
+        models.package('lxmert').recipe('chess', Options())
+
+
+def test_a_rate_per_example_counts_all_examples_of_a_step():
+    recipe = Recipe('answer', optim='adamw', lr_per_example=1e-7, examples_per_item=2, batch_size=128, schedule='triangle',
+                    warmup=8)
+    for given, expected in (({}, 2.56e-5), ({'batchSize': 64}, 1.28e-5), ({'batchSize': 64, 'lr': 1e-3}, 1e-3)):
+        options = Options(**given)
+        options.complete(recipe)
+        assert options.lr == pytest.approx(expected, rel=1e-12)
+    assert [warmup_steps(recipe, total) for total in (1000, 80, 79, 30, 5)] == [8, 8, 7, 3, 0]
+    assert warmup_steps(Recipe('answer'), 25) == 2.5
+    assert schedule_name(recipe, Options(optim='bert')) == 'warmup_linear'
+    bert = make_optimizer([torch.nn.Parameter(torch.ones(1))], recipe, Options(optim='bert', lr=1.0), 30)
+    assert bert.param_groups[0]['warmup'] == 0.1
+
+
+@pytest.mark.parametrize(('flags', 'says'), [
+    (['--schedule', 'triangle'], '--schedule triangle: --optim bert has warmup_linear'),
+    (['--schedule', 'warmup_cosine', '--optim', 'adamw'], '--schedule warmup_cosine: --optim adamw has constant, triangle'),
+    (['--schedule', 'plateau', '--optim', 'adam', '--valid', ''], '--schedule plateau: .*--valid'),
+    (['--accumulate', '40'], '--accumulate 40: .*--batchSize 32'), (['--apex', '--optim', 'adamw'], '--apex: .*--optim adamw'),
+])
+def test_a_flag_that_does_not_fit_the_recipe_is_named(run_here, flags, says, capsys):
+    try:
+        status, printed = run_here('--batchSize', '32', *flags)
+    except SystemExit as end:
+        status, printed = end.code, capsys.readouterr()
+    assert status in (1, 2) and re.search(says, printed.err) and 'Traceback' not in printed.err

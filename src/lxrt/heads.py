@@ -26,23 +26,27 @@ from lxrt.weights import (
 
 RECIPES = {  # as in the original code, which has no classify and multilabel
     'vqa': Recipe('answer'),
-    'gqa': Recipe('answer'),
+    'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
     'nlvr': Recipe('answer', loss='CE', loss_factor=1),
     'classify': Recipe('answer', loss='CE', loss_factor=1),
     'multilabel': Recipe('answer'),
-    'pretrain': Recipe('pretrain', warmup=0.05, clip=1.0),
+    'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
+
+
+def recipe(task, options=None):
+    """The Recipe of a task. Raises ValueError for a task that LXMERT has none for."""
+    if task not in RECIPES:
+        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
+    return dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
 
 
 def build(task, config, answers=None, options=None):
     """A Head with random weights. Raises ValueError for a task that LXMERT has no recipe for."""
-    if task not in RECIPES:
-        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
     if task == 'pretrain':
-        return Pretraining(config, RECIPES[task], answers, options)
-    recipe = dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
-    return head_for(LxmertEncoder(config), recipe, answers and len(answers))
+        return Pretraining(config, recipe(task), answers, options)
+    return head_for(LxmertEncoder(config), recipe(task, options), answers and len(answers))
 
 
 def config_from_json(path):

@@ -78,7 +78,7 @@ class PretrainingProgram(Program):
         for flag in ('train', 'valid') if options.valid else ('train',):
             spec.named(getattr(options, flag), flag)
         answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
-        return cls.read(options, device, spec, answers)
+        return cls.read(options, device, spec, answers, task=PretrainingTask.kind)
 
     def run(self):
         train(self.options, self.folder, self.sidecars(), self.make, PretrainingTask.kind, self.device)
