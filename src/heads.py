@@ -45,6 +45,10 @@ class Recipe:
     # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
     mirror: str = ''
 
+    def max_length(self, config, default):
+        """Tokens of a text of the published data, of which the dataset gives `default`."""
+        return min(self.text_length, config.max_text_length) if self.text_length else default
+
     def rate(self, batch_size):
         """The learning rate with so many examples in a step."""
         return self.lr if self.lr_per_example is None else self.lr_per_example * self.examples_per_item * batch_size

@@ -33,7 +33,8 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 
-    model: str | None = flag(None, 'Model', 'The model: lxmert or vlbert; default: the model of the initial weights, else lxmert.')
+    model: str | None = flag(None, 'Model', 'The model: lxmert or vlbert; default: that of the initial weights, else '
+                             'lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
@@ -79,6 +80,7 @@ class Options:
     visualLosses: str = flag('obj,attr,feat', 'Pre-training', 'What to predict of regions: obj (class), attr (attribute), feat '
                              '(features).')
     qaSets: str | None = flag(None, 'Pre-training', 'Use only the answers of these datasets, such as vqa,gqa; default: all.')
+    withoutText: bool = flag(False, 'Pre-training', 'Pre-train on captions alone, without a corpus of texts.')
     wordMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a word piece is masked and predicted.')
     objMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a region is masked and predicted.')
 

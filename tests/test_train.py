@@ -233,7 +233,7 @@ def test_two_processes_and_accumulation_train_as_one_process_does(vqa, world, tm
     options = Options(fromScratch=True, dropout=0.0, dataRoot=str(world), bert=str(world / 'bert'), train='train',
                       valid='minival', output=str(tmp_path / 'initial'))
     program = TaskProgram.prepare(VQA, options, torch.device('cpu'))
-    initial = program.build().original_state()
+    initial = program.build_head(program.kind).original_state()
     program.folder.close()
     for name, value in initial.items():
         unused = re.search(r'x_layers\.0\.(visn_self_att|visn_inter|visn_output)\.', name)
@@ -378,7 +378,8 @@ def test_a_run_takes_its_recipe_and_flags_win(run_here, tmp_path, world):
 
     values, printed = options('recipe')
     assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs', 'schedule')] == ['bert', 5e-5, 32, 1, None]
-    assert 'learning rate up to 5e-05 (of the recipe; --lr sets another), BertAdam, warmup_linear, warm-up over 1 steps' in printed
+    assert ('learning rate up to 5e-05 (of the recipe; --lr sets another), BertAdam, warmup_linear, warm-up over 1 steps'
+            in printed)
     values, printed = options('typed', '--lr', '1e-3', '--batchSize', '16', '--optim', 'adamw', '--schedule', 'triangle')
     assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs')] == ['adamw', 1e-3, 16, 1]
     assert 'learning rate up to 0.001 (--lr), AdamW, triangle, warm-up over 2 steps; 0.000667 at step 0' in printed

@@ -158,13 +158,12 @@ def overlaps(boxes, targets):
     return shared / (areas[0] + areas[1] - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
-def load_examples(spec, names, examples, encoder, answers, options, submit=False, device=None, max_length=None):
+def load_examples(spec, names, examples, encoder, answers, options, submit=False, device=None):
     """The ExampleDataset of some splits; what was left out is printed.
 
     names: the value of --train and the like; examples: all examples of these splits; encoder: a heads.Encoder. submit: the
     predictions are to be submitted, so that no example may be left out and --tiny and --fast do not apply; an image without
-    regions is then an error unless --allowMissing. device: where regions go with --featDevice cuda. max_length: tokens of a text;
-    None: as the spec says.
+    regions is then an error unless --allowMissing. device: where regions go with --featDevice cuda.
     """
     splits = spec.named(names)
     limits = [None if submit or split.whole else options.image_limit for split in splits]
@@ -207,7 +206,7 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     regions = placement.place(regions, options.featDevice, device)
-    dataset = ExampleDataset(examples, regions, rows, encoder, answers, max_length or spec.max_length, options.seed)
+    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length, options.seed)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     for number, split in enumerate(splits):
         of_split = np.flatnonzero(examples.split == number)

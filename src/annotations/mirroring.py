@@ -1,5 +1,5 @@
-"""Mirrored images in training, as in VL-BERT's code: half of the examples, features of regions unchanged; in texts and answers the
-words left and right may be exchanged with them."""
+"""Mirrored images in training: half of the examples, with the features of regions unchanged; in texts and answers the words left
+and right may be exchanged with them."""
 
 import numpy as np
 

@@ -53,6 +53,11 @@ class BertConfig:
             )
         self.check_memory()
 
+    @property
+    def max_text_length(self):
+        """Tokens of the longest text."""
+        return self.max_position_embeddings
+
     def parameters(self, answers=0):
         """The number of parameters of the encoder with all heads of pre-training; answers: 0: without an answer head."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """The program of a task: loads data and model, then trains or tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class Program:
         """
         weights = checkpoints.starting_weights(options, endings)
         bert = checkpoints.bert_folder(options, weights)
-        model = options.model or checkpoints.model_type(weights)
+        model = models.chosen(options) or checkpoints.model_type(weights)
         recipe = models.package(model).recipe(task or spec.kind, options)
         if options.resume and options.lr is None and recipe.lr_per_example:  # it stays, also with another --batchSize
             lr = read_run(options.output).get('options', {}).get('lr')
@@ -167,6 +167,8 @@ class Program:
         except ValueError as error:
             raise DataError(f'{spec.answers or bert / "config.json"}: {error}') from None
         tokenizer = checkpoints.read_tokenizer(bert, config)
+        if not options.dataset:
+            spec = replace(spec, max_length=recipe.max_length(config, spec.max_length))
         checkpoints.check_max_length(spec.max_length, config)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
@@ -178,6 +180,8 @@ class Program:
         """The head for a task or for 'pretrain', with its initial weights, on the device."""
         torch.manual_seed(self.options.seed)
         head = models.build(self.model, kind, self.config, self.answers, self.options)
+        if head.encoder is not None:
+            head.encoder.tokenizer = self.tokenizer
         checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
         accelerate(head.to(self.device), self.options)
         if self.options.freeze and self.options.test is None:
@@ -246,12 +250,6 @@ class TaskProgram(Program):
             check_features(dataset.regions, self.config, names, self.bert)
         return dataset
 
-    def build(self):
-        """The head of the task, with its initial weights, on the device."""
-        head = self.build_head(self.kind)
-        head.encoder.tokenizer = self.tokenizer
-        return head
-
     def run(self):
         if self.options.test is not None:
             self.test()
@@ -275,7 +273,7 @@ class TaskProgram(Program):
         # Annotations are read before TSV files are converted, which takes longer.
         train_examples = self.labelled('train', options.train)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
-        task, head = self.task_class(options), self.build()
+        task, head = self.task_class(options), self.build_head(self.kind)
         train_set = self.load(options.train, train_examples, head)
         if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
@@ -292,7 +290,7 @@ class TaskProgram(Program):
         """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
         name = self.options.test
         examples = self.examples(name)
-        task, head = self.task_class(self.options), self.build()
+        task, head = self.task_class(self.options), self.build_head(self.kind)
         dataset = self.load(name, examples, head, submit=True)
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)

@@ -32,6 +32,10 @@ class VLBertConfig(BertConfig):
     MODEL: ClassVar[str] = 'VL-BERT'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
+    @property
+    def max_text_length(self):
+        return max(self.max_position_embeddings - 4, 1)  # [MASK], [SEP], regions and [END] have positions too
+
     def parameters(self, answers=0):
         d, layer = self.hidden_size, sum(self.layer_parameters())
         embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 1 + 2 + 1 + 1 + 1) * d
