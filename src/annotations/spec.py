@@ -125,8 +125,8 @@ class DatasetSpec:
 
 
 def read_answers(path):
-    """A list of distinct answers, in the order of the answer head, from json, or from text with one a line (answers_vqa.txt): these
-    lose capitals and punctuation, as in the code that they come from. Raises DataError."""
+    """A list of distinct answers, in the order of the answer head, from json, or from text with one a line (answers_vqa.txt):
+    these lose capitals and punctuation, as in the code that they come from. Raises DataError."""
     if Path(path).suffix == '.txt':
         lines = read_text(path, 'answers, one a line, in the order of the answer head').splitlines()
         return check_answers([without_punctuation(line.lower().strip()) for line in lines], path)
