@@ -405,6 +405,95 @@ def test_what_cannot_be_done_with_boxes_is_said(pictures, run, tmp_path):
         pictures, '--boxes', other)[2]
 
 
+# ---- VL-BERT's layout and class probabilities
+
+
+def test_class_probabilities_are_stored(pictures, run, tmp_path, tiny_rcnn):
+    flags = '--minBoxes', 5, '--maxBoxes', 9
+    assert run(pictures, *flags, detector=tiny_rcnn)[0] == 0
+    status, _, errors = run(pictures, *flags, '--probabilities', out='x.store', detector=tiny_rcnn)
+    assert status == 0, errors
+    store = RegionStore(tmp_path / 'x.store')
+    assert store.meta['provenance']['class probabilities'] == 'background first' and store.size_of('class_probabilities') == 13
+    for row, (_, image) in enumerate(tsv.read(tmp_path / 'x.tsv')):
+        stored = store.image(row)
+        for name in tsv.ARRAYS:
+            np.testing.assert_array_equal(getattr(stored, name), getattr(image, name))
+        probabilities = stored.class_probabilities.astype(np.float32)
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=0.01)
+        np.testing.assert_allclose(probabilities[:, 1:].max(1), image.class_conf, atol=1e-3)
+        assert (probabilities[np.arange(len(image.classes)), 1 + image.classes] == probabilities[:, 1:].max(1)).all()
+    boxes = write_boxes(tmp_path / 'object.json', {store.image(row).img_id: store.image(row).boxes for row in range(6)})
+    status, _, errors = run(pictures, '--boxes', boxes, '--probabilities', out='y.store', detector=tiny_rcnn)
+    assert status == 0, errors
+    np.testing.assert_allclose(RegionStore(tmp_path / 'y.store').arrays['class_probabilities'],
+                               store.arrays['class_probabilities'], atol=2e-3)
+
+
+ASKED = """
+from dataclasses import replace
+import numpy as np
+from shapes import detector
+
+class Detector(detector.Detector):
+    def regions(self, pictures, ids, min_boxes, max_boxes, threshold=None, probabilities=None):
+        assert threshold is None or (min_boxes, max_boxes, threshold) == (10, 100, 0.5)
+        images = detector.Detector.regions(self, pictures, ids, min_boxes, 36)
+        return [replace(one, class_probabilities=np.linspace(0, 1, len(one.boxes), dtype='f2')[:, None]) for one in images]
+"""
+
+
+def test_vlberts_layout_and_class_probabilities_of_an_interrupted_run(pictures, run, tmp_path, monkeypatch):
+    package(tmp_path, monkeypatch, 'asked', ASKED)
+    images = shutil.copytree(pictures, tmp_path / 'images')
+    flags = '--layout', 'vlbert', '--probabilities'
+    assert run(images, *flags, out='whole.store', detector='asked')[0] == 0
+    first = sorted(images.iterdir())[0]
+    good = first.read_bytes()
+    first.write_bytes(good[:200])
+    assert run(images, *flags, out='x.store', detector='asked')[0] == 1
+    first.write_bytes(good)
+    lines = tmp_path / 'x.store.unfinished/lines'
+    lines.write_bytes(lines.read_bytes()[:-20])  # killed while it wrote
+    for other, reason in ((flags[:2], "class probabilities: 'background first' there, none now"),
+                          (flags[2:], 'threshold: 0.5 there, none now')):
+        status, _, errors = run(images, *other, out='x.store', detector='asked')
+        assert status == 1 and reason in errors
+    status, printed, errors = run(images, *flags, out='x.store', detector='asked')
+    assert status == 0 and 'resumed after 4 of 6' in printed, errors
+    one, other = (RegionStore(tmp_path / name) for name in ('whole.store', 'x.store'))
+    assert one.digest() == other.digest() and one.size_of('class_probabilities') == 1
+    provenance = one.meta['provenance']
+    assert (provenance['min_boxes'], provenance['max_boxes'], provenance['threshold']) == (10, 100, 0.5)
+    # A TSV has no place for probabilities that were not asked for.
+    assert run(images, detector='asked')[0] == 0 and len(list(tsv.read(tmp_path / 'x.tsv'))) == 6
+
+
+def test_what_a_detector_cannot_do_with_probabilities_is_said(pictures, run, tmp_path, monkeypatch):
+    package(tmp_path, monkeypatch, 'plain', """
+from shapes import detector
+
+class Detector(detector.Detector):
+    def regions(self, pictures, ids, min_boxes, max_boxes):
+        return detector.Detector.regions(self, pictures, ids, min_boxes, max_boxes)
+""")
+    package(tmp_path, monkeypatch, 'forgetful', """
+from shapes import detector
+
+class Detector(detector.Detector):
+    def regions(self, pictures, ids, min_boxes, max_boxes, **others):
+        return detector.Detector.regions(self, pictures, ids, min_boxes, max_boxes)
+""")
+    for flags, out, detector, code, message in (
+            (['--probabilities'], 'x.tsv', 'plain', 2, 'a TSV has no place for class probabilities, .*; name a .store'),
+            (['--layout', 'other'], 'x.store', 'plain', 2, 'argument --layout'),
+            (['--probabilities'], 'x.store', 'plain', 1, r'--probabilities: the detector plain cannot .* regions\(\) has'),
+            (['--layout', 'vlbert'], 'x.tsv', 'plain', 1, '--layout vlbert: the detector plain cannot do this'),
+            (['--probabilities'], 'x.store', 'forgetful', 1, 'expected class_probabilities of the detector, found none')):
+        status, _, errors = run(pictures, *flags, out=out, detector=detector)
+        assert status == code and re.search(message, errors) and 'Traceback' not in errors and not (tmp_path / out).exists()
+
+
 @pytest.mark.parametrize(('name', 'content', 'fault'), [
     ('a.json', '{"a": [[1, 2, 3]]}', "image 'a': expected a list of boxes"),
     ('a.json', '{"a": []}', "image 'a': expected a list"),

@@ -141,13 +141,13 @@ def test_nms_is_that_of_plain_loops(threshold):
     assert len(box_functions.nms(boxes[:0], threshold, 7)) == 0
 
 
-def plain_choice(boxes, scores, least, most):
+def plain_choice(boxes, scores, least, most, threshold=0.2):
     """get_detections_from_im of the original's extract_coco_image.py, with the columns of `scores` all those of objects."""
     max_conf = np.zeros(len(boxes), np.float32)
     for column in scores.T:
         for n in plain_nms(boxes, column, 0.3):
             max_conf[n] = max(max_conf[n], column[n])
-    sure = [n for n in range(len(boxes)) if max_conf[n] >= 0.2]
+    sure = [n for n in range(len(boxes)) if max_conf[n] >= threshold]
     best = sorted(range(len(boxes)), key=lambda n: -max_conf[n])
     return best[:least] if len(sure) < least else best[:most] if len(sure) > most else sure
 
@@ -160,6 +160,12 @@ def test_the_choice_of_boxes_is_that_of_the_original():
     for least, most in ((1, sure - 1), (sure + 1, 60), (sure - 5, sure), (sure, sure + 5), (60, 60), (1, 1)):
         chosen = box_functions.select_regions(boxes, scores, least, most)
         assert chosen.tolist() == plain_choice(boxes, scores, least, most), (least, most)
+    scores **= 0.5  # more of them are sure enough for VL-BERT
+    sure = int((box_functions.max_confidence(boxes, scores) >= 0.5).sum())
+    assert 5 < sure < 55
+    for least, most in ((1, sure - 1), (sure + 1, 60), (1, sure), (sure, 60)):
+        chosen = box_functions.select_regions(boxes, scores, least, most, 0.5)
+        assert chosen.tolist() == plain_choice(boxes, scores, least, most, 0.5), (least, most)
 
 
 def test_anchors_are_those_of_detectron2():

@@ -78,14 +78,14 @@ def class_nms(compatible, scores):
     return alive.T
 
 
-def select_regions(boxes, scores, min_boxes, max_boxes):
+def select_regions(boxes, scores, min_boxes, max_boxes, threshold=SCORE_THRESHOLD):
     """Indices of the boxes that become regions, as in the original's extraction. scores: (n, c) without background; numpy.
 
-    These are the boxes over SCORE_THRESHOLD, in the order of proposals. If they are fewer than min_boxes or more than max_boxes,
-    that many boxes of highest confidence are returned instead, by falling confidence.
+    These are the boxes whose confidence is at least `threshold`, in the order of proposals. If they are fewer than min_boxes or
+    more than max_boxes, that many boxes of highest confidence are returned instead, by falling confidence.
     """
     confidence = max_confidence(boxes, scores)
-    detected = (confidence >= SCORE_THRESHOLD).nonzero()[0]
+    detected = (confidence >= threshold).nonzero()[0]
     if min_boxes <= len(detected) <= max_boxes:
         return detected
     return np.argsort(-confidence, kind='stable')[:min_boxes if len(detected) < min_boxes else max_boxes]

@@ -1,15 +1,44 @@
 """The checkpoint of an extraction: its finished lines, kept next to the result, so that it can be resumed."""
 
+import base64
+import binascii
 import contextlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from files.atomic import atomic_file, locked, write_json
 from files.json_files import read_json
 from regions import store, tsv
 from regions.tsv import RegionError
+
+
+def encode_line(image, probabilities=False):
+    """The line of an image: that of a TSV, with class_probabilities as one more field if they are asked for. Raises RegionError
+    if the image has none then."""
+    line = tsv.encode(image)
+    if not probabilities:
+        return line
+    if image.class_probabilities is None:
+        raise RegionError('expected class_probabilities of the detector, found none')
+    return line.removesuffix(b'\r\n') + b'\t' + base64.b64encode(image.class_probabilities) + b'\r\n'
+
+
+def decode_line(line):
+    """The ImageRegions of a line. Raises RegionError if it is incomplete."""
+    if line.count(b'\t') < len(tsv.FIELDS):
+        return tsv.parse(line, None, 0)
+    line, _, text = line.rpartition(b'\t')
+    image = tsv.parse(line, None, 0)
+    try:
+        array = np.frombuffer(base64.b64decode(text.rstrip(), validate=True), '<f2').reshape(len(image.boxes), -1)
+    except (binascii.Error, ValueError) as error:
+        raise RegionError(f'field "class_probabilities": expected float16 numbers as base64 ({error})') from None
+    return tsv.check(replace(image, class_probabilities=array))
 
 
 class ExtractionCheckpoint:
@@ -48,6 +77,8 @@ class ExtractionCheckpoint:
             earlier = read_json(self.made_with, 'what the regions were made with', dict)
             different = [f'{name}: {earlier.get(name)!r} there, {value!r} now' for name, value in made_with.items()
                          if earlier.get(name) != value]
+            # Flags that were given then and are not now.
+            different += [f'{name}: {value!r} there, none now' for name, value in earlier.items() if name not in made_with]
             if different:
                 raise ValueError(f'{self.folder}: the interrupted extraction was made with something else: '
                                  f'{"; ".join(different)}; choose another --out, or move the folder away to start again')
@@ -57,7 +88,7 @@ class ExtractionCheckpoint:
         self.file.seek(0)
         for line in self.file:
             try:
-                img_id = tsv.parse(line, None, 0).img_id
+                img_id = decode_line(line).img_id
             except RegionError:
                 break
             if not line.endswith(b'\n'):
@@ -76,7 +107,7 @@ class ExtractionCheckpoint:
         """Writes the result, the lines of those images that are done, in the order of img_ids, and removes the folder."""
         lines = (self._line(img_id) for img_id in img_ids if img_id in self.done)
         if self.out.suffix == '.store':
-            store.write(self.out, (tsv.parse(line, None, 0) for line in lines), provenance)
+            store.write(self.out, map(decode_line, lines), provenance)
         else:
             with self._explained():
                 result = self.folder / 'result'  # a killed process leaves nothing outside of the folder

@@ -200,8 +200,12 @@ class Detector:
             net = FasterRCNN(config)
         return cls(net, {'weights': f'random, of seed {seed}'}, device, bf16)
 
-    def regions(self, pictures, ids, min_boxes=36, max_boxes=36) -> list[ImageRegions]:
+    def regions(self, pictures, ids, min_boxes=36, max_boxes=36, threshold=SCORE_THRESHOLD,
+                probabilities=False) -> list[ImageRegions]:
         """The regions of each picture: at least min_boxes, unless there are fewer proposals, and at most max_boxes.
+
+        threshold: class score from which a proposal is a region, where the numbers of boxes leave a choice; probabilities: also
+        return class_probabilities (o, objects + 1), the background first.
 
         pictures: uint8 arrays (h, w, 3), red, green, blue, of any sizes; ids: a name for each. Pictures pass the network one at a
         time: the 300 proposals of one keep it busy, and results do not depend on the other pictures. Raises RegionError that
@@ -211,10 +215,10 @@ class Detector:
             raise RegionError(f'expected 1 <= min_boxes <= max_boxes <= {PROPOSALS}, found {min_boxes} and {max_boxes}')
         if len(pictures) != len(ids):
             raise RegionError(f'expected an id for each picture, found {len(ids)} ids for {len(pictures)} pictures')
-        return [self._one_picture(picture, img_id, min_boxes, max_boxes)
+        return [self._one_picture(picture, img_id, probabilities, (min_boxes, max_boxes, threshold))
                 for picture, img_id in zip(pictures, ids, strict=True)]
 
-    def regions_of_boxes(self, pictures, ids, boxes) -> list[ImageRegions]:
+    def regions_of_boxes(self, pictures, ids, boxes, probabilities=False) -> list[ImageRegions]:
         """The regions of each picture at given boxes, in their order, with predicted classes and attributes.
 
         boxes: for each picture (o, 4), x1, y1, x2, y2 in its pixels; other arguments and errors: as for `regions`.
@@ -222,11 +226,11 @@ class Detector:
         if not len(pictures) == len(ids) == len(boxes):
             raise RegionError(f'expected an id and boxes for each picture, found {len(ids)} ids and boxes of {len(boxes)} for '
                               f'{len(pictures)} pictures')
-        return [self._one_picture(picture, img_id, given=given)
+        return [self._one_picture(picture, img_id, probabilities, given=given)
                 for picture, img_id, given in zip(pictures, ids, boxes, strict=True)]
 
     @torch.inference_mode()
-    def _one_picture(self, picture, img_id, min_boxes=None, max_boxes=None, given=None) -> ImageRegions:
+    def _one_picture(self, picture, img_id, probabilities, limits=None, given=None) -> ImageRegions:
         check_picture(picture, img_id)
         height, width = picture.shape[:2]
         given = None if given is None else checked_boxes(given, height, width, img_id)
@@ -240,12 +244,14 @@ class Detector:
                               'enough; leave it out, or give a larger one')
         if given is None:
             boxes /= scale
-            chosen = select_regions(boxes, objects[:, :-1], min_boxes, max_boxes)
+            chosen = select_regions(boxes, objects[:, :-1], *limits)
         else:
             boxes, chosen = given, slice(None)
         labels = [column for p in (objects[chosen, :-1], attributes[chosen, :-1]) for column in (p.argmax(1), p.max(1))]
+        background_first = np.roll(objects[chosen], 1, axis=1).astype(np.float16) if probabilities else None
         try:
-            return tsv.check(ImageRegions(img_id, height, width, *labels, boxes[chosen], features[chosen]), self.config.feature)
+            return tsv.check(ImageRegions(img_id, height, width, *labels, boxes[chosen], features[chosen], background_first),
+                             self.config.feature)
         except RegionError as error:
             raise RegionError(f'image {img_id}: {error}; the detector itself made it: are its weights damaged?') from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from cli import run_main
 from detector.checkpoint import ExtractionCheckpoint
 from detector.given_boxes import read_boxes
-from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig
+from detector.registry import FASTER_RCNN, HELP, LAYOUTS, WEIGHTS, DetectorConfig
 from detector.workers import WorkerPool
 from files.atomic import atomic_file, check_free_space, sha256
 from files.json_files import DataError, some
@@ -46,6 +46,7 @@ Pictures that cannot be used are listed in X.broken.txt; then the result is not 
 Examples:
   bash run/extract.bash 0,1 --images pictures/val2014 --split coco --out data/mscoco_imgfeat/val2014_obj36.tsv
   NPROC=2 bash run/extract.bash cpu --images mine --minBoxes 10 --maxBoxes 100 --bf16 --out data/mine/mine.store
+  bash run/extract.bash 0 --images pictures --layout vlbert --probabilities --out data/mine/captions.store
   bash run/extract.bash cpu --images list.txt --detector my_package --out data/mine/list_obj36.tsv
 
 Exit status: 0 success, 1 faulty input or broken pictures, 2 wrong usage.
@@ -81,9 +82,13 @@ def extract(args):
     pictures = find_pictures(args.images, args.split, args.ids)
     boxes = read_boxes(args.boxes) if args.boxes else None
     broken = without_boxes(pictures, boxes, args.boxes) if args.boxes else {}
-    config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes, boxes is not None)
+    threshold = LAYOUTS[args.layout][2]
+    config = DetectorConfig(args.detector, args.weights, args.bf16, args.minBoxes, args.maxBoxes, boxes is not None, threshold,
+                            args.probabilities)
     counts = {'min_boxes': args.minBoxes, 'max_boxes': args.maxBoxes} if boxes is None else {
         'boxes': str(args.boxes.resolve()), 'sha256 of the boxes': sha256(args.boxes)}
+    counts |= {} if threshold is None else {'threshold': threshold}
+    counts |= {'class probabilities': 'background first'} if args.probabilities else {}
     places = devices(args.device)
     if args.bf16:
         from bert.speed import warn_slow_bf16  # imports PyTorch
@@ -162,8 +167,12 @@ def build_parser():
     parser.add_argument('--split', choices=tuple(SPLITS), help='dataset whose file names are expected; default: any')
     parser.add_argument('--detector', default=FASTER_RCNN, metavar='NAME', help=f'{HELP}; default: {FASTER_RCNN}')
     parser.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN, see bash run/download.bash detector ({WEIGHTS})')
-    parser.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
-    parser.add_argument('--maxBoxes', type=int, default=36, help='the most (36)')
+    parser.add_argument('--layout', choices=tuple(LAYOUTS), default='lxmert', help='lxmert: 36 regions (default); vlbert: 10 to '
+                        '100, those with a class score of at least 0.5')
+    parser.add_argument('--minBoxes', type=int, help='the fewest regions of a picture (36; vlbert 10)')
+    parser.add_argument('--maxBoxes', type=int, help='the most (36; vlbert 100)')
+    parser.add_argument('--probabilities', action='store_true', help="also store each region's probabilities of all classes, "
+                        "the background first, in half precision, for VL-BERT's pre-training; needs --out X.store")
     parser.add_argument('--boxes', type=Path, metavar='FILE', help='compute the features of these boxes instead, see below')
     parser.add_argument('--bf16', action='store_true', help='compute in bfloat16 where it is safe; what is written is float32')
     parser.add_argument('--allowBroken', action='store_true', help='leave out pictures that cannot be used, and list them')
@@ -179,11 +188,16 @@ def main(argv=None):
         parser.error(f'--out: expected a name ending in .tsv or .store, found {args.out}')
     if args.out.exists():
         parser.error(f'--out: {args.out} exists and is not overwritten; choose another name')
+    if args.probabilities and args.out.suffix == '.tsv':
+        parser.error(f'--probabilities: a TSV has no place for class probabilities, found --out {args.out}; name a .store')
+    fewest, most, _ = LAYOUTS[args.layout]
+    args.minBoxes = fewest if args.minBoxes is None else args.minBoxes
+    args.maxBoxes = most if args.maxBoxes is None else args.maxBoxes
     if not 1 <= args.minBoxes <= args.maxBoxes <= PROPOSALS:
         parser.error(f'--minBoxes, --maxBoxes: expected 1 <= minBoxes <= maxBoxes <= {PROPOSALS}, found {args.minBoxes} and '
                      f'{args.maxBoxes}')
-    if args.boxes and (args.minBoxes, args.maxBoxes) != (36, 36):
-        parser.error('--minBoxes, --maxBoxes: do not apply to --boxes, whose boxes are all kept; leave them out')
+    if args.boxes and (args.minBoxes, args.maxBoxes, args.layout) != (36, 36, 'lxmert'):
+        parser.error('--minBoxes, --maxBoxes, --layout: do not apply to --boxes, whose boxes are all kept; leave them out')
     if args.detector != FASTER_RCNN and (args.weights or args.bf16):
         parser.error(f'--weights and --bf16 are those of --detector {FASTER_RCNN}; leave them out with {args.detector}')
     return run_main('extract.bash', lambda: extract(args), 'interrupted; repeat the command to resume')

@@ -1,11 +1,16 @@
 """Detectors by name: the Faster R-CNN, and the detector of any package that has one."""
 
 import importlib
+import inspect
 from dataclasses import dataclass
 
 FASTER_RCNN = 'faster_rcnn'
 WEIGHTS = 'data/detector/faster_rcnn_from_caffe_attr.pkl'  # those that made the published regions
 HELP = f'{FASTER_RCNN}, or a package NAME with a class Detector in its module NAME.detector'  # of a flag --detector
+
+# Name -> the fewest and the most regions of a picture, and the score from which a box is a region (None: the detector's own).
+LAYOUTS = {'lxmert': (36, 36, None), 'vlbert': (10, 100, 0.5)}
+FLAGS = {'threshold': '--layout vlbert', 'probabilities': '--probabilities'}  # argument of a detector -> the flag that needs it
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,13 @@ class DetectorConfig:
     min_boxes: int = 36
     max_boxes: int = 36
     given_boxes: bool = False  # whether it computes the regions of given boxes
+    threshold: float | None = None  # class score from which a box is a region; None: the detector's own
+    probabilities: bool = False  # whether it also returns class_probabilities
+
+    def arguments(self) -> dict:
+        """The optional arguments of the detector's `regions` and `regions_of_boxes`."""
+        return ({'threshold': self.threshold} if self.threshold is not None else {}) | (
+            {'probabilities': True} if self.probabilities else {})
 
 
 def load_detector(config, device='cpu'):
@@ -25,12 +37,20 @@ def load_detector(config, device='cpu'):
 
     It has `provenance`, a dict, and `regions(pictures, ids, min_boxes, max_boxes)`, which returns a list of ImageRegions and
     raises PictureError or RegionError for a picture that it cannot use. A detector that can compute the features of given boxes
-    also has `regions_of_boxes(pictures, ids, boxes)`, as the Faster R-CNN. Raises ValueError for an unknown name or a detector
-    that cannot do what the config wants, and what loading the weights raises.
+    also has `regions_of_boxes(pictures, ids, boxes)`, as the Faster R-CNN. They are given further arguments only where they are
+    needed: `threshold` (of `regions`) by --layout vlbert, and `probabilities` by --probabilities. Raises ValueError for an
+    unknown name or a detector that cannot do what the config wants, and what loading the weights raises.
     """
     detector = _load(config, device)
     if config.given_boxes and not hasattr(detector, 'regions_of_boxes'):
         raise ValueError(f'--boxes: the detector {config.name} cannot compute the features of given boxes; {FASTER_RCNN} can')
+    for name, value in config.arguments().items():
+        method, flag = 'regions_of_boxes' if config.given_boxes else 'regions', FLAGS[name]
+        try:
+            inspect.signature(getattr(detector, method)).bind_partial(**{name: value})
+        except TypeError:
+            raise ValueError(f'{flag}: the detector {config.name} cannot do this, its {method}() has no argument {name}; '
+                             f'{FASTER_RCNN} can') from None
     return detector
 
 

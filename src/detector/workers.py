@@ -7,6 +7,7 @@ import signal
 from multiprocessing.connection import wait
 
 from cli import DeviceError, become_worker
+from detector.checkpoint import encode_line
 from detector.registry import load_detector
 from images.pictures import PictureError, open_picture
 from regions import tsv
@@ -107,9 +108,9 @@ def _extract(detector, config, img_id, path, boxes=None):
         return img_id, None, str(error)
     try:
         if boxes is None:
-            [image] = detector.regions([picture], [img_id], config.min_boxes, config.max_boxes)
+            [image] = detector.regions([picture], [img_id], config.min_boxes, config.max_boxes, **config.arguments())
         else:
-            [image] = detector.regions_of_boxes([picture], [img_id], [boxes])
-        return img_id, tsv.encode(tsv.check(image)), None
+            [image] = detector.regions_of_boxes([picture], [img_id], [boxes], **config.arguments())
+        return img_id, encode_line(tsv.check(image), config.probabilities), None
     except (PictureError, RegionError) as error:
         return img_id, None, f'{path}: {error}'
