@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.weights import fill
+from bert.weights import WeightsError, fill
 
-IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'pixels')  # keys of a batch with tensors (m, ...)
+# Keys of a batch with tensors (m, ...).
+IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Recipe:
     schedule: str = 'warmup_linear'
     warmup: float = 0.1  # fraction of all steps
     clip: float = 5.0  # maximum gradient norm
+    text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
+    # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
+    mirror: str = ''
+    optim: str = 'bert'
+    lr: float | None = None
+    lr_per_example: float | None = None
+    batch_size: int = 32
+    examples_per_item: int = 1
+    epochs: int = 4
+    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class Encoder(nn.Module):
     """The interface between an encoder and the heads."""
 
     needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
+    mirror: str = ''  # Recipe.mirror
     config: object
     tokenizer: object | None = None
 
@@ -112,7 +124,7 @@ def images_of_entries(batch):
     """{key: (e * k, ...)}: the image tensors of a batch, repeated for each of the c texts of an example."""
     b, n = batch['examples'], len(batch['input_ids'])
     tensors = {key: batch[key] for key in IMAGE_KEYS if key in batch}
-    if n == b:
+    if n == b or 'pictures' in batch:  # pre-training names the image of each text
         return tensors
     return {key: tensor.unflatten(0, (b, -1)).repeat_interleave(n // b, 0).flatten(0, 1) for key, tensor in tensors.items()}
 
@@ -375,3 +387,32 @@ def head_for(encoder, recipe, answers=None):
     if recipe.output not in HEADS:
         raise ValueError(f'output {recipe.output!r}: expected answer, {", ".join(HEADS)}')
     return HEADS[recipe.output](encoder, recipe)
+
+
+@torch.no_grad()
+def transfer_answers(layers, checkpoint, start, prefix):
+    """Starts answer layers from those of a file, as the original code does from the pre-trained ones: the first layers are
+    copied, and of the last one the rows of the same answers. Other rows are 0, with the bias start.absent.
+
+    layers: an nn.Sequential, whose last layer scores answers; checkpoint: tensors of such layers; prefix: of their names in the
+    file, for messages. Raises WeightsError if there are none, or they do not fit.
+    """
+    state, last = layers.state_dict(), f'{len(layers) - 1}.'
+    for name, tensor in state.items():
+        if name not in checkpoint:
+            raise WeightsError(f'the file has no {prefix}{name}, the head of answers; load the encoder alone')
+        first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
+        if checkpoint[name].shape[first:] != tensor.shape[first:]:
+            raise WeightsError(f'{prefix}{name}: expected size {tuple(tensor.shape[first:])}, found '
+                               f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
+                               'pictures; load the encoder alone')
+    if len(checkpoint[f'{last}bias']) != start.known:
+        raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
+                           'they must belong together')
+    rows = torch.tensor(start.rows)
+    for name, tensor in state.items():
+        if name.startswith(last):
+            tensor.fill_(start.absent if name.endswith('bias') else 0.0)
+            tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
+        else:
+            tensor.copy_(checkpoint[name])

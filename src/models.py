@@ -16,7 +16,7 @@ A model's package has a module `heads` with
 
 import importlib
 
-MODELS = {'lxmert': 'lxrt'}  # name -> package
+MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
 DEFAULT = 'lxmert'
 
 

@@ -8,7 +8,7 @@ import torch
 
 from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
@@ -239,34 +239,5 @@ def load_start(head, start):
     else:
         report, state = load_lxmert(encoder, start.path)
         layers = head.classifier
-    transfer_answers(layers, answer_head(state, start.path), start)
+    transfer_answers(layers, answer_head(state, start.path), start, 'answer_head.logit_fc.')
     return [report]
-
-
-@torch.no_grad()
-def transfer_answers(layers, checkpoint, start):
-    """Starts answer layers from those of a file, as the original code does from the pre-trained ones: the first layers are
-    copied, and of the last one the rows of the same answers. Other rows are 0, with the bias start.absent.
-
-    layers: `answer_layers`; checkpoint: tensors of such layers, as lxrt.weights.answer_head finds them. Raises WeightsError if
-    there are none, or they do not fit.
-    """
-    state, last = layers.state_dict(), f'{len(layers) - 1}.'
-    for name, tensor in state.items():
-        if name not in checkpoint:
-            raise WeightsError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
-        first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
-        if checkpoint[name].shape[first:] != tensor.shape[first:]:
-            raise WeightsError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[first:])}, found '
-                               f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
-                               'pictures: --loadLXMERT takes all but the head')
-    if len(checkpoint[f'{last}bias']) != start.known:
-        raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
-                           'they must belong together')
-    rows = torch.tensor(start.rows)
-    for name, tensor in state.items():
-        if name.startswith(last):
-            tensor.fill_(start.absent if name.endswith('bias') else 0.0)
-            tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
-        else:
-            tensor.copy_(checkpoint[name])
