@@ -72,6 +72,7 @@ class Options:
     qaSets: str | None = flag(None, 'Pre-training', 'Use only the answers of these datasets, such as vqa,gqa; default: all.')
     wordMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a word piece is masked and predicted.')
     objMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a region is masked and predicted.')
+    withoutText: bool = flag(False, 'Pre-training', 'Of pre-training on captions: without a text corpus.')
 
     output: str = flag('snap/test', 'Output', 'Folder for snapshots, logs and predictions.')
     tqdm: bool = flag(False, 'Output', 'Show progress bars even if the output is not a terminal.')
