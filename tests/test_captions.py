@@ -3,12 +3,15 @@
 import base64
 import gzip
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, run_program
+from test_raw_data import script
+from test_train import Interrupt, assert_same, weights
 
 from annotations.captions import KIND, CaptionDataset, cut_lengths, load_captions
 from annotations.corpus import Corpus, open_corpus
@@ -16,7 +19,9 @@ from annotations.spec import DatasetSpec
 from batches import MicroBatch
 from bert.tokenization import BertTokenizer
 from files.json_files import DataError
+from heads import Head
 from param import Options
+from pretrain.captions import CaptionMetrics
 from regions import placement
 from regions.store_files import StoreWriter
 from regions.tsv import ImageRegions, RegionError
@@ -295,6 +300,151 @@ def test_faulty_descriptions(tmp_path, change, message):
                  'splits': {'train': {'annotations': 'captions.json', 'features': ['regions.store']}}}
     with pytest.raises(DataError, match=message):
         DatasetSpec.from_dict(described | change, tmp_path, 'cc.json')
+
+
+# ---- the program
+
+@pytest.fixture
+def pretrain(make, tmp_path):
+    """pretrain(*flags, name='run'): the program on the captions and texts of `make`, with a very small VL-BERT."""
+    make()
+    data, bert = tmp_path / 'data', tmp_path / 'bert'
+    for folder in ('cc', 'cc_imgfeat', 'corpus'):
+        (data / folder).mkdir(parents=True)
+    captions = json.loads((tmp_path / 'captions.json').read_text())
+    for split, part in (('train', captions[:16]), ('val', captions[16:])):
+        (data / f'cc/{split}.json').write_text(json.dumps(part))
+        write_store(data / f'cc_imgfeat/{split}.store', [regions_of(one['img_id'], 1 + i % 18) for i, one in enumerate(part)])
+    (data / 'corpus/README.md').write_text('no corpus')
+    (data / 'corpus/texts.txt').write_bytes((tmp_path / 'texts.txt').read_bytes())
+    bert.mkdir()
+    (bert / 'vocab.txt').write_bytes((tmp_path / 'vocab.txt').read_bytes())
+    (bert / 'config.json').write_text(json.dumps({
+        'vocab_size': len(WORDS), 'hidden_size': 16, 'num_attention_heads': 2, 'intermediate_size': 32, 'num_hidden_layers': 1,
+        'max_position_embeddings': 70, 'visual_feat_dim': 5, 'num_region_classes': CLASSES}))
+
+    def run(*flags, name='run', **how):
+        how.setdefault('wait', True)
+        return run_program('captions', data, tmp_path / name, '--bert', bert, '--model', 'vlbert', '--train', 'train', '--valid',
+                           'val', '--batchSize', '8', '--optim', 'adam', '--lr', '1e-2', '--epochs', '3', '--fromScratch',
+                           '--wordMaskRate', '0.4', *flags, **how)
+
+    run.data, run.bert = data, bert
+    return run
+
+
+def numbers(folder):
+    return [float(x) for x in re.findall(r'\d+\.\d+', (folder / 'log.log').read_text())]
+
+
+def test_a_run(pretrain, tmp_path):
+    run = pretrain()
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / 'run'
+    assert {path.name for path in folder.glob('*.pth')} == {f'{name}.pth' for name in (
+        'Epoch01', 'Epoch02', 'Epoch03', 'BEST', 'RUN_STATE')}
+    log = (folder / 'log.log').read_text().splitlines()
+    assert [line.split()[2] for line in log] == ['Train', 'Valid', 'Best'] * 3
+    for line in (log[0], log[1]):
+        assert re.search(r'loss \d+\.\d{4} \(MLM_captions [\d.]+, MLM_text [\d.]+, MVRC [\d.]+\), MLM_captions accuracy [\d.]+, '
+                         r'MLM_text accuracy [\d.]+, MVRC accuracy [\d.]+', line), line
+    accuracies = [float(re.search(r'MLM_captions accuracy ([\d.]+)', line)[1]) for line in log[1::3]]
+    assert log[-1] == f'Epoch 2: Best MLM_captions accuracy {max(accuracies):.2f}'
+    best = accuracies.index(max(accuracies)) + 1
+    assert_same(weights(folder, 'BEST.pth'), weights(folder, f'Epoch0{best}.pth'))
+    run = pretrain('--withoutText', '--epochs', '1', name='captions')
+    assert run.returncode == 0, run.stderr
+    assert 'MLM_text accuracy' not in (tmp_path / 'captions/log.log').read_text()
+
+
+def test_the_best_epoch_is_that_of_most_right_pieces_of_captions():
+    losses = {'MLM_captions': 1.0, 'MLM_text': 2.0, 'MVRC': 3.0}
+    sums = {'right MLM_captions': 3, 'predicted MLM_captions': 8, 'right MLM_text': 0, 'predicted MLM_text': 0, 'right MVRC': 1,
+            'predicted MVRC': 4}
+    assert CaptionMetrics.score(losses, sums) == 37.5 and CaptionMetrics.score({}, {}) == 0
+    text, figures = CaptionMetrics().figures(losses, sums)
+    assert text.endswith('MLM_captions accuracy 37.50, MVRC accuracy 25.00') and figures['loss'] == 6
+
+
+def test_two_processes_and_accumulation_learn_as_one_does(pretrain, tmp_path):
+    flags = ['--dropout', '0', '--epochs', '2']
+    for name, more, processes in (('one', [], 0), ('two', ['--multiGPU'], 2), ('parts', ['--accumulate', '2'], 0),
+                                  ('workers', ['--numWorkers', '2'], 0)):
+        run = pretrain(*flags, *more, name=name, processes=processes)
+        assert run.returncode == 0, run.stderr
+    expected = weights(tmp_path / 'one', 'Epoch02.pth')
+    for name in ('two', 'parts'):
+        np.testing.assert_allclose(numbers(tmp_path / name), numbers(tmp_path / 'one'), atol=2e-4)
+    assert_same(weights(tmp_path / 'workers', 'Epoch02.pth'), expected)
+
+
+def test_stopped_and_resumed_ends_with_the_same_bits(pretrain, tmp_path, monkeypatch):
+    flags = ['--saveSteps', '2']  # 4 steps an epoch
+    assert pretrain(*flags, name='unbroken').returncode == 0
+    for step in (3, 9):
+        with monkeypatch.context() as patched:
+            patched.setattr(Head, 'begin_step', staticmethod(Interrupt(step)))
+            assert pretrain(*flags, '--resume', name='stopped').returncode == 130
+    run = pretrain(*flags, '--resume', name='stopped')
+    assert run.returncode == 0 and 'Resuming at epoch 2' in run.stdout
+    assert_same(weights(tmp_path / 'stopped', 'Epoch03.pth'), weights(tmp_path / 'unbroken', 'Epoch03.pth'))
+    assert (tmp_path / 'stopped/log.log').read_text() == (tmp_path / 'unbroken/log.log').read_text()
+
+
+def rewrite_config(pretrain, **changes):
+    path = pretrain.bert / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(('change', 'flags', 'message'), [
+    (lambda run: rewrite_config(run, num_region_classes=7), [], 'class_probabilities of train are of 6 classes, but the model'),
+    (lambda run: write_store(run.data / 'cc_imgfeat/val.store', [regions_of('00000017', 3, probabilities=False)]), [],
+     'val.store: expected regions with class_probabilities'),
+    (lambda run: (run.data / 'corpus/texts.txt').unlink(), [], 'corpus/*: no such file; expected a text corpus'),
+    (lambda run: (run.data / 'corpus/texts.txt').write_bytes(b'\0\n\n'), [], 'found no text'),
+    (lambda run: None, ['--taskQA'], '--taskQA: does not apply to pre-training on captions'),
+    (lambda run: None, ['--wordMaskRate', '0', '--objMaskRate', '0'], 'nothing to predict: no mask rate is above 0'),
+    (lambda run: None, ['--model', 'lxmert'], '--model lxmert: is pre-trained by another program')])
+def test_bad_input(pretrain, tmp_path, change, flags, message):
+    change(pretrain)
+    run = pretrain(*flags)
+    assert run.returncode == 1 and message in run.stderr and len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+# ---- data/cc/process_cc.py
+
+def test_official_captions(tmp_path, capsys):
+    cc = script('cc')
+    write_store(tmp_path / 'regions/train.store', [regions_of(img_id, 2) for img_id in ('00000000', '00000002', '00000004')])
+    write_store(tmp_path / 'regions/val.store', [regions_of('00000007', 2)])
+    (tmp_path / 'train.tsv').write_text('a ball\thttp://a/1\na box\thttp://a/2\n red , box \thttp://a/3\n\thttp://a/4\n \tx\n')
+    lines = [{'image': 'val_image.zip@/00000007.jpg', 'caption': ['a', "'s", 'box'], 'frcnn': 'val_frcnn.zip@/00000007.json'},
+             {'image': 'val_image.zip@/00000008.jpg', 'caption': ['no'], 'frcnn': 'val_frcnn.zip@/00000008.json'}]
+    (tmp_path / 'val_frcnn.json').write_text('\n'.join(map(json.dumps, lines)))
+    flags = ['--features', str(tmp_path / 'regions'), '--out', str(tmp_path / 'cc')]
+    cc.main(['--train', str(tmp_path / 'train.tsv'), '--val', str(tmp_path / 'val_frcnn.json'), *flags])
+    assert json.loads((tmp_path / 'cc/train.json').read_text()) == [
+        {'img_id': '00000000', 'sentf': {'cc': ['a ball']}}, {'img_id': '00000002', 'sentf': {'cc': ['red , box']}}]
+    assert json.loads((tmp_path / 'cc/val.json').read_text()) == [{'img_id': '00000007', 'sentf': {'cc': ["a 's box"]}}]
+    printed = capsys.readouterr().out
+    assert "train: 2 captions; 1 dropped whose images have no regions (such as '00000001'), 2 without words." in printed
+    (tmp_path / 'bad.tsv').write_text('a ball\tx\nno tab\n')
+    with pytest.raises(DataError, match=r'bad\.tsv:2: expected a caption, a tab and an address'):
+        cc.main(['--train', str(tmp_path / 'bad.tsv'), *flags[:3], str(tmp_path / 'other')])
+    write_store(tmp_path / 'regions/train.store', [regions_of('other', 2)])
+    with pytest.raises(DataError, match=r'train\.tsv: none of its images has regions'):
+        cc.main(['--train', str(tmp_path / 'train.tsv'), *flags[:3], str(tmp_path / 'other')])
+    with pytest.raises(ValueError, match='give --train FILE'):
+        cc.main(flags)
+
+
+@pytest.mark.shared
+def test_real_captions(tmp_path, capsys):
+    write_store(tmp_path / 'regions/val.store', [regions_of(f'{i:08d}', 2) for i in range(0, 1000, 2)])
+    script('cc').main(['--val', str(SHARED / 'cc/Validation_GCC_sample.tsv'), '--features', str(tmp_path / 'regions'), '--out',
+                       str(tmp_path / 'cc')])
+    assert 'val: 500 captions; 500 dropped' in capsys.readouterr().out
 
 
 # ---- the original's readers

@@ -1,4 +1,4 @@
-"""The batches of pre-training on captions with images and on plain text (VL-BERT: arXiv 1908.08530, section 3.3).
+"""The batches of pre-training on captions with images and on plain text (arXiv 1908.08530, section 3.3).
 
 A caption is [CLS] pieces [SEP]. With its regions, of which the image itself is the first, it is cut to the length of the dataset.
 A text is that many word pieces without [CLS] and [SEP] (corpus.py). Words are masked as a whole; regions keep their boxes, and

@@ -1,7 +1,7 @@
 """A corpus of plain text for pre-training: files with a text a line, as one stream of word pieces on disk.
 
 A sample is `length` word pieces from the start of a line on, through the lines that follow, without [CLS] and [SEP]; after the
-last line comes the first (VL-BERT's original code). Hence a line is kept up to its first `length` pieces. Beside `wiki.txt` lies
+last line comes the first, as in the original code. Hence a line is kept up to its first `length` pieces. Beside `wiki.txt` lies
 the folder `wiki.txt.columns`, made once and memory mapped from then on, with
 
     pieces (p,) uint16, or int32 for large vocabularies; starts (n + 1,) int64: line i has the pieces starts[i] to starts[i + 1]
