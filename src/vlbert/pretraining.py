@@ -123,6 +123,12 @@ class Pretraining(Head):
         (_, t), o = batch['input_ids'].shape, batch['boxes'].shape[1]
         return self.mlm_head.predictions(self.encoder.states(batch, places // t * (t + o + 1) + places % t)).float()
 
+    def untrained(self, objective, options):
+        if objective == 'words' or hasattr(self, 'relationsip_head'):
+            return ''
+        return ('has no head that tells whether an image and a sentence belong together (vlbert.relationsip_head); the published '
+                'files of VL-BERT have none, and only fill [MASK]')
+
     def original_name(self, name):
         name = super().original_name(name)
         return f'vlbert.{name}' if name.startswith(('mlm_head.', 'mvrc_head.', 'relationsip_head.')) else name
