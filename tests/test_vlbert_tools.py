@@ -19,6 +19,7 @@ from regions.class_names import ClassNames
 from tasks.checkpoints import sidecar_files
 from tasks.matcher import Matcher
 from tasks.predictor import Predictor
+from tasks.registry import task_class
 from tools import encode
 from vlbert.config import VLBertConfig
 
@@ -35,15 +36,13 @@ def randomised(head, deviation=0.3):
     return head.eval()
 
 
-def write_snapshot(folder, world, task='vqa', change=None, name='BEST.pth', **sizes):
+def write_snapshot(folder, world, task='vqa', name='BEST.pth', **sizes):
     """Writes a snapshot of VL-BERT with random weights and its sidecars; returns its head."""
     values = json.loads((world / 'bert/config.json').read_text())
     keys = 'vocab_size', 'max_position_embeddings', 'visual_feat_dim'
     config = VLBertConfig(**{key: values[key] for key in keys if key in values}, **SIZES | sizes)
     answers = {'nlvr2': ['False', 'True'], 'vqa': ANSWERS, 'pretrain': None}[task]
     head = randomised(models.build('vlbert', task, config, answers))
-    with torch.no_grad():
-        (change or (lambda head: None))(head)
     folder.mkdir(parents=True, exist_ok=True)
     head.encoder.tokenizer = BertTokenizer(world / 'bert/vocab.txt')
     texts = sidecar_files('vlbert', config, head.encoder.tokenizer, answers)
@@ -114,8 +113,10 @@ def restated(predictor, group, question, answer, place):
     return expected.detach(), t, int(batch['slot'][0])
 
 
+@torch.no_grad()
 def reads_only_flagged_regions(head):
-    """The answer depends on regions whose first feature is 1: all other states, the words' too, are 0."""
+    """The answer depends on regions whose first feature is 1: the first four numbers of all other states, the words' too, are 0,
+    and no other numbers are read."""
     for parameter in head.parameters():
         parameter.zero_()
     core = head.encoder.model.vlbert
@@ -123,17 +124,20 @@ def reads_only_flagged_regions(head):
     for norm in (core.visual_ln_object, core.embedding_LayerNorm):
         norm.weight.fill_(1)
     layer = core.encoder.layer[0]
-    for linear in (layer.attention.self.value, layer.attention.output.dense, head.classifier[0].dense):
+    core.embedding_LayerNorm.bias[8:] = torch.tensor([1.0, -1.0]).repeat(4)
+    layer.attention.self.value.weight[:4, :4] = torch.eye(4)
+    for linear in (layer.attention.output.dense, head.classifier[0].dense):
         linear.weight.copy_(torch.eye(len(linear.weight)))
     layer.attention.output.LayerNorm.weight.fill_(1)
     layer.output.LayerNorm.weight.fill_(1)
     head.classifier[0].LayerNorm.weight.fill_(1)
-    head.classifier[2].weight[2, :4] = 1
+    head.classifier[2].weight[2, :8] = torch.tensor([1.0, -1.0]).repeat_interleave(4)
 
 
 def test_the_region_that_an_answer_depends_on_is_shown(made_world, tmp_path):
-    write_snapshot(tmp_path / 'vqa', made_world, change=reads_only_flagged_regions, num_hidden_layers=1)
-    predictor, (image,) = Predictor.from_snapshot(tmp_path / 'vqa/BEST'), images_of(made_world, ID)
+    head = write_snapshot(tmp_path / 'vqa', made_world, num_hidden_layers=1)
+    reads_only_flagged_regions(head)
+    predictor, (image,) = Predictor(head, task_class('vqa'), ANSWERS), images_of(made_world, ID)
     flag, names = np.zeros_like(image.features), ClassNames(made_world)
     for region in (0, 7, 35):
         features = flag.copy()
