@@ -1,12 +1,13 @@
 """The tools with snapshots and pre-trained weights of VL-BERT: explanations, encoding, matching, the library."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ragged
+from conftest import ROOT, ragged
 
 import models
 from bert.tokenization import BertTokenizer
@@ -278,3 +279,28 @@ def test_weights_with_the_relationship_head_match(made_world, tmp_path):
     head.encoder.blank = False
     batch, = matcher.batches(image, ['a star'])
     assert matcher.match(image, 'a star')[0] == pytest.approx(head.match_logits(batch).sigmoid().item(), abs=1e-5)
+
+
+# ---- launchers
+
+
+@pytest.mark.parametrize(('default', 'flags', 'expected'), [
+    ('--loadLXMERTQA snap/pretrained/model', '--model vlbert', '--loadVLBERT snap/pretrained/vl-bert-base-prec --model vlbert'),
+    ('--loadLXMERT x', '--lr 1 --model=vlbert', '--loadVLBERT snap/pretrained/vl-bert-base-prec --lr 1 --model=vlbert'),
+    ('--loadLXMERT x', '--model lxmert', '--loadLXMERT x --model lxmert'),
+    ('--loadLXMERT x', '--output vlbert', '--loadLXMERT x --output vlbert'),
+    ('--loadLXMERT x', '--loadVLBERT y', '--loadVLBERT y'),
+    ('--loadLXMERT x', '--loadVLBERT=y --model vlbert', '--loadVLBERT=y --model vlbert'),
+    ('--loadLXMERT x', '--model vlbert --fromScratch', '--model vlbert --fromScratch'),
+    ('--fromScratch', '--model vlbert', '--fromScratch --model vlbert'),
+    ('', '--model vlbert --test minival', '--model vlbert --test minival'),
+])
+def test_a_launcher_starts_from_weights_of_the_model_that_is_typed(default, flags, expected):
+    script = f'source run/launch.bash; PYTHON=echo; launch src/tasks/vqa.py "{default}" cpu {flags}'
+    run = subprocess.run(['bash', '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, f'-m tasks.vqa {expected} --device cpu\n'), run.stderr
+
+
+def test_the_quickstart_names_its_models():
+    run = subprocess.run(['bash', 'run/quickstart.bash', 'cpu', 'vqa', 'bert'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and '[lxmert|vlbert]' in run.stderr
