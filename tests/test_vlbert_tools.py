@@ -11,7 +11,7 @@ from conftest import ROOT, ragged
 
 import models
 from bert.tokenization import BertTokenizer
-from bert.weights import WeightsError
+from bert.weights import WeightsError, read_state, save_state
 from explain import attention, pointing, program
 from explain.relevance import relevance
 from predict import match
@@ -21,7 +21,7 @@ from tasks.checkpoints import sidecar_files
 from tasks.matcher import Matcher
 from tasks.predictor import Predictor
 from tasks.registry import task_class
-from tools import encode
+from tools import convert, encode
 from vlbert.config import VLBertConfig
 
 SIZES = {'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 24, 'num_region_classes': 7}
@@ -302,5 +302,77 @@ def test_a_launcher_starts_from_weights_of_the_model_that_is_typed(default, flag
 
 
 def test_the_quickstart_names_its_models():
-    run = subprocess.run(['bash', 'run/quickstart.bash', 'cpu', 'vqa', 'bert'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = ['bash', 'run/quickstart.bash', 'cpu', 'vqa', 'bert']
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 2 and '[lxmert|vlbert]' in run.stderr
+
+
+# ---- run/convert.bash
+
+
+YAML = '''
+NETWORK:
+  VLBERT:
+    vocab_size: {vocab_size}
+    hidden_size: 16
+    num_hidden_layers: {layers}
+    num_attention_heads: 2
+    intermediate_size: 24
+    max_position_embeddings: 40
+    visual_size: 16
+'''
+
+
+@pytest.fixture
+def published(made_world, tmp_path):
+    """(a file as the original code saves it, with weights of its convolutional branch, and its yaml; the weights)."""
+    head = write_snapshot(tmp_path / 'source', made_world, 'pretrain', visual_feat_dim=2048, num_region_classes=1601)
+    state = head.original_state() | {'image_feature_extractor.backbone.conv1.weight': torch.randn(2, 3)}
+    torch.save({'state_dict': {f'module.{name}': tensor.half() for name, tensor in state.items()},
+                'optimizer': {'state': {}}, 'validation_monitor': {'best': 0.5}}, tmp_path / 'vl-bert-tiny-e2e.model')
+    config = tmp_path / 'tiny.yaml'
+    config.write_text(YAML.format(layers=2, vocab_size=head.encoder.config.vocab_size))
+    return tmp_path / 'vl-bert-tiny-e2e.model', config, state
+
+
+@pytest.mark.parametrize('ending', ['.pth', '.safetensors'])
+def test_a_published_file_becomes_a_snapshot_that_loads_by_itself(made_world, published, tmp_path, capsys, ending):
+    source, config, state = published
+    target = tmp_path / f'out/tiny{ending}'
+    assert convert.main(['file', str(source), str(target), '--config', str(config), '--bert', str(made_world / 'bert')]) == 0
+    assert f'{target}: {len(state)} tensors of the model vlbert; beside it config.json, vocab.txt' in capsys.readouterr().out
+    written = read_state(target, str)
+    assert written.keys() == state.keys() and all(torch.equal(written[name], state[name].half()) for name in state)
+    assert json.loads((target.with_name('config.json')).read_text())['model_type'] == 'vlbert'
+    (image,) = images_of(made_world, ID)
+    image = replace(image, features=np.pad(image.features, ((0, 0), (0, 2048 - image.features.shape[1]))))
+    assert len(Matcher.from_pretrained(target).fill(image, 'a [MASK] star', best=2)[0][0]) == 2
+
+
+def test_the_model_of_a_file_is_told_by_its_names_and_by_flag(published, tmp_path, capsys):
+    source, _, state = published
+    assert convert.main(['file', str(source), str(tmp_path / 'a.pth')]) == 0
+    assert 'of the model vlbert; beside it nothing' in capsys.readouterr().out
+    assert convert.main(['file', str(source), str(tmp_path / 'b.pth'), '--model', 'vlbert']) == 0
+    save_state({'bert.embeddings.word_embeddings.weight': torch.randn(3, 4)}, tmp_path / 'c.pth', '.pth')
+    capsys.readouterr()
+    assert convert.main(['file', str(tmp_path / 'c.pth'), str(tmp_path / 'd.pth'), '--model', 'vlbert']) == 1
+    assert 'c.pth: expected weights of VL-BERT' in capsys.readouterr().err
+    assert convert.main(['file', str(tmp_path / 'c.pth'), str(tmp_path / 'd.pth')]) == 0
+    assert 'of the model lxmert' in capsys.readouterr().out
+    assert read_state(tmp_path / 'b.pth', str).keys() == state.keys()
+
+
+def test_a_config_of_another_size_is_refused(published, tmp_path, capsys):
+    source, config, _ = published
+    config.write_text(config.read_text().replace('layers: 2', 'layers: 3'))
+    assert convert.main(['file', str(source), str(tmp_path / 'out/a.pth'), '--config', str(config)]) == 1
+    assert 'tensors that the model needs are missing' in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_transformers_has_no_class_for_it(shared, tmp_path, capsys):
+    for command in (['to-hf', shared[1] / 'vqa/BEST', tmp_path / 'x'], ['from-hf', shared[1] / 'vqa/BEST.pth', tmp_path / 'x/y']):
+        assert convert.main([*map(str, command)]) == 1
+        error = capsys.readouterr().err
+        assert error.count('\n') == 1 and 'is of the model vlbert, for which transformers has no class' in error
+        assert not (tmp_path / 'x').exists()

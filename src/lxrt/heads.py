@@ -16,10 +16,12 @@ from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
 from lxrt.weights import (
     DECODER,
     PRETRAINING_HEADS,
+    WORDS,
     answer_head,
     load_bert,
     load_lxmert,
     load_pretraining,
+    lxmert_name,
     read_lxmert,
     read_task,
 )
@@ -185,6 +187,16 @@ class Pretraining(Head):
 
     def original_name(self, name):
         return name.removeprefix('model.')
+
+
+def read_weights(path):
+    """The tensors of a file of weights of any kind, by the names of the original code."""
+    return read_lxmert(path)
+
+
+def recognises(names):
+    """Whether a file with tensors of these names may be of LXMERT: it has BERT's words."""
+    return any(lxmert_name(name).endswith(WORDS.removeprefix('bert.')) for name in names)
 
 
 def load_encoder(path, config):

@@ -13,7 +13,7 @@ from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_
 from vlbert.config import VLBertConfig
 from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes
 from vlbert.pretraining import Pretraining
-from vlbert.weights import load_bert, load_encoder_weights, read_vlbert
+from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
 TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut
@@ -177,6 +177,16 @@ class VLBertEncoder(Encoder):
 def read_task(path):
     """The tensors of a task's snapshot, by the names of the original code."""
     return read_vlbert(path)
+
+
+def read_weights(path):
+    """The tensors of a file of weights of any kind, by the names of the original code."""
+    return read_vlbert(path)
+
+
+def recognises(names):
+    """Whether a file with tensors of these names is of VL-BERT."""
+    return WORDS in map(vlbert_name, names)
 
 
 def load_encoder(path, config):
