@@ -41,7 +41,7 @@ def write_snapshot(folder, world, task='vqa', name='BEST.pth', **sizes):
     """Writes a snapshot of VL-BERT with random weights and its sidecars; returns its head."""
     values = json.loads((world / 'bert/config.json').read_text())
     keys = 'vocab_size', 'max_position_embeddings', 'visual_feat_dim'
-    config = VLBertConfig(**{key: values[key] for key in keys if key in values}, **SIZES | sizes)
+    config = VLBertConfig(**{key: values[key] for key in keys} | SIZES | sizes)
     answers = {'nlvr2': ['False', 'True'], 'vqa': ANSWERS, 'pretrain': None}[task]
     head = randomised(models.build('vlbert', task, config, answers))
     folder.mkdir(parents=True, exist_ok=True)
