@@ -11,7 +11,7 @@ from pretrain.base import INVALID, PretrainingBase, PretrainingMetrics
 from pretrain.program import OBJECTIVES
 from tasks.program import check_features, check_has_features
 
-LENGTH = 64  # tokens of a text, and of a caption with its regions
+LENGTH = 64  # tokens
 CAPTIONS = 'MLM_captions'  # the accuracy that chooses the best epoch, as in the original code
 
 
@@ -38,7 +38,10 @@ class CaptionMetrics(PretrainingMetrics):
 
 
 def published(root):
-    """The DatasetSpec of Conceptual Captions and a text corpus in the data folder `root` (Path)."""
+    """The DatasetSpec of Conceptual Captions and a text corpus in the data folder `root` (Path), or what cc/dataset.json there
+    says, as in the sample world, whose model has positions for fewer tokens."""
+    if (described := root / 'cc/dataset.json').is_file():
+        return DatasetSpec.from_json(described)
     return DatasetSpec.from_dict({
         'kind': KIND, 'name': 'captions', 'max_length': LENGTH, 'corpus': ['corpus/*'],
         'splits': {split: {'annotations': f'cc/{split}.json', 'features': [f'cc_imgfeat/{split}.store']}
