@@ -34,7 +34,7 @@ from annotations.vqa_files import (
 )
 from files.json_files import DataError, field, read_json, some, stream
 from regions import store, tsv
-from tasks.vqa_answers import normalise
+from annotations.vqa_answers import normalise
 
 SOURCE = 'https://visualqa.org/download.html'
 QUESTIONS = 'v2_OpenEnded_mscoco_{}_questions.json'
