@@ -1,6 +1,6 @@
 """Compares what models learn from the same data in the same time: fine-tuning on a share of the sample world's training data,
-from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one process; a
-model whose step takes longer makes fewer epochs. Repeat the command to resume."""
+from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one
+process; a model whose step takes longer makes fewer epochs. Repeat the command to resume."""
 
 import concurrent.futures
 import json
@@ -88,8 +88,8 @@ def compare(options, figures):
                 for seed in options.seeds:
                     output = outputs[task, model, start, seed] = options.folder / f'{task}_{model}_{start}_{seed}'
                     runs.append([f'run/{task}_finetune.bash', 'cpu', 'x', *common(options, model, 'share'), '--model', model,
-                                 *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH, '--evalBatchSize', 256,
-                                 '--lr', RATES[start], '--epochs', count, '--seed', seed, '--output', output])
+                                 *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH,
+                                 '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed, '--output', output])
     run_all(runs, options.jobs)
     print(f'\n| {" | ".join(["start, model", *options.tasks])} |\n|---|{"---|" * len(options.tasks)}')
     for start in RATES:
@@ -159,7 +159,8 @@ def step_seconds(options, turns=3, steps=8):
         for model in options.models:
             output = str(options.folder / 'steps' / f'{kind}_{model}')
             flags = {'dataRoot': str(options.folder / ('full' if kind == 'pretrain' else 'share')), 'fromScratch': True,
-                     'model': model, 'bert': str(options.dataRoot / 'bert'), 'device': 'cpu', 'valid': '', 'output': output, 'lr': 1e-5}
+                     'model': model, 'bert': str(options.dataRoot / 'bert'), 'device': 'cpu', 'valid': '', 'output': output,
+                     'lr': 1e-5}
             if kind != 'pretrain':
                 program = TaskProgram.prepare(task_class(kind), Options(train='train', batchSize=BATCH, **flags), device)
             else:

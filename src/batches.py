@@ -54,7 +54,7 @@ def training_batches(examples, epoch, first_step, options):
 
 def evaluation_batches(examples, options):
     """The MicroBatches of one pass over all examples, in order, for all ranks."""
-    size = options.evalBatchSize or options.batchSize
+    size = options.evalBatchSize or options.batchSize or 256  # none: not from a program, which has a recipe
     return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
             for start in range(0, examples, size)]
 
