@@ -89,7 +89,8 @@ def compare(options, figures):
                     output = outputs[task, model, start, seed] = options.folder / f'{task}_{model}_{start}_{seed}'
                     runs.append([f'run/{task}_finetune.bash', 'cpu', 'x', *common(options, model, 'share'), '--model', model,
                                  *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH,
-                                 '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed, '--output', output])
+                                 '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed,
+                                 '--output', output])
     run_all(runs, options.jobs)
     print(f'\n| {" | ".join(["start, model", *options.tasks])} |\n|---|{"---|" * len(options.tasks)}')
     for start in RATES:

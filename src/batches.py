@@ -22,6 +22,8 @@ import dist
 from cli import WorkerError, become_worker, signals_blocked
 from files.atomic import temporary_folder
 
+EVALUATED = 256  # examples in a batch of evaluation, where the options name no size
+
 
 class MicroBatch(NamedTuple):
     """The index of a dataset: the examples of one micro-batch.
