@@ -5,5 +5,4 @@
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME --dataset JSON [flags]"
 launch src/tasks/classify.py "--loadLXMERT snap/pretrained/model" "$1" \
-    --train train --valid dev --batchSize 32 --optim bert --lr 5e-5 --epochs 4 \
-    --output "snap/classify/$2" "${@:3}"
+    --train train --valid dev --output "snap/classify/$2" "${@:3}"

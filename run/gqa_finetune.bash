@@ -5,5 +5,4 @@
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME [flags]"
 launch src/tasks/gqa.py "--loadLXMERTQA snap/pretrained/model" "$1" \
-    --train train,valid --valid testdev --batchSize 32 --optim bert --lr 1e-5 --epochs 4 \
-    --output "snap/gqa/$2" "${@:3}"
+    --train train,valid --valid testdev --output "snap/gqa/$2" "${@:3}"

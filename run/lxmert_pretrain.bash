@@ -10,5 +10,5 @@ for flag in "$@"; do
 done
 export RESTARTS=${RESTARTS:-3}  # a rank that dies costs what was done since the last saved state, not the run
 launch src/pretrain/program.py --fromScratch "$1" "${objectives[@]}" \
-    --train mscoco_train,mscoco_nominival,vgnococo --valid mscoco_minival --batchSize 256 --optim bert --lr 1e-4 --epochs 20 \
+    --train mscoco_train,mscoco_nominival,vgnococo --valid mscoco_minival \
     --output snap/pretrain/lxmert "${@:2}"

@@ -5,5 +5,4 @@
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME [flags]"
 launch src/tasks/nlvr2.py "--loadLXMERT snap/pretrained/model" "$1" \
-    --train train --valid valid --batchSize 32 --optim bert --lr 5e-5 --epochs 4 \
-    --output "snap/nlvr2/$2" "${@:3}"
+    --train train --valid valid --output "snap/nlvr2/$2" "${@:3}"

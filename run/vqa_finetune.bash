@@ -5,5 +5,4 @@
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME [flags]"
 launch src/tasks/vqa.py "--loadLXMERTQA snap/pretrained/model" "$1" \
-    --train train,nominival --valid minival --batchSize 32 --optim bert --lr 5e-5 --epochs 4 \
-    --output "snap/vqa/$2" "${@:3}"
+    --train train,nominival --valid minival --output "snap/vqa/$2" "${@:3}"

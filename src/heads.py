@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bert.weights import fill
+from bert.weights import WeightsError, fill
 
-IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'pixels')  # keys of a batch with tensors (m, ...)
+# Keys of a batch with tensors (m, ...).
+IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,30 @@ class Recipe:
     images: int = 1  # k, images per example
     loss: str = 'BCE'  # for output 'answer'. BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer
     loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
-    schedule: str = 'warmup_linear'
-    warmup: float = 0.1  # fraction of all steps
+    optim: str = 'bert'  # as --optim
+    lr: float | None = 5e-5
+    lr_per_example: float | None = None  # if given, the learning rate is this times the examples of a step, and lr is not used
+    examples_per_item: int = 1  # examples of a step for each of --batchSize, for lr_per_example
+    batch_size: int = 32
+    epochs: int = 4
+    schedule: str = 'warmup_linear'  # of bert.optimization.SCHEDULES, or as --schedule
+    warmup: float = 0.1  # below 1: a share of all steps; an int: steps, but a tenth of all steps at most, for short runs
+    warmup_from: float = 0.0  # share of the learning rate that the warm-up of the schedules step and plateau begins with
+    milestones: tuple = ()  # of the schedule step: epochs after which the rate is divided by 10; none: after 70 and 90 % of all
     clip: float = 5.0  # maximum gradient norm
+    weight_decay: float | None = None  # None: the optimizer's default
+    momentum: float = 0.9  # for --optim momentum
+    text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
+    # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
+    mirror: str = ''
+
+    def max_length(self, config, default):
+        """Tokens of a text of the published data, of which the dataset gives `default`."""
+        return min(self.text_length, config.max_text_length) if self.text_length else default
+
+    def rate(self, batch_size):
+        """The learning rate with so many examples in a step."""
+        return self.lr if self.lr_per_example is None else self.lr_per_example * self.examples_per_item * batch_size
 
 
 @dataclass(frozen=True)
@@ -71,6 +93,7 @@ class Encoder(nn.Module):
     """The interface between an encoder and the heads."""
 
     needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
+    mirror: str = ''  # Recipe.mirror
     config: object
     tokenizer: object | None = None
 
@@ -112,7 +135,7 @@ def images_of_entries(batch):
     """{key: (e * k, ...)}: the image tensors of a batch, repeated for each of the c texts of an example."""
     b, n = batch['examples'], len(batch['input_ids'])
     tensors = {key: batch[key] for key in IMAGE_KEYS if key in batch}
-    if n == b:
+    if n == b or 'pictures' in batch:  # pre-training names the image of each text
         return tensors
     return {key: tensor.unflatten(0, (b, -1)).repeat_interleave(n // b, 0).flatten(0, 1) for key, tensor in tensors.items()}
 
@@ -375,3 +398,32 @@ def head_for(encoder, recipe, answers=None):
     if recipe.output not in HEADS:
         raise ValueError(f'output {recipe.output!r}: expected answer, {", ".join(HEADS)}')
     return HEADS[recipe.output](encoder, recipe)
+
+
+@torch.no_grad()
+def transfer_answers(layers, checkpoint, start, prefix):
+    """Starts answer layers from those of a file, as the original code does from the pre-trained ones: the first layers are
+    copied, and of the last one the rows of the same answers. Other rows are 0, with the bias start.absent.
+
+    layers: an nn.Sequential, whose last layer scores answers; checkpoint: tensors of such layers; prefix: of their names in the
+    file, for messages. Raises WeightsError if there are none, or they do not fit.
+    """
+    state, last = layers.state_dict(), f'{len(layers) - 1}.'
+    for name, tensor in state.items():
+        if name not in checkpoint:
+            raise WeightsError(f'the file has no {prefix}{name}, the head of answers; load the encoder alone')
+        first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
+        if checkpoint[name].shape[first:] != tensor.shape[first:]:
+            raise WeightsError(f'{prefix}{name}: expected size {tuple(tensor.shape[first:])}, found '
+                               f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
+                               'pictures; load the encoder alone')
+    if len(checkpoint[f'{last}bias']) != start.known:
+        raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
+                           'they must belong together')
+    rows = torch.tensor(start.rows)
+    for name, tensor in state.items():
+        if name.startswith(last):
+            tensor.fill_(start.absent if name.endswith('bias') else 0.0)
+            tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
+        else:
+            tensor.copy_(checkpoint[name])

@@ -5,6 +5,7 @@ A model's package has a module `heads` with
     read_config(folder, options) -> config            config.json of a folder, overridden by the flags of the model
     config_from_json(path) -> config
     check_config(path, config)                        raises ValueError if the config.json at path contradicts `config`
+    recipe(task, options) -> heads.Recipe             of a task, or of 'pretrain'; raises ValueError for a task without one
     build(task, config, answers, options) -> Head     with random weights
     load_start(head, start) -> list of LoadReport     loads the weights that a heads.Start describes
     layer_names(config) -> (names, names)             the layers of Encoder.hidden_states for words and for regions
@@ -16,8 +17,20 @@ A model's package has a module `heads` with
 
 import importlib
 
-MODELS = {'lxmert': 'lxrt'}  # name -> package
+MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
 DEFAULT = 'lxmert'
+OF_FLAGS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
+
+
+def chosen(options):
+    """The model that the flags name, or None. Raises ValueError if they name two."""
+    for flag, model in OF_FLAGS.items():
+        if getattr(options, flag):
+            if (options.model or model) != model:
+                raise ValueError(f'--model {options.model} and --{flag}: those are weights of the model {model}; name weights of '
+                                 f'{options.model}, or leave --model out')
+            return model
+    return options.model
 
 
 def package(model, module='heads'):

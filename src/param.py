@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 MAX_LAYERS = 1000  # of each kind
+ENCODERS = ('loadLXMERT', 'loadVLBERT')  # flags of weights whose head is not used
 
 
 def flag(default, group, text, choices=None):
@@ -32,7 +33,8 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 
-    model: str | None = flag(None, 'Model', 'The model: lxmert; default: the model of the initial weights, else lxmert.')
+    model: str | None = flag(None, 'Model', 'The model: lxmert or vlbert; default: that of the initial weights, else '
+                             'lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
@@ -43,18 +45,26 @@ class Options:
                             'full path of a .pth or .safetensors file, a Hugging Face folder, or the address of one of these.')
     loadLXMERT: str | None = flag(None, 'Model', "Start from the encoder of pre-trained LXMERT or of another task's snapshot: a "
                                   'path without _LXRT.pth, or as for --load.')
+    loadVLBERT: str | None = flag(None, 'Model', 'The same for VL-BERT, such as vl-bert-base-prec.model of the original code; '
+                                  'chooses --model vlbert.')
     loadLXMERTQA: str | None = flag(None, 'Model', 'As --loadLXMERT; also copy the rows of its answer head, matched by answer.')
     transferAnswers: bool = flag(False, 'Model', 'With --load of a snapshot that has other answers: copy the rows of its answer '
                                  'head, matched by answer. With --test the answers that it lacks are never predicted.')
     fromScratch: bool = flag(False, 'Model', "Start from random weights instead of BERT's.")
 
-    batchSize: int = flag(256, 'Training', 'Examples in one optimizer step, over all processes and --accumulate.')
+    batchSize: int | None = flag(None, 'Training', 'Examples in one optimizer step, over all processes and --accumulate; '
+                                 'default: the recipe of model and task.')
     mceLoss: bool = flag(False, 'Training',
                          'Cross entropy with the best answer instead of binary cross entropy (VQA, GQA); also with --dumpProbs.')
-    optim: str = flag('bert', 'Training', 'The optimizer; all except bert use a constant learning rate.',
-                      choices=('bert', 'rms', 'adam', 'adamax', 'sgd'))
-    lr: float = flag(1e-4, 'Training', 'Learning rate; for bert the maximum, after the warm-up.')
-    epochs: int = flag(10, 'Training', 'Passes over the training data.')
+    optim: str | None = flag(None, 'Training', 'The optimizer; default: the recipe of model and task.',
+                             choices=('bert', 'adamw', 'momentum', 'rms', 'adam', 'adamax', 'sgd'))
+    lr: float | None = flag(None, 'Training', 'Learning rate; with a schedule the maximum, after the warm-up; default: the '
+                            'recipe of model and task.')
+    schedule: str | None = flag(
+        None, 'Training', "Course of the learning rate: of bert one of warmup_..., of other optimizers one of the others; "
+        "default: the recipe's where the optimizer has it, else constant.", choices=(
+            'triangle', 'step', 'plateau', 'constant', 'warmup_linear', 'warmup_constant', 'warmup_cosine'))
+    epochs: int | None = flag(None, 'Training', 'Passes over the training data; default: the recipe of model and task.')
     accumulate: int = flag(1, 'Training', 'Gradient accumulation: split each step into this many micro-batches.')
     seed: int = flag(9595, 'Training', 'Seed of the initial weights, the order of examples and dropout.')
     freeze: str | None = flag(None, 'Training', 'Parts of the encoder that are not trained: embeddings; a number N, the '
@@ -70,6 +80,7 @@ class Options:
     visualLosses: str = flag('obj,attr,feat', 'Pre-training', 'What to predict of regions: obj (class), attr (attribute), feat '
                              '(features).')
     qaSets: str | None = flag(None, 'Pre-training', 'Use only the answers of these datasets, such as vqa,gqa; default: all.')
+    withoutText: bool = flag(False, 'Pre-training', 'Pre-train on captions alone, without a corpus of texts.')
     wordMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a word piece is masked and predicted.')
     objMaskRate: float = flag(0.15, 'Pre-training', 'Probability that a region is masked and predicted.')
 
@@ -91,7 +102,7 @@ class Options:
 
     def __post_init__(self):
         """Checks values and combinations before anything is loaded. Raises ValueError that names the flag."""
-        starts = [name for name in ('load', 'loadLXMERT', 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
+        starts = [name for name in ('load', *ENCODERS, 'loadLXMERTQA', 'fromScratch') if getattr(self, name)]
         if len(starts) > 1:
             raise ValueError(f'--{starts[0]} and --{starts[1]}: a model can start from only one of them')
         if self.transferAnswers and not self.load:
@@ -107,17 +118,17 @@ class Options:
             if value is not None and not least <= value <= most:
                 limit = f'at least {least}' if value < least else f'at most {most}'
                 raise ValueError(f'--{name}: expected {limit}, found {value}')
-        if self.accumulate > self.batchSize:
+        if self.batchSize is not None and self.accumulate > self.batchSize:
             raise ValueError(f'--accumulate {self.accumulate}: more parts than examples in a step (--batchSize {self.batchSize})')
         if self.bf16 and self.fp16:
             raise ValueError('--bf16 and --fp16: give only one of them')
-        if self.apex and (self.optim != 'bert' or self.device == 'cpu'):
+        if self.apex and (self.optim not in (None, 'bert') or self.device == 'cpu'):
             raise ValueError(f'--apex: needs a GPU and --optim bert, found --device {self.device} --optim {self.optim}; '
                              'remove --apex')
         layers = int(self.freeze) if (self.freeze or '').isdecimal() else 0
         if self.freeze not in (None, 'embeddings', 'all') and layers < 1:
             raise ValueError(f'--freeze: expected embeddings, all, or a number of layers from 1, found {self.freeze!r}')
-        if not 0 < self.lr < float('inf'):
+        if self.lr is not None and not 0 < self.lr < float('inf'):
             raise ValueError(f'--lr: expected a rate above 0, found {self.lr}')
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f'--dropout: expected a share from 0 to below 1, found {self.dropout}')
@@ -138,6 +149,17 @@ class Options:
         if self.test is None and not self.train:
             raise ValueError('--train: name at least one split')
 
+    def complete(self, recipe):
+        """Fills in what is left to the heads.Recipe, and checks the whole. Raises ValueError that names the flag."""
+        self.optim, self.batchSize = self.optim or recipe.optim, self.batchSize or recipe.batch_size
+        self.lr, self.epochs = self.lr or recipe.rate(self.batchSize), self.epochs or recipe.epochs
+        self.__post_init__()
+
+    @property
+    def encoder(self):
+        """The value of the one of ENCODERS that is given, or None."""
+        return next(filter(None, (getattr(self, flag) for flag in ENCODERS)), None)
+
     @property
     def image_limit(self):
         """The maximum number of images of a split, or None."""
@@ -145,10 +167,13 @@ class Options:
 
 
 def add_flags(parser, *names):
-    """Adds flags of Options, with their defaults and help, to the parser of another program."""
+    """Adds flags of Options, with their defaults and help, to the parser of another program, which has no recipe."""
     fields = {field.name: field for field in dataclasses.fields(Options)}
     for name in names:
-        _add(parser, fields[name])
+        if name == 'batchSize':
+            parser.add_argument('--batchSize', type=int, default=256, metavar='INT', help='Examples in a batch (default: 256)')
+        else:
+            _add(parser, fields[name])
 
 
 def _add(parser, field):

@@ -21,6 +21,7 @@ from dist import gather, is_main, print0, restarted, sum_by_name, world_size
 from files.atomic import naming, write_atomically, write_text
 from files.json_files import DataError, read_bytes, read_json, some
 from files.text import printable, shown
+from param import ENCODERS
 from run_state import PREVIOUS, STATE, load_newest, write_run_state
 
 SOURCE = Path(__file__).resolve().parent
@@ -32,7 +33,7 @@ MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice
               'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing', 'offline'}
 SCHEDULE = ('epochs', 'batchSize')  # may change too; train.begin_or_resume says what follows
 ANNOTATIONS = 'annotations'  # what a run reads besides regions
-PATHS = ('bert', 'load', 'loadLXMERT', 'loadLXMERTQA', 'dataset')  # options that name a file or folder
+PATHS = ('bert', 'load', *ENCODERS, 'loadLXMERTQA', 'dataset')  # options that name a file or folder
 # Options that may differ between the processes of a run.
 MAY_DIFFER = {'output', 'tqdm', 'numWorkers', 'featDevice', 'device', 'storeRoot', 'dataRoot', 'offline', *PATHS}
 

@@ -104,7 +104,8 @@ def read_run_state(path):
     and OSError if it cannot be read at the moment."""
     state = load_file(path, only_zip=True)
     try:
-        required, optional = {'progress', 'options', 'model', 'optimizer'}, {'scaler', 'extra', 'cwd', 'inputs', 'digest'}
+        required = {'progress', 'options', 'model', 'optimizer'}
+        optional = {'scaler', 'schedule', 'extra', 'cwd', 'inputs', 'digest'}
         if not isinstance(state, dict) or not required <= state.keys() <= required | optional:
             raise ValueError(f'expected a run state with the keys {", ".join(sorted(required))}, found '
                              f'{some(state) if isinstance(state, dict) else type(state).__name__}')
@@ -112,7 +113,7 @@ def read_run_state(path):
             if isinstance(tensor, torch.Tensor) and (reason := why_not_plain(tensor)):
                 raise ValueError(f'key {name}: {reason}')
         Progress.from_dict(state['progress'])
-        for name in ('options', 'model', 'optimizer', 'scaler', 'extra', 'inputs'):
+        for name in ('options', 'model', 'optimizer', 'scaler', 'schedule', 'extra', 'inputs'):
             if not isinstance(state.get(name, {}), dict) or not all(isinstance(key, str) for key in state.get(name, {})):
                 raise ValueError(f'key {name}: expected names with values')
         for name, value in state['options'].items():

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dist
 from batches import evaluation_batches, load_batches, steps_per_epoch, training_batches
-from bert.optimization import BertAdam, load_averages
+from bert.optimization import SCHEDULES, AdamW, BertAdam, DeviceAdam, Schedule, load_averages
 from bert.speed import ApexAdam
 from bert.weights import WeightsError, why_not_like
 from cli import handle_termination
@@ -31,15 +31,50 @@ FIRST_REPORTS = (1, 2, 5, 10)  # steps after which the progress line shows it to
 ESTIMATE_STEPS = 10  # from which the time of an epoch is expected
 MAX_SKIPPED = 10  # stop after so many consecutive steps with a non-finite gradient
 
-OPTIMIZERS = {'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
+OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'momentum': torch.optim.SGD, 'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam,
+              'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
+
+
+def schedule_name(recipe, options):
+    """The schedule of a run: --schedule, else the recipe's, else the one of the optimizer that is most like it, for other
+    optimizers than bert the constant rate of LXMERT's code. Raises ValueError."""
+    names = tuple(SCHEDULES) if options.optim == 'bert' else Schedule.NAMES
+    if options.schedule and options.schedule not in names:
+        raise ValueError(f'--schedule {options.schedule}: --optim {options.optim} has {", ".join(names)}; give one of these')
+    name = options.schedule or recipe.schedule
+    if name == 'plateau' and not options.valid:
+        raise ValueError('--schedule plateau: follows the validation score; name a split with --valid, or give another schedule')
+    if name in names:
+        return name
+    return 'warmup_linear' if options.optim == 'bert' else 'constant'
+
+
+def warmup_steps(recipe, total_steps):
+    """The length of the warm-up. Only a share of the steps may be a fraction."""
+    return recipe.warmup * total_steps if recipe.warmup < 1 else min(recipe.warmup, total_steps // 10)
+
+
+def bert_schedule(recipe, total_steps):
+    """What BertAdam's rate depends on, for its groups."""
+    share = recipe.warmup if recipe.warmup < 1 else warmup_steps(recipe, total_steps) / total_steps
+    return {'t_total': total_steps, 'warmup': share}
 
 
 def make_optimizer(groups, recipe, options, total_steps):
-    """BertAdam with the recipe's schedule, or a PyTorch optimizer at a constant learning rate (as in LXMERT's code)."""
-    if options.optim != 'bert':
-        return OPTIMIZERS[options.optim](groups, lr=options.lr)
-    bert_adam = ApexAdam if options.apex else BertAdam
-    return bert_adam(groups, lr=options.lr, warmup=recipe.warmup, t_total=total_steps, schedule=recipe.schedule)
+    """The optimizer of the options. BertAdam has its schedule in itself."""
+    more = {} if recipe.weight_decay is None else {'weight_decay': recipe.weight_decay}
+    if options.optim == 'bert':
+        more |= {'schedule': schedule_name(recipe, options), **bert_schedule(recipe, total_steps)}
+    if options.optim == 'momentum':
+        more['momentum'] = recipe.momentum
+    return (ApexAdam if options.apex else OPTIMIZERS[options.optim])(groups, lr=options.lr, **more)
+
+
+def make_schedule(recipe, options, total_steps, epochs):
+    """The Schedule of another optimizer."""
+    milestones = [int(epoch * (total_steps // epochs)) for epoch in recipe.milestones or (0.7 * epochs, 0.9 * epochs)]
+    name, warmup = schedule_name(recipe, options), warmup_steps(recipe, total_steps)
+    return Schedule(name, total_steps, warmup, milestones, recipe.warmup_from)
 
 
 class OptimizerStep:
@@ -49,18 +84,37 @@ class OptimizerStep:
         groups = [group | {'params': [p for p in group['params'] if p.requires_grad]} for group in head.groups(options)]
         self.parameters, self.clip = [p for group in groups for p in group['params']], head.recipe.clip
         self.optimizer = make_optimizer(groups, head.recipe, options, total_steps)
+        self.recipe, self.options, self.schedule = head.recipe, options, None
+        if not isinstance(self.optimizer, BertAdam):
+            self.schedule = make_schedule(head.recipe, options, total_steps, options.epochs)
+            for group in self.optimizer.param_groups if self.schedule.name != 'constant' else ():
+                group['initial_lr'] = group['lr']
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.fp16)
 
     def backward(self, loss):
         self.scaler.scale(loss).backward()
 
-    def __call__(self):
-        """Updates the weights unless a gradient is not finite. Returns whether all gradients are finite: a 0-d bool tensor."""
+    def rate(self, step, total_steps, epochs):
+        """The learning rate after so many steps, in a run of that length, which may be another one than that of the options."""
+        group = self.optimizer.param_groups[0]
+        if self.schedule is None:
+            return self.optimizer.rate(group | bert_schedule(self.recipe, total_steps), step) + 0.0  # not -0
+        schedule = make_schedule(self.recipe, self.options, total_steps, epochs)
+        schedule.plateau = self.schedule.plateau
+        return group.get('initial_lr', group['lr']) * schedule.share(step + 1)
+
+    def __call__(self, step=0):
+        """Updates the weights unless a gradient is not finite. Returns whether all gradients are finite: a 0-d bool tensor.
+
+        step: that the run has done."""
+        for group in self.optimizer.param_groups:
+            if 'initial_lr' in group:
+                group['lr'] = group['initial_lr'] * self.schedule.share(step + 1)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = torch.isfinite(norm)
-        if isinstance(self.optimizer, BertAdam):  # clips and skips on the device; the divisor is that of clip_grad_norm_
+        if isinstance(self.optimizer, DeviceAdam):  # clips and skips on the device; the divisor is that of clip_grad_norm_
             divisor = ((norm + 1e-6) / self.clip).clamp(min=1.0)
             self.optimizer.step(divisor=divisor, skip=(~finite).float())
         elif finite:  # synchronizes with the device
@@ -71,7 +125,9 @@ class OptimizerStep:
         return finite
 
     def state_dict(self):
-        return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict()}
+        schedule = self.schedule.state_dict() if self.schedule else {}
+        return {'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
+                **({'schedule': schedule} if schedule else {})}
 
     def load_state_dict(self, state, steps):
         """Loads the state of a run that has done so many steps. Raises WeightsError that names the key, if it does not fit."""
@@ -83,6 +139,8 @@ class OptimizerStep:
             load_averages(self.optimizer, state['optimizer'], steps)
         except WeightsError as error:
             raise WeightsError(f'key optimizer.{error}') from None
+        if self.schedule:
+            self.schedule.load_state_dict(state.get('schedule', {}))
         self.scaler.load_state_dict(scaler)
 
 
@@ -173,7 +231,7 @@ def train_step(model, optimizer_step, batches, options, progress, device, sigter
         losses = {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         for name, value in (losses | metrics).items():
             sums[name] = sums.get(name, 0.0) + value
-    return sums, optimizer_step(), totals[-1] > 0
+    return sums, optimizer_step(step), totals[-1] > 0
 
 
 def unwrap(model):
@@ -343,13 +401,15 @@ def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_s
         while progress.epoch < options.epochs:
             sums = train_epoch(model, optimizer_step, train_set, options, progress, folder, device, sigterm,
                                estimate=progress.epoch == first)
-            finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
+            score = finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
+            if optimizer_step.schedule and score is not None:
+                optimizer_step.schedule.validated(score)
             folder.save_state(options, progress, head, optimizer_step)
 
 
 def finish_epoch(task, head, valid_set, sums, options, progress, folder, device):
-    """Validates, writes the log and the snapshots of an epoch. sums: as train_epoch returns them."""
-    epoch, (text, scalars) = progress.epoch, task.report(sums)
+    """Validates, writes the log and the snapshots of an epoch. sums: as train_epoch returns them. Returns the score or None."""
+    score, epoch, (text, scalars) = None, progress.epoch, task.report(sums)
     lines, scalars = [f'Epoch {epoch}: Train {text}'], {f'train/{name}': value for name, value in scalars.items()}
     if valid_set is not None:
         score, text, valid = task.validate(head, valid_set, options, device)
@@ -364,6 +424,7 @@ def finish_epoch(task, head, valid_set, sums, options, progress, folder, device)
     folder.scalars(scalars, progress.total_steps)
     folder.log(*lines)
     folder.save_snapshot(task.epoch_name.format(epoch + 1), head)
+    return score
 
 
 def begin_or_resume(state, head, train_set, data, options, folder, device):
@@ -393,23 +454,21 @@ def begin_or_resume(state, head, train_set, data, options, folder, device):
     if 'extra' in state:
         head.load_extra_state(state['extra'])
     state.clear()  # frees the memory
-    changes = change_schedule(progress, optimizer_step.optimizer, saved, options, steps)
+    changes = change_schedule(progress, optimizer_step, saved, options, steps)
     if not dist.is_main():
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 continues with the saved sums of all ranks
     dist.print0(f'Resuming at epoch {progress.epoch}, step {progress.step} of {progress.steps_per_epoch}.', *changes)
     return progress, optimizer_step
 
 
-def change_schedule(progress, optimizer, saved, options, steps):
+def change_schedule(progress, optimizer_step, saved, options, steps):
     """Continues with another --epochs, --batchSize or --accumulate: changes the progress and the optimizer's step counts, so that
     the same share of the training is done as before. Returns lines that state the consequences.
 
     progress: as it was saved; saved: the options then, by name; steps: of an epoch now.
     """
     def rate():
-        group = optimizer.param_groups[0]
-        total = progress.steps_per_epoch * epochs
-        return optimizer.rate({**group, 't_total': total}, progress.total_steps) + 0.0 if 't_total' in group else options.lr
+        return optimizer_step.rate(progress.total_steps, progress.steps_per_epoch * epochs, epochs)
 
     epochs, lines = saved['epochs'], []
     before, done = rate(), progress.total_steps
@@ -421,13 +480,14 @@ def change_schedule(progress, optimizer, saved, options, steps):
         progress.steps_per_epoch = steps
         progress.skipped = min(progress.skipped, progress.total_steps)
         progress.skipped_in_a_row = min(progress.skipped_in_a_row, progress.skipped)
-        for state in optimizer.state.values():
+        for state in optimizer_step.optimizer.state.values():
             if 'step' in state:
                 state['step'] = state['step'] * progress.total_steps // max(done, 1)
     if epochs != options.epochs:
         epochs = options.epochs
         lines.append(f'  --epochs {saved["epochs"]} then, {epochs} now: ' + (
-            'the learning rate is constant, so that only the length changes.' if options.optim != 'bert' else
+            'the learning rate does not depend on it, so that only the length changes.'
+            if optimizer_step.schedule and optimizer_step.schedule.name in ('constant', 'plateau') else
             f'the schedule ends at step {steps * epochs:,}, and the learning rate goes on with {rate():.3g} instead of '
             f'{before:.3g}: the result differs from that of a run with {epochs} epochs from the start.'))
     if saved['accumulate'] != options.accumulate:

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from unittest.mock import patch
 
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.program', 'lxrt.heads', 'torch.utils.tensorboard',
+FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.captions', 'lxrt.heads', 'torch.utils.tensorboard',
                               'torch._dynamo'])  # which an optimizer imports, with sympy
 
 
@@ -28,13 +28,16 @@ def start_server():
 
 
 def main(program, flags):
-    """Runs the program of a kind of task, or of pre-training; returns its exit status."""
+    """Runs the program of a kind of task, or one of pre-training; returns its exit status."""
     from cli import train_main
+    from pretrain.captions import CaptionProgram
     from pretrain.program import PretrainingProgram
     from tasks import program as tasks
     from tasks.registry import task_class
 
-    return train_main(PretrainingProgram.prepare, flags) if program == 'pretrain' else tasks.main(task_class(program), flags)
+    pretraining = {'pretrain': PretrainingProgram, 'captions': CaptionProgram}
+    return (train_main(pretraining[program].prepare, flags) if program in pretraining
+            else tasks.main(task_class(program), flags))
 
 
 def run(program, flags):

@@ -8,11 +8,11 @@ import subprocess
 import pytest
 from conftest import ROOT, SHARED
 
+from annotations.vqa_answers import CONTRACTIONS, normalise, without_punctuation
 from tasks.gqa import belongs as gqa_belongs
 from tasks.gqa import consistency as gqa_consistency
 from tasks.nlvr2 import consistency
 from tasks.vqa import vqa_accuracy
-from tasks.vqa_answers import CONTRACTIONS, normalise, without_punctuation
 from tools.evaluate import main
 
 

@@ -1,4 +1,4 @@
-"""BertAdam equals a plain restatement of its rule, number by number."""
+"""BertAdam and AdamW equal a plain restatement of their rules, number by number."""
 
 import io
 import math
@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bert.optimization import SCHEDULES, BertAdam
+from bert.optimization import SCHEDULES, AdamW, BertAdam, Schedule, load_averages
+from bert.weights import WeightsError
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 
@@ -195,3 +196,159 @@ def test_a_closure_is_called_with_gradients_on():
 def test_wrong_options_are_named(options, says):
     with pytest.raises(ValueError, match=says):
         BertAdam([nn.Parameter(torch.ones(1))], **{'lr': 0.1, **options})
+
+
+def plain_adamw(values, grads_of_steps, lrs, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=1e-4, skipped=()):
+    """One parameter as a list of numbers, written out from the original code; None: no gradient; lrs: the rate of each step."""
+    m, v, n = [0.0] * len(values), [0.0] * len(values), 0
+    for number, (grads, lr) in enumerate(zip(grads_of_steps, lrs, strict=True)):
+        if grads is None:
+            continue
+        n += 1
+        if number in skipped:
+            continue
+        step_size = lr * math.sqrt(1.0 - beta2 ** n) / (1.0 - beta1 ** n)
+        for i, grad in enumerate(grads):
+            m[i] = m[i] * beta1 + (1.0 - beta1) * grad
+            v[i] = v[i] * beta2 + (1.0 - beta2) * grad * grad
+            values[i] = values[i] - step_size * m[i] / (math.sqrt(v[i]) + eps)
+            values[i] = values[i] - lr * weight_decay * values[i]
+    return values
+
+
+@pytest.mark.parametrize(('more', 'skipped', 'divisor'), [
+    ({}, (), None), ({'weight_decay': 0.3}, (), None), ({'weight_decay': 0.3}, (2, 3, 11), 4.0), ({}, (0,), 1.0),
+    ({'beta1': 0.5, 'beta2': 0.8, 'eps': 0.1, 'weight_decay': 0.0}, (), None),
+])
+def test_adamw_equals_a_plain_restatement(more, skipped, divisor):
+    """In double precision. The third parameter has no gradient in every third step, the fourth, of no dimension, none before step
+    5; the last two are in a group of another rate, and the rates change at each step. Divided and skipped on the device."""
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), ()]]
+    start = [p.flatten().tolist() for p in params]
+    grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
+    for step in range(STEPS):
+        if step % 3 == 1:
+            grads[step][2] = None
+        if step < 5:
+            grads[step][3] = None
+    betas = {'betas': (more['beta1'], more['beta2'])} if 'beta1' in more else {}
+    optimizer = AdamW([{'params': params[:2]}, {'params': params[2:], 'lr': 0.5}], lr=0.1, **betas,
+                      **{name: value for name, value in more.items() if not name.startswith('beta')})
+    lrs = [[0.1 * (20 - step) / 20 for step in range(STEPS)], [0.5 * (step + 1) / 20 for step in range(STEPS)]]
+    for step in range(STEPS):
+        for p, grad in zip(params, grads[step], strict=True):
+            p.grad = None if grad is None else grad * (divisor or 1.0)
+        for group, rates in zip(optimizer.param_groups, lrs, strict=True):
+            group['lr'] = rates[step]
+        optimizer.step(divisor=divisor and torch.tensor(divisor),
+                       skip=torch.tensor(float(step in skipped)) if skipped else None)
+    for i, p in enumerate(params):
+        of_steps = [None if row[i] is None else row[i].flatten().tolist() for row in grads]
+        expected = plain_adamw(start[i], of_steps, lrs[i >= 2], skipped=skipped, **more)
+        torch.testing.assert_close(p.detach().flatten(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-12)
+
+
+def test_the_decay_of_adamw_is_last_and_on_everything_even_where_it_is_below_rounding():
+    module = nn.Sequential(nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, 2), nn.LayerNorm(2))
+    for p in module.parameters():
+        nn.init.constant_(p, 2.0)
+        p.grad = torch.zeros_like(p)
+    optimizer = AdamW(module.parameters(), lr=0.1, weight_decay=0.25)
+    optimizer.step()
+    for p in module.parameters():
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 2.0 - 0.1 * 0.25 * 2.0))
+    p = nn.Parameter(torch.tensor([1.0, 1.9999999]))  # half a unit in the last place is 6e-8 of the one, 3e-8 of the other
+    p.grad = torch.zeros(2)
+    AdamW([p], lr=4e-4, weight_decay=1e-4).step()
+    assert p.tolist() == torch.tensor([1.0, 1.9999999]).add(torch.tensor([1.0, 1.9999999]), alpha=-4e-8).tolist()
+    assert p[1] < torch.tensor(1.9999999)
+
+
+def test_a_saved_adamw_resumes_bit_for_bit_and_a_wrong_state_is_refused():
+    def make():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+        return module, AdamW(module.parameters(), lr=0.05)
+
+    def train(module, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            module(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+
+    unbroken, first, second = make(), make(), make()
+    train(*unbroken, range(10))
+    train(*first, range(5))
+    file = io.BytesIO()
+    torch.save({'model': first[0].state_dict(), 'optimizer': first[1].state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second[0].load_state_dict(state['model'])
+    with pytest.raises(WeightsError, match='step'):
+        load_averages(second[1], state['optimizer'], 4)
+    load_averages(second[1], state['optimizer'], 5)
+    train(*second, range(5, 10))
+    for p, expected in zip(second[0].parameters(), unbroken[0].parameters(), strict=True):
+        assert torch.equal(p, expected) and second[1].state[p]['step'] == 10
+    state['optimizer']['state'][0]['next_v'][0] = -1
+    with pytest.raises(WeightsError, match=r'state\.0\.next_v'):
+        load_averages(make()[1], state['optimizer'], 5)
+    with pytest.raises(WeightsError):  # of another optimizer
+        load_averages(BertAdam(make()[0].parameters(), lr=0.05), first[1].state_dict(), 5)
+
+
+def test_adamw_calls_a_closure_and_names_wrong_options():
+    p = nn.Parameter(torch.ones(2))
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert AdamW([p], lr=0.1).step(closure) == 2
+    assert (p < 1).all()
+    for options in ({'lr': -0.1}, {'betas': (1.0, 0.9)}, {'betas': (0.9, -0.1)}, {'eps': -1.0}, {'weight_decay': -1.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            AdamW([p], **{'lr': 0.1, **options})
+
+
+def test_schedules_equal_a_plain_restatement():
+    total, warmup = 40, 5
+    triangle = Schedule('triangle', total, warmup)
+    assert [triangle.share(n) for n in range(1, 41)] == [n / 5 if n <= 5 else (40 - n) / 35 for n in range(1, 41)]
+    assert triangle.share(1) == 0.2 and triangle.share(5) == 1 and triangle.share(40) == 0 and triangle.share(41) == 0
+    assert [Schedule('triangle', 4).share(n) for n in range(1, 5)] == [0.75, 0.5, 0.25, 0]
+    for start in (0.0, 0.25):
+        step = Schedule('step', total, warmup, milestones=[3, 20], warmup_from=start)
+        for n in range(1, 41):
+            rise = start * (1 - n / 5) + n / 5 if n < 5 else 1
+            assert step.share(n) == pytest.approx(rise * (1 if n < 3 else 0.1 if n < 20 else 0.01), rel=1e-12)
+    assert {Schedule('constant', total, warmup).share(n) for n in range(1, 41)} == {1.0}
+    with pytest.raises(ValueError, match='constant, triangle'):
+        Schedule('warmup_linear', total)
+
+
+def test_plateau_divides_the_rate_after_two_scores_without_a_rise_and_then_waits_for_two():
+    scores = [1, 2, 2, 2, 1, 1, 1, 1, 3, 1, 1, 1]
+    plateau = Schedule('plateau', 40)
+    best, bad, cooldown, share, shares, expected = -math.inf, 0, 0, 1.0, [], []
+    for number, score in enumerate(scores):
+        if number == 6:  # resumed
+            state, plateau = plateau.state_dict(), Schedule('plateau', 40)
+            plateau.load_state_dict(state)
+        plateau.validated(score)
+        shares.append(plateau.share(1))
+        best, bad = (score, 0) if score > best else (best, bad + 1)
+        if cooldown:
+            cooldown, bad = cooldown - 1, 0
+        if bad > 1:
+            share, cooldown, bad = share / 10, 2, 0
+        expected.append(share)
+    assert shares == pytest.approx(expected, rel=1e-12) and len(set(expected)) > 2
+    assert Schedule('plateau', 40, 10).share(5) == 0.5
+    for change in ({'share': 2.0}, {'last_epoch': -1}, {'best': 'high'}, {'more': 1}):
+        with pytest.raises(WeightsError, match='schedule'):
+            Schedule('plateau', 40).load_state_dict(state | change)
+    with pytest.raises(WeightsError, match='schedule'):
+        Schedule('triangle', 40).load_state_dict(state)

@@ -181,7 +181,7 @@ def test_a_run_starts_with_what_is_checked_first(world, run_here):
     start = printed.out.partition('Training ')[2]
     assert re.match(r'[\d.]+ M parameters on cpu, processes: 1\.\n  \d+ threads; [\d,]+ parameters trained, 0 frozen\n'
                     r'  [\d,]+ examples, 32 in a step: [\d,]+ steps an epoch, [\d,]+ in 1 epochs\n'
-                    r'  learning rate 0.0001, constant \(adam\)\n', start)
+                    r'  learning rate 5e-05 \(of the recipe; --lr sets another\), Adam, constant\n', start)
     assert re.search(rf'{TIME}Epoch 0: .* per epoch', printed.err)
 
 

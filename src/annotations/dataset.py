@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
+from annotations.mirroring import Mirroring
 from annotations.split_regions import open_regions, warn_duplicate_images
 from bert.tokenization import TextStatistics
 from dist import print0
@@ -12,6 +13,7 @@ from files.json_files import DataError, some
 from regions import placement
 from regions.readers import id_difference
 
+LABELS = ('label_example', 'label_answer', 'label_score')
 TARGET_OVERLAP = 0.5  # intersection over union from which a region is the target box
 
 
@@ -21,26 +23,30 @@ class ExampleDataset(torch.utils.data.Dataset):
     examples: b. input_ids (b * c, t) int64, 0 at padding, cut to the longest text unless the shape is static, and what else the
     encoder's `write` returns. features (b * k, o, f) and boxes (b * k, o, 4) float32, scaled to 0..1, or, of regions on the GPU,
     places (b * k, o) int64, from which `to_device` makes them; visual_attention_mask (b * k, o) bool, only where numbers of
-    regions differ. Only where the examples have labels, by the task's output:
+    regions differ; with the whole image as region 0 (Encoder.needs) also image_size (b * k, 2) int64, height and width in pixels;
+    mirrored (b * k,) bool in training, if the encoder asks for it. Only where the examples have labels, by the task's output:
     'answer': label_example, label_answer int64 and label_score float32, each (l,): answer label_answer of example label_example
     (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1, which
     `to_device` turns into region_target (b, o) float32, 1 for regions that overlap it by half; 'match': image_id (b,) int64, the
     row of the image.
     """
 
-    def __init__(self, examples, regions, rows, encoder, answers, max_length):
+    def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0):
         """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
-        writes the texts."""
+        a heads.Encoder, which writes the texts; seed: of the random draws of training."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
         used, self.sentence = np.unique(examples.sentence, return_inverse=True)
         self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
         texts = [examples.sentences[place] for place in used]
-        self.text = encoder.write([(text,) if isinstance(text, str) else text for text in texts], max_length)  # (texts, t)
+        texts = [(text,) if isinstance(text, str) else text for text in texts]
+        self.text = encoder.write(texts, max_length, blank=examples.schema.output == 'answer')  # (texts, t)
+        self.whole_image = 'whole' in encoder.needs
+        self.mirroring = Mirroring(encoder.mirror, getattr(encoder, 'tokenizer', None), answers, seed)
         examples.sentences = ()  # a third of the memory of millions of questions
         self.counts, self.max_length = self.text.pop('counts', None), max_length
         self.vocabulary = getattr(getattr(encoder, 'tokenizer', None), 'vocab_file', '')
         self.input_ids = self.text['input_ids']
-        self.lengths = ((self.input_ids != 0) * np.arange(1, max_length + 1)).max(1)
+        self.lengths = ((self.input_ids != 0) * np.arange(1, self.input_ids.shape[1] + 1)).max(1)
         self.label_start = np.searchsorted(examples.label_example, np.arange(len(self) + 1))
 
     def __len__(self):
@@ -49,7 +55,7 @@ class ExampleDataset(torch.utils.data.Dataset):
     def __getitem__(self, micro_batch):
         indices, static_shape = micro_batch.indices, micro_batch.static_shape
         sentence, rows = self.sentence[indices].ravel(), self.rows[indices]
-        regions = placement.gather_batch(self.regions, rows.ravel(), static_shape)
+        regions = placement.gather_batch(self.regions, rows.ravel(), static_shape, whole_image=self.whole_image)
         mask = regions.pop('mask')
         length = self.input_ids.shape[1] if static_shape else self.lengths[sentence].max()
         batch = {name: column[sentence, :length].astype(np.int64) if column.ndim > 1 else column[sentence]
@@ -59,6 +65,11 @@ class ExampleDataset(torch.utils.data.Dataset):
             batch['visual_attention_mask'] = mask.astype(bool)
         if self.examples.labelled:
             batch |= self.labels(indices)
+        if (mirrored := self.mirroring.draw(micro_batch)) is not None:
+            batch['mirrored'] = np.repeat(mirrored, rows.shape[1])
+            if self.mirroring.words:
+                batch['input_ids'] = self.mirroring.texts(batch['input_ids'], np.repeat(mirrored, self.sentence[0].size))
+                batch |= self.mirroring.labels({name: batch[name] for name in LABELS if name in batch}, mirrored)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
         return {'examples': len(indices), **tensors}
 
@@ -195,7 +206,7 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     regions = placement.place(regions, options.featDevice, device)
-    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length)
+    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length, options.seed)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     for number, split in enumerate(splits):
         of_split = np.flatnonzero(examples.split == number)

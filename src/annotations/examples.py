@@ -35,6 +35,11 @@ class ExampleSchema:
     text_only: bool = False  # the images may be missing
     classes: str | None = None  # 'one' or 'several' of an example
 
+    @property
+    def output(self):
+        """What a task of these examples predicts: heads.Recipe.output."""
+        return 'choice' if self.choices else 'region' if self.box else 'match' if self.captions else 'answer'
+
     def renamed(self, example):
         """An example with the keys of this project. With `classes` also those of hateful memes are read: `text` and `img`, the
         path of a picture, whose name without folder and ending is the image id."""

@@ -4,44 +4,22 @@ Whatever is drawn is a function of the seed, the epoch and an example's position
 batch, or of what ran before.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 
 from annotations.pretraining_columns import open_columns
-from annotations.split_regions import open_regions, warn_duplicate_images
+from annotations.sentences import NO_LABEL, ImageSentences, choose, open_images, uniform  # noqa: F401, uniform: for callers
 from bert.tokenization import CLS, MASK, SEP
 from dist import print0
 from files.json_files import DataError, some
 from regions import placement
 from regions.arrays import OBJECTS
-from regions.readers import id_difference
 
-NO_LABEL = -1
 TINY, FAST = 500, 5000  # images of a split with --tiny and --fast, as in the original code
-MASKED, RANDOM = 0.8, 0.9  # of what is predicted: below the first masked, from there to the second random, the rest kept
 WORDS, REGIONS, ANSWERS, MATCHED, OTHERS = range(5)  # independent streams of draws; OTHERS and above: attempts
 
 
-def uniform(seed, epoch, stream, first, shape):
-    """Random numbers (n, width) in [0, 1) for n positions of an epoch from `first` on. A row does not depend on the others that
-    are asked for with it. epoch: None for validation."""
-    n, width = shape
-    blocks = -(-width // 4)  # Philox makes four numbers at a time
-    bits = np.random.Philox(np.random.SeedSequence([seed, stream, 0 if epoch is None else epoch + 1]))
-    bits.advance(first * blocks)
-    return np.random.Generator(bits).random((n, 4 * blocks))[:, :width]
-
-
-def choose(draws, rate):
-    """Which words or regions are predicted, at a rate: bool arrays like draws, (predicted, masked, random)."""
-    predicted = draws < rate
-    kind = draws / rate if rate else draws  # of what is predicted, uniform in [0, 1) again
-    return predicted, predicted & (kind < MASKED), predicted & (kind >= MASKED) & (kind < RANDOM)
-
-
-class SentenceDataset(torch.utils.data.Dataset):
+class SentenceDataset(ImageSentences):
     """n sentences with their images; dataset[a batches.MicroBatch] is a batch of b of them, with masks drawn for this batch:
 
     examples: b. input_ids, attention_mask and, of --taskMaskLM, masked_lm_labels (b, t) int64, cut to the longest sentence unless
@@ -57,22 +35,13 @@ class SentenceDataset(torch.utils.data.Dataset):
     def __init__(self, columns, regions, rows, tokenizer, table, options):
         """columns: the Columns of each file; rows: of each file the row in `regions` of each image, or -1 for one that is left
         out; table: the answers of the answer head, in order."""
-        self.columns, self.regions, self.options, self.table = columns, regions, options, table
-        # Examples are counted through the images that are used; an image is a block of sentences of one file, at least one.
-        counts = [np.diff(file.image_start) for file in columns]
-        used = [(row >= 0) & (count > 0) for row, count in zip(rows, counts, strict=True)]
-        self.file = np.concatenate([np.full(is_used.sum(), i, np.int16) for i, is_used in enumerate(used)])
-        self.row = np.concatenate([row[is_used] for row, is_used in zip(rows, used, strict=True)])
-        self.begin = np.concatenate([file.image_start[:-1][is_used] for file, is_used in zip(columns, used, strict=True)])
-        self.start = np.cumsum(np.concatenate([[0], *(count[is_used] for count, is_used in zip(counts, used, strict=True))]))
+        super().__init__(columns, regions, rows, options)
+        self.table = table
         self.name_sources()
         place = {answer: i for i, answer in enumerate(table)}
         self.answer_of = [np.array([place.get(answer, NO_LABEL) for answer in file.answers], np.int64) for file in columns]
         self.vocabulary = len(tokenizer)
         self.mask_id, *self.kept = (tokenizer.vocab[token] for token in (MASK, CLS, SEP))
-
-    def __len__(self):
-        return int(self.start[-1])
 
     def name_sources(self, first=()):
         """Numbers the sources of sentences: those of `first` in their order, then the others."""
@@ -80,19 +49,7 @@ class SentenceDataset(torch.utils.data.Dataset):
         self.source_of = [np.array([self.sources.index(source) for source in file.sources], np.int64) for file in self.columns]
 
     def digest(self):
-        """Tells whether two datasets hold the same sentences, answers and images."""
-        digest = hashlib.sha256(''.join(file.digest for file in self.columns).encode())
-        for array in (self.file, self.begin, self.row, np.array(self.table, np.str_)):
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
-
-    def used_rows(self):
-        """The rows in `regions` of the images, each once."""
-        return np.unique(self.row)
-
-    def nonfinite_images(self, indices):
-        """Ids of images of some examples whose features are not finite."""
-        return self.regions.nonfinite(self.row[self.image_of(indices)])
+        return super().digest(np.array(self.table, np.str_))
 
     def learnable(self):
         """Whether any objective has something to predict."""
@@ -120,27 +77,6 @@ class SentenceDataset(torch.utils.data.Dataset):
         batch |= self.region_inputs(micro_batch, self.row[image])
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
         return {'examples': len(micro_batch.indices), **tensors}
-
-    def draw(self, micro_batch, stream, width):
-        shape = len(micro_batch.indices), width
-        return uniform(self.options.seed, micro_batch.epoch, stream, micro_batch.first, shape)
-
-    def image_of(self, examples):
-        """Which of the images each example is about."""
-        return np.searchsorted(self.start, examples, side='right') - 1
-
-    def read_columns(self, examples, read):
-        """What read(file number, rows in the file, indices into `examples`) returns, put together for examples of all files."""
-        image = self.image_of(examples)
-        rows, files = self.begin[image] + examples - self.start[image], self.file[image]
-        values = None
-        for file in np.unique(files).tolist():
-            self.columns[file].check_length()
-            of_file = np.flatnonzero(files == file)
-            part = read(file, rows[of_file], of_file)
-            values = np.empty((len(examples), *part.shape[1:]), np.int64) if values is None else values
-            values[of_file] = part
-        return values
 
     def of_other_images(self, micro_batch, rows):
         """An example of another image for each of the batch's images, all with the same probability."""
@@ -221,43 +157,30 @@ class SentenceDataset(torch.utils.data.Dataset):
         return batch | {'visual_feats': visual_feats, 'obj_labels': obj_labels}
 
 
+def image_limit(options):
+    """How many images of a split pre-training uses; None: all."""
+    return TINY if options.tiny else FAST if options.fast else None
+
+
 def load_sentences(spec, names, tokenizer, table, options, device):
     """The SentenceDataset of some splits; what was left out is printed.
 
     names: the value of --train and the like; table: the answers of the answer head.
     Raises FileNotFoundError, RegionError or DataError.
     """
-    splits = spec.named(names)
-    columns = [open_columns(split.annotations, tokenizer, spec.max_length, options.storeRoot) for split in splits]
-    limits = [None if split.whole else TINY if options.tiny else FAST if options.fast else None for split in splits]
-    regions, complete = open_regions(splits, [np.unique(file.image_ids) for file in columns], limits, options.storeRoot)
-    ids = [[img_id.decode() for img_id in file.image_ids.tolist()] for file in columns]
-    if any(len(split.features) > 1 for split in splits):  # COCO and VG share images across splits
-        warn_duplicate_images(regions, list(set().union(*ids)), names)
-    rows, lost = [], []
-    for split, named, limit in zip(splits, ids, limits, strict=True):
-        row = regions.rows(named)
-        if not (row >= 0).any():
-            raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
-        chosen = np.unique(row[row >= 0])[:limit]  # rows are in file order
-        if complete or limit is None or len(chosen) < limit:
-            lost += [named[i] for i in np.flatnonzero(row < 0)]
-        rows.append(np.where(np.isin(row, chosen), row, -1))
-    if lost:
-        print0(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
+    splits = {name: spec.splits[name] for name in spec.names(names)}
+    texts = {name: open_columns(split.annotations, tokenizer, spec.max_length, options.storeRoot)
+             for name, split in splits.items()}
+    columns = list(texts.values())
+    regions, rows = open_images(splits.values(), columns, names, image_limit(options), options.storeRoot)
     dataset = SentenceDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer, table, options)
-    if not len(dataset):
-        raise DataError(f'{names}: no sentence is left whose image is among those used; leave out --tiny or '
-                        '--fast')
+    dataset.describe(names, texts, tokenizer.vocab_file)
     if options.taskMatched and len(np.unique(dataset.row)) < 2:
         raise DataError(f'{names}: --taskMatched needs sentences of at least two images, found one; leave the flag out')
-    print0(f'{names}: {len(dataset):,} sentences on {len(np.unique(dataset.row)):,} images.')
-    for split, file in zip(splits, columns, strict=True):
-        name = next(name for name, other in spec.splits.items() if other is split)
-        print0(*file.text.lines(name, tokenizer.vocab_file))
+    for name, file in texts.items():
         if options.taskQA and not (file.label_score > 0).any():
             print0(f'Warning: {name}: no sentence has an answer: --taskQA learns nothing from it. Leave the flag out, or add '
-                   f'labelf to {split.annotations}.')
+                   f'labelf to {splits[name].annotations}.')
     if options.taskQA:
         for file, places in zip(columns, dataset.answer_of, strict=True):
             counts = np.bincount(file.label_answer, minlength=len(places))

@@ -36,9 +36,8 @@ CHUNK = 1 << 16  # sentences that are tokenised and written at once
 MAX_SOURCES = 1000  # of sentences
 
 
-class Columns:
-    """The columns in a folder, mapped: attributes of the arrays' names, and `sources`, `answers` (lists of str), `digest`, `text`
-    (TextStatistics).
+class MappedColumns:
+    """Columns in a folder, mapped: attributes of the arrays' names, `folder`, `meta` (what meta.json holds) and `digest`.
 
     digest: that of these columns where they were opened in another process; without it the checksums of all files are compared.
     Raises DataError, RegionError or FileNotFoundError, which name the file, if one is missing, damaged or cut off.
@@ -46,74 +45,96 @@ class Columns:
 
     def __init__(self, folder, digest=None):
         self.folder, path = folder, folder / 'meta.json'
-        meta, answers = read_meta(folder), read_json(folder / 'answers.json', 'a list of answers')
-        if meta.get('checksum') != checksum(meta, answers):
-            raise DataError(f'{path}: expected the checksum of meta.json and answers.json, found {shown(meta.get("checksum"))}')
+        self.meta, lists = read_meta(folder), self.read_lists()
+        if self.meta.get('checksum') != checksum(self.meta, lists):
+            files = 'meta.json' if lists is None else 'meta.json and answers.json'
+            raise DataError(f'{path}: expected the checksum of {files}, found {shown(self.meta.get("checksum"))}')
         self.arrays = {name: store_files.map_array(folder / f'{name}.npy', dtype, tuple(shape))
-                       for name, (dtype, shape, _) in meta['arrays'].items()}
+                       for name, (dtype, shape, _) in self.meta['arrays'].items()}
         vars(self).update(self.arrays)
-        self.sources, self.answers, self.digest = meta['sources'], answers, meta['digest']
-        self.text = tokenization.TextStatistics(**meta['text'])
+        self.digest = self.meta['digest']
         if digest is None:
             with byte_bar(f'checking {folder.name}', sum(array.nbytes for array in self.arrays.values()), delay=1) as bar:
-                for name, (_, _, expected) in meta['arrays'].items():
+                for name, (_, _, expected) in self.meta['arrays'].items():
                     if (actual := store_files.array_digest(self.arrays[name], bar)) != expected:
                         raise DataError(f'{folder}/{name}.npy: expected the sha256 {expected}, as in meta.json, found {actual}')
         elif digest != self.digest:
             raise DataError(f'{folder}: was rewritten while it was in use; start the program again')
 
-    def __len__(self):
-        return len(self.source)
+    def read_lists(self):
+        """The content of the json file beside the arrays, if there is one; the checksum in meta.json covers it."""
 
     def __reduce__(self):  # a copy in another process maps the same files
-        return Columns, (self.folder, self.digest)
+        return type(self), (self.folder, self.digest)
 
     def check_length(self):
         """Raises RegionError if a file was cut off since it was mapped."""
         store_files.check_length(self.arrays.values())
 
 
-def open_columns(path, tokenizer, max_length, store_root=None):
+class Columns(MappedColumns):
+    """The columns of sentences; also `sources`, `answers` (lists of str) and `text` (TextStatistics)."""
+
+    def __init__(self, folder, digest=None):
+        super().__init__(folder, digest)
+        self.sources, self.text = self.meta['sources'], tokenization.TextStatistics(**self.meta['text'])
+
+    def read_lists(self):
+        self.answers = read_json(self.folder / 'answers.json', 'a list of answers')
+        return self.answers
+
+    def __len__(self):
+        return len(self.source)
+
+
+def open_columns(path, tokenizer, max_length, store_root=None, ending='columns'):
     """The Columns of a pre-training json, made first if there are none, or if those there were made from another file, with
     another vocabulary or max_length, or by other code. Of several processes one makes them and the others wait.
 
-    Raises FileNotFoundError or DataError, which name the file, example and key.
+    ending: of the folder's name, since two models cut sentences to other lengths. Raises FileNotFoundError or DataError, which
+    name the file, example and key.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file; expected the sentences of pre-training (data/README.md)')
-    folder = columns_folder(path, store_root)
     made_by = how_made(tokenizer, max_length)
-    columns, _ = fresh(folder, path, made_by)
+    return open_made(Columns, columns_folder(path, store_root, ending), path, made_by,
+                     lambda folder: make(folder, path, made_by, tokenizer, max_length))
+
+
+def open_made(kind, folder, path, made_by, make_columns):
+    """The columns in `folder`, made from the file `path` by make_columns(folder) if there are none that are complete and equal
+    what would be made now. kind: a subclass of MappedColumns; made_by: all that they depend on, the file aside."""
+    columns, _ = fresh(kind, folder, path, made_by)
     if columns is None:
         try:
             with locked(folder):
-                columns, fault = fresh(folder, path, made_by)  # another process may have made them in the meantime
+                columns, fault = fresh(kind, folder, path, made_by)  # another process may have made them in the meantime
                 if fault:
                     note(f'Making {folder} from {path} again: {fault}')
                 if columns is None:
-                    make(folder, path, made_by, tokenizer, max_length)
+                    make_columns(folder)
         except OSError as error:
             if error.filename == str(path):  # of reading
                 raise
             raise DataError(f'{folder}: cannot be written ({error.strerror or error}); is the disk full? Name another place by '
                             '--storeRoot') from None
-    return Columns(folder) if columns is None else columns
+    return kind(folder) if columns is None else columns
 
 
-def columns_folder(path, store_root=None):
-    """Where the columns of a json lie: beside it, or below store_root under a name that no other file's have."""
+def columns_folder(path, store_root=None, ending='columns'):
+    """Where the columns of a file lie: beside it, or below store_root under a name that no other file's have."""
     path = Path(os.path.abspath(path))
     stem = path.name.removesuffix('.gz').removesuffix('.json')
     if store_root is None:
-        return path.with_name(f'{stem}.columns')
-    return Path(os.path.abspath(store_root)) / f'{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}.columns'
+        return path.with_name(f'{stem}.{ending}')
+    return Path(os.path.abspath(store_root)) / f'{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}.{ending}'
 
 
-def how_made(tokenizer, max_length):
-    """All that columns depend on, the json aside."""
+def how_made(tokenizer, max_length, modules=()):
+    """All that columns depend on, the file aside. modules: further ones whose code makes them."""
     code, vocabulary = hashlib.sha256(), hashlib.sha256('\n'.join(tokenizer.ids_to_tokens).encode())
-    for module in (__file__, pretraining_text.__file__, answer_table.__file__, tokenization.__file__):
+    for module in (__file__, pretraining_text.__file__, answer_table.__file__, tokenization.__file__, *modules):
         code.update(Path(module).read_bytes())
     return {'code': code.hexdigest(), 'vocabulary': vocabulary.hexdigest(), 'max_length': max_length}
 
@@ -126,14 +147,15 @@ def read_meta(folder):
     return meta
 
 
-def checksum(meta, answers):
-    """The digest of the values in meta.json, the source aside, and in answers.json."""
+def checksum(meta, answers=None):
+    """The digest of the values in meta.json, the source aside, and in answers.json, if there is one."""
     meta = {key: value for key, value in meta.items() if key not in ('source', 'checksum')}
     return hashlib.sha256(json.dumps([meta, answers], sort_keys=True).encode()).hexdigest()
 
 
-def fresh(folder, path, made_by):
-    """(the Columns if they are complete and equal what would be made now, else None; what is damaged, '' if nothing is)."""
+def fresh(kind, folder, path, made_by):
+    """(the columns, of a class `kind`, if they are complete and equal what would be made now, else None; what is damaged, ''
+    if nothing is)."""
     if not folder.is_dir():
         return None, ''
     try:
@@ -144,7 +166,7 @@ def fresh(folder, path, made_by):
         touched = source.get('mtime_ns') != stat.st_mtime_ns
         if touched and source.get('sha256') != sha256(path):
             return None, ''
-        columns = Columns(folder)
+        columns = kind(folder)
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
     if touched:
@@ -167,8 +189,22 @@ def make(folder, path, made_by, tokenizer, max_length):
             if len(writer.sources.keys() | example['sentf'].keys()) > MAX_SOURCES:
                 raise DataError(f'{path}: example {i}: key "sentf": expected at most {MAX_SOURCES:,} sources, found more')
             writer.add(example)
-        writer.close({'made_by': made_by, 'source': {
-            'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}})
+        writer.close({'made_by': made_by, 'source': source_of(path, stat)})
+
+
+def source_of(path, stat):
+    """What meta.json says about the file `path`. stat: its state before it was read."""
+    return {'name': path_text(path.name), 'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': sha256(path)}
+
+
+def write_meta(folder, columns, meta, answers=None):
+    """Closes Columns {name: Column} and writes meta.json. meta: what it is to hold besides; answers: the content of
+    answers.json."""
+    digests = {name: column.close() for name, column in columns.items()}
+    meta = meta | {
+        'arrays': {name: (column.dtype, (column.length, *column.row_shape), digests[name]) for name, column in columns.items()},
+        'digest': hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
+    (folder / 'meta.json').write_text(json.dumps(meta | {'checksum': checksum(meta, answers)}, indent=1))
 
 
 class Writer:
@@ -222,11 +258,7 @@ class Writer:
         for name, array in per_image.items():
             self.columns[name] = Column(self.folder / f'{name}.npy', array.dtype.str, ())
             self.columns[name].append(array)
-        digests = {name: column.close() for name, column in self.columns.items()}
-        answers, meta = list(self.answers), meta | {
-            'arrays': {name: (column.dtype, (column.length, *column.row_shape), digests[name])
-                       for name, column in self.columns.items()},
-            'sources': list(self.sources), 'text': dataclasses.asdict(self.text),
-            'digest': hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
+        answers = list(self.answers)
         (self.folder / 'answers.json').write_text(json.dumps(answers))
-        (self.folder / 'meta.json').write_text(json.dumps(meta | {'checksum': checksum(meta, answers)}, indent=1))
+        meta = meta | {'sources': list(self.sources), 'text': dataclasses.asdict(self.text)}
+        write_meta(self.folder, self.columns, meta, answers)

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.json_files import DataError, first_duplicate, read_json
+from annotations.vqa_answers import without_punctuation
+from files.json_files import DataError, first_duplicate, read_json, read_text
 from files.text import shown
 from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
+KEYS_OF_KIND = {'captions': ('corpus',)}  # further keys
 SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+UNKNOWN = '<unk>'  # an answer of published vocabularies that stands for all others
 MAX_LENGTH = 1000  # tokens; BERT has 512 position embeddings
 EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
 
@@ -33,6 +36,7 @@ class DatasetSpec:
 
     `answers` lists the answer vocabulary in the order of the answer head; None where the task has its own, as true and false.
     `detector` is the name of the detector that found the regions; None: the published Faster R-CNN.
+    `corpus`: paths of text files, or patterns such as corpus/*.txt.
     """
 
     kind: str
@@ -41,6 +45,7 @@ class DatasetSpec:
     answers: Path | None
     splits: dict
     detector: str | None = None
+    corpus: tuple = ()
 
     @classmethod
     def from_dict(cls, values, root, where):
@@ -64,20 +69,23 @@ class DatasetSpec:
                 if key not in keys:
                     raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
 
+        def paths(holder, key, path=''):
+            for place, value in enumerate(values := get(holder, key, list, path)):
+                if not isinstance(value, str) or not value:
+                    raise DataError(f'{where}: key "{path}{key}[{place}]": expected a path, found {shown(value)}; correct it')
+            return values
+
         def read_split(split, path):
             check_keys(split, SPLIT_KEYS, path)
             images = root / get(split, 'images', str, path) if isinstance(split, dict) and 'images' in split else None
-            features = get(split, 'features', list, path) if images is None or 'features' in split else []
-            for place, feature in enumerate(features):
-                if not isinstance(feature, str) or not feature:
-                    raise DataError(f'{where}: key "{path}features[{place}]": expected a path, found {shown(feature)}; '
-                                    'correct it')
+            features = paths(split, 'features', path) if images is None or 'features' in split else []
             if not isinstance(whole := split.get('whole', False), bool):
                 raise DataError(f'{where}: key "{path}whole": expected true or false, found {shown(whole)}; correct it')
             annotations = root / get(split, 'annotations', str, path)
             return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
 
-        check_keys(values, KEYS)
+        kind = values.get('kind') if isinstance(values, dict) else None
+        check_keys(values, KEYS + (KEYS_OF_KIND.get(kind, ()) if isinstance(kind, str) else ()))
         for name in get(values, 'splits', dict):
             if len(name) > 100 or not name.isprintable() or name != name.strip() or name[:1] in ('', '.') or {*name} & {*'/\\,'}:
                 raise DataError(f'{where}: key "splits": expected names, of files too, of 1 to 100 characters without commas and '
@@ -90,7 +98,8 @@ class DatasetSpec:
             raise DataError(f'{where}: key "max_length": expected at least 3 ([CLS], a word, [SEP]), found {length}; correct it')
         answers = root / get(values, 'answers', str) if 'answers' in values else None
         detector = get(values, 'detector', str) if 'detector' in values else None
-        return cls(get(values, 'kind', str), get(values, 'name', str), length, answers, splits, detector)
+        corpus = tuple(root / path for path in paths(values, 'corpus')) if 'corpus' in values else ()
+        return cls(get(values, 'kind', str), get(values, 'name', str), length, answers, splits, detector, corpus)
 
     @classmethod
     def from_json(cls, path):
@@ -98,14 +107,18 @@ class DatasetSpec:
         return cls.from_dict(values, Path(path).parent, path)
 
     def named(self, text, flag=None):
-        """The splits of a comma-separated list. Raises DataError that names an unknown one, the known ones, and the flag, if
-        any."""
+        """The splits of a comma-separated list. Raises DataError as `names`."""
+        return [self.splits[name] for name in self.names(text, flag)]
+
+    def names(self, text, flag=None):
+        """The names in a comma-separated list of splits, each once. Raises DataError that names an unknown one, the known ones,
+        and the flag, if any."""
         names = [name.strip() for name in text.split(',') if name.strip()]
         for name in names or [text]:
             if name not in self.splits:
                 given = f'--{flag} {text}: ' if flag else ''
                 raise DataError(f'{given}unknown split "{name}" of {self.name}; there are: {", ".join(self.splits)}')
-        return [self.splits[name] for name in dict.fromkeys(names)]
+        return list(dict.fromkeys(names))
 
     def read_answers(self):
         """The answer vocabulary, a list of distinct str."""
@@ -113,7 +126,12 @@ class DatasetSpec:
 
 
 def read_answers(path):
-    """A list of distinct answers, in the order of the answer head, from json. Raises DataError."""
+    """A list of distinct answers, in the order of the answer head, from json, or from text with one a line (answers_vqa.txt):
+    these lose capitals and punctuation, as in the code that they come from. Raises DataError."""
+    if Path(path).suffix == '.txt':
+        lines = read_text(path, 'answers, one a line, in the order of the answer head').splitlines()
+        lines = [line.lower().strip() for line in lines]
+        return check_answers([line if line == UNKNOWN else without_punctuation(line) for line in lines], path)
     return check_answers(read_json(path, 'a list of answers, in the order of the answer head; --dataRoot names the folder of the '
                                          'data, bash run/download.bash answers fetches the published ones'), path)
 

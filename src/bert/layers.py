@@ -250,10 +250,11 @@ class BertPooler(nn.Module):
 
 
 class BertPredictionHeadTransform(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, size=None):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = layer_norm(config.hidden_size)
+        size = size or config.hidden_size
+        self.dense = nn.Linear(size, size)
+        self.LayerNorm = layer_norm(size)
 
     def forward(self, hidden):
         return self.LayerNorm(F.gelu(self.dense(hidden)))

@@ -8,7 +8,7 @@ import torch
 
 from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
@@ -26,23 +26,27 @@ from lxrt.weights import (
 
 RECIPES = {  # as in the original code, which has no classify and multilabel
     'vqa': Recipe('answer'),
-    'gqa': Recipe('answer'),
+    'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
     'nlvr': Recipe('answer', loss='CE', loss_factor=1),
     'classify': Recipe('answer', loss='CE', loss_factor=1),
     'multilabel': Recipe('answer'),
-    'pretrain': Recipe('pretrain', warmup=0.05, clip=1.0),
+    'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
+
+
+def recipe(task, options=None):
+    """The Recipe of a task. Raises ValueError for a task that LXMERT has none for."""
+    if task not in RECIPES:
+        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
+    return dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
 
 
 def build(task, config, answers=None, options=None):
     """A Head with random weights. Raises ValueError for a task that LXMERT has no recipe for."""
-    if task not in RECIPES:
-        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
     if task == 'pretrain':
-        return Pretraining(config, RECIPES[task], answers, options)
-    recipe = dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
-    return head_for(LxmertEncoder(config), recipe, answers and len(answers))
+        return Pretraining(config, recipe(task), answers, options)
+    return head_for(LxmertEncoder(config), recipe(task, options), answers and len(answers))
 
 
 def config_from_json(path):
@@ -239,34 +243,5 @@ def load_start(head, start):
     else:
         report, state = load_lxmert(encoder, start.path)
         layers = head.classifier
-    transfer_answers(layers, answer_head(state, start.path), start)
+    transfer_answers(layers, answer_head(state, start.path), start, 'answer_head.logit_fc.')
     return [report]
-
-
-@torch.no_grad()
-def transfer_answers(layers, checkpoint, start):
-    """Starts answer layers from those of a file, as the original code does from the pre-trained ones: the first layers are
-    copied, and of the last one the rows of the same answers. Other rows are 0, with the bias start.absent.
-
-    layers: `answer_layers`; checkpoint: tensors of such layers, as lxrt.weights.answer_head finds them. Raises WeightsError if
-    there are none, or they do not fit.
-    """
-    state, last = layers.state_dict(), f'{len(layers) - 1}.'
-    for name, tensor in state.items():
-        if name not in checkpoint:
-            raise WeightsError(f'the file has no answer_head.logit_fc.{name}, the head of answers; use --loadLXMERT')
-        first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
-        if checkpoint[name].shape[first:] != tensor.shape[first:]:
-            raise WeightsError(f'answer_head.logit_fc.{name}: expected size {tuple(tensor.shape[first:])}, found '
-                               f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
-                               'pictures: --loadLXMERT takes all but the head')
-    if len(checkpoint[f'{last}bias']) != start.known:
-        raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
-                           'they must belong together')
-    rows = torch.tensor(start.rows)
-    for name, tensor in state.items():
-        if name.startswith(last):
-            tensor.fill_(start.absent if name.endswith('bias') else 0.0)
-            tensor[rows >= 0] = checkpoint[name][rows[rows >= 0]].to(tensor)
-        else:
-            tensor.copy_(checkpoint[name])

@@ -9,8 +9,9 @@ from annotations.spec import DatasetSpec
 from cli import train_main
 from dist import print0
 from files.json_files import DataError
-from tasks.program import Program, check_features, check_has_features, read_spec, train
-from train import evaluate_losses, warn_constant_logits
+from pretrain.base import INVALID, PretrainingBase, PretrainingMetrics
+from tasks.program import check_features, check_has_features
+from train import warn_constant_logits
 
 FEATURES = {'mscoco_train': 'mscoco_imgfeat/train2014', 'mscoco_nominival': 'mscoco_imgfeat/val2014',
             'mscoco_minival': 'mscoco_imgfeat/val2014', 'vgnococo': 'vg_gqa_imgfeat/vg_gqa'}
@@ -18,31 +19,23 @@ OBJECTIVES = ('taskMaskLM', 'taskMatched', 'taskObjPredict', 'taskQA')
 CLASSES = {'classes': 'num_object_labels', 'attributes': 'num_attr_labels'}
 
 
-class PretrainingTask:
+class PretrainingTask(PretrainingMetrics):
     """Metrics of pre-training: the losses, and the accuracy of question answering for each source of questions."""
 
-    kind = 'pretrain'
     best_name, epoch_name = 'BEST_EVAL_LOSS_LXRT.pth', 'Epoch{:02d}_LXRT.pth'  # snapshots
 
     def __init__(self, sources):
         """sources: list of str, as in SentenceDataset.sources."""
         self.sources = sources
 
-    def report(self, sums):
-        """(text, {name: number}): the mean losses of a training epoch and the accuracy of its answers."""
-        steps = max(sums.get('steps', 0), 1)
-        losses = {name.removeprefix('loss/'): value / steps for name, value in sums.items() if name.startswith('loss/')}
-        return self.figures(losses, sums)
-
-    def validate(self, head, dataset, options, device):
-        """(score, text, {name: number}) of a dataset; the score is the negative total loss."""
-        losses, sums = evaluate_losses(head, dataset, options, device)
-        return -sum(losses.values()), *self.figures(losses, sums)
+    @staticmethod
+    def score(losses, sums):
+        """The negative total loss."""
+        return -sum(losses.values())
 
     def figures(self, losses, sums):
-        """(text, {name: number}). losses: {name: mean}; sums: {'asked SOURCE', 'right SOURCE': number of questions}."""
-        figures = {'loss': sum(losses.values()), **losses}
-        text = f'{self.format_score(-figures["loss"])} ({", ".join(f"{name} {value:.4f}" for name, value in losses.items())})'
+        """(text, {name: number}). sums: {'asked SOURCE', 'right SOURCE': number of questions}."""
+        text, figures = super().figures(losses, sums)
         asked = {source: sums.get(f'asked {source}', 0) for source in self.sources}
         correct = {source: sums.get(f'right {source}', 0) for source in self.sources}
         if any(asked.values()):
@@ -67,35 +60,34 @@ def published(root):
     }, root, root)
 
 
-class PretrainingProgram(Program):
+class PretrainingProgram(PretrainingBase):
     """Trains on the objectives of pre-training."""
 
+    dataset_kind, published, whole_image = KIND, staticmethod(published), False
+    data, invalid = '', (*INVALID, 'withoutText')
+    nothing = 'no mask rate is above 0, and no question has an answer of the answer table'
+
     @classmethod
-    def prepare(cls, options, device):
-        """Reads and checks flags and small files."""
-        check_flags(options)
-        spec = read_spec(options, [KIND], published)
-        for flag in ('train', 'valid') if options.valid else ('train',):
-            spec.named(getattr(options, flag), flag)
-        answers = read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
-        return cls.read(options, device, spec, answers)
+    def check_flags(cls, options):
+        if not any(getattr(options, flag) for flag in OBJECTIVES):
+            raise ValueError(f'no pre-training objective: give some of {", ".join(f"--{flag}" for flag in OBJECTIVES)}')
+        if options.taskObjPredict and not options.visualLosses:
+            raise ValueError('--taskObjPredict: --visualLosses is empty; expected some of obj,attr,feat')
+        super().check_flags(options)
+        if options.transferAnswers and not options.taskQA:
+            raise ValueError('--transferAnswers: is valid only with --taskQA; leave it out')
 
-    def run(self):
-        train(self.options, self.folder, self.sidecars(), self.make, PretrainingTask.kind, self.device)
+    @staticmethod
+    def read_answers(spec, options):
+        return read_table(spec.answers, options.qaSets and options.qaSets.split(',')) if options.taskQA else []
 
-    def make(self):
-        """(task, head, training set, validation set or None)."""
-        head = self.build_head(PretrainingTask.kind)
-        train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
-        if not train_set.learnable():
-            raise DataError(f'--train {self.options.train}: nothing to predict: no mask rate is above 0, and no question has an '
-                            'answer of the answer table; raise --wordMaskRate or --objMaskRate')
+    def metrics(self, head, train_set, valid_set):
         if valid_set is not None:  # the head counts answers by index of the source
             valid_set.name_sources(train_set.sources)
         head.sources = (valid_set or train_set).sources
         if self.weights and not self.options.resume:
             warn_constant_logits(head, train_set, self.options, self.device)
-        return PretrainingTask(head.sources), head, train_set, valid_set
+        return PretrainingTask(head.sources)
 
     def load(self, names):
         """The dataset of splits. Raises DataError if features, classes or attributes do not fit the model."""
@@ -126,17 +118,7 @@ def warn_unlabelled(store, visual_losses):
                    f'loss {loss}. Leave it out of --visualLosses, or import regions with their {name}.')
 
 
-def check_flags(options):
-    """Raises ValueError for flags that do not apply to pre-training, or if there is no objective."""
-    if not any(getattr(options, flag) for flag in OBJECTIVES):
-        raise ValueError(f'no pre-training objective: give some of {", ".join(f"--{flag}" for flag in OBJECTIVES)}')
-    if options.taskObjPredict and not options.visualLosses:
-        raise ValueError('--taskObjPredict: --visualLosses is empty; expected some of obj,attr,feat')
-    for flag in ('test', 'loadLXMERTQA', 'mceLoss', 'dumpProbs', 'allowMissing'):
-        if getattr(options, flag):
-            raise ValueError(f'--{flag}: does not apply to pre-training; leave it out')
-    if options.transferAnswers and not options.taskQA:
-        raise ValueError('--transferAnswers: is valid only with --taskQA; leave it out')
+check_flags = PretrainingProgram.check_flags
 
 
 if __name__ == '__main__':

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import models
 from annotations.answer_table import matching_rows, read_table
-from annotations.spec import check_answers
+from annotations.spec import check_answers, read_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
 from dist import print0
 from files.download import cached_path, is_address
 from files.json_files import DataError, field, read_json, some
 from files.text import shown
 from heads import Start
-from param import Options
+from param import ENCODERS, Options
 
-SNAPSHOT = ('.pth', '.safetensors')  # endings that the path of a task's snapshot may omit
+SNAPSHOT = ('.pth', '.safetensors', '.model')  # endings that the path of a task's snapshot may omit
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
 HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
-WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin')
+WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin', '.model')
 DEFAULT_LABEL = re.compile(r'LABEL_\d+')  # Hugging Face's default label name
+ANSWER_LINES = 'answers_vqa.txt'  # answers of a published model, one a line
 SMALL_MODEL = 100_000_000  # parameters that any machine has memory for
 EXCLUDED_BIAS = -1e4  # bias of an answer that is never to be predicted
 
@@ -62,9 +63,9 @@ def find_weights(name, endings, offline=False):
 
 
 def starting_weights(options, load=PRETRAINED):
-    """The file that --load, --loadLXMERT or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
+    """The file that --load, one of ENCODERS or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
-    for flag, endings in (('load', load), ('loadLXMERT', PRETRAINED), ('loadLXMERTQA', PRETRAINED)):
+    for flag, endings in (('load', load), *((flag, PRETRAINED) for flag in (*ENCODERS, 'loadLXMERTQA'))):
         if value := getattr(options, flag):
             try:
                 return find_weights(value, endings, options.offline)
@@ -125,9 +126,10 @@ def check_size(config, folder, weights):
 
 def check_max_length(max_length, config):
     """Raises DataError if max_length exceeds the model's position embeddings."""
-    if max_length > config.max_position_embeddings:
+    if max_length > config.max_text_length:
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
-                        f'{config.max_position_embeddings}; give a smaller max_length')
+                        f'{config.max_position_embeddings}, of which {config.max_text_length} are for a text; give a smaller '
+                        'max_length')
 
 
 def sidecar_files(model, config, tokenizer, answers):
@@ -151,12 +153,14 @@ def model_type(weights, default=models.DEFAULT):
 
 
 def answers_beside(weights):
-    """The answers of an answer head, in its order, from answers.json or the config.json (Hugging Face's id2label) beside the file
-    of weights; None if neither has them. Raises DataError for a malformed id2label."""
+    """The answers of an answer head, in its order, from answers.json, ANSWER_LINES or the config.json (Hugging Face's id2label)
+    beside the file of weights; None if neither has them. Raises DataError for a malformed id2label."""
     path = Path(weights).with_name('answers.json')
     if path.is_file():
         answers = read_json(path, 'the answers of a snapshot')
         return check_answers(answers, path) if answers else None
+    if (path := path.with_name(ANSWER_LINES)).is_file():
+        return read_answers(path)
     path = path.with_name('config.json')
     names = read_json(path, 'the config of a model', dict).get('id2label') if path.is_file() else None
     if not names or (isinstance(names, dict) and all(DEFAULT_LABEL.fullmatch(str(name)) for name in names.values())):
@@ -198,7 +202,7 @@ def check_weights(model, options, weights, config, tokenizer, answers):
         print0(f'{weights}: no answers.json beside it: assuming the {len(answers)} answers in use.')
     elif known != answers and not options.transferAnswers:
         advice = '--transferAnswers copies the rows of the answers that are in both' if set(known) & set(answers) else \
-            'none is in both: to start from a snapshot of another task, give --loadLXMERT'
+            f'none is in both: to start from a snapshot of another task, give --{" or --".join(ENCODERS)}'
         raise DataError(f'--load {options.load}: its {len(known)} answers are not the {len(answers)} in use '
                         f'({difference(known, answers)}); {advice}')
 
@@ -216,13 +220,13 @@ def difference(known, answers):
 def start_of(options, weights, bert, answers):
     """The Start of a run. weights: path or None; bert: folder of BERT's weights; answers: list of str.
 
-    Precedence: 1. a run state (--resume; loaded later), 2. --load, 3. --loadLXMERT and --loadLXMERTQA, 4. --fromScratch,
+    Precedence: 1. a run state (--resume; loaded later), 2. --load, 3. ENCODERS and --loadLXMERTQA, 4. --fromScratch,
     5. BERT's weights.
     """
     if not weights:
         return Start('scratch') if options.fromScratch else Start('bert', bert_weights(bert))
     known = answers_beside(weights) if options.load or options.loadLXMERTQA else None
-    if options.loadLXMERT:
+    if options.encoder:
         return Start('encoder', weights)
     if options.load and (not options.transferAnswers or known == answers):
         return Start('all', weights)

@@ -133,10 +133,10 @@ class Predictor(Inference):
         run = read_run(path.parent)
         options = run.get('options', {})
         task = task_of(path, run.get('task'), package.answers_and_images(state, config), answers)
-        length = max_length or max_length_of(path, options)
         head = models.build(model, task.kind, config, answers, Options(mceLoss=bool(options.get('mceLoss'))))
         head.load_original(state, str(path))
         head.encoder.tokenizer = tokenizer
+        length = max_length or max_length_of(path, options, head)
         return cls(head.to(device).eval(), task, answers, length)
 
     @property
@@ -167,13 +167,16 @@ class Predictor(Inference):
         return predictions
 
 
-def max_length_of(path, options):
-    """The max_length of the dataset that a snapshot was trained on. options: those of its run. Raises FileNotFoundError."""
+def max_length_of(path, options, head):
+    """The max_length of the dataset that a snapshot, loaded into `head`, was trained on. options: those of its run. Raises
+    FileNotFoundError."""
     dataset = options.get('dataset')
     if dataset and not Path(dataset).is_file():
         raise FileNotFoundError(f'{path}: was trained on --dataset {dataset}, which defines max_length and does not exist; give '
                                 'max_length')
-    return DatasetSpec.from_json(dataset).max_length if dataset else MAX_LENGTH
+    if dataset:
+        return DatasetSpec.from_json(dataset).max_length
+    return head.recipe.max_length(head.encoder.config, MAX_LENGTH)
 
 
 def task_of(path, kind, sizes, answers):

@@ -1,6 +1,6 @@
 """The program of a task: loads data and model, then trains or tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from files.atomic import write_atomically
 from files.json_files import DataError
 from files.memory import check_memory
 from param import Options
-from run_folder import ANNOTATIONS, RunFolder, check_same_options
+from run_folder import ANNOTATIONS, RunFolder, check_same_options, read_run
 from tasks import checkpoints
 from tasks.checkpoints import SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import begin_or_resume, evaluate, fit, warn_constant_logits
+from train import begin_or_resume, evaluate, fit, schedule_name, warmup_steps, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 
@@ -95,7 +95,7 @@ def train(options, folder, sidecars, make, task_kind, device):
     resumed, data = state is not None, inputs[f'{ANNOTATIONS} of --train'][0]
     progress, optimizer_step = begin_or_resume(state, head, train_set, data, options, folder, device)
     folder.begin(options, sidecars, progress if resumed else None, task_kind)
-    print0(*describe_run(head, len(train_set), options, progress, optimizer_step.optimizer, device))
+    print0(*describe_run(head, len(train_set), options, progress, optimizer_step, device))
     fit(task, head, train_set, valid_set, options, folder, progress, optimizer_step, device)
     if valid_set is not None and not (folder.path / task.best_name).is_file():
         raise ValueError(f'{folder.path / task.best_name}: was not written, since no validation had a score that is a number; '
@@ -104,8 +104,8 @@ def train(options, folder, sidecars, make, task_kind, device):
     return task, head, train_set, valid_set
 
 
-def describe_run(head, examples, options, progress, optimizer, device):
-    """Lines of what a user checks first: parameters, device, examples, steps and learning rate."""
+def describe_run(head, examples, options, progress, optimizer_step, device):
+    """Lines of what a user checks first: parameters, device, examples, steps, learning rate and optimizer."""
     trained = sum(p.numel() for p in head.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in head.parameters()) - trained
     place = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
@@ -114,12 +114,17 @@ def describe_run(head, examples, options, progress, optimizer, device):
              f'  {place}; {trained:,} parameters trained, {frozen:,} frozen',
              f'  {examples:,} examples, {size:,} in a step: {progress.steps_per_epoch:,} steps an epoch, {total:,} in '
              f'{options.epochs} epochs']
-    group = optimizer.param_groups[0]
-    if 't_total' in group:  # BertAdam
-        rate = optimizer.rate(group, progress.total_steps) + 0.0  # not -0
-        return [*lines, f'  learning rate up to {options.lr:g} ({group["schedule"]}, warm-up over {group["warmup"] * total:,.0f} '
-                f'steps), {rate:.3g} at step {progress.total_steps:,}']
-    return [*lines, f'  learning rate {options.lr:g}, constant ({options.optim})']
+    recipe, name = head.recipe, schedule_name(head.recipe, options)
+    source, counted = 'of the recipe', options.batchSize * recipe.examples_per_item
+    if recipe.lr_per_example is not None:
+        source = f'{recipe.lr_per_example:g} x {counted:,} examples in a step, as in the original code'
+    source = f'{source}; --lr sets another' if options.lr == recipe.rate(options.batchSize) else '--lr'
+    optimizer = f'{type(optimizer_step.optimizer).__name__}{f", momentum {recipe.momentum:g}" * (options.optim == "momentum")}'
+    if name == 'constant':
+        return [*lines, f'  learning rate {options.lr:g} ({source}), {optimizer}, constant']
+    rate = optimizer_step.rate(progress.total_steps, total, options.epochs)
+    return [*lines, f'  learning rate up to {options.lr:g} ({source}), {optimizer}, {name}, warm-up over '
+            f'{warmup_steps(recipe, total):,.0f} steps; {rate:.3g} at step {progress.total_steps:,}']
 
 
 @dataclass
@@ -139,14 +144,20 @@ class Program:
     answers: list  # of str, in the order of the answer head
 
     @classmethod
-    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED):
-        """Reads and checks the small files, so that errors appear before large files are loaded.
+    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED, task=None):
+        """Reads and checks the small files, so that errors appear before large files are loaded. Completes the options.
 
-        endings: those that the path of --load may omit.
+        endings: those that the path of --load may omit; task: of the recipe, None for the kind of the dataset.
         """
         weights = checkpoints.starting_weights(options, endings)
         bert = checkpoints.bert_folder(options, weights)
-        model = options.model or checkpoints.model_type(weights)
+        model = models.chosen(options) or checkpoints.model_type(weights)
+        recipe = models.package(model).recipe(task or spec.kind, options)
+        if options.resume and options.lr is None and recipe.lr_per_example:  # it stays, also with another --batchSize
+            lr = read_run(options.output).get('options', {}).get('lr')
+            options.lr = lr if isinstance(lr, float) else None
+        options.complete(recipe)
+        schedule_name(recipe, options)  # fail early
         config = models.package(model).read_config(bert, options)
         if first := weights or weights_in(bert):
             checkpoints.check_size(config, bert, first)
@@ -156,6 +167,8 @@ class Program:
         except ValueError as error:
             raise DataError(f'{spec.answers or bert / "config.json"}: {error}') from None
         tokenizer = checkpoints.read_tokenizer(bert, config)
+        if not options.dataset:
+            spec = replace(spec, max_length=recipe.max_length(config, spec.max_length))
         checkpoints.check_max_length(spec.max_length, config)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
@@ -167,6 +180,8 @@ class Program:
         """The head for a task or for 'pretrain', with its initial weights, on the device."""
         torch.manual_seed(self.options.seed)
         head = models.build(self.model, kind, self.config, self.answers, self.options)
+        if head.encoder is not None:
+            head.encoder.tokenizer = self.tokenizer
         checkpoints.load_start(self.model, head, self.options, self.weights, self.bert, self.answers)
         accelerate(head.to(self.device), self.options)
         if self.options.freeze and self.options.test is None:
@@ -235,12 +250,6 @@ class TaskProgram(Program):
             check_features(dataset.regions, self.config, names, self.bert)
         return dataset
 
-    def build(self):
-        """The head of the task, with its initial weights, on the device."""
-        head = self.build_head(self.kind)
-        head.encoder.tokenizer = self.tokenizer
-        return head
-
     def run(self):
         if self.options.test is not None:
             self.test()
@@ -264,7 +273,7 @@ class TaskProgram(Program):
         # Annotations are read before TSV files are converted, which takes longer.
         train_examples = self.labelled('train', options.train)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
-        task, head = self.task_class(options), self.build()
+        task, head = self.task_class(options), self.build_head(self.kind)
         train_set = self.load(options.train, train_examples, head)
         if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'
@@ -281,7 +290,7 @@ class TaskProgram(Program):
         """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
         name = self.options.test
         examples = self.examples(name)
-        task, head = self.task_class(self.options), self.build()
+        task, head = self.task_class(self.options), self.build_head(self.kind)
         dataset = self.load(name, examples, head, submit=True)
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)

@@ -4,6 +4,7 @@ import sys
 
 from annotations.examples import QUESTION
 from annotations.spec import DatasetSpec
+from annotations.vqa_answers import normalise, without_punctuation
 from files.json_files import DataError, field, layout, stream
 from tasks.program import main
 from tasks.scoring import (
@@ -16,7 +17,6 @@ from tasks.scoring import (
     read_split,
 )
 from tasks.task import Task
-from tasks.vqa_answers import normalise, without_punctuation
 
 IMAGES = {'train': 'train2014', 'nominival': 'val2014', 'minival': 'val2014', 'valid': 'val2014',
           'test': 'test2015', 'test-dev': 'test2015'}

@@ -72,8 +72,12 @@ def load_pretrained(path, config):
     return head, head.load_original(read_state(path), str(path))
 
 
+def recipe(task, options=None):
+    return RECIPES[task]
+
+
 def build(task, config, answers=None, options=None):
-    return head_for(SingleStream(config), RECIPES[task], answers and len(answers))
+    return head_for(SingleStream(config), recipe(task, options), answers and len(answers))
 
 
 def read_config(folder, options):

@@ -1,0 +1,83 @@
+"""The configuration of a VL-BERT model, read from BERT's config.json and from the yaml files of the original code."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import yaml
+
+from bert.config import BertConfig
+from files.json_files import DataError, read_text
+from files.text import shown
+
+GEOMETRY = 2048  # sines and cosines of a box
+YAML_NAMES = {'visual_region_classes': 'num_region_classes', 'with_rel_head': 'with_relationship'}  # where they differ from ours
+# Keys of NETWORK.VLBERT of which the published models have one value, the only one that is implemented.
+YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'visual_scale_text_init': 0, 'visual_scale_object_init': 0,
+              'input_transform_type': 1, 'obj_pos_id_relative': True, 'object_word_embed_mode': 2, 'word_embedding_frozen': False,
+              'pos_embedding_frozen': False, 'position_padding_idx': -1}
+YAML_IGNORED = ('visual_size', 'input_size', 'from_scratch', 'with_mlm_head', 'with_mvrc_head')  # the first is checked below
+
+
+@dataclass
+class VLBertConfig(BertConfig):
+    """Sizes and rates of a VL-BERT model; the defaults are the base model, over BERT base."""
+
+    type_vocab_size: int = 3  # words of two kinds, and regions with [END]
+    num_hidden_layers: int = 12
+    visual_feat_dim: int = 2048
+    num_region_classes: int = 1601  # of the detector, background first
+    with_pooler: bool = False
+    with_relationship: bool = False  # the head that tells whether caption and image belong together; off in all published runs
+
+    MODEL: ClassVar[str] = 'VL-BERT'
+    FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
+
+    @property
+    def max_text_length(self):
+        return max(self.max_position_embeddings - 4, 1)  # [MASK], [SEP], regions and [END] have positions too
+
+    def parameters(self, answers=0):
+        d, layer = self.hidden_size, sum(self.layer_parameters())
+        embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 1 + 2 + 1 + 1 + 1) * d
+        regions = (self.visual_feat_dim + GEOMETRY + 1) * d + self.visual_feat_dim
+        pooler = d * d + d if self.with_pooler or self.with_relationship else 0
+        heads = 2 * d * d + 4 * d + self.vocab_size + self.num_region_classes * (d + 1) + 2 * (d + 1) * self.with_relationship
+        answer_head = d * d + 3 * d + answers * (d + 1) if answers else 0
+        return embeddings + 4 * d + regions + self.num_hidden_layers * layer + pooler + heads + answer_head
+
+    @classmethod
+    def from_values(cls, values, path):
+        values = {name: value for name, value in values.items() if name != 'type_vocab_size'}  # BERT's is 2
+        return super().from_values(values, path)
+
+    @classmethod
+    def from_yaml(cls, path):
+        """Reads the section NETWORK.VLBERT of a yaml file of the original code (cfgs/TASK/*.yaml).
+
+        Raises FileNotFoundError, or DataError that names the file and the key: also of a key that is not known, or whose value
+        asks for a model that no published run has.
+        """
+        try:
+            section = yaml.safe_load(read_text(path, 'a yaml file of the original VL-BERT'))
+        except yaml.YAMLError as error:
+            raise DataError(f'{path}: is not yaml ({" ".join(str(error).split())[:200]}); get the file again') from None
+        for key in ('NETWORK', 'VLBERT'):
+            section = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise DataError(f'{path}: key "NETWORK.VLBERT": expected an object, found {shown(section)}; give a file of '
+                            'cfgs/TASK/ of the original code, or a config.json')
+        values, known = {}, {*cls.__dataclass_fields__, *YAML_NAMES, *YAML_FIXED, *YAML_IGNORED}
+        for key, value in section.items():
+            if key not in known:
+                raise DataError(f'{path}: key "NETWORK.VLBERT.{key}": there is no such key; expected some of '
+                                f'{", ".join(sorted(known))}')
+            if key in YAML_FIXED and value != YAML_FIXED[key]:
+                raise DataError(f'{path}: key "NETWORK.VLBERT.{key}": expected {shown(YAML_FIXED[key])}, as in the published '
+                                f'models, found {shown(value)}; no other is implemented')
+            if key not in (*YAML_FIXED, *YAML_IGNORED):
+                values[YAML_NAMES.get(key, key)] = value
+        config = cls.from_values(values, path)
+        if (size := section.get('visual_size', config.hidden_size)) != config.hidden_size:
+            raise DataError(f'{path}: key "NETWORK.VLBERT.visual_size": expected hidden_size, {config.hidden_size}, found '
+                            f'{shown(size)}; correct it')
+        return config

@@ -1,0 +1,225 @@
+"""VL-BERT behind the contract of heads.py: its encoder, its recipes, and the weights that it starts from."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+from bert.layers import BertPredictionHeadTransform
+from bert.tokenization import MASK, SEP
+from bert.weights import WeightsError
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
+from vlbert.config import VLBertConfig
+from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes
+from vlbert.pretraining import Pretraining
+from vlbert.weights import load_bert, load_encoder_weights, read_vlbert
+
+CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
+TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut
+ADAMW = {'optim': 'adamw', 'schedule': 'triangle', 'weight_decay': 1e-4}
+
+# VQA and pre-training as in the original code, which has none of the other tasks.
+ANSWER = Recipe('answer', lr_per_example=6.25e-7, batch_size=256, epochs=5, warmup=500, clip=1.0, text_length=TEXT_LENGTH,
+                mirror='words', **ADAMW)
+CLASS = dataclasses.replace(ANSWER, loss='CE', loss_factor=1, batch_size=64, mirror='')
+RECIPES = {
+    'vqa': ANSWER, 'gqa': ANSWER, 'nlvr2': dataclasses.replace(CLASS, images=2), 'nlvr': CLASS, 'classify': CLASS,
+    'multilabel': dataclasses.replace(CLASS, loss='BCE', loss_factor=None),
+    'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
+                       mirror='images', **ADAMW),
+}
+CAPTIONS_ONLY = dataclasses.replace(RECIPES['pretrain'], batch_size=256, examples_per_item=1, warmup=8000)
+
+
+def recipe(task, options=None):
+    """The Recipe of a task. Raises ValueError for a task without one."""
+    if task not in RECIPES:
+        raise ValueError(f'--model vlbert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
+    if task == 'pretrain' and options and options.withoutText:
+        return CAPTIONS_ONLY
+    return dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
+
+
+def build(task, config, answers=None, options=None):
+    """A Head with random weights. Raises ValueError for a task that VL-BERT has no recipe for."""
+    task_recipe = recipe(task, options)
+    if task == 'pretrain':
+        text_only = not (options and options.withoutText)
+        return Pretraining(VLBertEncoder(config, task_recipe.mirror, text_only=text_only, masked_features=True), task_recipe)
+    head = head_for(VLBertEncoder(config, task_recipe.mirror), task_recipe, answers and len(answers))
+    head.answer_texts = answers
+    return head
+
+
+def config_from_json(path):
+    return VLBertConfig.from_yaml(path) if path.suffix in ('.yaml', '.yml') else VLBertConfig.from_json(path)
+
+
+def read_config(folder, options):
+    """The config.json of a folder (the base model if there is none), with --dropout."""
+    path = folder / 'config.json'
+    config = VLBertConfig.from_json(path) if path.is_file() else VLBertConfig()
+    for flag in ('llayers', 'xlayers', 'rlayers'):
+        if getattr(options, flag) is not None:
+            raise ValueError(f'--{flag}: VL-BERT has one kind of layers, num_hidden_layers in {path}; leave the flag out')
+    if options.dropout is None:
+        return config
+    return dataclasses.replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)
+
+
+def check_config(path, config):
+    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
+    heads = VLBertConfig.from_json(path).num_attention_heads
+    if heads != config.num_attention_heads:
+        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
+                         f'{config.num_attention_heads}; give --bert {path.parent}')
+
+
+def answers_and_images(state, config):
+    """(how many answers, about how many images) the answer layers of a task's snapshot score; None where it has none."""
+    first, last = (state.get(f'final_mlp.{name}.weight') for name in ('0.dense', '2'))
+    return None if first is None or last is None else (len(last), first.shape[1] // config.hidden_size)
+
+
+def layer_names(config):
+    """The names of the layers whose states VLBertEncoder.hidden_states returns: (of words, of regions)."""
+    names = ['embeddings', *(f'layer{i}' for i in range(1, config.num_hidden_layers + 1))]
+    return names, names
+
+
+class VLBertEncoder(Encoder):
+    """Words and regions in one stream. The pooled vector is the state of [MASK], the blank that an answer fills; of texts without
+    a blank it is that of [CLS], through the pooler where there is one. Each of k images is encoded with the text, and their
+    vectors are joined."""
+
+    needs = frozenset({'regions', 'boxes', 'whole'})
+
+    def __init__(self, config, mirror='', text_only=False, masked_features=False):
+        super().__init__()
+        self.config, self.mirror = config, mirror
+        self.model = VLBertModel(config, text_only, masked_features)
+
+    def write(self, texts, max_length, blank=False):
+        """[CLS] text [SEP], or [CLS] text [SEP] [MASK] [SEP] with a blank, whose two tokens max_length does not count."""
+        ids, types, counts = self.tokenizer.encode_counted(texts, max_length)
+        lengths = np.minimum(counts[:, 3], max_length)
+        longest = int(lengths.max(initial=1))
+        if not blank:
+            return {'input_ids': ids[:, :longest], 'token_type_ids': types[:, :longest], 'counts': counts}
+        ids, types = (np.pad(array[:, :longest], ((0, 0), (0, 2))) for array in (ids, types))
+        rows = np.arange(len(ids))
+        for place, token in enumerate((MASK, SEP)):
+            ids[rows, lengths + place], types[rows, lengths + place] = self.tokenizer.vocab[token], 1
+        return {'input_ids': ids, 'token_type_ids': types, 'slot': lengths.astype(np.int64), 'counts': counts}
+
+    def states(self, batch, places=None, **options):
+        """VLBertModel.forward for a batch: each of n texts with each of its k images, n * k sequences."""
+        images, n = images_of_entries(batch), len(batch['input_ids'])
+        boxes = images['boxes']
+        if 'image_size' in images:
+            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'))
+        texts = {key: batch.get(key) for key in ('input_ids', 'token_type_ids', 'word_regions')}
+        if 'pictures' not in batch and len(boxes) > n:
+            texts = {key: value if value is None else value.repeat_interleave(len(boxes) // n, 0) for key, value in texts.items()}
+        return self.model(
+            texts['input_ids'], texts['token_type_ids'], images['features'], boxes, images.get('visual_attention_mask'),
+            batch.get('pictures'), texts['word_regions'], batch.get('masked_regions'), places, **options)
+
+    def forward(self, batch, record_attention=False):
+        ids, sequences = batch['input_ids'], len(batch['pictures'] if 'pictures' in batch else batch['boxes'])
+        (n, t), o = ids.shape, batch['boxes'].shape[1]
+        sequences = max(n, sequences)
+        slots = batch['slot'].repeat_interleave(sequences // n) if 'slot' in batch else ids.new_zeros(sequences)
+        rows = torch.arange(sequences, device=ids.device)
+        attentions = []
+        if record_attention:
+            states, recorded = self.states(batch, return_attention=True)
+            pooled = states[rows, slots]
+            attentions = [Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)]
+        else:
+            pooled = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
+        if 'slot' not in batch and hasattr(self.model.vlbert, 'pooler'):
+            pooled = self.model.vlbert.pooler(pooled[:, None])
+        return States(pooled.view(n, -1), attentions=attentions)
+
+    def hidden_states(self, batch):
+        """(pooled (m, d), {layer: word states}, {layer: region states, the whole image first}), 0 at padding."""
+        t, o = batch['input_ids'].shape[1], batch['boxes'].shape[1]
+        _, layers = self.states(batch, hidden_states=True)
+        named = dict(zip(layer_names(self.config)[0], layers, strict=True))
+        return self(batch).pooled, *({name: states[:, part] for name, states in named.items()}
+                                     for part in (slice(t), slice(t, t + o)))
+
+    def pooled_size(self, images):
+        return images * self.config.hidden_size
+
+    def classifier(self, answers, images):
+        size = self.pooled_size(images)
+        layers = nn.Sequential(BertPredictionHeadTransform(self.config, size), fixed_dropout(CLASSIFIER_DROPOUT, self.config),
+                               nn.Linear(size, answers))
+        for layer in (layers[0].dense, layers[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        layers[2].zeros_allowed = True  # rows of answers that another snapshot lacks start at 0
+        return layers
+
+    def parts(self):
+        core, model = self.model.vlbert, self.model
+        above = [core.encoder, core.pooler] if hasattr(core, 'pooler') else [core.encoder]
+        embeddings = [module for module in (*core.children(), *model.children()) if module not in (*above, core)]
+        return [embeddings, *([layer] for layer in core.encoder.layer), above[1:]]
+
+    def original_name(self, name):
+        return name.removeprefix('encoder.').removeprefix('model.').replace('classifier.', 'final_mlp.', 1)
+
+
+def read_task(path):
+    """The tensors of a task's snapshot, by the names of the original code."""
+    return read_vlbert(path)
+
+
+def load_encoder(path, config):
+    """(a VLBertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
+    head = Head(VLBertEncoder(config), RECIPES['vqa'])
+    return head.encoder, load_encoder_weights(head, read_vlbert(path), path)
+
+
+def load_pretrained(path, config):
+    """(a Pretraining head with the weights of a pre-trained file, the LoadReport). Raises WeightsError for another file."""
+    state = read_vlbert(path)
+    if not any(name.startswith('vlbert.mlm_head.') for name in state):
+        raise WeightsError(f'{path}: has no pre-trained head of masked words (vlbert.mlm_head): a fine-tuned snapshot or an '
+                           'encoder alone; name pre-trained weights, such as an epoch of run/vlbert_pretrain.bash')
+    head = Pretraining(VLBertEncoder(config, text_only=True, masked_features=True), RECIPES['pretrain'])
+    return head, load_encoder_weights(head, state, path)
+
+
+def load_start(head, start):
+    """Loads the weights of a Start; returns the reports to print. Raises WeightsError."""
+    if start.kind == 'scratch':
+        return []
+    if start.kind == 'all':
+        return [head.load_original(read_vlbert(start.path), str(start.path))]
+    if start.kind == 'bert':
+        reports = [load_bert(head, start.path)]
+    else:
+        state = read_vlbert(start.path)
+        reports = [load_encoder_weights(head, state, start.path)]
+    if start.kind == 'answers':
+        last = {name.removeprefix('final_mlp.'): tensor for name, tensor in state.items() if name.startswith('final_mlp.')}
+        transfer_answers(head.classifier, last, start, 'final_mlp.')
+    elif getattr(head, 'answer_texts', None):
+        start_answers(head)
+    return reports
+
+
+@torch.no_grad()
+def start_answers(head):
+    """Sets each answer's row of the classifier to the mean of the embeddings of its word pieces, as in the original code."""
+    last, words = head.classifier[2], head.encoder.model.vlbert.word_embeddings.weight
+    if last.weight.shape[1] != words.shape[1]:  # of several images
+        return
+    for row, answer in zip(last.weight, head.answer_texts, strict=True):
+        if pieces := head.encoder.tokenizer.convert_tokens_to_ids(head.encoder.tokenizer.tokenize(answer)):
+            row.copy_(words[pieces].mean(0))

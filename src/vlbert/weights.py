@@ -1,0 +1,72 @@
+"""Weights for VL-BERT: files of the original code, of BERT, and snapshots. Loading is strict (bert.weights)."""
+
+import re
+
+import torch
+
+from bert.weights import POSITION_IDS, WeightsError, canonical_name, fill, read_state, renamed
+
+PIXELS = r'image_feature_extractor\.(?!obj_downsample)'  # the convolutional branch of files trained end to end
+HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'aux_text_visual_embedding\.', r'final_mlp\.',
+         r'cnn_loss_reg\.')
+TRANSFORM = 'vlbert.mlm_head.predictions.transform.'  # starts final_mlp.0 of a task of answers, as in the original code
+WORDS, SEGMENTS = 'vlbert.word_embeddings.weight', 'vlbert.token_type_embeddings.weight'
+BERT_NAMES = (  # BERT's prefix, ours; the first that matches counts
+    ('bert.embeddings.LayerNorm.', 'vlbert.embedding_LayerNorm.'), ('bert.embeddings.', 'vlbert.'), ('bert.', 'vlbert.'),
+    ('cls.predictions.', 'vlbert.mlm_head.predictions.'))
+
+
+def vlbert_name(name):
+    """canonical_name, without the further module of VCR's models."""
+    return re.sub(r'^vlbert\._module\.', 'vlbert.', canonical_name(name))
+
+
+def read_vlbert(path):
+    """The tensors of a file by the names of the original code, on the CPU. Raises FileNotFoundError or WeightsError."""
+    state = read_state(path, vlbert_name)
+    if WORDS not in state:
+        raise WeightsError(f'{path}: expected weights of VL-BERT, found no {WORDS}; give a vl-bert-*.model of the original code '
+                           'or a snapshot of this model')
+    return state
+
+
+def load_encoder_weights(head, state, path):
+    """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers the
+    first layer of its head, which starts from the head of masked words. Returns the LoadReport."""
+    if not hasattr(head, 'mlm_head'):
+        parameters = {head.original_name(name): tensor for name, tensor in head.state_dict().items()}
+        transform = transform_of(state, parameters)
+        state = {name: tensor for name, tensor in state.items() if not re.match('|'.join(HEADS), name)} | transform
+    return fill(head, state, str(path), (*HEADS, r'vlbert\.pooler\.'), (*HEADS, PIXELS, r'vlbert\.pooler\.'), head.original_name)
+
+
+def transform_of(state, parameters):
+    """{name: tensor} of final_mlp.0 from the transform of masked words, as far as the head's `parameters` are of that shape."""
+    renamed_state = {name.replace(TRANSFORM, 'final_mlp.0.'): tensor for name, tensor in state.items()
+                     if name.startswith(TRANSFORM)}
+    return {name: tensor for name, tensor in renamed_state.items()
+            if name in parameters and parameters[name].shape == tensor.shape}
+
+
+def load_bert(head, path):
+    """Fills words, positions, the first two of the three segments, layers and, where there are any, the pooler and the head of
+    masked words from BERT's weights. The rest keeps its initial weights, as in the original code. Returns the LoadReport."""
+    state = read_state(path)
+    if 'embeddings.word_embeddings.weight' in state:  # an encoder alone
+        state = {f'bert.{name}': tensor for name, tensor in state.items()}
+    state = renamed({name: tensor for name, tensor in state.items() if not re.match(POSITION_IDS, name)}, bert_name, path)
+    parameters = {head.original_name(name): tensor for name, tensor in head.state_dict().items()}
+    state |= transform_of(state, parameters)
+    rows = state.get(SEGMENTS)
+    if rows is not None and rows.shape == (2, parameters[SEGMENTS].shape[1]):
+        state[SEGMENTS] = torch.cat([rows.to(parameters[SEGMENTS]), parameters[SEGMENTS][2:]])
+    initial = ('vlbert.end_embedding.', 'vlbert.visual_ln_', 'object_linguistic_', 'image_feature_extractor.')
+    return fill(head, state, str(path), (*map(re.escape, initial), *HEADS, r'vlbert\.pooler\.'),
+                (r'vlbert\.mlm_head\.', r'cls\.seq_relationship\.', r'vlbert\.pooler\.'), head.original_name)
+
+
+def bert_name(name):
+    for prefix, ours in BERT_NAMES:
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return name
