@@ -32,7 +32,7 @@ REFERENCE = 'lxmert'  # the epochs are this model's
 PRETRAINING = {'lxmert': ('lxmert_pretrain', 'Epoch{:02d}_LXRT', ('--lr', '5e-4', '--batchSize', '64'), '--loadLXMERT'),
                'vlbert': ('vlbert_pretrain', 'Epoch{:02d}', ('--lr', '5e-4', '--batchSize', '32'), '--loadVLBERT')}
 RATES = {'scratch': '5e-4', 'pretrained': '3e-4'}
-BATCH, CAPTIONS = 32, 'cc/dataset.json'
+BATCH = 32
 
 
 def main(argv=None) -> int:
@@ -72,11 +72,10 @@ def compare(options, figures):
     for model in options.models:
         launcher, name, flags, load = PRETRAINING[model]
         count = epochs('pretrain', model, options.pretrainEpochs)
-        dataset = () if model == REFERENCE else ('--dataset', options.dataRoot / CAPTIONS)
         output = options.folder / f'pretrain_{model}'
         snapshots[model] = load, output / name.format(count)
         figures |= {f'{model} pretrain, epochs': count}
-        runs.append([f'run/{launcher}.bash', 'cpu', *flags, *common(options, model), *dataset, '--fromScratch', '--epochs', count,
+        runs.append([f'run/{launcher}.bash', 'cpu', *flags, *common(options, model), '--fromScratch', '--epochs', count,
                      '--output', output])
     run_all(runs, options.jobs)
     runs, outputs = [], {}
@@ -172,7 +171,6 @@ def step_seconds(options, turns=3, steps=8):
                     splits = 'mscoco_train,mscoco_nominival,vgnococo'
                     program = PretrainingProgram.prepare(Options(train=splits, batchSize=batch, **flags), device)
                 else:
-                    flags['dataset'] = str(options.dataRoot / CAPTIONS)
                     program = CaptionProgram.prepare(Options(train='train', batchSize=batch, **flags), device)
             _, head, train_set, _ = program.make()
             batches = list(load_batches(train_set, list(training_batches(len(train_set), 0, 0, program.options))[:steps],

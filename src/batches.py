@@ -56,7 +56,7 @@ def training_batches(examples, epoch, first_step, options):
 
 def evaluation_batches(examples, options):
     """The MicroBatches of one pass over all examples, in order, for all ranks."""
-    size = options.evalBatchSize or options.batchSize or 256  # none: not from a program, which has a recipe
+    size = options.evalBatchSize or options.batchSize or EVALUATED
     return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
             for start in range(0, examples, size)]
 

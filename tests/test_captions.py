@@ -414,6 +414,30 @@ def test_bad_input(pretrain, tmp_path, change, flags, message):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+def test_check_dataset(make, tmp_path, capsys):
+    from tools import check_dataset
+
+    make()
+    described = {'kind': KIND, 'name': 'cc', 'max_length': LENGTH, 'corpus': ['texts.txt'],
+                 'splits': {'train': {'annotations': 'captions.json', 'features': ['regions.store']}}}
+
+    def check(**change):
+        (tmp_path / 'cc.json').write_text(json.dumps(described | change))
+        status = check_dataset.main([str(tmp_path / 'cc.json'), '--bert', str(tmp_path)])
+        return status, capsys.readouterr().out
+
+    status, printed = check()
+    assert status == 0 and 'train: 40 sentences on 20 images, 0 with labels' in printed
+    write_store(tmp_path / 'plain.store', [regions_of(f'{i:08d}', 3, probabilities=False) for i in range(20)])
+    for change, message in (
+            ({'answers': 'all_ans.json'}, 'key "answers": expected no such key, since captions have none'),
+            ({'corpus': ['no.txt']}, 'key "corpus[0]": '),
+            ({'splits': {'train': {'annotations': 'captions.json', 'features': ['plain.store']}}},
+             'key "splits.train.features[0]": ')):
+        status, printed = check(**change)
+        assert status == 1 and message in printed, printed
+
+
 # ---- data/cc/process_cc.py
 
 def test_official_captions(tmp_path, capsys):

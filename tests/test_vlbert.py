@@ -515,6 +515,8 @@ def test_state_in_original_names_goes_there_and_back(tmp_path):
         source, target = (models.build('vlbert', task, config(), ANSWERS) for _ in range(2))
         target.load_original(randomised(source).original_state())
         assert all(torch.equal(one, other) for one, other in zip(source.parameters(), target.parameters(), strict=True))
+    alone = models.build('vlbert', 'pretrain', config(), (), Options(withoutText=True)).original_state()
+    assert models.build('vlbert', 'pretrain', config()).load_original(alone).missing == ['aux_text_visual_embedding.weight']
     encoder, _ = heads.load_encoder(published(tmp_path / 'x.model', source), config())
     assert torch.equal(encoder.model.vlbert.word_embeddings.weight, source.encoder.model.vlbert.word_embeddings.weight)
 

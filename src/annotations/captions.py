@@ -10,14 +10,13 @@ import torch
 
 from annotations.pretraining import image_limit
 from annotations.pretraining_columns import open_columns
+from annotations.pretraining_text import CAPTIONS as KIND  # noqa: F401, of a --dataset
 from annotations.sentences import NO_LABEL, ImageSentences, choose, open_images
+from annotations.split_regions import PROBABILITIES, check_probabilities
 from bert.tokenization import SPECIAL_TOKENS
 from regions import placement
-from regions.tsv import RegionError
 
-KIND = 'captions'  # of a --dataset
 WORDS, REGIONS, MIRRORED, TEXT_WORDS = range(4)  # independent streams of draws
-PROBABILITIES = 'class_probabilities'
 LIMIT = 64  # word pieces of a caption and regions together, as in the original code; more for a dataset of longer texts
 
 
@@ -150,11 +149,3 @@ def load_captions(spec, names, tokenizer, options, device, corpus=None):
                              max(LIMIT, spec.max_length), options, corpus)
     dataset.describe(names, texts, tokenizer.vocab_file)
     return dataset
-
-
-def check_probabilities(regions):
-    """Raises RegionError if some of the regions have no class probabilities."""
-    for store in getattr(regions, 'stores', [regions]):
-        if not store.size_of(PROBABILITIES):
-            raise RegionError(f'{store.name}: expected regions with {PROBABILITIES}, which pre-training on captions predicts, '
-                              'found none; extract them with bash run/extract.bash --probabilities, or import them')

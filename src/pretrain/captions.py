@@ -2,9 +2,10 @@
 
 import sys
 
-from annotations.captions import KIND, PROBABILITIES, load_captions
+from annotations.captions import KIND, load_captions
 from annotations.corpus import open_corpus
 from annotations.spec import DatasetSpec
+from annotations.split_regions import PROBABILITIES
 from cli import train_main
 from files.json_files import DataError
 from pretrain.base import INVALID, PretrainingBase, PretrainingMetrics
@@ -38,10 +39,7 @@ class CaptionMetrics(PretrainingMetrics):
 
 
 def published(root):
-    """The DatasetSpec of Conceptual Captions and a text corpus in the data folder `root` (Path), or what cc/dataset.json there
-    says, as in the sample world, whose model has positions for fewer tokens."""
-    if (described := root / 'cc/dataset.json').is_file():
-        return DatasetSpec.from_json(described)
+    """The DatasetSpec of Conceptual Captions and a text corpus in the data folder `root` (Path)."""
     return DatasetSpec.from_dict({
         'kind': KIND, 'name': 'captions', 'max_length': LENGTH, 'corpus': ['corpus/*'],
         'splits': {split: {'annotations': f'cc/{split}.json', 'features': [f'cc_imgfeat/{split}.store']}

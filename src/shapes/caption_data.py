@@ -18,21 +18,13 @@ from shapes.questions import FIELDS, SIDES, Description, ambiguous, fill
 
 SPLITS = {'train2014': 'train', 'val2014': 'val'}  # folder of images -> split
 SOURCE = 'cc'  # of the captions
-LEAST, THRESHOLD = 10, 0.15  # regions of an image: those of this confidence, but at least so many
-LENGTH = 38  # tokens of a text, for which the model has positions
+LEAST, THRESHOLD = 10, 0.3  # regions of an image: those of this confidence, but at least so many
 UNSEEN = 10**6  # number of the corpus's first scene, beyond those of any world
 OPPOSITES = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above'}
 LARGER = ('{x.a} is {more} than {y.a}.', 'Each {x.one} is {more} than {y.a}.')
 BESIDE = ('With {x.a} {where} {y.a}, the {y.one} is {there} the {x.one}.',
           '{x.a} is {where} {y.a} and the {y.one} is {there} the {x.one}.')
 DIFFERENT = ('No {x.one} is {y.a}.', '{x.a} is not {y.a}.')
-
-
-def description(max_length: int = LENGTH) -> dict:
-    """The dataset that is written to cc/dataset.json."""
-    return {'kind': 'captions', 'name': 'shapes', 'max_length': max_length, 'corpus': ['../corpus/shapes.txt'],
-            'splits': {split: {'annotations': f'{split}.json', 'features': [f'../cc_imgfeat/{split}.store']}
-                       for split in SPLITS.values()}}
 
 
 def caption_regions(image: tsv.ImageRegions) -> tsv.ImageRegions:

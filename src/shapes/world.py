@@ -3,8 +3,8 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
-    <out>/cc/{train,val}.json, dataset.json          the same captions; cc_imgfeat/{train,val}.store: regions with class
-                                                     probabilities; corpus/shapes.txt: text without pictures
+    <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
+    <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
@@ -174,7 +174,6 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         _dump(out / f'cc/{split}.json', [
             {'img_id': img_id, 'sentf': {caption_data.SOURCE: sentences}} for by_image in captions_of.values()
             for img_id, sentences in by_image.items() if img_id.startswith(f'COCO_{folder}_')])
-    _dump(out / 'cc/dataset.json', caption_data.description(), indent=1)
     pieces = vocabulary([
         *(item['sent'] for task in UNLABELLED for items in annotations[task].values() for item in items),
         *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences)])
