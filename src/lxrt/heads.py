@@ -209,6 +209,10 @@ class PretrainedHeads(Head):
         last = list(words.values())[-1]  # (b, t, d)
         return self.cls.predictions(last.flatten(0, 1)[places]).float()
 
+    def untrained(self, objective, options):
+        flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
+        return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
+
     def original_name(self, name):
         return name.removeprefix('encoder.lxrt_encoder.model.')
 

@@ -181,8 +181,9 @@ def read_task(path):
 
 def load_encoder(path, config):
     """(a VLBertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
-    head = Head(VLBertEncoder(config), RECIPES['vqa'])
-    return head.encoder, load_encoder_weights(head, read_vlbert(path), path)
+    head, state = Head(VLBertEncoder(config), RECIPES['vqa']), read_vlbert(path)
+    head.encoder.blank = answers_and_images(state, config) is not None
+    return head.encoder, load_encoder_weights(head, state, path)
 
 
 def load_pretrained(path, config):
@@ -191,7 +192,10 @@ def load_pretrained(path, config):
     if not any(name.startswith('vlbert.mlm_head.') for name in state):
         raise WeightsError(f'{path}: has no pre-trained head of masked words (vlbert.mlm_head): a fine-tuned snapshot or an '
                            'encoder alone; name pre-trained weights, such as an epoch of run/vlbert_pretrain.bash')
+    matching = any(name.startswith('vlbert.relationsip_head.') for name in state)
+    config = dataclasses.replace(config, with_relationship=matching)
     head = Pretraining(VLBertEncoder(config, text_only=True, masked_features=True), RECIPES['pretrain'])
+    head.encoder.blank = False
     return head, load_encoder_weights(head, state, path)
 
 
