@@ -1,12 +1,13 @@
 """The tools with snapshots and pre-trained weights of VL-BERT: explanations, encoding, matching, the library."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ragged
+from conftest import ROOT, ragged
 
 import models
 from bert.tokenization import BertTokenizer
@@ -19,6 +20,7 @@ from regions.class_names import ClassNames
 from tasks.checkpoints import sidecar_files
 from tasks.matcher import Matcher
 from tasks.predictor import Predictor
+from tasks.registry import task_class
 from tools import encode
 from vlbert.config import VLBertConfig
 
@@ -35,15 +37,13 @@ def randomised(head, deviation=0.3):
     return head.eval()
 
 
-def write_snapshot(folder, world, task='vqa', change=None, name='BEST.pth', **sizes):
+def write_snapshot(folder, world, task='vqa', name='BEST.pth', **sizes):
     """Writes a snapshot of VL-BERT with random weights and its sidecars; returns its head."""
     values = json.loads((world / 'bert/config.json').read_text())
     keys = 'vocab_size', 'max_position_embeddings', 'visual_feat_dim'
     config = VLBertConfig(**{key: values[key] for key in keys if key in values}, **SIZES | sizes)
     answers = {'nlvr2': ['False', 'True'], 'vqa': ANSWERS, 'pretrain': None}[task]
     head = randomised(models.build('vlbert', task, config, answers))
-    with torch.no_grad():
-        (change or (lambda head: None))(head)
     folder.mkdir(parents=True, exist_ok=True)
     head.encoder.tokenizer = BertTokenizer(world / 'bert/vocab.txt')
     texts = sidecar_files('vlbert', config, head.encoder.tokenizer, answers)
@@ -114,8 +114,10 @@ def restated(predictor, group, question, answer, place):
     return expected.detach(), t, int(batch['slot'][0])
 
 
+@torch.no_grad()
 def reads_only_flagged_regions(head):
-    """The answer depends on regions whose first feature is 1: all other states, the words' too, are 0."""
+    """The answer depends on regions whose first feature is 1: the first four numbers of all other states, the words' too, are 0,
+    and no other numbers are read."""
     for parameter in head.parameters():
         parameter.zero_()
     core = head.encoder.model.vlbert
@@ -123,17 +125,20 @@ def reads_only_flagged_regions(head):
     for norm in (core.visual_ln_object, core.embedding_LayerNorm):
         norm.weight.fill_(1)
     layer = core.encoder.layer[0]
-    for linear in (layer.attention.self.value, layer.attention.output.dense, head.classifier[0].dense):
+    core.embedding_LayerNorm.bias[8:] = torch.tensor([1.0, -1.0]).repeat(4)
+    layer.attention.self.value.weight[:4, :4] = torch.eye(4)
+    for linear in (layer.attention.output.dense, head.classifier[0].dense):
         linear.weight.copy_(torch.eye(len(linear.weight)))
     layer.attention.output.LayerNorm.weight.fill_(1)
     layer.output.LayerNorm.weight.fill_(1)
     head.classifier[0].LayerNorm.weight.fill_(1)
-    head.classifier[2].weight[2, :4] = 1
+    head.classifier[2].weight[2, :8] = torch.tensor([1.0, -1.0]).repeat_interleave(4)
 
 
 def test_the_region_that_an_answer_depends_on_is_shown(made_world, tmp_path):
-    write_snapshot(tmp_path / 'vqa', made_world, change=reads_only_flagged_regions, num_hidden_layers=1)
-    predictor, (image,) = Predictor.from_snapshot(tmp_path / 'vqa/BEST'), images_of(made_world, ID)
+    head = write_snapshot(tmp_path / 'vqa', made_world, num_hidden_layers=1)
+    reads_only_flagged_regions(head)
+    predictor, (image,) = Predictor(head, task_class('vqa'), ANSWERS), images_of(made_world, ID)
     flag, names = np.zeros_like(image.features), ClassNames(made_world)
     for region in (0, 7, 35):
         features = flag.copy()
@@ -274,3 +279,28 @@ def test_weights_with_the_relationship_head_match(made_world, tmp_path):
     head.encoder.blank = False
     batch, = matcher.batches(image, ['a star'])
     assert matcher.match(image, 'a star')[0] == pytest.approx(head.match_logits(batch).sigmoid().item(), abs=1e-5)
+
+
+# ---- launchers
+
+
+@pytest.mark.parametrize(('default', 'flags', 'expected'), [
+    ('--loadLXMERTQA snap/pretrained/model', '--model vlbert', '--loadVLBERT snap/pretrained/vl-bert-base-prec --model vlbert'),
+    ('--loadLXMERT x', '--lr 1 --model=vlbert', '--loadVLBERT snap/pretrained/vl-bert-base-prec --lr 1 --model=vlbert'),
+    ('--loadLXMERT x', '--model lxmert', '--loadLXMERT x --model lxmert'),
+    ('--loadLXMERT x', '--output vlbert', '--loadLXMERT x --output vlbert'),
+    ('--loadLXMERT x', '--loadVLBERT y', '--loadVLBERT y'),
+    ('--loadLXMERT x', '--loadVLBERT=y --model vlbert', '--loadVLBERT=y --model vlbert'),
+    ('--loadLXMERT x', '--model vlbert --fromScratch', '--model vlbert --fromScratch'),
+    ('--fromScratch', '--model vlbert', '--fromScratch --model vlbert'),
+    ('', '--model vlbert --test minival', '--model vlbert --test minival'),
+])
+def test_a_launcher_starts_from_weights_of_the_model_that_is_typed(default, flags, expected):
+    script = f'source run/launch.bash; PYTHON=echo; launch src/tasks/vqa.py "{default}" cpu {flags}'
+    run = subprocess.run(['bash', '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, f'-m tasks.vqa {expected} --device cpu\n'), run.stderr
+
+
+def test_the_quickstart_names_its_models():
+    run = subprocess.run(['bash', 'run/quickstart.bash', 'cpu', 'vqa', 'bert'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and '[lxmert|vlbert]' in run.stderr
