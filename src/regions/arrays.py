@@ -11,6 +11,8 @@ from regions.tsv import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError
 
 OBJECTS = ('classes', 'class_conf', 'attributes', 'attribute_conf')  # (total,) each: ids int64, confidences float32
 DTYPES = {name: dtype for name, (_, dtype) in ARRAYS.items()}
+ADVICE = {'class_probabilities': 'extract the regions again with bash run/extract.bash ... --probabilities --out NEW.store, or '
+                                 "import VL-BERT's files of captions with bash run/regions.bash import FOLDER --out NEW.store"}
 SAMPLE = 128  # images that are read for the digest of a part
 
 
@@ -86,13 +88,17 @@ class RegionArrays:
         features = {'features': self._gather('features', starts, counts, lead)} if self.feature_size else {}
         return features | {'boxes': boxes, 'mask': mask}
 
+    def need(self, column: str) -> None:
+        """Raises RegionError if the regions do not have an optional column."""
+        if column not in self.arrays:
+            raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; '
+                              f'{ADVICE.get(column, "make the region store from regions that have it")}')
+
     def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
         """The named columns of b images, (b, o, ...) each, padded as in `gather`. Raises RegionError if one is missing."""
         _, starts, counts = self.spans(rows)
         for column in columns:
-            if column not in self.arrays:
-                raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; make '
-                                  'the region store from regions that have it')
+            self.need(column)
         return {column: self._gather(column, starts, counts, lead) for column in columns}
 
     def gather_one(self, rows, draws) -> np.ndarray:
@@ -204,6 +210,10 @@ class RegionView:
 
     def gather(self, rows, lead: int = 0) -> dict[str, np.ndarray]:
         return self._per_store(rows, lambda store, rows, _: store.gather(rows, lead))
+
+    def need(self, column: str) -> None:
+        for store in self.stores:
+            store.need(column)
 
     def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
         return self._per_store(rows, lambda store, rows, _: store.read(rows, columns, lead))

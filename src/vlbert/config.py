@@ -32,9 +32,9 @@ class VLBertConfig(BertConfig):
     MODEL: ClassVar[str] = 'VL-BERT'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
-    @property
-    def max_text_length(self):
-        return max(self.max_position_embeddings - 4, 1)  # [MASK], [SEP], regions and [END] have positions too
+    def max_text_length(self, task=None):
+        # Regions and [END] have positions too, and [MASK] and [SEP], which pre-training does not add.
+        return max(self.max_position_embeddings - (2 if task == 'pretrain' else 4), 1)
 
     def parameters(self, answers=0):
         d, layer = self.hidden_size, sum(self.layer_parameters())
