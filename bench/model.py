@@ -55,6 +55,7 @@ def main(argv=None) -> int:
     add_device_flags(parser)
     parser.add_argument('--model', choices=tuple(TASKS), default=models.DEFAULT)
     parser.add_argument('--tasks', help=f'some of {TASKS["lxmert"]}; of VL-BERT {TASKS["vlbert"]}')
+    parser.add_argument('--regions', type=report.positive, help='of each image, for VL-BERT (default: 10 to 100, on average 36)')
     parser.add_argument('--modes', default='fp32,bf16', help=f'some of {",".join(MODES)}; compiled: bf16 with --compile; '
                         f'bf16/SWITCH: with one of {", ".join(SWITCHES)} (src/bert/layers.py) inverted for this device')
     parser.add_argument('--evalBatchSize', type=int, default=256, help='examples in a step of inference; 0: none')
@@ -97,7 +98,8 @@ def measure(options, figures) -> dict:
             if '/' not in name:
                 figures[f'{task}, training, {name}: peak memory, MB'] = report.run_separately(
                     'model', '--part', f'{task}/{name}', '--model', options.model, '--batchSize', options.batchSize,
-                    '--device', options.device, '--world', options.world, *(['--small'] if options.small else []))
+                    '--device', options.device, '--world', options.world, *(['--small'] if options.small else []),
+                    *(['--regions', options.regions] if options.regions else []))
     return figures
 
 
@@ -132,7 +134,7 @@ def measure_task(options, task, config, lengths, device, rates, figures):
             drawn = lengths[torch.arange(turn * size, (turn + 1) * size).numpy() % len(lengths)]
             tokens.append(float(drawn.mean()))
             for name, runner in runners.items():
-                batch = make_batch(task, config, drawn, turn, device, static_shape=model_of(name) == 'compiled')
+                batch = make_batch(task, config, drawn, turn, device, model_of(name) == 'compiled', options.regions)
                 seconds[name].append(timed(partial(getattr(runner, what), batch, turn), device))
         useful = None
         if options.model == 'lxmert':
@@ -370,10 +372,11 @@ def question_lengths(world, length=LENGTH):
     raise FileNotFoundError(f'{world}/vqa/minival.json: no such file, to measure on its questions; bash run/shapes.bash makes it')
 
 
-def make_batch(task, config, lengths, seed, device, static_shape=False):
-    """A batch as the task's dataset makes it, of b = len(lengths) examples with random content."""
+def make_batch(task, config, lengths, seed, device, static_shape=False, regions=None):
+    """A batch as the task's dataset makes it, of b = len(lengths) examples with random content. regions: of each image, for
+    VL-BERT."""
     if model_name(config) == 'vlbert':
-        return to_device(vlbert_batch(task, config, lengths, seed, static_shape), device)
+        return to_device(vlbert_batch(task, config, lengths, seed, static_shape, regions), device)
     g = torch.Generator().manual_seed(seed)
     b, t, m = len(lengths), LENGTH if static_shape else int(lengths.max()), len(lengths) * IMAGES[task]
     real = torch.arange(t) < torch.as_tensor(lengths)[:, None]
@@ -397,11 +400,12 @@ def make_batch(task, config, lengths, seed, device, static_shape=False):
         'matched_label': torch.randint(2, (b,), generator=g), 'ans': answer, 'source': torch.zeros(b, dtype=torch.int64)}, device)
 
 
-def vlbert_batch(task, config, lengths, seed, static_shape):
-    """make_batch for VL-BERT. Numbers of regions are those of a detector that keeps 10 to 100: 36 on average, with a standard
-    deviation of 18."""
+def vlbert_batch(task, config, lengths, seed, static_shape, regions=None):
+    """make_batch for VL-BERT. Without `regions` their numbers are like those of a detector that keeps 10 to 100: 36 on average,
+    with a standard deviation of 18."""
     g, b = torch.Generator().manual_seed(seed), len(lengths)
-    regions = 1 + np.clip(np.random.default_rng(seed).gamma(4, 9, b), 10, MAX_REGIONS - 1).astype(np.int64)
+    drawn = np.random.default_rng(seed).gamma(4, 9, b)
+    regions = 1 + (np.full(b, regions) if regions else np.clip(drawn, 10, MAX_REGIONS - 1).astype(np.int64))
     if task == 'pretrain':
         lengths, regions = cut_lengths(lengths, regions, TEXT_LENGTH)
         lengths = np.concatenate([lengths, np.full(b, TEXT_LENGTH)])
@@ -466,7 +470,7 @@ def peak_memory(options, task, name):
     runner = reference(task, config, device) if name == HUGGING_FACE else Ours(task, name, config, device)
     lengths, _ = sentence_lengths(options, task)
     for turn in range(2):
-        batch = make_batch(task, config, lengths[:options.batchSize], turn, device, name == 'compiled')
+        batch = make_batch(task, config, lengths[:options.batchSize], turn, device, name == 'compiled', options.regions)
         runner.training(batch, turn)
     return (torch.cuda.max_memory_allocated() if device.type == 'cuda' else report.peak_resident()) / 1e6
 
