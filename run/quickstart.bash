@@ -36,7 +36,7 @@ if [ $task = nlvr2 ] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
 fi
 step "Training $name (snap/$task/$run)"
 run_program bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" \
-    --batchSize 32 --evalBatchSize 256 --resume
+    --evalBatchSize 256 --resume
 step "Testing on $labelled, whose answers are known"
 run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $labelled --load "snap/$task/$run/BEST"
 step "Predicting $unlabelled, for a leaderboard"

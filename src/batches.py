@@ -22,6 +22,8 @@ import dist
 from cli import WorkerError, become_worker, signals_blocked
 from files.atomic import temporary_folder
 
+EVALUATED = 256  # examples in a batch of evaluation, where the options name no size
+
 
 class MicroBatch(NamedTuple):
     """The index of a dataset: the examples of one micro-batch.
@@ -54,7 +56,7 @@ def training_batches(examples, epoch, first_step, options):
 
 def evaluation_batches(examples, options):
     """The MicroBatches of one pass over all examples, in order, for all ranks."""
-    size = options.evalBatchSize or options.batchSize
+    size = options.evalBatchSize or options.batchSize or EVALUATED
     return [MicroBatch(np.arange(start, min(start + size, examples)), start, None, options.compile)
             for start in range(0, examples, size)]
 

@@ -47,7 +47,7 @@ class Recipe:
 
     def max_length(self, config, default):
         """Tokens of a text of the published data, of which the dataset gives `default`."""
-        return min(self.text_length, config.max_text_length) if self.text_length else default
+        return min(self.text_length, config.max_text_length()) if self.text_length else default
 
     def rate(self, batch_size):
         """The learning rate with so many examples in a step."""

@@ -98,7 +98,8 @@ def test_missing_or_unfit_files_are_an_error_that_names_them(world, run_here, fa
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--load', 'a', '--loadLXMERT', 'b'], 'only one of them'), (['--tiny', '--fast'], 'only one of them'),
     (['--batchSize', '0'], '--batchSize'), (['--lr', '-1'], '--lr'), (['--dropout', '1'], '--dropout'),
-    (['--test', 'minival'], '--load'), (['--accumulate', '400'], '--accumulate'), (['--epoch', '3'], 'unrecognized'),
+    (['--test', 'minival'], '--load'), (['--batchSize', '256', '--accumulate', '400'], '--accumulate'),
+    (['--epoch', '3'], 'unrecognized'),
     (['--optim', 'lion'], '--optim'), (['--train', ''], '--train'),
 ])
 def test_wrong_flags_end_in_the_first_second(flags, message, capsys):

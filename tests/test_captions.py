@@ -13,6 +13,7 @@ from conftest import SHARED, run_program
 from test_raw_data import script
 from test_train import Interrupt, assert_same, weights
 
+from annotations import captions
 from annotations.captions import KIND, CaptionDataset, cut_lengths, load_captions
 from annotations.corpus import Corpus, open_corpus
 from annotations.spec import DatasetSpec
@@ -50,8 +51,9 @@ def write_store(path, images):
 
 
 @pytest.fixture
-def make(tmp_path):
-    """make(**options): a CaptionDataset of 40 captions on 20 images, and with corpus=True a corpus of 30 texts."""
+def make(tmp_path, monkeypatch):
+    """make(**options): a CaptionDataset of 40 captions on 20 images, cut to 16, and with corpus=True a corpus of 30 texts."""
+    monkeypatch.setattr(captions, 'LIMIT', LENGTH)
     rng = np.random.default_rng(4)
     (tmp_path / 'vocab.txt').write_text('\n'.join(WORDS))
     words = ['a', 'reddish', 'redder', 'ball', 'left of', 'box', 'redx', '.']
@@ -163,8 +165,8 @@ def test_draws_depend_on_seed_epoch_and_position_only(make):
     for name in ('input_ids', 'masked_lm_labels', 'mirrored'):
         parts = [batch_of(dataset, range(first, first + 10), first) for first in range(0, 40, 10)]
         t = whole[name].shape[-1] if whole[name].dim() > 1 else None
-        captions = torch.cat([part[name][:10] for part in parts])
-        torch.testing.assert_close(captions, whole[name][:40])
+        first = torch.cat([part[name][:10] for part in parts])
+        torch.testing.assert_close(first, whole[name][:40])
         if t:
             torch.testing.assert_close(torch.cat([part[name][10:] for part in parts]), whole[name][40:])
     for other in (batch_of(dataset, epoch=1), batch_of(make(seed=4)), batch_of(dataset, first=40)):
@@ -188,8 +190,8 @@ def test_words_are_masked_as_a_whole_at_the_rates(make):
         same = (masked[:, word] == ids[:, word])[chosen[:, 0]].all(1)
         assert abs(same.mean() - 0.1) < 0.02
     assert set(np.unique(masked[:, :11])) >= {1, 2, 3, 8} and not (masked[:, 1:11] == 0).any()  # any piece but [PAD]
-    captions = batch_of(make(wordMaskRate=0.0))
-    assert not len(captions['words_at']) and (captions['masked_lm_labels'] == -1).all()
+    nothing = batch_of(make(wordMaskRate=0.0))
+    assert not len(nothing['words_at']) and (nothing['masked_lm_labels'] == -1).all()
     everything = batch_of(make(wordMaskRate=1.0, objMaskRate=1.0))
     assert len(everything['regions_at']) == everything['visual_attention_mask'][:, 1:].sum()
 
@@ -249,6 +251,24 @@ def test_lines_that_are_no_text_are_skipped_and_reported(tmp_path, capsys):
                        'Warning: mixed.txt: 12 lines skipped that are no text in UTF-8 (line 3, 4, 5, 7, 8, ...).']
     open_corpus([path], tokenizer, 4)  # reported at each start, from the columns
     assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_long_lines_are_read_to_a_limit(tmp_path, monkeypatch):
+    """Also where the limit cuts a character."""
+    monkeypatch.setattr('annotations.corpus.MAX_LINE', 10)
+    tokenizer = BertTokenizer(write(tmp_path / 'vocab.txt', WORDS))
+    (tmp_path / 'long.txt').write_bytes('box box .é ball ball\n'.encode() + b'a ' * 30 + b'\nleft')
+    corpus = open_corpus([tmp_path / 'long.txt'], tokenizer, 3)
+    assert corpus.samples(np.arange(3)).tolist() == [[12, 12, 13], [5, 5, 5], [10, 12, 12]]
+
+
+def test_special_tokens_in_a_caption(make):
+    """A caption that says [PAD] is not cut there, and [SEP] is never predicted."""
+    dataset = make(corpus=False, wordMaskRate=1.0)
+    ids = np.array([[2, 5, 0, 9, 3, 12, 3, 0]])
+    cut, _ = dataset.cut(ids, np.array([2]))
+    assert cut.tolist() == [[2, 5, 1, 9, 3, 12, 3, 0]]
+    assert dataset.mask_words(cut, np.full((1, 16), 0.999))[1].tolist() == [[-1, 5, 1, 9, -1, 12, -1, -1]]
 
 
 @pytest.mark.parametrize('content', [b'', b'\n \n\r\n', bytes(range(256)), b'\xff\n' * 5, b'\0'])
@@ -311,8 +331,8 @@ def pretrain(make, tmp_path):
     data, bert = tmp_path / 'data', tmp_path / 'bert'
     for folder in ('cc', 'cc_imgfeat', 'corpus'):
         (data / folder).mkdir(parents=True)
-    captions = json.loads((tmp_path / 'captions.json').read_text())
-    for split, part in (('train', captions[:16]), ('val', captions[16:])):
+    items = json.loads((tmp_path / 'captions.json').read_text())
+    for split, part in (('train', items[:16]), ('val', items[16:])):
         (data / f'cc/{split}.json').write_text(json.dumps(part))
         write_store(data / f'cc_imgfeat/{split}.store', [regions_of(one['img_id'], 1 + i % 18) for i, one in enumerate(part)])
     (data / 'corpus/README.md').write_text('no corpus')
@@ -410,6 +430,30 @@ def test_bad_input(pretrain, tmp_path, change, flags, message):
     run = pretrain(*flags)
     assert run.returncode == 1 and message in run.stderr and len(run.stderr.strip().splitlines()) == 1, run.stderr
     assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_check_dataset(make, tmp_path, capsys):
+    from tools import check_dataset
+
+    make()
+    described = {'kind': KIND, 'name': 'cc', 'max_length': LENGTH, 'corpus': ['texts.txt'],
+                 'splits': {'train': {'annotations': 'captions.json', 'features': ['regions.store']}}}
+
+    def check(**change):
+        (tmp_path / 'cc.json').write_text(json.dumps(described | change))
+        status = check_dataset.main([str(tmp_path / 'cc.json'), '--bert', str(tmp_path)])
+        return status, capsys.readouterr().out
+
+    status, printed = check()
+    assert status == 0 and 'train: 40 sentences on 20 images, 0 with labels' in printed
+    write_store(tmp_path / 'plain.store', [regions_of(f'{i:08d}', 3, probabilities=False) for i in range(20)])
+    for change, message in (
+            ({'answers': 'all_ans.json'}, 'key "answers": expected no such key, since captions have none'),
+            ({'corpus': ['no.txt']}, 'key "corpus[0]": '),
+            ({'splits': {'train': {'annotations': 'captions.json', 'features': ['plain.store']}}},
+             'key "splits.train.features[0]": ')):
+        status, printed = check(**change)
+        assert status == 1 and message in printed, printed
 
 
 # ---- data/cc/process_cc.py

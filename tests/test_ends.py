@@ -137,7 +137,7 @@ def test_signals_end_the_program(vqa, tmp_path, number, status, processes, worke
 
 
 def test_a_run_whose_steps_are_all_skipped_fails(run_here, monkeypatch):
-    monkeypatch.setattr(train.OptimizerStep, '__call__', lambda self: torch.tensor(False))
+    monkeypatch.setattr(train.OptimizerStep, '__call__', lambda self, step: torch.tensor(False))
     status, printed = run_here('--train', 'nominival')
     assert status == 1 and 'all steps of epoch 0 had a gradient that is not finite' in printed.err
 

@@ -5,22 +5,26 @@ import json
 import pickle
 import sys
 import types
+import zipfile
 from dataclasses import replace
 from functools import partial
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file
 from test_regions import IMAGES, image, same
 
 from explain.attention import find_images
 from files.json_files import DataError
 from images.ids import find_pictures
 from pretrain.program import warn_unlabelled
-from regions import checks, image_regions, readers, store, tsv, tsv_lines
+from regions import checks, image_regions, placement, readers, store, tsv, tsv_lines
 from regions.importers import Importer
 from regions.tsv import RegionError
 from tools import regions
@@ -401,6 +405,214 @@ def test_a_json_an_image(tmp_path, run):
     path.write_text(path.read_text().replace('"features": "', '"features": "AAAA'))
     with pytest.raises(RegionError, match=r'found 1 faulty(.|\n)*key "features": expected float32 numbers of 3 regions'):
         list(Importer(tmp_path))
+
+
+# ---- VL-BERT's files
+
+def base64_of(array):
+    return base64.b64encode(np.asarray(array, '<f4').tobytes()).decode()
+
+
+def caption_file(number, o, classes=7, attributes=5):
+    """The arrays of an image in VL-BERT's files of captions, the probabilities with the background first, and their json."""
+    rng = np.random.default_rng(number)
+    one = image(number, o)
+    p, q = (rng.dirichlet(np.full(columns, 0.3), o).astype('f4') for columns in (classes, attributes))
+    return one, p, q, {'image_id': number, 'image_w': one.width, 'image_h': one.height, 'num_boxes': o,
+                       'boxes': base64_of(one.boxes), 'features': base64_of(one.features), 'classes': base64_of(p),
+                       'attrs': base64_of(q)}
+
+
+def expect_captions(stored, one, p, q):
+    """VL-BERT's reader, restated: by falling highest class probability, the background included."""
+    order = sorted(range(len(p)), key=lambda i: -max(p[i].tolist()))
+    for row, i in enumerate(order):
+        np.testing.assert_array_equal(stored.boxes[row], one.boxes[i])
+        np.testing.assert_array_equal(stored.features[row], one.features[i])
+        np.testing.assert_array_equal(stored.class_probabilities[row], p[i].astype('f2'))
+        best, attribute = max(range(1, 7), key=lambda k: p[i, k]), max(range(1, 5), key=lambda k: q[i, k])
+        assert (stored.classes[row], stored.class_conf[row]) == (best - 1, p[i, best])
+        assert (stored.attributes[row], stored.attribute_conf[row]) == (attribute - 1, q[i, attribute])
+    assert (stored.height, stored.width, stored.image_feature) == (one.height, one.width, None)
+
+
+@pytest.mark.parametrize('packed', ['folder', 'zip', 'zip with a folder'])
+def test_vlberts_captions(tmp_path, run, packed):
+    files = {f'{number:08}': caption_file(number, o) for number, o in enumerate([4, 1, 130, 101, 100])}
+    files['00000001'][3]['boxes'] = base64_of(files['00000001'][0].boxes * 0 + [1, 2, 83, 40])  # the picture is 81 wide
+    files['00000001'][0].boxes[:] = [1, 2, 81, 40]
+    folder = tmp_path / 'train_frcnn'
+    folder.mkdir()
+    for name, (*_, item) in files.items():
+        (folder / f'{name}.json').write_text(json.dumps(item))
+    source = folder
+    if packed != 'folder':
+        source = tmp_path / 'train_frcnn.zip'
+        with zipfile.ZipFile(source, 'w') as archive:
+            for path in folder.iterdir():
+                archive.write(path, path.name if packed == 'zip' else f'train_frcnn/{path.name}')
+            archive.writestr('__MACOSX/._00000000.json', b'\0\5')
+    status, printed = run('import', source, '--out', tmp_path / 'x.store')
+    assert status == 0 and 'class_probabilities of 7' in printed and '2 of 5 images have more than 100 regions' in printed
+    assert 'boxes that reach up to 5% of a side beyond the picture: cut (1 of 5 images)' in printed
+    stored = store.RegionStore(tmp_path / 'x.store')
+    assert [img_id.decode() for img_id in stored.ids] == sorted(files)
+    for row, (one, p, q, _) in enumerate(files[name] for name in sorted(files)):
+        expect_captions(stored.image(row), one, p, q)
+    status, printed = run('import', source, '--out', tmp_path / 'x.tsv')
+    assert status == 1 and 'field "class_probabilities": a TSV has no such field' in printed
+
+
+def test_a_store_without_class_probabilities_says_what_adds_them(tmp_path):
+    store.write(tmp_path / 'x.store', IMAGES, {})
+    with pytest.raises(RegionError, match=r'x\.store: expected the column "class_probabilities", .*; extract the regions again '
+                                          r'with bash run/extract\.bash \.\.\. --probabilities --out NEW\.store, or'):
+        placement.gather_batch(store.RegionStore(tmp_path / 'x.store'), np.array([0]), columns=('class_probabilities',))
+
+
+@pytest.mark.parametrize('with_feature', [(0, 2), (1,), ()])
+def test_vlberts_vqa_files(tmp_path, run, with_feature):
+    images = [replace(one, img_id=str(40 + number)) for number, one in enumerate(IMAGES[:3])]
+    folder, sizes = tmp_path / 'trainval2014', tmp_path / 'instances_val2014.json'
+    folder.mkdir()
+    for number, one in enumerate(images):
+        own = {'image_box_feature': base64_of(np.arange(5) + number)} if number in with_feature else {}
+        (folder / f'{one.img_id}.json').write_text(json.dumps(
+            {'num_boxes': len(one.boxes), 'boxes': base64_of(one.boxes), 'features': base64_of(one.features)} | own))
+    rows = [{'id': int(one.img_id), 'width': one.width, 'height': one.height,
+             'file_name': f'COCO_val2014_{int(one.img_id):012}.jpg'} for one in images]
+    sizes.write_text(json.dumps({'info': {}, 'images': rows, 'annotations': [{'id': 40, 'bbox': [1, 2, 3, 4]}]}))
+    status, printed = run('import', folder, '--sizes', sizes, '--out', tmp_path / 'x.store')
+    assert status == 0 and ('image_features of 5' in printed) == bool(with_feature) and 'no image sizes' not in printed
+    stored = store.RegionStore(tmp_path / 'x.store')
+    for number, one in enumerate(images):
+        feature = np.arange(5, dtype='f4') + number if number in with_feature else one.features.mean(0)
+        near(replace(stored.image(number), image_feature=None), without_labels(one))
+        np.testing.assert_allclose(stored.image_features([number])[0], feature, atol=1e-6)
+    (tmp_path / 'ids.txt').write_text(''.join(f'COCO_val2014_{int(one.img_id):012}\t{one.img_id}\n' for one in images))
+    status, printed = run('import', folder, '--sizes', sizes, '--ids', tmp_path / 'ids.txt', '--out', tmp_path / 'y.store')
+    assert status == 0, printed
+    assert store.RegionStore(tmp_path / 'y.store').image(0).img_id == 'COCO_val2014_000000000040'
+    sizes.write_text(json.dumps({'images': rows[1:]}))
+    status, printed = run('import', folder, '--sizes', sizes, '--out', tmp_path / 'z.store')
+    assert status == 1 and f'40.json: key "size": expected it of image 40 in {sizes}, found none; name the annotations' in printed
+    sizes.write_text('{"annotations": []}')
+    status, printed = run('import', folder, '--sizes', sizes, '--out', tmp_path / 'z.store')
+    assert status == 1 and f'{sizes}: expected images' in printed
+
+
+BROKEN = {
+    'boxes': (lambda item: item.pop('boxes'), 'key "boxes": expected an array, found none'),
+    'features': (lambda item: item.pop('features'), 'key "features": expected an array, found none'),
+    '0 boxes': (lambda item: item.update(num_boxes=0), 'key "num_boxes": expected a number of regions, found 0'),
+    'no number': (lambda item: item.update(num_boxes='4'), 'key "num_boxes": expected a number of regions'),
+    'cut boxes': (lambda item: item.update(boxes=item['boxes'][:-12]), 'field "boxes": expected 16 numbers, found 57 bytes'),
+    'cut features': (lambda item: item.update(features=item['features'][:-4]), 'key "features": expected float32 numbers'),
+    'cut classes': (lambda item: item.update(classes=item['classes'][:-4]), 'key "classes": expected float32 numbers'),
+    'fewer classes': (lambda item: item.update(classes=base64_of(np.full((4, 6), 1 / 6))), 'expected 7 numbers a region as in'),
+    'no classes': (lambda item: item.pop('classes'), 'expected 7 numbers a region as in the first image, found 0'),
+    'no base64': (lambda item: item.update(features='?' + item['features'][1:]), 'key "features": expected base64'),
+    'NaN': (lambda item: item.update(features=base64_of(np.full((4, 5), np.nan))), 'field "features": expected finite numbers'),
+    'NaN in classes': (lambda item: item.update(classes=base64_of(np.full((4, 7), np.nan))), 'expected finite numbers'),
+    'classes above 1': (lambda item: item.update(classes=base64_of(np.full((4, 7), 2))), 'expected confidences from 0 to 1'),
+    'image feature': (lambda item: item.update(image_box_feature=base64_of(np.ones(4))), 'field "image_feature": expected an'),
+    'no base64 of the image': (lambda item: item.update(image_box_feature='?'), 'key "image_box_feature": expected base64'),
+    'far outside': (lambda item: item.update(boxes=base64_of([[0, 0, 120, 9]] * 4)), 'field "boxes": expected 0 <= x1'),
+    'corners': (lambda item: item.update(boxes=base64_of([[9, 9, 2, 20]] * 4)), 'field "boxes": expected 0 <= x1 <= x2'),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_vlberts_broken_files(tmp_path, run, name):
+    change, message = BROKEN[name]
+    folder = tmp_path / 'cc'
+    folder.mkdir()
+    items = [caption_file(number, 4) for number in range(3)]
+    change(items[1][3])
+    for number, (*_, item) in enumerate(items):
+        (folder / f'{number}.json').write_text(json.dumps(item))
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store')
+    assert status == 1 and 'found 1 faulty; nothing was written' in printed
+    assert f', or give --allowBroken to leave them out:\n  {folder}/1.json: ' in printed
+    assert message in printed and not (tmp_path / 'x.store').exists()
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store', '--allowBroken')
+    assert status == 0 and '2 images' in printed
+    assert f'left out 1 faulty images (all in the provenance):\n  {folder}/1.json: ' in printed
+    stored = store.RegionStore(tmp_path / 'x.store')
+    assert message in stored.meta['provenance']['left out'][0] and len(stored) == 2
+    for row, (one, p, q, _) in enumerate([items[0], items[2]]):
+        expect_captions(stored.image(row), one, p, q)
+
+
+def test_images_without_a_size_are_not_called_left_out(tmp_path, run):
+    folder = tmp_path / 'cc'
+    folder.mkdir()
+    for number in range(3):
+        item = caption_file(number, 4)[3]
+        (folder / f'{number}.json').write_text(json.dumps(item if number else {
+            key: value for key, value in item.items() if key not in ('image_w', 'image_h')}))
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store', '--allowBroken')
+    assert status == 1 and f'Correct or remove them:\n  {folder}/0.json: key "size": expected the height' in printed
+
+
+def test_files_of_vlbert_that_are_no_json_or_all_broken(tmp_path, run):
+    folder = tmp_path / 'cc'
+    folder.mkdir()
+    for number in range(3):
+        (folder / f'{number}.json').write_text(json.dumps(caption_file(number, 4)[3] | {'num_boxes': 0}))
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store', '--allowBroken')
+    assert status == 1 and 'all 3 images have the same fault' in printed and not (tmp_path / 'x.store').exists()
+    (folder / '1.json').write_text('{"num_boxes": 4, "boxes": "AAA')
+    (folder / '2.json').write_text('[]')
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store', '--allowBroken')
+    assert status == 1 and 'found 3 faulty; nothing was written. Correct or remove them:' in printed
+    assert 'incomplete or invalid json' in printed and 'expected an object with the arrays of an image, found list' in printed
+    archive = tmp_path / 'x.zip'
+    archive.write_bytes(b'PK\3\4 no zip')
+    status, printed = run('import', archive, '--out', tmp_path / 'x.store')
+    assert status == 1 and 'expected a whole zip file' in printed
+    with zipfile.ZipFile(archive, 'w') as opened:
+        for folder in ('a', 'b'):
+            opened.writestr(f'{folder}/1.json', json.dumps(caption_file(1, 2)[3]))
+    status, printed = run('import', archive, '--out', tmp_path / 'x.store')
+    assert status == 1 and 'b/1.json: its image id would be 1, which is that of a/1.json; give --ids path' in printed
+    assert run('import', archive, '--out', tmp_path / 'x.store', '--ids', 'path')[0] == 0
+    assert store.RegionStore(tmp_path / 'x.store').image(1).img_id == 'b/1'
+
+
+CASES = ROOT.parent / 'shared/data/vlbert_cases'
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not CASES.is_dir(), reason=f'{CASES} is not here')
+def test_regions_are_those_of_vlberts_readers(tmp_path, run):
+    """The boxes and features, with the image itself as region 0, that the original's readers make of its files."""
+    def gathered(source, *flags):
+        assert run('import', source, '--out', tmp_path / f'{source.name}.store', *flags)[0] == 0
+        regions = store.RegionStore(tmp_path / f'{source.name}.store')
+        batch = placement.gather_batch(regions, np.arange(len(regions)), whole_image=True)
+        batch = placement.to_device(regions, {name: torch.from_numpy(array) for name, array in batch.items()})
+        return {img_id.decode(): {name: array[row].numpy() for name, array in batch.items()}
+                for row, img_id in enumerate(regions.ids)}
+
+    def compare(batch, boxes, features, sides):
+        n = len(boxes)
+        np.testing.assert_allclose(np.minimum(batch['boxes'][:n] * (*sides, *sides), [side - 1 for side in sides] * 2), boxes,
+                                   atol=1e-3)
+        np.testing.assert_allclose(batch['features'][:n], features, atol=2e-6)
+
+    expected, sizes = load_file(CASES / 'cc/expected.safetensors'), json.loads((CASES / 'cc/expected.json').read_text())
+    for img_id, batch in gathered(CASES / 'cc/train_frcnn').items():
+        name = f'nothing masked, {int(img_id)}'
+        array = expected[f'{name}.boxes_features']
+        compare(batch, array[:, :4], array[:, 4:], sizes[name]['im_info'][:2])
+    expected = json.loads((CASES / 'vqa/expected.json').read_text())
+    batches = gathered(CASES / 'vqa/vgbua_res101_precomputed', '--sizes', CASES / 'vqa/annotations/instances_val2014.json')
+    names = [name for name in expected if name.startswith('flip0.')]
+    assert len(names) > 2
+    for name in names:
+        case = expected[name]
+        compare(batches[name[len('flip0.'):-3]], case['boxes'], case['features'], case['im_info'][:2])
 
 
 @pytest.mark.parametrize('columns', [4, 5, 6, 7])

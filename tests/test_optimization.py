@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bert.optimization import SCHEDULES, AdamW, BertAdam, load_averages
+from bert.optimization import SCHEDULES, AdamW, BertAdam, Schedule, load_averages
 from bert.weights import WeightsError
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
@@ -311,3 +311,44 @@ def test_adamw_calls_a_closure_and_names_wrong_options():
     for options in ({'lr': -0.1}, {'betas': (1.0, 0.9)}, {'betas': (0.9, -0.1)}, {'eps': -1.0}, {'weight_decay': -1.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             AdamW([p], **{'lr': 0.1, **options})
+
+
+def test_schedules_equal_a_plain_restatement():
+    total, warmup = 40, 5
+    triangle = Schedule('triangle', total, warmup)
+    assert [triangle.share(n) for n in range(1, 41)] == [n / 5 if n <= 5 else (40 - n) / 35 for n in range(1, 41)]
+    assert triangle.share(1) == 0.2 and triangle.share(5) == 1 and triangle.share(40) == 0 and triangle.share(41) == 0
+    assert [Schedule('triangle', 4).share(n) for n in range(1, 5)] == [0.75, 0.5, 0.25, 0]
+    for start in (0.0, 0.25):
+        step = Schedule('step', total, warmup, milestones=[3, 20], warmup_from=start)
+        for n in range(1, 41):
+            rise = start * (1 - n / 5) + n / 5 if n < 5 else 1
+            assert step.share(n) == pytest.approx(rise * (1 if n < 3 else 0.1 if n < 20 else 0.01), rel=1e-12)
+    assert {Schedule('constant', total, warmup).share(n) for n in range(1, 41)} == {1.0}
+    with pytest.raises(ValueError, match='constant, triangle'):
+        Schedule('warmup_linear', total)
+
+
+def test_plateau_divides_the_rate_after_two_scores_without_a_rise_and_then_waits_for_two():
+    scores = [1, 2, 2, 2, 1, 1, 1, 1, 3, 1, 1, 1]
+    plateau = Schedule('plateau', 40)
+    best, bad, cooldown, share, shares, expected = -math.inf, 0, 0, 1.0, [], []
+    for number, score in enumerate(scores):
+        if number == 6:  # resumed
+            state, plateau = plateau.state_dict(), Schedule('plateau', 40)
+            plateau.load_state_dict(state)
+        plateau.validated(score)
+        shares.append(plateau.share(1))
+        best, bad = (score, 0) if score > best else (best, bad + 1)
+        if cooldown:
+            cooldown, bad = cooldown - 1, 0
+        if bad > 1:
+            share, cooldown, bad = share / 10, 2, 0
+        expected.append(share)
+    assert shares == pytest.approx(expected, rel=1e-12) and len(set(expected)) > 2
+    assert Schedule('plateau', 40, 10).share(5) == 0.5
+    for change in ({'share': 2.0}, {'last_epoch': -1}, {'best': 'high'}, {'more': 1}):
+        with pytest.raises(WeightsError, match='schedule'):
+            Schedule('plateau', 40).load_state_dict(state | change)
+    with pytest.raises(WeightsError, match='schedule'):
+        Schedule('triangle', 40).load_state_dict(state)

@@ -676,7 +676,7 @@ def test_reading_a_few(path):
 
 def with_probabilities(one: ImageRegions, classes: int = 7) -> ImageRegions:
     rng = np.random.default_rng(len(one.boxes))
-    return replace(one, class_probabilities=rng.random((len(one.boxes), classes)).astype(np.float16))
+    return replace(one, class_probabilities=rng.dirichlet(np.ones(classes), len(one.boxes)).astype(np.float16))
 
 
 def without_features(one: ImageRegions) -> ImageRegions:

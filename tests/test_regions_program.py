@@ -510,6 +510,31 @@ def test_import_of_class_probabilities(tmp_path, run, name):
     assert status == 1 and 'field "class_probabilities": a TSV has no such field' in errors and not (tmp_path / 'x.tsv').exists()
 
 
+def test_probabilities_that_do_not_sum_to_1_and_features_of_images(tmp_path, run):
+    images = [replace(with_probabilities(one), image_feature=np.float32([3, 4, 0, 0, 0])) for one in IMAGES]
+    folder = tmp_path / 'x.store'
+    store.write(folder, images, {})
+    assert run('check', folder)[:2] == (0, f'{folder}: 5 whole images, 0 faults\n')
+    assert 'of 5 float32, class_probabilities of 7, image_features of 5' in run('info', folder)[1]
+    out = run('stats', folder)[1]
+    assert '  whole      5 images have a feature of their own, of norm 5.000 on average' in out
+    assert 'probabilities of 7 classes; they sum to 1 in 100.0 % of the regions' in out
+    background = np.concatenate([one.class_probabilities for one in images])[:, 0].astype(float).mean()
+    assert f'the first class has {100 * background:.1f} %' in out
+    sums = np.ones(3), np.float32([1.2, 1.05, 0.8]), np.zeros(3)  # 2 of the second, all of the third
+    for i, (one, factors) in enumerate(zip((images[0], images[3], image(9, 3)), sums, strict=True)):
+        probabilities = np.full((3, 7), 1 / 7) * factors[:, None]
+        images[i] = replace(one, class_probabilities=probabilities.astype('f2'), image_feature=np.zeros(5, 'f4'))
+    store.write(folder, images[:3], {})
+    status, out, _ = run('check', folder)
+    assert status == 0 and '5 of 9 regions have class probabilities that do not sum to 1, and are not predicted' in out
+    assert 'sum to 1 in 44.4 %' in run('stats', folder)[1]
+    damage(folder, 'image_features', lambda array: array.__setitem__((1, 2), np.nan))
+    status, out, _ = run('check', folder)
+    assert status == 1 and 'image_features.npy: expected the sha256' in out
+    assert 'field "image_feature": expected finite numbers' in out
+
+
 def test_a_store_without_features(tmp_path, run):
     folder = tmp_path / 'x.store'
     store.write(folder, map(without_features, IMAGES), {})

@@ -364,7 +364,7 @@ def structure_damage(draw, state, top):
     return damage
 
 
-@pytest.mark.parametrize('optim', ['bert', 'rms', 'adam', 'adamax', 'sgd'])
+@pytest.mark.parametrize('optim', ['bert', 'rms', 'adam', 'adamax', 'sgd', 'adamw', 'momentum'])
 @pytest.mark.filterwarnings('ignore')
 def test_a_state_of_another_structure_is_refused_with_its_key(tmp_path, optim):
     path = save_run(tmp_path / 'run', optim, fp16=optim == 'adam', states=1)
@@ -382,7 +382,7 @@ def test_a_state_of_another_structure_is_refused_with_its_key(tmp_path, optim):
     check()
 
 
-@pytest.mark.parametrize('optim', ['bert', 'rms', 'adam', 'adamax'])
+@pytest.mark.parametrize('optim', ['bert', 'rms', 'adam', 'adamax', 'adamw', 'momentum'])
 def test_averages_of_another_size_are_refused(tmp_path, optim):
     """They made the process crash, or read beyond their memory."""
     path = save_run(tmp_path / 'run', optim, states=1)

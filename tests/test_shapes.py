@@ -13,8 +13,21 @@ from hypothesis import strategies as st
 from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
 from pretrain.program import FEATURES
-from regions import tsv
-from shapes import captions, draw, features, gqa_questions, make, pairs, questions, report, scene, simulate_regions, world
+from regions import store, tsv
+from shapes import (
+    caption_data,
+    captions,
+    draw,
+    features,
+    gqa_questions,
+    make,
+    pairs,
+    questions,
+    report,
+    scene,
+    simulate_regions,
+    world,
+)
 from shapes.baselines import fit_baselines, masked
 from tools import check_dataset
 
@@ -689,3 +702,58 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         world.make(tmp_path / 'shapes', world.Settings(12, 1, 2), processes=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_captions_and_their_regions(small_world):
+    """The captions of train2014 and val2014, with 10 to 36 regions that have class probabilities."""
+    out, annotations = small_world
+    for split, files in (('train', ('mscoco_train', 'vgnococo')), ('val', ('mscoco_nominival', 'mscoco_minival'))):
+        images = [image for file in files for image in annotations['lxmert'][file]]
+        expected = [(image['img_id'], next(iter(image['sentf'].values()))) for image in images]
+        items = json.loads((out / f'cc/{split}.json').read_text())
+        assert sorted((item['img_id'], item['sentf']['cc']) for item in items) == sorted(expected)
+        regions = store.open_regions(out / f'cc_imgfeat/{split}.store')
+        assert {img_id.decode() for img_id in regions.ids} == {img_id for img_id, _ in expected}
+        counts, of_class = set(), []
+        same = {image.img_id: image for _, image in tsv.read(out / f'mscoco_imgfeat/{split}2014_obj36.tsv')}
+        for row in range(len(regions)):
+            image = regions.image(row)
+            probabilities, plain = image.class_probabilities.astype(float), same[image.img_id]
+            counts.add(len(image.boxes))
+            assert 10 <= len(image.boxes) <= 36 and (np.diff(probabilities.max(1)) <= 0).all()
+            np.testing.assert_allclose(probabilities.sum(1), 1, atol=0.01)
+            assert (probabilities[np.arange(len(image.boxes)), 1 + image.classes] >= image.class_conf - 0.001).all()
+            places = [int(np.flatnonzero((plain.boxes == box).all(1))[0]) for box in image.boxes]
+            assert sorted(places) == list(range(len(places)))
+            np.testing.assert_array_equal(image.features, plain.features[places])
+            of_class.append(probabilities.argmax(1))
+        assert len(counts) > 3 and {*np.unique(np.concatenate(of_class)).tolist()} >= set(range(7))
+
+
+def test_the_corpus_is_about_other_scenes_and_its_statements_are_true(small_world):
+    out, _ = small_world
+    lines = (out / 'corpus/shapes.txt').read_text().splitlines()
+    assert len(lines) == 60 * 6 and all(lines)
+    pieces = set((out / 'bert/vocab.txt').read_text().split('\n'))
+    words = [word for line in lines for word in re.findall(r'\w+|[^\w\s]', line.lower())]
+    assert sum(word in pieces for word in words) > 0.99 * len(words)
+    captions_of = {caption for by_file in read_text(out).values() for image in by_file for source in ('mscoco', 'vg')
+                   for caption in image['sentf'].get(source, ())}
+    assert len(captions_of & {*lines}) < 0.1 * len(lines)
+    statements = {caption_data.statement(random.Random(seed)) for seed in range(300)}
+    assert len(statements) > 150
+    for text in statements:
+        if different := re.fullmatch(r'(?:No|An?) (.+) is (?:not )?an? (.+)\.', text):
+            one, other = ({*part.split()} - {'thing', 'object'} for part in different.groups())
+            assert len(one) == len(other) == 1 and one != other, text
+    assert 'diamond is a square' not in ' '.join(statements) and 'square is a diamond' not in ' '.join(statements)
+
+
+def test_probabilities_change_nothing_else():
+    truth = scene.sample(3, 5)
+    pixels = draw.picture(truth, np.random.default_rng(1))
+    plain, other = (simulate_regions.regions('one', truth, pixels, np.random.default_rng(2), probabilities=value)
+                    for value in (False, True))
+    assert plain.class_probabilities is None and other.class_probabilities.shape == (36, 8)
+    for name in tsv.ARRAYS:
+        np.testing.assert_array_equal(getattr(plain, name), getattr(other, name))

@@ -51,6 +51,17 @@ def test_regions_are_like_those_of_the_world():
         assert np.array_equal(getattr(fewer, name), getattr(image, name)[:10])
 
 
+def test_a_threshold_and_probabilities():
+    pixels = drawn(3)[1]
+    plain, image, few, many = (detector.Detector().regions([pixels], ['new'], *limits, probabilities=True)[0] for limits in (
+        (36, 36), (10, 36, 0.15), (10, 36, 0.9999), (36, 36, 0.9999)))
+    count = int((plain.class_conf >= 0.15).sum())
+    assert 10 < len(image.boxes) == count < 36 and len(few.boxes) == 10 and len(many.boxes) == 36
+    for name in (*tsv.ARRAYS, 'class_probabilities'):
+        assert np.array_equal(getattr(image, name), getattr(plain, name)[:count])
+    assert tsv.check(image, 144).class_probabilities.shape == (count, 8)
+
+
 @pytest.mark.parametrize('picture', [np.zeros((480, 640, 3), np.uint8), np.full((120, 160, 3), 145, np.uint8)])
 def test_other_pictures_are_refused_by_name(picture):
     with pytest.raises(PictureError, match=r'^photo: expected a picture of the sample world.*download.bash detector'):

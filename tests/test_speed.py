@@ -16,6 +16,7 @@ from bert.speed import ApexAdam, accelerate
 from lxrt.config import LxrtConfig
 from lxrt.modeling import LXRTPretraining
 from param import parse_args
+from vlbert.config import VLBertConfig
 
 CPU = torch.device('cpu')
 CONFIG = LxrtConfig(**SMALL, vocab_size=200, visual_feat_dim=32)
@@ -136,6 +137,21 @@ def test_hugging_faces_model_in_the_benchmark_computes_the_same(task):
     assert theirs.exact_loss(batch) < before
 
 
+@pytest.mark.parametrize('task', ['vqa', 'pretrain'])
+def test_visual_bert_in_the_benchmark_reads_the_same_examples(task):
+    config = VLBertConfig(**model.SMALL_VLBERT, vocab_size=200, visual_feat_dim=32)
+    batch, visual = make_batch(task, config, LENGTHS, 0, CPU), model.reference(task, config, CPU)
+    assert Ours(task, 'fp32', config, CPU).exact_loss(batch) > 0
+    before = visual.exact_loss(batch)
+    padded = {'features': (0, 0, 0, 3), 'visual_attention_mask': (0, 3)}
+    longer = batch | {name: torch.nn.functional.pad(batch[name], size) for name, size in padded.items()}
+    assert visual.exact_loss(longer) == pytest.approx(before, rel=1e-5)  # padding is masked
+    assert visual.exact_loss(batch | {'features': batch['features'] + 1}) != pytest.approx(before, rel=1e-5)
+    for turn in range(3):
+        visual.training(batch, turn)
+    assert visual.exact_loss(batch) < before
+
+
 def test_the_plain_optimizer_has_bert_adams_rule():
     one, other = (torch.nn.Parameter(torch.arange(4.0)) for _ in range(2))
     ours, plain = BertAdam([one], lr=LR), PlainBertAdam([other], LR)
@@ -208,6 +224,14 @@ def test_the_steps_of_a_model_are_measured(bench, capsys):
     assert 'figures.json' in capsys.readouterr().out
 
 
+def test_the_steps_of_vl_bert_are_measured(bench, monkeypatch):
+    monkeypatch.setattr(model.report, 'run_separately', lambda _, *flags: model.main(list(map(str, flags))) or 1)
+    figures = bench(model, '--model', 'vlbert', '--runs', 1, '--evalBatchSize', 2, '--modes', 'fp32', '--regions', 12)
+    for step in ('vqa, training', 'vqa, inference', 'pretrain, training', 'pretrain, inference'):
+        assert figures[f'{step}, fp32: times as fast as {HUGGING_FACE}'] > 0
+    assert figures[f'pretrain, training, {HUGGING_FACE}: peak memory, MB'] == 1
+
+
 def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):
     figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--task', 'pretrain', '--GBps', 1e9)
     assert figures['the loop, examples/s'] > 0 and figures['processes: 2, times as fast as 1'] > 0
@@ -220,7 +244,8 @@ def test_wrong_flags_of_a_measurement_are_named(tmp_path, capsys):
     (tmp_path / 'file').touch()
     for module, flags, expected in ((loop, ['--folder', str(tmp_path)], 'is not empty'),
                                     (loop, ['--processes', '0'], '--processes'), (model, ['--runs', 'x'], '--runs'),
-                                    (model, ['--tasks', 'x'], 'found x')):
+                                    (model, ['--tasks', 'x'], 'found x'),
+                                    (model, ['--model', 'vlbert', '--tasks', 'nlvr2'], 'found nlvr2')):
         with pytest.raises(SystemExit) as ended:
             module.main(flags)
         assert ended.value.code == 2 and expected in capsys.readouterr().err

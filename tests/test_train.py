@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -106,9 +107,11 @@ def signal_in_training(ranks, state, number=signal.SIGKILL, seconds=0.0):
     return ranks.wait()
 
 
-@pytest.mark.parametrize(('processes', 'kills', 'epochs'), [(1, 4, 10), (2, 2, 4)])
-def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path, processes, kills, epochs):
+@pytest.mark.parametrize(('processes', 'kills', 'epochs', 'optim'), [
+    (1, 4, 10, 'bert'), (2, 2, 4, 'bert'), (2, 1, 3, 'adamw --schedule triangle --accumulate 2')])
+def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(vqa, tmp_path, processes, kills, epochs, optim):
     flags = ['--saveSteps', '4', '--epochs', epochs, '--valid', 'nominival']  # long enough for all the kills
+    flags += ['--optim', *optim.split()]
     flags += ['--multiGPU'] if processes > 1 else []
     run = vqa(*flags, name='unbroken', processes=processes)
     assert run.returncode == 0, run.stdout
@@ -378,8 +381,7 @@ def test_a_run_takes_its_recipe_and_flags_win(run_here, tmp_path, world):
 
     values, printed = options('recipe')
     assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs', 'schedule')] == ['bert', 5e-5, 32, 1, None]
-    assert ('learning rate up to 5e-05 (of the recipe; --lr sets another), BertAdam, warmup_linear, warm-up over 1 steps'
-            in printed)
+    assert 'learning rate up to 5e-05 (of the recipe; --lr sets another), BertAdam, warmup_linear, warm-up over ' in printed
     values, printed = options('typed', '--lr', '1e-3', '--batchSize', '16', '--optim', 'adamw', '--schedule', 'triangle')
     assert [values[name] for name in ('optim', 'lr', 'batchSize', 'epochs')] == ['adamw', 1e-3, 16, 1]
     assert 'learning rate up to 0.001 (--lr), AdamW, triangle, warm-up over 2 steps; 0.000667 at step 0' in printed
@@ -427,3 +429,98 @@ def test_a_flag_that_does_not_fit_the_recipe_is_named(run_here, flags, says, cap
     except SystemExit as end:
         status, printed = end.code, capsys.readouterr()
     assert status in (1, 2) and re.search(says, printed.err) and 'Traceback' not in printed.err
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize('how', ['adamw triangle', 'momentum step', 'adam plateau', 'adamw plateau --accumulate 2',
+                                 'bert warmup_cosine'])
+def test_a_run_resumes_in_the_middle_of_each_schedule_with_the_same_bits(vqa, tmp_path, monkeypatch, how):
+    """Stopped within the fourth of five epochs, of 15 steps each. The score never rises, so that plateau lowers the rate after
+    the third."""
+    optim, schedule, *more = how.split()
+    flags = ['--epochs', '5', '--saveSteps', '4', '--optim', optim, '--schedule', schedule, *more]
+    monkeypatch.setattr(VQA, 'validate', lambda *_: (0.5, 'score', {}))
+    rates, update = [], OptimizerStep.__call__
+
+    def recorded(self, step=0):
+        finite = update(self, step)
+        group = self.optimizer.param_groups[0]
+        rates.append((step, self.optimizer.rate(group, step) if optim == 'bert' else group['lr']))
+        return finite
+
+    monkeypatch.setattr(OptimizerStep, '__call__', recorded)
+    assert vqa(*flags, name='unbroken').returncode == 0
+    expected, rates[:] = dict(rates), []
+    with monkeypatch.context() as patched:
+        patched.setattr(Head, 'begin_step', staticmethod(Interrupt(54)))
+        assert vqa(*flags).returncode == 130
+    assert vqa(*flags, '--resume').returncode == 0
+    assert len(expected) == 75 and dict(rates) == expected and [step for step, _ in rates] == [*range(54), *range(53, 75)]
+    assert_same(weights(tmp_path / 'run'), weights(tmp_path / 'unbroken'))
+    assert (tmp_path / 'run/log.log').read_text() == (tmp_path / 'unbroken/log.log').read_text()
+    state = weights(tmp_path / 'run', 'RUN_STATE.pth')
+    if schedule == 'triangle':  # warm-up over a tenth of the steps
+        shares = [n / 7.5 if n < 7.5 else (75 - n) / 67.5 for n in range(1, 76)]
+    elif schedule == 'step':  # after 3.5 and 4.5 epochs
+        shares = [min(n / 7.5, 1.0) * (1.0 if n < 52 else 0.1 if n < 67 else 0.01) for n in range(1, 76)]
+    elif schedule == 'plateau':
+        shares = [min(n / 7.5, 1.0) * (1.0 if n <= 45 else 0.1) for n in range(1, 76)]
+        assert state['schedule'] == {'share': 0.1, 'best': 0.5, 'num_bad_epochs': 0, 'cooldown_counter': 0, 'last_epoch': 5}
+    else:
+        shares = [n / 7.5 if n < 7.5 else 0.5 * (1 + math.cos(math.pi * n / 75)) for n in range(75)]
+    assert list(expected.values()) == pytest.approx([1e-3 * share for share in shares], rel=1e-12)
+    assert ('schedule' in state) == (schedule == 'plateau')
+
+
+def test_other_epochs_and_batches_continue_the_schedule(run_here, tmp_path, monkeypatch):
+    """With a recipe whose rate depends on the batch size: it stays that of the run."""
+    recipe = Recipe('answer', optim='adamw', lr_per_example=1e-5, schedule='triangle', warmup=3, epochs=2)
+    monkeypatch.setattr(models.package('lxmert'), 'recipe', lambda task, options=None: recipe)
+    status, printed = run_here('--epochs', '2', '--batchSize', '16')
+    assert status == 0, printed.err
+    assert ('learning rate up to 0.00016 (1e-05 x 16 examples in a step, as in the original code; --lr sets another), AdamW, '
+            'triangle, warm-up over 3 steps; 5.33e-05 at step 0') in printed.out
+    state = weights(tmp_path / 'run', 'RUN_STATE.pth')
+    steps = state['progress']['steps_per_epoch']
+    assert steps == 15 and state['optimizer']['param_groups'][0]['lr'] == 0  # the last step's
+
+    # 14 steps of the run are now to come, of which the first has (28 - 15) / (28 - 2) of the rate.
+    status, printed = run_here('--resume', '--epochs', '4', '--batchSize', '32')
+    assert status == 0, printed.err
+    assert f'--batchSize 16 then, 32 now: an epoch has 7 steps instead of {steps:,}; --lr stays 0.00016' in printed.out
+    assert 'the schedule ends at step 28, and the learning rate goes on with 8e-05 instead of 0' in printed.out
+    assert 'AdamW, triangle, warm-up over 2 steps; 8e-05 at step 14' in printed.out
+    state = weights(tmp_path / 'run', 'RUN_STATE.pth')
+    assert state['options']['lr'] == 16e-5 and {entry['step'] for entry in state['optimizer']['state'].values()} == {28}
+
+
+def test_plateau_and_a_constant_rate_do_not_depend_on_the_length(run_here, tmp_path):
+    for name, flags in (('plateau', ['--optim', 'momentum', '--schedule', 'plateau']), ('constant', ['--optim', 'sgd'])):
+        flags += ['--output', str(tmp_path / name)]
+        assert run_here(*flags)[0] == 0
+        status, printed = run_here(*flags, '--resume', '--epochs', '2')
+        assert status == 0 and '--epochs 1 then, 2 now: the learning rate does not depend on it' in printed.out, printed.err
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    (lambda state: state.pop('schedule'), 'key schedule'),
+    (lambda state: state['schedule'].update(share=3.0), 'key schedule'),
+    (lambda state: state['schedule'].update(num_bad_epochs='two'), r'key schedule\.num_bad_epochs'),
+    (lambda state: state['schedule'].update(cooldown_counter=-1), 'key schedule'),
+    (lambda state: state['optimizer']['param_groups'][0].update(momentum=0.5), r'param_groups\.0\.momentum'),
+    (lambda state: state['optimizer']['param_groups'][0].update(initial_lr=0.5), r'param_groups\.0\.initial_lr'),
+    (lambda state: state['optimizer']['state'][0].pop('momentum_buffer'), r'optimizer\.state\.0'),
+])
+def test_the_state_of_a_schedule_that_does_not_fit_is_named(run_here, tmp_path, change, says):
+    flags = ['--optim', 'momentum', '--schedule', 'plateau']
+    assert run_here(*flags)[0] == 0
+    path = tmp_path / 'run/RUN_STATE.pth'
+    state = torch.load(path, weights_only=True)
+    change(state)
+    del state['digest']
+    torch.save(state, path)
+    (tmp_path / 'run/RUN_STATE.pth.previous').unlink(missing_ok=True)
+    status, printed = run_here(*flags, '--resume', '--epochs', '2')
+    assert status == 1 and re.search(rf'RUN_STATE\.pth: .*{says}', printed.err) and 'Traceback' not in printed.err, printed.err

@@ -6,14 +6,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SHARED
 from transformers import BertConfig, BertForPreTraining, BertModel
 
 import models
+from annotations.spec import read_answers
 from bert import layers
 from bert.tokenization import SPECIAL_TOKENS, BertTokenizer
 from bert.weights import WeightsError
 from files.json_files import DataError
 from heads import Start
+from param import Options
+from tasks.checkpoints import answers_beside
 from vlbert import heads
 from vlbert.config import VLBertConfig
 from vlbert.modeling import geometry, original_boxes, resized
@@ -511,6 +515,8 @@ def test_state_in_original_names_goes_there_and_back(tmp_path):
         source, target = (models.build('vlbert', task, config(), ANSWERS) for _ in range(2))
         target.load_original(randomised(source).original_state())
         assert all(torch.equal(one, other) for one, other in zip(source.parameters(), target.parameters(), strict=True))
+    alone = models.build('vlbert', 'pretrain', config(), (), Options(withoutText=True)).original_state()
+    assert models.build('vlbert', 'pretrain', config()).load_original(alone).missing == ['aux_text_visual_embedding.weight']
     encoder, _ = heads.load_encoder(published(tmp_path / 'x.model', source), config())
     assert torch.equal(encoder.model.vlbert.word_embeddings.weight, source.encoder.model.vlbert.word_embeddings.weight)
 
@@ -541,3 +547,37 @@ def test_texts_are_written_with_a_blank(tokenizer):
     assert columns['slot'].tolist() == [3, 5, 8] and columns['counts'][:, 2].tolist() == [0, 0, 1]
     plain = encoder.write(texts[:2], 8)
     assert plain['input_ids'].tolist() == [[cls, 5, sep, 0, 0], [cls, 7, 8, 6, sep]] and 'slot' not in plain
+
+
+# ---- flags and files beside weights
+
+
+def test_flags_choose_the_model():
+    assert models.chosen(Options(loadVLBERT='x')) == 'vlbert' and models.chosen(Options(loadLXMERTQA='x')) == 'lxmert'
+    assert models.chosen(Options()) is None and models.chosen(Options(model='vlbert', load='x')) == 'vlbert'
+    with pytest.raises(ValueError, match='--model lxmert and --loadVLBERT: those are weights of the model vlbert'):
+        models.chosen(Options(model='lxmert', loadVLBERT='x'))
+    with pytest.raises(ValueError, match='--loadLXMERT and --loadVLBERT: a model can start from only one'):
+        Options(loadLXMERT='x', loadVLBERT='y')
+
+
+def test_the_recipe_follows_the_flags():
+    assert heads.recipe('vqa').rate(256) == pytest.approx(1.6e-4) and heads.recipe('vqa', Options(mceLoss=True)).loss == 'CE'
+    both, alone = heads.recipe('pretrain', Options()), heads.recipe('pretrain', Options(withoutText=True))
+    assert both.rate(both.batch_size) == alone.rate(alone.batch_size) == pytest.approx(2.56e-5)
+    assert 'aux_text_visual_embedding.weight' not in models.build('vlbert', 'pretrain', config(), (), Options(
+        withoutText=True)).original_state()
+    with pytest.raises(ValueError, match='has no recipe for the task chess'):
+        heads.recipe('chess')
+
+
+def test_answers_beside_a_published_model_are_read_as_its_code_does(tmp_path):
+    (tmp_path / 'answers_vqa.txt').write_text('<unk>\nYes\nt-shirt\n1,000\nst. louis\nred, white\n4:30\n')
+    assert answers_beside(tmp_path / 'vqa.model') == ['<unk>', 'yes', 't shirt', '1000', 'st louis', 'red white', '4:30']
+
+
+@pytest.mark.shared
+def test_answers_of_the_originals_case():
+    folder = SHARED / 'vlbert_cases/vqa'
+    expected = json.loads((folder / 'expected.json').read_text())['answer_vocab as the program has it']
+    assert read_answers(folder / 'vqa/answers_vqa.txt') == expected

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from annotations.raw_data import VOCABULARY, Outputs, dump_vocabulary, examples_of, find, frequent, run
 from annotations.spec import read_answers
+from annotations.vqa_answers import normalise
 from annotations.vqa_files import (
     KEYS,
     QuestionImages,
@@ -34,7 +35,6 @@ from annotations.vqa_files import (
 )
 from files.json_files import DataError, field, read_json, some, stream
 from regions import store, tsv
-from tasks.vqa_answers import normalise
 
 SOURCE = 'https://visualqa.org/download.html'
 QUESTIONS = 'v2_OpenEnded_mscoco_{}_questions.json'

@@ -1,8 +1,8 @@
 """The batches of pre-training on captions with images and on plain text (arXiv 1908.08530, section 3.3).
 
-A caption is [CLS] pieces [SEP]. With its regions, of which the image itself is the first, it is cut to the length of the dataset.
-A text is that many word pieces without [CLS] and [SEP] (corpus.py). Words are masked as a whole; regions keep their boxes, and
-their classes are predicted as probabilities. All rules are those of the original code.
+A caption is [CLS] pieces [SEP], of at most max_length of the dataset. With its regions, of which the image itself is the first,
+it is cut to 64. A text is max_length word pieces without [CLS] and [SEP] (corpus.py). Words are masked as a whole; regions keep
+their boxes, and their classes are predicted as probabilities. All rules are those of the original code.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ import torch
 
 from annotations.pretraining import image_limit
 from annotations.pretraining_columns import open_columns
+from annotations.pretraining_text import CAPTIONS as KIND  # noqa: F401, of a --dataset
 from annotations.sentences import NO_LABEL, ImageSentences, choose, open_images
+from annotations.split_regions import PROBABILITIES, check_probabilities
 from bert.tokenization import SPECIAL_TOKENS
 from regions import placement
-from regions.tsv import RegionError
 
-KIND = 'captions'  # of a --dataset
 WORDS, REGIONS, MIRRORED, TEXT_WORDS = range(4)  # independent streams of draws
-PROBABILITIES = 'class_probabilities'
+LIMIT = 64  # word pieces of a caption and regions together, as in the original code; more for a dataset of longer texts
 
 
 class CaptionDataset(ImageSentences):
@@ -32,10 +32,10 @@ class CaptionDataset(ImageSentences):
     region_classes (m, o, classes) float32: the class probabilities of the regions that are predicted, 0 for the others.
     """
 
-    def __init__(self, columns, regions, rows, tokenizer, length, options, corpus=None):
-        """columns, rows: as for ImageSentences; length: of a caption with its regions, and of a text; corpus: a Corpus."""
+    def __init__(self, columns, regions, rows, tokenizer, limit, options, corpus=None):
+        """columns, rows: as for ImageSentences; limit: of a caption with its regions; corpus: a Corpus, or None."""
         super().__init__(columns, regions, rows, options)
-        self.corpus, self.length = corpus, length
+        self.corpus, self.limit = corpus, limit
         self.vocabulary = len(tokenizer)
         self.pad, self.unknown, self.cls, self.sep, self.mask_id = (tokenizer.vocab[token] for token in SPECIAL_TOKENS)
         self.continues = np.array([piece.startswith('##') and len(piece) > 2 for piece in tokenizer.ids_to_tokens])
@@ -66,7 +66,7 @@ class CaptionDataset(ImageSentences):
         step = np.arange(captions.shape[1])
         lengths = captions.shape[1] - (captions[:, ::-1] != self.pad).argmax(1)
         captions = np.where((captions == self.pad) & (step < lengths[:, None]), self.unknown, captions)  # [PAD] in a text
-        lengths, regions = cut_lengths(lengths, regions, self.length)
+        lengths, regions = cut_lengths(lengths, regions, self.limit)
         last = lengths[:, None] - 1
         return np.where(step < last, captions, np.where(step == last, self.sep, self.pad)), regions
 
@@ -95,7 +95,7 @@ class CaptionDataset(ImageSentences):
 
     def region_labels(self, micro_batch, rows, mask, counts):
         """Which regions of m images are predicted and masked. mask (m, all regions): the real ones; counts (m,): those used."""
-        limit = max(self.length - 2, 1)  # a caption has at least [CLS] and [SEP]
+        limit = max(self.limit - 2, 1)  # a caption has at least [CLS] and [SEP]
         o = min(mask.shape[1], limit) if micro_batch.static_shape else counts.max()
         draws = self.draw(micro_batch, REGIONS, self.regions.max_regions)[:, :mask.shape[1] - 1]
         regions = mask.copy()
@@ -145,15 +145,7 @@ def load_captions(spec, names, tokenizer, options, device, corpus=None):
     columns = list(texts.values())
     regions, rows = open_images(splits.values(), columns, names, image_limit(options), options.storeRoot)
     check_probabilities(regions)
-    dataset = CaptionDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer, spec.max_length,
-                             options, corpus)
+    dataset = CaptionDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer,
+                             max(LIMIT, spec.max_length), options, corpus)
     dataset.describe(names, texts, tokenizer.vocab_file)
     return dataset
-
-
-def check_probabilities(regions):
-    """Raises RegionError if some of the regions have no class probabilities."""
-    for store in getattr(regions, 'stores', [regions]):
-        if not store.size_of(PROBABILITIES):
-            raise RegionError(f'{store.name}: expected regions with {PROBABILITIES}, which pre-training on captions predicts, '
-                              'found none; extract them with bash run/extract.bash --probabilities, or import them')

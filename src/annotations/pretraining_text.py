@@ -7,7 +7,7 @@ source in `labelf` has a label for each of its sentences, in the same order; cap
 from annotations.examples import is_id
 from files.text import shown
 
-KIND = 'lxmert'  # of a --dataset of such text
+KIND, CAPTIONS = 'lxmert', 'captions'  # of a --dataset of such text, with and without answers
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
 
 

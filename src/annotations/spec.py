@@ -11,6 +11,7 @@ from regions.store import tsv_of
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
 KEYS_OF_KIND = {'captions': ('corpus',)}  # further keys
 SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+UNKNOWN = '<unk>'  # an answer of published vocabularies that stands for all others
 MAX_LENGTH = 1000  # tokens; BERT has 512 position embeddings
 EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
 
@@ -129,7 +130,8 @@ def read_answers(path):
     these lose capitals and punctuation, as in the code that they come from. Raises DataError."""
     if Path(path).suffix == '.txt':
         lines = read_text(path, 'answers, one a line, in the order of the answer head').splitlines()
-        return check_answers([without_punctuation(line.lower().strip()) for line in lines], path)
+        lines = [line.lower().strip() for line in lines]
+        return check_answers([line if line == UNKNOWN else without_punctuation(line) for line in lines], path)
     return check_answers(read_json(path, 'a list of answers, in the order of the answer head; --dataRoot names the folder of the '
                                          'data, bash run/download.bash answers fetches the published ones'), path)
 

@@ -5,6 +5,9 @@ from files.json_files import DataError
 from regions import store
 from regions.arrays import RegionView
 from regions.readers import id_difference
+from regions.tsv import RegionError, TsvFile
+
+PROBABILITIES = 'class_probabilities'  # the column of regions
 
 
 def open_regions(splits, wanted, limits, store_root):
@@ -35,3 +38,11 @@ def warn_duplicate_images(regions, img_ids, names):
     duplicate = sum((part.rows(img_ids) >= 0).astype(int) for part in getattr(regions, 'stores', [regions])) > 1
     if duplicate.any():
         print0(f'{duplicate.sum():,} images are in several of the TSV files of {names}: the regions of the first file count.')
+
+
+def check_probabilities(regions):
+    """Raises RegionError if some of the regions have no class probabilities."""
+    for part in getattr(regions, 'stores', [regions]):
+        if isinstance(part, TsvFile) or not part.size_of(PROBABILITIES):
+            raise RegionError(f'{part.name}: expected regions with {PROBABILITIES}, which pre-training on captions predicts, '
+                              'found none; extract them with bash run/extract.bash --probabilities, or import them')

@@ -53,9 +53,8 @@ class BertConfig:
             )
         self.check_memory()
 
-    @property
-    def max_text_length(self):
-        """Tokens of the longest text."""
+    def max_text_length(self, task=None):
+        """Tokens of the longest text of a task, or of any."""
         return self.max_position_embeddings
 
     def parameters(self, answers=0):

@@ -196,14 +196,15 @@ def load_averages(optimizer, state, steps):
     parameters = dict(zip((i for group in local['param_groups'] for i in group['params']),
                           (p for group in optimizer.param_groups for p in group['params']), strict=True))
     kind, names = BertAdam if isinstance(optimizer, BertAdam) else type(optimizer), {}
+    momentum = optimizer.defaults.get('momentum')
     for i, entries in state['state'].items():
         if i not in parameters or not isinstance(entries, dict):
             raise WeightsError(f'state.{i}: there are {len(parameters)} parameters')
-        names = names or _state_of_one(kind, optimizer.defaults.get('momentum'))
+        names = names or _state_of_one(kind, momentum)
         entries = {name: value for name, value in entries.items() if value is not None}  # of SGD in older versions of PyTorch
         expected = {name: value if name == 'step' else torch.empty_like(parameters[i], device='meta') for name, value in
                     names.items()}
-        if reason := entries and why_not_like(entries, expected, f'state.{i}'):
+        if reason := (entries or momentum) and why_not_like(entries, expected, f'state.{i}'):
             raise WeightsError(reason)
         for name in SQUARES:
             if name in entries and entries[name].numel() and entries[name].min() < 0:

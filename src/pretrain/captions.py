@@ -2,16 +2,17 @@
 
 import sys
 
-from annotations.captions import KIND, PROBABILITIES, load_captions
+from annotations.captions import KIND, load_captions
 from annotations.corpus import open_corpus
 from annotations.spec import DatasetSpec
+from annotations.split_regions import PROBABILITIES
 from cli import train_main
 from files.json_files import DataError
 from pretrain.base import INVALID, PretrainingBase, PretrainingMetrics
 from pretrain.program import OBJECTIVES
 from tasks.program import check_features, check_has_features
 
-LENGTH = 64  # tokens of a text, and of a caption with its regions
+LENGTH = 64  # tokens
 CAPTIONS = 'MLM_captions'  # the accuracy that chooses the best epoch, as in the original code
 
 

@@ -11,6 +11,8 @@ from regions.tsv import ARRAYS, COLUMNS, OPTIONAL, ImageRegions, RegionError
 
 OBJECTS = ('classes', 'class_conf', 'attributes', 'attribute_conf')  # (total,) each: ids int64, confidences float32
 DTYPES = {name: dtype for name, (_, dtype) in ARRAYS.items()}
+ADVICE = {'class_probabilities': 'extract the regions again with bash run/extract.bash ... --probabilities --out NEW.store, or '
+                                 "import VL-BERT's files of captions with bash run/regions.bash import FOLDER --out NEW.store"}
 SAMPLE = 128  # images that are read for the digest of a part
 
 
@@ -91,8 +93,8 @@ class RegionArrays:
         _, starts, counts = self.spans(rows)
         for column in columns:
             if column not in self.arrays:
-                raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; make '
-                                  'the region store from regions that have it')
+                raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; '
+                                  f'{ADVICE.get(column, "make the region store from regions that have it")}')
         return {column: self._gather(column, starts, counts, lead) for column in columns}
 
     def gather_one(self, rows, draws) -> np.ndarray:

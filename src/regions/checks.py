@@ -9,7 +9,7 @@ from files.json_files import field, stream
 from files.progress import ProgressBar
 from files.text import printable
 from regions import store_files, tsv
-from regions.image_regions import check_first_boxes
+from regions.image_regions import check_first_boxes, no_distribution
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError, TsvFile
 from regions.tsv_lines import plausible
@@ -44,12 +44,16 @@ class Totals:
     def __init__(self):
         self.classes = self.attributes = self.features = self.area = False
         self.implausible, self.images = False, 0
+        self.regions = self.no_distribution = 0  # regions with class probabilities, and those whose sum is not 1
         self.reach = 0.0  # the furthest that a box reaches into its image, as a share of its sides
 
     def add(self, image: ImageRegions) -> None:
         if self.images < FIRST and image.features is not None and not plausible(image.features):
             self.implausible = True
         self.images += 1
+        if image.class_probabilities is not None:
+            self.regions += len(image.class_probabilities)
+            self.no_distribution += int(no_distribution(image.class_probabilities).sum())
         self.classes |= bool(image.class_conf.any())
         self.attributes |= bool(image.attribute_conf.any())
         self.features |= image.features is None or bool(image.features.any())
@@ -60,6 +64,9 @@ class Totals:
         for name, loss in (('classes', 'obj'), ('attributes', 'attr')):
             if not getattr(self, name):
                 yield f'no region has {name} with a confidence above 0, so that pre-training learns none (--visualLosses {loss})'
+        if self.no_distribution:
+            yield (f'{self.no_distribution:,} of {self.regions:,} regions have class probabilities that do not sum to 1, and are '
+                   'not predicted by pre-training')
         if not self.features:
             yield 'all features are 0; were they extracted?'
         if self.implausible:

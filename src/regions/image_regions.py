@@ -26,9 +26,11 @@ NAMES = {'ids': ('img_id', 'image_id', 'image_ids', 'img_ids', 'imgid', 'id'),
                         'cls_scores', 'max_conf'),
          'attributes': ('attrs_id', 'attribute_ids', 'attr_id', 'attr_ids', 'attrs_ids', 'attribute_id', 'attrs', 'pred_attrs'),
          'attribute_conf': ('attrs_conf', 'attr_conf', 'attr_confs', 'attribute_confs', 'attr_scores', 'max_attr_conf'),
-         'class_probabilities': ('cls_prob', 'cls_probs', 'soft_labels', 'class_prob')}
+         'class_probabilities': ('cls_prob', 'cls_probs', 'soft_labels', 'class_prob'),
+         'image_feature': ('image_box_feature',)}
 ROUNDING = 1.0  # pixels a detector's rounding may put a box outside its picture
 HIGHEST = {'class_conf': 1.01, 'attribute_conf': 1.01, 'class_probabilities': 1}  # of confidences, which may be rounded
+SUM_TOLERANCE = 0.1  # by which the class probabilities of a region may miss 1, or VL-BERT's pre-training does not predict them
 SMALL = 16  # pixels; in an image no larger, a box of one pixel is no sign of normalised boxes
 FORMS = {'pixels': 'x1, y1, x2, y2', 'normalised': 'divided by width and height', 'xywh': 'x, y, width, height',
          'yxyx': 'y1, x1, y2, x2', 'cxcywh': 'centre x, centre y, width, height'}
@@ -207,6 +209,11 @@ def array_sizes(image: ImageRegions) -> dict[str, int]:
 def image_feature(image: ImageRegions) -> np.ndarray:
     """The feature of the image as a whole, (f,) float32; the mean of its regions where it has none, as in VL-BERT."""
     return mean_feature(image.features) if image.image_feature is None else image.image_feature
+
+
+def no_distribution(probabilities: np.ndarray) -> np.ndarray:
+    """Which rows of class probabilities (o, num_classes) do not sum to 1, (o,) bool."""
+    return ~(np.abs(probabilities.sum(1, dtype=np.float32) - 1) <= SUM_TOLERANCE)
 
 
 def mean_feature(features: np.ndarray) -> np.ndarray:

@@ -5,13 +5,17 @@ An image has these arrays, of o regions each. NAMES in `image_regions` lists oth
     features (o, f) float; boxes (o, 4) pixels x1, y1, x2, y2 (or `form`); size (2,) height, width, or height and width
     in place of boxes: normalised (o, 4 or more), whose first four numbers are x1, y1, x2, y2 divided by width and height
     optional: classes, attributes (o,) whole numbers, without the background; class_conf, attribute_conf (o,) 0..1; num_boxes
-    optional, only for a region store: class_probabilities (o, num_classes) 0..1
+    optional, only for a region store: class_probabilities (o, num_classes) 0..1; image_feature (f,), of the image as a whole
+
+    classes, attributes may also be (o, num_classes) probabilities, the background first, as in VL-BERT's files of captions: the
+    most probable one without the background is taken, those of the classes become class_probabilities, and the regions are put in
+    the order in which VL-BERT's code reads them, by falling highest class probability, the background included
 
 Missing classes, attributes and confidences become 0. A class of confidence 0 has no weight in pre-training.
 
     folder of .npz      <id>.npz with these arrays
     folder of .npy      <id>.npy for features; <id>.boxes.npy, <id>.size.npy, ... for the others
-    folder of .json     <id>.json, arrays as lists or as base64 of their little-endian bytes
+    folder of .json     <id>.json, arrays as lists or as base64 of their little-endian bytes; also a zip of such files
     HDF5, by image      a group <id> of these datasets; height and width may be attributes of the group
     HDF5, all at once   datasets ids (n,), features (n, o, f), boxes (n, o, 4), size (n, 2), ..., with num_boxes (n,) where
                         images have fewer than o; or features (total, f) and so on with offsets (n + 1,) or pos_boxes (n, 2).
@@ -23,21 +27,22 @@ Files of pickled Python objects (.pkl, LMDB, mmf's _info.npy) are refused: readi
 """
 
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pybase64
 
-from files.json_files import DataError, read_json
+from files.json_files import MAX_BYTES, DataError, field, parse_json, read_json, stream
 from files.progress import ProgressBar
 from files.text import InputError
 from images.ids import ImageIds, read_ids
 from regions import tsv, tsv_lines
-from regions.image_regions import FORMS, NAMES, in_pixels
+from regions.image_regions import FORMS, NAMES, ROUNDING, in_pixels
 from regions.store import RegionStore
 from regions.tsv import ImageRegions, RegionError
 
@@ -45,6 +50,9 @@ COLUMN_OF = {key: name for name, others in NAMES.items() for key in (name, *othe
 RANK = {key: rank for rank, key in enumerate(COLUMN_OF)}  # of two names for the same column the first is read
 MATRICES = ('features', 'boxes', 'normalised', *tsv.OPTIONAL)  # two dimensions; the others have one number per region
 PER_REGION = {*tsv.COLUMNS, 'normalised'}
+LABELS = ('classes', 'attributes')
+OVERSHOOT = 0.05  # of width or height, that boxes of json files may reach beyond the picture
+USUAL = 100  # regions; the most of an image in VL-BERT's files
 INDEX_KEYS = ('offsets', 'pos_boxes')
 CONFIDENCES = {'classes': 'class_conf', 'attributes': 'attribute_conf'}
 MAX_ARRAY = 1 << 30  # bytes of an array of one image, or of the ids: one that is compressed may be a thousand times its file
@@ -63,24 +71,28 @@ class Importer:
     """Reads the images of `path`; afterwards `notes` says what was assumed and what was left out.
 
     form: of the boxes, some of FORMS with commas; swap_size: height and width are exchanged in the file; ids: 'stem', 'path' or a
-    file, as `images.ids.ImageIds` takes it; None: file names without their ending, or the ids in the file as they are. Raises
-    ValueError for another form.
+    file, as `images.ids.ImageIds` takes it; None: file names without their ending, or the ids in the file as they are; sizes: a
+    file of COCO's annotations, for images whose size is not in the file; allow_broken: faulty images are left out and listed in
+    `left_out`. Raises ValueError for another form, and what reading the sizes raises.
     """
 
-    def __init__(self, path, form: str = 'pixels', swap_size: bool = False, ids=None):
+    def __init__(self, path, form: str = 'pixels', swap_size: bool = False, ids=None, sizes=None, allow_broken: bool = False):
         if unknown := [name for name in form.split(',') if name not in FORMS]:
             raise ValueError(f'--boxes {form}: expected {", ".join(FORMS)}, or several with commas, found {unknown[0]!r}')
         self.path, self.form, self.swap_size = Path(path), form, swap_size
         self.ids = None if ids is None else ImageIds(ids)
         self.notes, self.unread, self.counts = [], {}, Counter()  # counts: of images, by note
+        self.sizes_file, self.sizes = sizes, None if sizes is None else coco_sizes(sizes)
+        self.allow_broken, self.left_out = allow_broken, []
         self.sized, self.size_missing = False, False  # whether any image has a size; whether the last one has none
 
     def __iter__(self) -> Iterator[ImageRegions]:
         """Yield the images in the order of their names, checked by `tsv.check`.
 
-        Faulty images are skipped. After the last image RegionError lists them, so that the caller writes nothing.
+        Faulty images are skipped. After the last image RegionError lists them, so that the caller writes nothing, unless
+        allow_broken.
         """
-        faults, f, count, unsized = [], None, 0, []
+        faults, sizes, count, unsized, many = [], None, 0, [], 0
         if not self.path.exists():
             raise RegionError(f'{self.path}: expected a folder of .npz, .npy or .json files, HDF5, or a TSV, found nothing there')
         for count, (img_id, where, load) in enumerate(self._images(), 1):  # noqa: B007, read after the loop
@@ -90,32 +102,40 @@ class Importer:
                     img_id = content.img_id if self.ids is None else self.ids(content.img_id)
                 self.size_missing = False
                 image = content if isinstance(content, ImageRegions) else self._image(img_id, content)
-                image = tsv.check(replace(image, img_id=img_id), f)
+                image = self._clipped(image) if where.endswith('.json') else image
+                image = tsv.check(replace(image, img_id=img_id), sizes and sizes['features'])
+                tsv.check_sizes(image, sizes or tsv.array_sizes(image))
             except MemoryError:
                 faults.append((where, 'expected the arrays of an image, found one that does not fit in memory'))
                 continue
             except (ValueError, TypeError, LookupError, ArithmeticError, *tsv.ZIP_ERRORS) as error:
                 faults.append((where, PICKLED if 'allow_pickle' in str(error) else str(error)))
                 continue
-            f = tsv.array_sizes(image)['features']
+            sizes = sizes or tsv.array_sizes(image)
+            many += len(image.boxes) > USUAL and where.endswith('.json')
             if self.size_missing:
                 unsized.append(where)
             yield image
-        if self.sized:  # sizes are assumed only where no image has one
-            faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
-        if f is None and self.path.is_dir() and faults and all(reason == PICKLED for _, reason in faults):
+        unsized = unsized if self.sized else []  # sizes are assumed only where no image has one
+        faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
+        if sizes is None and self.path.is_dir() and faults and all(reason == PICKLED for _, reason in faults):
             raise RegionError(pickled(self.path))
-        if f is None and count > 1 and len({re.sub(r'[\d.e+-]+', '', reason) for _, reason in faults}) == 1:
+        if sizes is None and count > 1 and len({re.sub(r'[\d.e+-]+', '', reason) for _, reason in faults}) == 1:
             raise RegionError(f'{self.path}: nothing was written: all {count:,} images have the same fault, so that they seem '
                               f'to be of another layout. {faults[0][0]}: {tsv_lines.other_form(faults[0][1])}')
-        if faults:
+        if self.allow_broken and sizes and not unsized:  # what has been yielded is not left out
+            self.left_out += [f'{where}: {reason}' for where, reason in faults]
+        elif faults:
+            advice = ', or give --allowBroken to leave them out' if sizes and not unsized else ''
             listed = tsv.listed([f'{where}: {reason}' for where, reason in faults])
             raise RegionError(f'{self.path}: expected valid images only, found {len(faults)} faulty; nothing was written. '
-                              f'Correct or remove them:\n{listed}')
-        if f is None:
+                              f'Correct or remove them{advice}:\n{listed}')
+        if sizes is None:
             raise RegionError(f'{self.path}: expected at least one image, found none')
         self.notes += [text if number == count else f'{text} ({number:,} of {count:,} images)'
                        for text, number in self.counts.items()]
+        if many:
+            self.notes.append(f'{many:,} of {count:,} images have more than {USUAL} regions')
         if self.unread:
             self.notes.append('not read: ' + ', '.join(f'{key}{reason}' for key, reason in self.unread.items()))
 
@@ -131,6 +151,8 @@ class Importer:
         elif self.path.suffix in READERS:
             yield self.ids(self.path.name) if self.ids else self.path.stem, str(self.path), partial(
                 READERS[self.path.suffix], self.path)
+        elif self.path.suffix == '.zip' and (members := _json_members(self.path)):
+            yield from self._zip(members)
         elif self.path.suffix in ('.tsv', '.zip', '.txt'):
             yield from self._tsv()
         else:
@@ -147,6 +169,15 @@ class Importer:
                 self.unread.setdefault(key, f' (but {keys[COLUMN_OF[key]]})')
         values = {name: arrays[key]() for name, key in keys.items() if name != 'ids'}
         o = self._count(values)
+        probabilities = {name: _column('class_probabilities', values.pop(name), np.dtype('<f4')) for name in LABELS
+                         if np.ndim(values.get(name, 0)) == 2}
+        for name, array in probabilities.items():
+            if array.shape[1] < 2:
+                raise RegionError(f'key "{keys[name]}": expected the background and at least one class, found an array of shape '
+                                  f'{array.shape}')
+            values |= {name: array[:, 1:].argmax(1), CONFIDENCES[name]: array[:, 1:].max(1, initial=0)}
+        if 'classes' in probabilities:
+            values['class_probabilities'] = probabilities['classes']
         for name, conf in CONFIDENCES.items():
             if name not in values:
                 self.counts[f'no {name}: 0, without weight in pre-training'] += 1
@@ -154,6 +185,7 @@ class Importer:
                     self.unread.setdefault(keys[conf], f' (there are no {name})')
             elif conf not in values:
                 self.counts[f'no confidences of the {name} ({conf}): 0, so that the {name} have no weight in pre-training'] += 1
+        image_feature = _column('image_feature', values['image_feature'], np.dtype('<f4')) if 'image_feature' in values else None
         columns = {name: np.zeros(o, dtype) for name, (_, dtype) in tsv.COLUMNS.items() if name not in MATRICES}
         for name in PER_REGION & values.keys():
             dtype = np.dtype('<f4' if name == 'normalised' else tsv.COLUMNS[name][1])
@@ -161,7 +193,7 @@ class Importer:
             same_rows = array.shape[:1] == np.shape(values['features'])[:1]
             columns[name] = array[:o] if same_rows else array  # others are refused by tsv.check
         normalised = columns.pop('normalised', None)
-        height, width = self._size(values, columns.get('boxes'), normalised)
+        height, width = self._size(values, columns.get('boxes'), normalised, img_id)
         if 'boxes' in columns:
             columns['boxes'] = self._boxes(columns['boxes'], height, width)
         else:
@@ -174,7 +206,19 @@ class Importer:
             if not np.allclose(normalised[:, 4:7], expected, atol=0.02):
                 self.counts[f'{keys["normalised"]}: the numbers after the first four are not width, height and area; '
                             'their order may be another'] += 1
-        return ImageRegions(img_id, height, width, **columns)
+        if 'classes' in probabilities and all(len(array) == o for array in columns.values()):
+            order = np.argsort(probabilities['classes'][:o].max(1), kind='stable')[::-1]
+            columns = {name: np.ascontiguousarray(array[order]) for name, array in columns.items()}
+        return ImageRegions(img_id, height, width, **columns, image_feature=image_feature)
+
+    def _clipped(self, image: ImageRegions) -> ImageRegions:
+        """The image with its boxes cut to the picture, as VL-BERT's code does, if they reach a little beyond it."""
+        limits = np.array([image.width, image.height] * 2, np.float32)
+        beyond = np.maximum(-image.boxes, image.boxes - limits)
+        if beyond.max(initial=0) <= ROUNDING or (beyond > OVERSHOOT * limits).any():
+            return image  # judged by tsv.check
+        self.counts[f'boxes that reach up to {OVERSHOOT:.0%} of a side beyond the picture: cut'] += 1
+        return replace(image, boxes=image.boxes.clip(0, limits))
 
     def _boxes(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         return boxes if self.form == 'pixels' else in_pixels(boxes, self.form, height, width)
@@ -196,11 +240,16 @@ class Importer:
                               'boxes; save it transposed')
         return count.item()
 
-    def _size(self, values: dict, boxes: np.ndarray | None, normalised: np.ndarray | None) -> tuple[int, int]:
+    def _size(self, values: dict, boxes: np.ndarray | None, normalised: np.ndarray | None, img_id: str) -> tuple[int, int]:
         """Height and width, computed or assumed if the file does not have them."""
         size = values.get('size')
         if size is None and 'height' in values and 'width' in values:
             size = np.concatenate([np.ravel(values['height']), np.ravel(values['width'])])
+        if size is None and self.sizes is not None:
+            if (size := self.sizes.get(img_id)) is None:
+                raise RegionError(f'key "size": expected it of image {img_id} in {self.sizes_file}, found none; name the '
+                                  'annotations of its split, or other ids with --ids')
+            return size
         if size is None:
             self.size_missing = True
             return self._unknown_size(boxes, normalised)
@@ -249,13 +298,25 @@ class Importer:
         if not paths:
             raise RegionError(f'{self.path}: expected files <id>.npz, or <id>.npy with <id>.boxes.npy and <id>.size.npy, or '
                               '<id>.json, found none')
-        id_of, taken = self.ids or ImageIds('stem'), {}
-        for path in ProgressBar(paths, desc=self.path.name, unit=' images'):
-            img_id = id_of(path.relative_to(self.path))
-            if (first := taken.setdefault(img_id, path)) is not path:
-                raise RegionError(f'{path}: its image id would be {img_id}, which is that of {first}; give --ids path to make '
-                                  'the path the id')
+        for img_id, path in self._with_ids(paths, lambda path: path.relative_to(self.path)):
             yield img_id, str(path), partial(READERS[path.suffix], path)
+
+    def _zip(self, members: list[zipfile.ZipInfo]) -> Images:
+        with zipfile.ZipFile(self.path) as archive:
+            for img_id, info in self._with_ids(members, lambda info: PurePosixPath(info.filename)):
+                where = f'{self.path}@/{info.filename}'
+                yield img_id, where, partial(_json_member, archive, info, where)
+
+    def _with_ids(self, files: list, path_of: Callable) -> Iterator[tuple]:
+        """(image id, file) of files, whose relative paths are path_of(file). Raises RegionError for an id that comes twice."""
+        id_of, taken = self.ids or ImageIds('stem'), {}
+        for file in ProgressBar(files, desc=self.path.name, unit=' images'):
+            img_id = id_of(path_of(file))
+            if (first := taken.setdefault(img_id, file)) is not file:
+                file, first = (getattr(one, 'filename', one) for one in (file, first))
+                raise RegionError(f'{file}: its image id would be {img_id}, which is that of {first}; give --ids path to make '
+                                  'the path the id')
+            yield img_id, file
 
     # TSV
 
@@ -453,11 +514,50 @@ def _npy(path: Path) -> Arrays:
 
 
 def _json(path: Path) -> Arrays:
-    item = read_json(path, 'the arrays of an image')
+    return _json_arrays(read_json(path, 'the arrays of an image'))
+
+
+def _json_members(path: Path) -> list[zipfile.ZipInfo]:
+    """The json files in a zip, sorted; [] if it has a TSV or is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except tsv.ZIP_ERRORS:  # which `tsv.find` reports
+        return []
+    if any(info.filename.endswith('.tsv') for info in infos):
+        return []
+    members = [info for info in infos if (name := PurePosixPath(info.filename)).suffix == '.json' and name.name[0] not in '._']
+    return sorted(members, key=lambda info: info.filename)
+
+
+def _json_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Arrays:
+    if info.file_size > MAX_BYTES:
+        raise RegionError(f'expected at most {MAX_BYTES >> 20} MB, found {info.file_size:,} bytes')
+    return _json_arrays(parse_json(archive.read(info), where, 'the arrays of an image'))
+
+
+def coco_sizes(path) -> dict[str, tuple[int, int]]:
+    """{id: (height, width)} of a file of COCO's annotations, such as instances_val2014.json: each image by its id and by its file
+    name without ending. Raises FileNotFoundError or DataError."""
+    sizes = {}
+    for item in stream(path, 'images.item', 'images'):
+        size = tuple(field(item, key, int, path) for key in ('height', 'width'))
+        sizes |= {str(item.get('id')): size, Path(str(item.get('file_name'))).stem: size}
+    return sizes
+
+
+def _from_base64(key: str, text: str) -> bytes:
+    try:
+        return pybase64.b64decode(tsv_lines.unquoted(text.encode()), validate=True)
+    except ValueError as error:
+        raise RegionError(f'key "{key}": expected base64, found {len(text):,} characters that are not ({error})') from None
+
+
+def _json_arrays(item) -> Arrays:
     if not isinstance(item, dict):
         raise RegionError(f'expected an object with the arrays of an image, found {type(item).__name__}')
-    data = {key: pybase64.b64decode(tsv_lines.unquoted(value.encode()), validate=True) for key, value in item.items()
-            if isinstance(value, str) and COLUMN_OF.get(key) in PER_REGION}
+    data = {key: _from_base64(key, value) for key, value in item.items()
+            if isinstance(value, str) and COLUMN_OF.get(key) in {*PER_REGION, 'image_feature'}}
     names = {COLUMN_OF[key]: key for key in data}
     count = next((item[key] for key in ('num_boxes', *NAMES['num_boxes']) if key in item), None)
     if count is None:
@@ -467,11 +567,16 @@ def _json(path: Path) -> Arrays:
     wide = tsv_lines.dtype_of('boxes', len(data[names['boxes']]), count) if 'boxes' in names else np.dtype('<f4')
     for key, raw in data.items():
         name = COLUMN_OF[key]
-        if name == 'features':
+        if name == 'image_feature':
+            item[key] = np.frombuffer(raw[:len(raw) // 4 * 4], '<f4')  # a cut one has another size than the regions' features
+            continue
+        shape = (count, -1) if name in MATRICES else (count,)
+        if name in LABELS and len(raw) > 8 * count:  # more than an int64: probabilities
+            dtype, shape = wide, (count, -1)
+        elif name == 'features':
             dtype = tsv_lines.features_dtype(raw, count, wide)
         else:
             dtype = wide if name in MATRICES else tsv_lines.dtype_of(name, len(raw), count)
-        shape = (count, -1) if name in MATRICES else (count,)
         if len(raw) % (count * dtype.itemsize):
             raise RegionError(f'key "{key}": expected {dtype} numbers of {count} regions, found {len(raw)} bytes')
         item[key] = np.frombuffer(raw, dtype).reshape(shape)

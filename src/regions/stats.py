@@ -11,6 +11,7 @@ import numpy as np
 
 from regions import readers
 from regions.class_names import ClassNames
+from regions.image_regions import no_distribution
 from regions.tsv import ImageRegions, RegionError
 
 
@@ -31,6 +32,8 @@ class Stats:
     norms: np.ndarray = field(default_factory=lambda: np.zeros(3))  # sum, sum of squares, count of norm 0
     # Histograms of the width, height and area of boxes, in per mille of the image's.
     sides: np.ndarray = field(default_factory=lambda: np.zeros((3, 1001), np.int64))
+    probabilities: np.ndarray = field(default_factory=lambda: np.zeros(4))  # classes; sums of 1, background, maximum
+    whole_images: np.ndarray = field(default_factory=lambda: np.zeros(2))  # images with a feature of their own; sum of its norms
     classes: Counter = field(default_factory=Counter)
     attributes: Counter = field(default_factory=Counter)
 
@@ -44,6 +47,12 @@ class Stats:
             self.norms += (norms.sum(), (norms ** 2).sum(), (norms == 0).sum())
             self.zeros += int((features == 0).sum())
             self.low, self.high = min(self.low, features.min()), max(self.high, features.max())
+        if image.class_probabilities is not None:
+            rows = image.class_probabilities.astype(np.float32)
+            self.probabilities[0] = rows.shape[1]
+            self.probabilities[1:] += (~no_distribution(rows)).sum(), rows[:, 0].sum(), rows.max(1).sum()
+        if image.image_feature is not None:
+            self.whole_images += 1, np.linalg.norm(image.image_feature)
         sides = np.clip((image.boxes[:, 2:] - image.boxes[:, :2]) / (image.width, image.height), 0, 1)  # (o, 2)
         for histogram, values in zip(self.sides, (sides[:, 0], sides[:, 1], sides.prod(1)), strict=True):
             histogram += np.bincount((values * 1000).astype(int), minlength=1001)
@@ -95,6 +104,13 @@ def report(stats: Stats, names: ClassNames, most: int = 15) -> str:
                   f'  sparsity   {stats.sparsity:.1f} % of the numbers are 0, '
                   f'{int((stats.squares == 0).sum())} dimensions are always 0',
                   f'  norm       {stats.norm:.3f} +- {spread:.3f} a region, {int(stats.norms[2])} regions of norm 0']
+    if stats.whole_images[0]:
+        lines.append(f'  whole      {stats.whole_images[0]:,.0f} images have a feature of their own, of norm '
+                     f'{stats.whole_images[1] / stats.whole_images[0]:.3f} on average')
+    if stats.probabilities[0]:
+        sums, background, highest = 100 * stats.probabilities[1:] / stats.regions
+        lines.append(f'  probabilities of {stats.probabilities[0]:.0f} classes; they sum to 1 in {sums:.1f} % of the regions; on '
+                     f'average the first class has {background:.1f} %, the most probable one {highest:.1f} %')
     for name, histogram in zip(('width', 'height', 'area'), stats.sides, strict=True):
         low, middle, high = (int(np.searchsorted(np.cumsum(histogram), q * stats.regions)) / 10 for q in (.1, .5, .9))
         lines.append(f'  box {name:6} {low:.1f} / {middle:.1f} / {high:.1f} % of the picture (1st, 5th, 9th decile)')

@@ -267,6 +267,13 @@ def check_for_tsv(image: ImageRegions) -> ImageRegions:
     return check(image)
 
 
+def check_sizes(image: ImageRegions, sizes: dict[str, int]) -> None:
+    """Raises RegionError if the arrays of an image have other sizes than those of the first, `sizes`."""
+    for name, size in array_sizes(image).items():
+        if size != sizes[name]:
+            raise RegionError(f'field "{name}": expected {sizes[name]} numbers a region as in the first image, found {size}')
+
+
 def checked(path, images: Iterable[ImageRegions], check_image=check) -> Iterator[ImageRegions]:
     """The images to be written to `path`, one after the other, as `check_image` returns them.
 
@@ -280,10 +287,7 @@ def checked(path, images: Iterable[ImageRegions], check_image=check) -> Iterator
             if image.img_id in positions:
                 raise RegionError(f'expected a new id, found that of number {positions[image.img_id]}')
             sizes = sizes or array_sizes(image)
-            for name, size in array_sizes(image).items():
-                if size != sizes[name]:
-                    raise RegionError(f'field "{name}": expected {sizes[name]} numbers a region as in the first image, '
-                                      f'found {size}')
+            check_sizes(image, sizes)
         except RegionError as error:
             raise RegionError(f'{path}: image {image.img_id} (number {position} to be written): {error}; nothing was '
                               'written, mend the regions that were given') from None

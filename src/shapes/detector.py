@@ -4,13 +4,11 @@ It segments the picture into patches of one colour, and fits to each patch the s
 detections become regions by the rules of `simulate_regions`, so that a model trained in the world can answer about new pictures.
 """
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from images.pictures import PictureError
-from regions import tsv
 from shapes import simulate_regions
 from shapes.draw import template
 from shapes.features import PROTOTYPES
@@ -33,21 +31,22 @@ class Detector:
     def provenance(self):
         return {'detector': 'shapes.detector, from the pixels of pictures of the sample world'}
 
-    def regions(self, pictures, ids, min_boxes=NUM_BOXES, max_boxes=NUM_BOXES):
+    def regions(self, pictures, ids, min_boxes=NUM_BOXES, max_boxes=NUM_BOXES, threshold=None, probabilities=False):
         """A list of ImageRegions, one per picture; equal pixels give equal regions.
 
         pictures: list of uint8 (HEIGHT, WIDTH, 3) RGB; ids: their image ids. Of the 36 regions of a picture the `max_boxes` most
-        confident are returned. Raises ValueError for impossible numbers of boxes, and PictureError that names the id of a picture
-        that is not of the sample world.
+        confident are returned, or with a threshold those of at least that confidence and the `min_boxes` most confident.
+        probabilities: with class_probabilities. Raises ValueError for impossible numbers of boxes, and PictureError that names
+        the id of a picture that is not of the sample world.
         """
         if not 1 <= min_boxes <= max_boxes or min_boxes > NUM_BOXES:
             raise ValueError(f'minBoxes, maxBoxes: expected 1 <= minBoxes <= maxBoxes, and minBoxes up to {NUM_BOXES} of the '
                              f'sample world, found {min_boxes} and {max_boxes}')
-        images = (_regions(img_id, picture) for img_id, picture in zip(ids, pictures, strict=True))
-        return [replace(image, **{name: getattr(image, name)[:max_boxes] for name in tsv.ARRAYS}) for image in images]
+        images = [_regions(img_id, picture, probabilities) for img_id, picture in zip(ids, pictures, strict=True)]
+        return [simulate_regions.most_confident(image, min_boxes, max_boxes, threshold or 0.0) for image in images]
 
 
-def _regions(img_id, picture):
+def _regions(img_id, picture, probabilities):
     height, width, _ = picture.shape
     right_size = (height, width) == (HEIGHT, WIDTH)
     things = detect(picture) if right_size else ()
@@ -56,7 +55,8 @@ def _regions(img_id, picture):
                            f'found {width} x {height}{" without any" if right_size else ""}; photographs need the Faster R-CNN '
                            '(bash run/download.bash detector) and a model trained on its regions')
     seed = int.from_bytes(hashlib.sha256(picture.tobytes()).digest()[:8], 'little')
-    return simulate_regions.regions(img_id, Scene(BACKGROUNDS[0], things), picture, np.random.default_rng(seed))
+    return simulate_regions.regions(img_id, Scene(BACKGROUNDS[0], things), picture, np.random.default_rng(seed),
+                                    probabilities)
 
 
 def detect(pixels: np.ndarray) -> tuple[Thing, ...]:

@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
+                if not (options.out / 'cc').is_dir():
+                    print('It was made without data for run/vlbert_pretrain.bash; name another --out for a world with them')
                 return
             annotations = world.make(options.out, settings)
     except (ValueError, OSError) as error:

@@ -1,5 +1,7 @@
 """Fabricates the regions of a known scene as a detector would return them: accurate boxes, inaccurate ones, parts of things,
 pieces of background."""
+from dataclasses import replace
+
 import numpy as np
 
 from regions import tsv
@@ -12,10 +14,12 @@ ATTRIBUTES = (*COLOURS, 'plain')
 INACCURATE = 3  # inaccurate boxes per thing; with an accurate one and a part, those of 6 things still leave room for background
 
 
-def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Generator) -> tsv.ImageRegions:
+def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Generator,
+            probabilities: bool = False) -> tsv.ImageRegions:
     """The 36 regions of a picture, sorted by falling confidence.
 
-    Boxes, classes and confidences come from `scene` and `rng`; features from `pixels` (height, width, 3) alone.
+    Boxes, classes and confidences come from `scene` and `rng`; features from `pixels` (height, width, 3) alone. probabilities:
+    with class_probabilities; the rest does not depend on it.
     """
     candidates = []  # (box, class, attribute, confidence)
     for thing in scene.things:
@@ -44,7 +48,29 @@ def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Genera
         zip(zip(*candidates, strict=True), (np.float32, np.int64, np.int64, np.float32), strict=True))
     return tsv.ImageRegions(
         img_id=img_id, height=HEIGHT, width=WIDTH, classes=classes, class_conf=conf, attributes=attributes,
-        attribute_conf=conf * np.float32(0.9), boxes=boxes, features=extract(pixels, boxes))
+        attribute_conf=conf * np.float32(0.9), boxes=boxes, features=extract(pixels, boxes),
+        class_probabilities=_probabilities(classes, conf, rng.spawn(1)[0]) if probabilities else None)
+
+
+def _probabilities(classes: np.ndarray, conf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(o, 1 + len(CLASSES)) float16, what is no object first: of each region the confidence of its class, and what is left shared
+    out at random, most of it to no object."""
+    others = rng.dirichlet([6.0, *[0.3] * len(CLASSES)], len(classes))
+    probabilities = (1 - conf[:, None]) * others
+    probabilities[np.arange(len(classes)), 1 + classes] += conf
+    return probabilities.astype(np.float16)
+
+
+def most_confident(image: tsv.ImageRegions, least: int, most: int, threshold: float) -> tsv.ImageRegions:
+    """The first regions of an image: those of a confidence of at least `threshold`, but from `least` to `most`."""
+    count = int(np.clip((image.class_conf >= threshold).sum(), least, most))
+    return take(image, np.arange(min(count, len(image.boxes))))
+
+
+def take(image: tsv.ImageRegions, places: np.ndarray) -> tsv.ImageRegions:
+    """Some regions of an image, in this order."""
+    arrays = {name: getattr(image, name) for name in tsv.COLUMNS}
+    return replace(image, **{name: array[places] for name, array in arrays.items() if array is not None})
 
 
 def _clip(box: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
+    <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
+    <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
@@ -20,7 +22,7 @@ import shutil
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from files.atomic import atomic_folder
 from files.json_files import read_json
 from files.progress import ProgressBar
 from regions import tsv
-from shapes import captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
+from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
@@ -59,7 +61,12 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, 'initializer_range': 0.05,
           'max_position_embeddings': 40, 'type_vocab_size': 2,
           'visual_feat_dim': features.FEATURE_DIM, 'visual_pos_dim': 4,
-          'num_object_labels': len(simulate_regions.CLASSES), 'num_attr_labels': len(simulate_regions.ATTRIBUTES)}
+          'num_object_labels': len(simulate_regions.CLASSES), 'num_attr_labels': len(simulate_regions.ATTRIBUTES),
+          # A single-stream model with as many parameters, 1.0 million, which sees images from the start: without BERT's weights
+          # the published initial scales of 0 grow too slowly (experience_in_pretraining.md).
+          'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9,
+          'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES)}
+SCENES = 100  # of the corpus that one process describes at once
 
 
 @dataclass(frozen=True)
@@ -133,17 +140,25 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *UNLABELLED, 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', *images):
+    for folder in ('bert', *UNLABELLED, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
+                   'nlvr2_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with _worker_pool(processes) as pool:
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
                    for task in (*UNLABELLED, 'lxmert')}
+        texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
+                 for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
             regions = pool.map(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
-            tsv.write(tsvs[folder], ProgressBar(regions, folder, len(indices), unit=' pictures'))
+            regions = ProgressBar(regions, folder, len(indices), unit=' pictures')
+            split = caption_data.SPLITS.get(folder)
+            with (caption_data.storing(out / f'cc_imgfeat/{split}.store', regions) if split
+                  else contextlib.nullcontext(regions)) as regions:
+                tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
+        _write_lines(out / 'corpus/shapes.txt', [line for part in texts for line in part.result()])
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
 
@@ -157,6 +172,10 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         _dump(out / task / 'trainval_label2ans.json', list(answers))
         _dump(out / task / 'trainval_ans2label.json', {answer: i for i, answer in enumerate(answers)})
     _dump(out / 'lxmert/all_ans.json', answer_table())
+    for folder, split in caption_data.SPLITS.items():
+        _dump(out / f'cc/{split}.json', [
+            {'img_id': img_id, 'sentf': {caption_data.SOURCE: sentences}} for by_image in captions_of.values()
+            for img_id, sentences in by_image.items() if img_id.startswith(f'COCO_{folder}_')])
     pieces = vocabulary([
         *(item['sent'] for task in UNLABELLED for items in annotations[task].values() for item in items),
         *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences)])
@@ -212,7 +231,7 @@ def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
     pixels = draw.picture(truth, rng)
     img_id = _img_id(folder, index)
     Image.fromarray(pixels).save(images / f'{img_id}.png')
-    return simulate_regions.regions(img_id, truth, pixels, rng)
+    return simulate_regions.regions(img_id, truth, pixels, rng, probabilities=True)
 
 
 def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:

@@ -124,12 +124,11 @@ def check_size(config, folder, weights):
                         'it the config of these weights?')
 
 
-def check_max_length(max_length, config):
-    """Raises DataError if max_length exceeds the model's position embeddings."""
-    if max_length > config.max_text_length:
+def check_max_length(max_length, config, task=None):
+    """Raises DataError if texts of max_length tokens exceed the model's position embeddings. task: None for any."""
+    if max_length > (most := config.max_text_length(task)):
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
-                        f'{config.max_position_embeddings}, of which {config.max_text_length} are for a text; give a smaller '
-                        'max_length')
+                        f'{config.max_position_embeddings}, of which {most} are for a text; give a smaller max_length')
 
 
 def sidecar_files(model, config, tokenizer, answers):

@@ -169,7 +169,7 @@ class Program:
         tokenizer = checkpoints.read_tokenizer(bert, config)
         if not options.dataset:
             spec = replace(spec, max_length=recipe.max_length(config, spec.max_length))
-        checkpoints.check_max_length(spec.max_length, config)
+        checkpoints.check_max_length(spec.max_length, config, task)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
         folder = RunFolder(options.output)

@@ -14,8 +14,10 @@ import numpy as np
 
 from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
+from annotations.corpus import find
 from annotations.examples import read_examples
 from annotations.spec import DatasetSpec
+from annotations.split_regions import check_probabilities
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
 from cli import run_main
 from files.json_files import DataError, some, stream
@@ -24,6 +26,8 @@ from param import add_flags
 from regions import store, tsv
 from regions.readers import check_start, id_difference
 from tasks.registry import TASKS, task_class
+
+KINDS = (*TASKS, pretraining_text.KIND, pretraining_text.CAPTIONS)
 
 
 @dataclass
@@ -72,11 +76,14 @@ def read_text(path, answers, count):
     return contents
 
 
-def region_ids(path, store_root):
+def region_ids(path, store_root, probabilities=False):
     """The sorted image ids of a TSV, (n,) bytes: from its store if it exists, else from the first field of each line. Raises
-    RegionError if its first images have a fault, such as boxes that are no pixels."""
+    RegionError if its first images have a fault, such as boxes that are no pixels. probabilities: or if it has no class
+    probabilities."""
     regions = store.fresh(path, store_root) or tsv.need(path)
     check_start(regions)
+    if probabilities:
+        check_probabilities(regions)
     ids = [line.split(b'\t', 1)[0] for line in regions.lines()] if isinstance(regions, tsv.TsvFile) else regions.ids
     return np.unique(np.array(ids, np.bytes_))
 
@@ -123,14 +130,21 @@ def check(path, tokenizer, store_root, report_fault):
             text.add(tokenizer.encode_counted(sentences, spec.max_length)[2], times)
 
     spec = DatasetSpec.from_json(path)
-    if spec.kind not in (*TASKS, pretraining_text.KIND):
-        raise DataError(f'{path}: key "kind": expected one of {", ".join((*TASKS, pretraining_text.KIND))}, found "{spec.kind}"')
+    if spec.kind not in KINDS:
+        raise DataError(f'{path}: key "kind": expected one of {", ".join(KINDS)}, found "{spec.kind}"')
+    without_answers = spec.kind == pretraining_text.CAPTIONS
     schema = task_class(spec.kind).schema if spec.kind in TASKS else None
     fixed = schema.answers if schema else None
-    if bool(fixed) == bool(spec.answers):
+    if bool(fixed or without_answers) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected ' + (
-            f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else 'a path, found no such key'))
-    answers = fixed or attempt('answers', spec.read_answers if schema else lambda: set(read_table(spec.answers)))
+            f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
+            'no such key, since captions have none' if without_answers else 'a path, found no such key'))
+    if without_answers:
+        answers = None
+        for i, pattern in enumerate(spec.corpus):
+            attempt(f'corpus[{i}]', find, pattern)
+    else:
+        answers = fixed or attempt('answers', spec.read_answers if schema else lambda: set(read_table(spec.answers)))
     ids_of_file = {}
     for name, split in spec.splits.items():
         read = (read_task, split.annotations, schema) if schema else (read_text, split.annotations)
@@ -138,7 +152,7 @@ def check(path, tokenizer, store_root, report_fault):
         contents = attempt(f'splits.{name}.annotations', *read, answers or (), count)
         for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
-                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root)
+                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, without_answers)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')

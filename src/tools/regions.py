@@ -145,8 +145,10 @@ def import_regions(options) -> int:
             options.error(f'--out: {existing} exists, and is not overwritten; name another')
     provenance = {'imported from': str(path.resolve()), 'imported at': datetime.now(UTC).isoformat(timespec='seconds'),
                   'made by': options.madeBy}
-    images = importers.Importer(path, options.boxes, options.swapSize, options.ids)
+    images = importers.Importer(path, options.boxes, options.swapSize, options.ids, options.sizes, options.allowBroken)
     provenance['notes'] = images.notes  # complete when all images are read, and before the provenance is written
+    if options.allowBroken:
+        provenance['left out'] = images.left_out
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == '.store':
         store.write(out, images, provenance, dtype=options.dtype)
@@ -156,6 +158,9 @@ def import_regions(options) -> int:
         write_json(note, provenance)
     for text in images.notes:
         print(printable(f'  {text}'))
+    if images.left_out:
+        print(printable(f'  left out {len(images.left_out):,} faulty images (all in the provenance):'))
+        print(tsv.listed(images.left_out))
     return 0
 
 
@@ -222,8 +227,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument('--names', **names)
     command.add_argument('--most', type=int, default=20, metavar='N', help='the N surest regions of each image (20)')
     command.add_argument('--out', required=True, metavar='DIR')
-    command = add('import', import_regions, 'make a TSV or store of a folder of .npz, .npy or .json files, of HDF5, or of a TSV '
-                  'of another layout',
+    command = add('import', import_regions, 'make a TSV or store of a folder of .npz, .npy or .json files, a zip of .json files, '
+                  'HDF5, or a TSV of another layout',
                   path={'metavar': 'FOLDER|FILE', 'help': 'layouts and keys: the head of src/regions/importers.py'})
     command.add_argument('--out', required=True, metavar='X.tsv|X.store', help='a new file or folder; nothing is overwritten')
     command.add_argument('--dtype', **dtype)
@@ -231,6 +236,9 @@ def make_parser() -> argparse.ArgumentParser:
                          + '; '.join(f'{name}: {text}' for name, text in FORMS.items()))
     command.add_argument('--swapSize', action='store_true', help='height and width are exchanged in the file')
     command.add_argument('--ids', metavar='stem|path|FILE', help=f'{IDS_HELP}; for HDF5 without ids also a json {{id: row}}')
+    command.add_argument('--sizes', metavar='JSON', help="COCO's annotations, such as instances_val2014.json, for the sizes of "
+                         'images that are not in the file')
+    command.add_argument('--allowBroken', action='store_true', help='leave out faulty images, and list them')
     command.add_argument('--madeBy', metavar='TEXT', help='which detector and weights made the features, for the record')
     return parser
 

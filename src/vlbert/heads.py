@@ -16,7 +16,7 @@ from vlbert.pretraining import Pretraining
 from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
-TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut
+TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut, and of a text of pre-training
 ADAMW = {'optim': 'adamw', 'schedule': 'triangle', 'weight_decay': 1e-4}
 
 # VQA and pre-training as in the original code, which has none of the other tasks.
@@ -27,7 +27,7 @@ RECIPES = {
     'vqa': ANSWER, 'gqa': ANSWER, 'nlvr2': dataclasses.replace(CLASS, images=2), 'nlvr': CLASS, 'classify': CLASS,
     'multilabel': dataclasses.replace(CLASS, loss='BCE', loss_factor=None),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
-                       mirror='images', **ADAMW),
+                       text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
 CAPTIONS_ONLY = dataclasses.replace(RECIPES['pretrain'], batch_size=256, examples_per_item=1, warmup=8000)
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.layers import BertLMPredictionHead, initialise
+from bert.weights import fill
 from heads import Head
 
 NO_LABEL = -1
@@ -122,6 +123,10 @@ class Pretraining(Head):
     def word_logits(self, batch, places):
         (_, t), o = batch['input_ids'].shape, batch['boxes'].shape[1]
         return self.mlm_head.predictions(self.encoder.states(batch, places // t * (t + o + 1) + places % t)).float()
+
+    def load_original(self, state, source='a state dict'):
+        """As Head.load_original. A model that was trained on captions alone has no embedding for texts, which stays random."""
+        return fill(self, state, source, may_miss=(r'aux_text_visual_embedding\.',), rename=self.original_name)
 
     def untrained(self, objective, options):
         if objective == 'words' or hasattr(self, 'relationsip_head'):

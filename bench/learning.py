@@ -1,0 +1,197 @@
+"""Compares what models learn from the same data in the same time: fine-tuning on a share of the sample world's training data,
+from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one
+process; a model whose step takes longer makes fewer epochs. Repeat the command to resume."""
+
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from batches import load_batches, training_batches
+from bench import report
+from bench.model import timed
+from cli import end_with_parent, run_main
+from files.json_files import read_json
+from param import Options
+from pretrain.captions import CaptionProgram
+from pretrain.program import OBJECTIVES, PretrainingProgram
+from run_state import Progress
+from tasks.program import TaskProgram
+from tasks.registry import task_class
+from train import OptimizerStep, train_step
+
+TASKS = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'test'}  # and where they are tested
+REFERENCE = 'lxmert'  # the epochs are this model's
+# Of each model: the launcher of pre-training, its last snapshot without the number, its flags, and the flag that loads it.
+PRETRAINING = {'lxmert': ('lxmert_pretrain', 'Epoch{:02d}_LXRT', ('--lr', '5e-4', '--batchSize', '64'), '--loadLXMERT'),
+               'vlbert': ('vlbert_pretrain', 'Epoch{:02d}', ('--lr', '5e-4', '--batchSize', '32'), '--loadVLBERT')}
+RATES = {'scratch': '5e-4', 'pretrained': '3e-4'}
+BATCH = 32
+
+
+def main(argv=None) -> int:
+    parser = report.parser('learning', __doc__, folder=False)
+    parser.add_argument('--dataRoot', type=Path, default=Path('data/shapes'), help='a sample world (run/shapes.bash)')
+    parser.add_argument('--folder', type=Path, default=Path('snap/bench/learning'), help='for the runs; kept')
+    parser.add_argument('--models', default='lxmert,vlbert', help='default: %(default)s')
+    parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
+    parser.add_argument('--seeds', default='9595,1,2', help='default: %(default)s')
+    parser.add_argument('--share', type=float, default=0.1, help='of the training data for fine-tuning (default: %(default)s)')
+    parser.add_argument('--epochs', type=report.positive, default=12, help=f'of {REFERENCE} in fine-tuning (%(default)s)')
+    parser.add_argument('--pretrainEpochs', type=report.positive, default=10, help='the same in pre-training (%(default)s)')
+    parser.add_argument('--jobs', type=report.positive, default=2, help='runs at the same time, a core each (%(default)s)')
+    options = parser.parse_args(argv)
+    options.models, options.tasks, options.seeds = (getattr(options, name).split(',') for name in ('models', 'tasks', 'seeds'))
+    if options.part:
+        return run_main('bench.bash', lambda: print(json.dumps(step_seconds(options))) or 0)
+    return run_main('bench.bash', lambda: compare(options, report.Figures(options.out)))
+
+
+def compare(options, figures):
+    prepare(options)
+    costs = options.folder / 'costs.json'
+    if not costs.is_file():
+        flags = [f'--{name}={getattr(options, name)}' for name in ('dataRoot', 'folder')]
+        flags += [f'--{name}={",".join(getattr(options, name))}' for name in ('models', 'tasks')]
+        costs.write_text(json.dumps(report.run_separately('learning', '--part', 'steps', *flags, OMP_NUM_THREADS='1')))
+    costs = read_json(costs, 'the costs of steps')
+    figures |= {f'{model} {kind}, {what}': value for kind, by_model in costs.items() for model, (*values,) in by_model.items()
+                for what, value in zip(('s a step', 'steps an epoch', 'parameters'), values, strict=True)}
+
+    def epochs(kind, model, reference):
+        of_model, of_reference = (costs[kind][name][0] * costs[kind][name][1] for name in (model, REFERENCE))
+        return max(1, round(reference * of_reference / of_model))
+
+    snapshots, runs = {}, []
+    for model in options.models:
+        launcher, name, flags, load = PRETRAINING[model]
+        count = epochs('pretrain', model, options.pretrainEpochs)
+        output = options.folder / f'pretrain_{model}'
+        snapshots[model] = load, output / name.format(count)
+        figures |= {f'{model} pretrain, epochs': count}
+        runs.append([f'run/{launcher}.bash', 'cpu', *flags, *common(options, model), '--fromScratch', '--epochs', count,
+                     '--output', output])
+    run_all(runs, options.jobs)
+    runs, outputs = [], {}
+    for task in options.tasks:
+        for model in options.models:
+            count = epochs(task, model, options.epochs)
+            figures |= {f'{model} {task}, epochs': count}
+            for start in RATES:
+                weights = ('--fromScratch',) if start == 'scratch' else snapshots[model]
+                for seed in options.seeds:
+                    output = outputs[task, model, start, seed] = options.folder / f'{task}_{model}_{start}_{seed}'
+                    runs.append([f'run/{task}_finetune.bash', 'cpu', 'x', *common(options, model, 'share'), '--model', model,
+                                 *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH,
+                                 '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed,
+                                 '--output', output])
+    run_all(runs, options.jobs)
+    print(f'\n| {" | ".join(["start, model", *options.tasks])} |\n|---|{"---|" * len(options.tasks)}')
+    for start in RATES:
+        for model in options.models:
+            cells = []
+            for task in options.tasks:
+                scores = [last_score(outputs[task, model, start, seed]) for seed in options.seeds]
+                figures.update({f'{task}, {model}, {start}, seed {seed}': score
+                                for seed, score in zip(options.seeds, scores, strict=True)})
+                spread = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
+                cells.append(f'{statistics.mean(scores):.1f}{spread}')
+            print(f'| {start}, {model} | {" | ".join(cells)} |')
+    return figures.finish()
+
+
+def prepare(options):
+    """Data roots: `full`, links to the world, and `share`, with the first examples of each training file; and a vocabulary with a
+    config for each model."""
+    world = options.dataRoot.resolve()
+    for name in ('full', 'share'):
+        root = options.folder / name
+        root.mkdir(parents=True, exist_ok=True)
+        for path in world.iterdir():
+            if (path.name not in TASKS or name == 'full') and not (root / path.name).exists():
+                (root / path.name).symlink_to(path)
+    for task in TASKS:
+        folder = options.folder / 'share' / task
+        folder.mkdir(exist_ok=True)
+        for path in (world / task).iterdir():
+            if path.name != 'train.json' and not (folder / path.name).exists():
+                (folder / path.name).symlink_to(path)
+        examples = read_json(world / task / 'train.json', 'training data', list)
+        (folder / 'train.json').write_text(json.dumps(examples[:round(len(examples) * options.share)]))
+
+
+def common(options, model, data='full'):
+    return '--dataRoot', options.folder / data, '--bert', options.dataRoot / 'bert', '--resume'
+
+
+def run_all(runs, jobs):
+    """Runs launchers, so many at a time; exits if one fails."""
+    def run(command):
+        name = str(command[-1])
+        with open(f'{name}.out', 'w') as out:
+            done = subprocess.run(['bash', *map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=os.environ | {
+                'OMP_NUM_THREADS': '1'}, preexec_fn=partial(end_with_parent, os.getpid()))
+        if done.returncode:
+            raise ValueError(f'{name}.out: a run failed: {Path(f"{name}.out").read_text().strip().splitlines()[-1]}')
+        print(f'{name}: {"".join(Path(name, "log.log").read_text().splitlines()[-1:])}', flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, runs))
+
+
+def last_score(output):
+    """The score of the last validation of a run, in per cent."""
+    lines = [line for line in (output / 'log.log').read_text().splitlines() if 'Valid ' in line]
+    return float(lines[-1].split()[-1])
+
+
+def step_seconds(options, turns=3, steps=8):
+    """{task or 'pretrain': {model: [seconds of a step, steps of an epoch, parameters]}}: medians over turns of all models."""
+    torch.set_num_threads(1)
+    device, costs = torch.device('cpu'), {}
+    for kind in (*options.tasks, 'pretrain'):
+        programs = {}
+        for model in options.models:
+            output = str(options.folder / 'steps' / f'{kind}_{model}')
+            flags = {'dataRoot': str(options.folder / ('full' if kind == 'pretrain' else 'share')), 'fromScratch': True,
+                     'model': model, 'bert': str(options.dataRoot / 'bert'), 'device': 'cpu', 'valid': '', 'output': output,
+                     'lr': 1e-5}
+            if kind != 'pretrain':
+                program = TaskProgram.prepare(task_class(kind), Options(train='train', batchSize=BATCH, **flags), device)
+            else:
+                batch = int(PRETRAINING[model][2][-1])
+                if model == REFERENCE:
+                    flags |= dict.fromkeys(OBJECTIVES, True)
+                    splits = 'mscoco_train,mscoco_nominival,vgnococo'
+                    program = PretrainingProgram.prepare(Options(train=splits, batchSize=batch, **flags), device)
+                else:
+                    program = CaptionProgram.prepare(Options(train='train', batchSize=batch, **flags), device)
+            _, head, train_set, _ = program.make()
+            batches = list(load_batches(train_set, list(training_batches(len(train_set), 0, 0, program.options))[:steps],
+                                        program.options, device))
+            programs[model] = program, head, train_set, batches, OptimizerStep(head, program.options, 1000, device), []
+        for _ in range(turns + 1):
+            for program, head, _, batches, optimizer_step, seconds in programs.values():
+                seconds.append(timed(partial(steps_of, head, optimizer_step, batches, program.options), device) / len(batches))
+        costs[kind] = {model: [statistics.median(seconds[1:]), max(len(train_set) // program.options.batchSize, 1),
+                               sum(p.numel() for p in head.parameters())]
+                       for model, (program, head, train_set, _, _, seconds) in programs.items()}
+        for program, *_ in programs.values():
+            program.folder.close()
+    return costs
+
+
+def steps_of(head, optimizer_step, batches, options):
+    head.train()
+    for i, batch in enumerate(batches):
+        train_step(head, optimizer_step, [batch], options, Progress(0, i, len(batches)), torch.device('cpu'))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
