@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 import torch
 
+from bert.config import check_config  # noqa: F401, of the contract
 from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
@@ -65,14 +66,6 @@ def read_config(folder, options):
         return dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})
     except ValueError as error:
         raise DataError(f'{path} with --llayers, --xlayers, --rlayers and --dropout: {error}') from None
-
-
-def check_config(path, config):
-    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
-    heads = LxrtConfig.from_json(path).num_attention_heads
-    if heads != config.num_attention_heads:
-        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
-                         f'{config.num_attention_heads}; give --bert {path.parent}')
 
 
 def answers_and_images(state, config):

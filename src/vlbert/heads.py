@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import BertPredictionHeadTransform
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError
@@ -66,14 +67,6 @@ def read_config(folder, options):
     if options.dropout is None:
         return config
     return dataclasses.replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)
-
-
-def check_config(path, config):
-    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
-    heads = VLBertConfig.from_json(path).num_attention_heads
-    if heads != config.num_attention_heads:
-        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
-                         f'{config.num_attention_heads}; give --bert {path.parent}')
 
 
 def answers_and_images(state, config):

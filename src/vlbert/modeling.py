@@ -211,7 +211,7 @@ class VLBertModel(nn.Module):
         hidden = self.vlbert.dropout(self.vlbert.embedding_LayerNorm(hidden))
 
         if places is not None and rows is not None:
-            index = rows.new_empty(mask.numel())
+            index = rows.new_zeros(mask.numel())
             index[rows] = torch.arange(len(rows), device=rows.device)
             places = index[places]
         layers, attentions = [] if hidden_states else None, [] if return_attention else None
