@@ -18,6 +18,7 @@ from heads import Start
 from param import ENCODERS, Options
 
 SNAPSHOT = ('.pth', '.safetensors', '.model')  # endings that the path of a task's snapshot may omit
+PUBLISHED = ('.model', '.pth', '.safetensors')  # the same, where the original's files end in .model
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
 HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
 WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin', '.model')
@@ -66,7 +67,8 @@ def find_weights(name, endings, offline=False):
 def starting_weights(options, load=PRETRAINED):
     """The file that --load, one of ENCODERS or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
-    for flag, endings in (('load', load), *((flag, PRETRAINED) for flag in (*ENCODERS, 'loadLXMERTQA'))):
+    published = {flag: PRETRAINED if 'LXMERT' in flag else PUBLISHED for flag in (*ENCODERS, 'loadLXMERTQA')}
+    for flag, endings in ({'load': load} | published).items():
         if value := getattr(options, flag):
             try:
                 return find_weights(value, endings, options.offline)
