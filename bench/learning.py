@@ -2,12 +2,12 @@
 from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one
 process; a model whose step takes longer makes fewer epochs. Repeat the command to resume."""
 
-import concurrent.futures
 import json
 import os
 import statistics
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ BATCH = 32
 def main(argv=None) -> int:
     parser = report.parser('learning', __doc__, folder=False)
     parser.add_argument('--dataRoot', type=Path, default=Path('data/shapes'), help='a sample world (run/shapes.bash)')
-    parser.add_argument('--folder', type=Path, default=Path('snap/bench/learning'), help='for the runs; kept')
+    parser.add_argument('--runs', type=Path, default=Path('snap/bench/learning'), help='folder of the runs, which are kept')
     parser.add_argument('--models', default='lxmert,vlbert', help='default: %(default)s')
     parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
     parser.add_argument('--seeds', default='9595,1,2', help='default: %(default)s')
@@ -55,9 +55,9 @@ def main(argv=None) -> int:
 
 def compare(options, figures):
     prepare(options)
-    costs = options.folder / 'costs.json'
+    costs = options.runs / 'costs.json'
     if not costs.is_file():
-        flags = [f'--{name}={getattr(options, name)}' for name in ('dataRoot', 'folder')]
+        flags = [f'--{name}={getattr(options, name)}' for name in ('dataRoot', 'runs')]
         flags += [f'--{name}={",".join(getattr(options, name))}' for name in ('models', 'tasks')]
         costs.write_text(json.dumps(report.run_separately('learning', '--part', 'steps', *flags, OMP_NUM_THREADS='1')))
     costs = read_json(costs, 'the costs of steps')
@@ -72,7 +72,7 @@ def compare(options, figures):
     for model in options.models:
         launcher, name, flags, load = PRETRAINING[model]
         count = epochs('pretrain', model, options.pretrainEpochs)
-        output = options.folder / f'pretrain_{model}'
+        output = options.runs / f'pretrain_{model}'
         snapshots[model] = load, output / name.format(count)
         figures |= {f'{model} pretrain, epochs': count}
         runs.append([f'run/{launcher}.bash', 'cpu', *flags, *common(options, model), '--fromScratch', '--epochs', count,
@@ -86,7 +86,7 @@ def compare(options, figures):
             for start in RATES:
                 weights = ('--fromScratch',) if start == 'scratch' else snapshots[model]
                 for seed in options.seeds:
-                    output = outputs[task, model, start, seed] = options.folder / f'{task}_{model}_{start}_{seed}'
+                    output = outputs[task, model, start, seed] = options.runs / f'{task}_{model}_{start}_{seed}'
                     runs.append([f'run/{task}_finetune.bash', 'cpu', 'x', *common(options, model, 'share'), '--model', model,
                                  *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH,
                                  '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed,
@@ -111,13 +111,13 @@ def prepare(options):
     config for each model."""
     world = options.dataRoot.resolve()
     for name in ('full', 'share'):
-        root = options.folder / name
+        root = options.runs / name
         root.mkdir(parents=True, exist_ok=True)
         for path in world.iterdir():
             if (path.name not in TASKS or name == 'full') and not (root / path.name).exists():
                 (root / path.name).symlink_to(path)
     for task in TASKS:
-        folder = options.folder / 'share' / task
+        folder = options.runs / 'share' / task
         folder.mkdir(exist_ok=True)
         for path in (world / task).iterdir():
             if path.name != 'train.json' and not (folder / path.name).exists():
@@ -127,22 +127,32 @@ def prepare(options):
 
 
 def common(options, model, data='full'):
-    return '--dataRoot', options.folder / data, '--bert', options.dataRoot / 'bert', '--resume'
+    return '--dataRoot', options.runs / data, '--bert', options.dataRoot / 'bert', '--resume'
 
 
 def run_all(runs, jobs):
-    """Runs launchers, so many at a time; exits if one fails."""
-    def run(command):
-        name = str(command[-1])
-        with open(f'{name}.out', 'w') as out:
-            done = subprocess.run(['bash', *map(str, command)], stdout=out, stderr=subprocess.STDOUT, env=os.environ | {
-                'OMP_NUM_THREADS': '1'}, preexec_fn=partial(end_with_parent, os.getpid()))
-        if done.returncode:
-            raise ValueError(f'{name}.out: a run failed: {Path(f"{name}.out").read_text().strip().splitlines()[-1]}')
-        print(f'{name}: {"".join(Path(name, "log.log").read_text().splitlines()[-1:])}', flush=True)
-
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, runs))
+    """Runs launchers, so many at a time. Raises ValueError if one fails."""
+    waiting, running = list(runs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                command = [str(word) for word in waiting.pop(0)]
+                with open(f'{command[-1]}.out', 'w') as out:
+                    process = subprocess.Popen(
+                        ['bash', *command], stdout=out, stderr=subprocess.STDOUT, env=os.environ | {'OMP_NUM_THREADS': '1'},
+                        preexec_fn=partial(end_with_parent, os.getpid()))
+                running[process] = Path(command[-1])
+            time.sleep(0.2)
+            for process in [process for process in running if process.poll() is not None]:
+                output = running.pop(process)
+                if process.returncode:
+                    lines = Path(f'{output}.out').read_text().strip().splitlines()
+                    raise ValueError(f'{output}.out: a run failed: {lines[-1] if lines else process.returncode}')
+                print(f'{output}: {(output / "log.log").read_text().splitlines()[-1]}', flush=True)
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
 
 
 def last_score(output):
@@ -158,8 +168,8 @@ def step_seconds(options, turns=3, steps=8):
     for kind in (*options.tasks, 'pretrain'):
         programs = {}
         for model in options.models:
-            output = str(options.folder / 'steps' / f'{kind}_{model}')
-            flags = {'dataRoot': str(options.folder / ('full' if kind == 'pretrain' else 'share')), 'fromScratch': True,
+            output = str(options.runs / 'steps' / f'{kind}_{model}')
+            flags = {'dataRoot': str(options.runs / ('full' if kind == 'pretrain' else 'share')), 'fromScratch': True,
                      'model': model, 'bert': str(options.dataRoot / 'bert'), 'device': 'cpu', 'valid': '', 'output': output,
                      'lr': 1e-5}
             if kind != 'pretrain':

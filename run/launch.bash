@@ -3,7 +3,7 @@
 #   launch PROGRAM START_FLAG GPUS FLAGS...
 #
 # PROGRAM is a file below src/. GPUS: ids such as 0 or 0,1,2,3, or `cpu`. START_FLAG (may be empty) names the weights to start
-# from; it is dropped if FLAGS name some. With --multiGPU and several GPUs torchrun starts one process a GPU;
+# from; it is dropped if FLAGS name some, and those of another model start from its own. With --multiGPU and several GPUs torchrun starts one process a GPU;
 # `NPROC=2 ... cpu ... --multiGPU` starts two processes on the CPU. With NNODES set, this machine is one of several
 # (docs/distributed.md), and --multiGPU is not needed.
 
@@ -61,7 +61,7 @@ torchrun_flags() {  # torchrun_flags PROCESSES: sets `torchrun` to src/launch.py
 }
 
 launch() {
-    local program start=$2 gpus=$3 flag several=no
+    local program start=$2 gpus=$3 flag before='' model='' several=no
     # OpenMP threads spin while they wait for each other. Beside other processes long spinning multiplies the time of an epoch by 6,
     # 500 rounds by 2.3; on idle cores 500 rounds cost a seventh (docs/results.md, "Speed").
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-500}
@@ -71,11 +71,16 @@ launch() {
     export LAUNCHER="$PWD/run/$(basename "$0")"
 
     for flag in "${flags[@]}"; do
+        [ "$before" != --model ] || model=$flag
         case $flag in
             --load | --load=* | --loadLXMERT | --loadLXMERT=* | --loadLXMERTQA | --loadLXMERTQA=* | --fromScratch) start= ;;
+            --loadVLBERT | --loadVLBERT=*) start= ;;
+            --model=*) model=${flag#*=} ;;
             --multiGPU) several=yes ;;
         esac
+        before=$flag
     done
+    [[ $model != vlbert || $start != --loadLXMERT* ]] || start="--loadVLBERT snap/pretrained/vl-bert-base-prec"
     # shellcheck disable=SC2206  # a flag and its value are two words
     flags=($start "${flags[@]}")
 

@@ -1,34 +1,40 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]
-# Installs the packages, makes the sample world, trains LXMERT on it from scratch, tests it and writes the submission file.
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2] [lxmert|vlbert]
+# Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
 # NLVR2 starts from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
 # docs/results.md. To resume it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2]" >&2; exit 2; }
-[ $# -le 2 ] && [[ ${1:-0} != -* ]] || usage
-gpus=${1:-0} task=${2:-vqa} run=quickstart
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2] [lxmert|vlbert]" >&2; exit 2; }
+[ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
+gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
+case $model in
+    lxmert) run=quickstart name=LXMERT load=--loadLXMERT ;;
+    vlbert) run=quickstart_vlbert name=VL-BERT load=--loadVLBERT ;;
+    *) usage ;;
+esac
 world=(--dataRoot data/shapes --bert data/shapes/bert)
 picture=data/shapes/images/val2014/COCO_val2014_00000000160
 question="${picture}1.png \"Is there a star?\""
 case $task in
     vqa) labelled=minival unlabelled=test flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     gqa) labelled=testdev unlabelled=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
-    nlvr2) labelled=test unlabelled=hidden flags=(--loadLXMERT snap/vqa/quickstart/BEST --lr 3e-4 --epochs 2)
+    nlvr2) labelled=test unlabelled=hidden flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
     *) usage ;;
 esac
+[ $model = lxmert ] || flags+=(--model $model)
 step() { printf '\n== %s\n' "$*"; }
 
 step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in data/shapes"
 run_program bash run/shapes.bash
-if [ $task = nlvr2 ] && [ ! -f snap/vqa/quickstart_results/test_predict.json ]; then
-    run_program bash run/quickstart.bash "$gpus" vqa
+if [ $task = nlvr2 ] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+    run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
-step "Training LXMERT (snap/$task/$run)"
+step "Training $name (snap/$task/$run)"
 run_program bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" \
     --evalBatchSize 256 --resume
 step "Testing on $labelled, whose answers are known"

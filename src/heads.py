@@ -67,7 +67,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention probabilities of one layer. queries, keys: 'words', 'visual' or, in a single-stream model, 'all'."""
+    """Attention probabilities of one layer. queries, keys: 'words', 'visual' or, in a single-stream model, 'all': the words, then
+    the regions (the whole image first, where the encoder needs it), then further tokens if the model has any."""
 
     layer: str
     queries: str
@@ -93,6 +94,7 @@ class Encoder(nn.Module):
     """The interface between an encoder and the heads."""
 
     needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
+    blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
     config: object
     tokenizer: object | None = None
@@ -107,6 +109,8 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch, record_attention=False) -> States:
+        """The pooled vector must be computed from the state of the token batch['slot'] (n,), of batches without it from that of
+        the first token: explain.relevance starts there."""
         raise NotImplementedError
 
     def pooled_size(self, images) -> int:
@@ -213,6 +217,11 @@ class Head(nn.Module):
     def word_logits(self, batch, places) -> torch.Tensor:
         """(p, vocabulary) float32: the word pieces at `places` (p,), indices into input_ids (b * t), of a head that can tell."""
         raise NotImplementedError
+
+    def untrained(self, objective, options) -> str:
+        """Why the loaded weights cannot compute match_logits (objective 'match') or word_logits ('words'), or ''. options: those
+        of the run that wrote them, {} where they are not known."""
+        return ''
 
     def extra_state(self) -> dict:
         """Tensors of the run state that snapshots do not contain: momentum weights, queues."""

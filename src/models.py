@@ -12,6 +12,8 @@ A model's package has a module `heads` with
     load_encoder(path, config) -> (Encoder, report)   the encoder from a file of weights of any kind
     load_pretrained(path, config) -> (Head, report)   with match_logits and word_logits, from a pre-trained file
     read_task(path) -> {name: tensor}                 the snapshot of a task, with the names of Head.original_state
+    read_weights(path) -> {name: tensor}              any file of weights, with the names of the model's original code
+    recognises(names) -> bool                         whether a file with tensors of these names is of this model
     answers_and_images(state, config) -> (int, int)   numbers of answers and of images per example; None: no answer head
 """
 
@@ -38,6 +40,11 @@ def package(model, module='heads'):
     if model not in MODELS:
         raise ValueError(f'--model {model}: expected one of {", ".join(MODELS)}; correct it')
     return importlib.import_module(f'{MODELS[model]}.{module}')
+
+
+def of_names(names):
+    """The model of a file with tensors of these names; the default if no model recognises them."""
+    return next((model for model in MODELS if package(model).recognises(names)), DEFAULT)
 
 
 def build(model, task, config, answers=None, options=None):

@@ -253,6 +253,24 @@ def test_lines_that_are_no_text_are_skipped_and_reported(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == printed
 
 
+def test_long_lines_are_read_to_a_limit(tmp_path, monkeypatch):
+    """Also where the limit cuts a character."""
+    monkeypatch.setattr('annotations.corpus.MAX_LINE', 10)
+    tokenizer = BertTokenizer(write(tmp_path / 'vocab.txt', WORDS))
+    (tmp_path / 'long.txt').write_bytes('box box .é ball ball\n'.encode() + b'a ' * 30 + b'\nleft')
+    corpus = open_corpus([tmp_path / 'long.txt'], tokenizer, 3)
+    assert corpus.samples(np.arange(3)).tolist() == [[12, 12, 13], [5, 5, 5], [10, 12, 12]]
+
+
+def test_special_tokens_in_a_caption(make):
+    """A caption that says [PAD] is not cut there, and [SEP] is never predicted."""
+    dataset = make(corpus=False, wordMaskRate=1.0)
+    ids = np.array([[2, 5, 0, 9, 3, 12, 3, 0]])
+    cut, _ = dataset.cut(ids, np.array([2]))
+    assert cut.tolist() == [[2, 5, 1, 9, 3, 12, 3, 0]]
+    assert dataset.mask_words(cut, np.full((1, 16), 0.999))[1].tolist() == [[-1, 5, 1, 9, -1, 12, -1, -1]]
+
+
 @pytest.mark.parametrize('content', [b'', b'\n \n\r\n', bytes(range(256)), b'\xff\n' * 5, b'\0'])
 def test_a_corpus_without_text(tmp_path, content):
     tokenizer = BertTokenizer(write(tmp_path / 'vocab.txt', WORDS))

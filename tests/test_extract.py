@@ -421,6 +421,7 @@ def test_class_probabilities_are_stored(pictures, run, tmp_path, tiny_rcnn):
             np.testing.assert_array_equal(getattr(stored, name), getattr(image, name))
         probabilities = stored.class_probabilities.astype(np.float32)
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=0.01)
+        assert (np.diff(probabilities.max(1)) <= 1e-3).all()
         np.testing.assert_allclose(probabilities[:, 1:].max(1), image.class_conf, atol=1e-3)
         assert (probabilities[np.arange(len(image.classes)), 1 + image.classes] == probabilities[:, 1:].max(1)).all()
     boxes = write_boxes(tmp_path / 'object.json', {store.image(row).img_id: store.image(row).boxes for row in range(6)})

@@ -463,6 +463,13 @@ def test_vlberts_captions(tmp_path, run, packed):
     assert status == 1 and 'field "class_probabilities": a TSV has no such field' in printed
 
 
+def test_a_store_without_class_probabilities_says_what_adds_them(tmp_path):
+    store.write(tmp_path / 'x.store', IMAGES, {})
+    with pytest.raises(RegionError, match=r'x\.store: expected the column "class_probabilities", .*; extract the regions again '
+                                          r'with bash run/extract\.bash \.\.\. --probabilities --out NEW\.store, or'):
+        placement.gather_batch(store.RegionStore(tmp_path / 'x.store'), np.array([0]), columns=('class_probabilities',))
+
+
 @pytest.mark.parametrize('with_feature', [(0, 2), (1,), ()])
 def test_vlberts_vqa_files(tmp_path, run, with_feature):
     images = [replace(one, img_id=str(40 + number)) for number, one in enumerate(IMAGES[:3])]
@@ -535,6 +542,17 @@ def test_vlberts_broken_files(tmp_path, run, name):
     assert message in stored.meta['provenance']['left out'][0] and len(stored) == 2
     for row, (one, p, q, _) in enumerate([items[0], items[2]]):
         expect_captions(stored.image(row), one, p, q)
+
+
+def test_images_without_a_size_are_not_called_left_out(tmp_path, run):
+    folder = tmp_path / 'cc'
+    folder.mkdir()
+    for number in range(3):
+        item = caption_file(number, 4)[3]
+        (folder / f'{number}.json').write_text(json.dumps(item if number else {
+            key: value for key, value in item.items() if key not in ('image_w', 'image_h')}))
+    status, printed = run('import', folder, '--out', tmp_path / 'x.store', '--allowBroken')
+    assert status == 1 and f'Correct or remove them:\n  {folder}/0.json: key "size": expected the height' in printed
 
 
 def test_files_of_vlbert_that_are_no_json_or_all_broken(tmp_path, run):

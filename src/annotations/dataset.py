@@ -39,7 +39,7 @@ class ExampleDataset(torch.utils.data.Dataset):
         self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
         texts = [examples.sentences[place] for place in used]
         texts = [(text,) if isinstance(text, str) else text for text in texts]
-        self.text = encoder.write(texts, max_length, blank=examples.schema.output == 'answer')  # (texts, t)
+        self.text = encoder.write(texts, max_length, blank=encoder.blank and examples.schema.output == 'answer')
         self.whole_image = 'whole' in encoder.needs
         self.mirroring = Mirroring(encoder.mirror, getattr(encoder, 'tokenizer', None), answers, seed)
         examples.sentences = ()  # a third of the memory of millions of questions

@@ -96,3 +96,11 @@ class BertConfig:
     def to_json(self):
         """The config as the text of a config.json."""
         return json.dumps(asdict(self), indent=2) + '\n'
+
+
+def check_config(path, config):
+    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
+    heads = type(config).from_json(path).num_attention_heads
+    if heads != config.num_attention_heads:
+        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
+                         f'{config.num_attention_heads}; give --bert {path.parent}')

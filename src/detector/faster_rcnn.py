@@ -245,6 +245,8 @@ class Detector:
         if given is None:
             boxes /= scale
             chosen = select_regions(boxes, objects[:, :-1], *limits)
+            if probabilities:  # VL-BERT cuts off the last; the background counts
+                chosen = chosen[np.argsort(-objects[chosen].max(1), kind='stable')]
         else:
             boxes, chosen = given, slice(None)
         labels = [column for p in (objects[chosen, :-1], attributes[chosen, :-1]) for column in (p.argmax(1), p.max(1))]

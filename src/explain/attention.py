@@ -1,29 +1,33 @@
 """What an answer rests on: `bash run/show.bash attention`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bert.tokenization import CLS, MASK, SEP
 from explain import drawing
 from explain.relevance import relevance
 from files.atomic import write_text
 from files.json_files import some
 from files.text import printable
+from heads import Attention
 from images.ids import without_ending
 from regions import readers
 from regions.class_names import ClassNames
 from tasks.predictor import Predictor
 
 TOP = 5  # words and regions that are named
-SPECIAL = ('[CLS]', '[SEP]')  # drawn, but not named among the most relevant
+SPECIAL = (CLS, MASK, SEP)  # drawn, but not named among the most relevant
+WHOLE_IMAGE = -1  # class of the region that is the image as a whole
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A question answered and explained. Its k images, their t words and o regions."""
+    """A question answered and explained. Its k images, their t words and o regions, of which the first is the image as a whole if
+    `whole_image`."""
 
     question: str
     answer: str
@@ -33,15 +37,35 @@ class Explanation:
     word_relevance: np.ndarray  # (k, t)
     region_relevance: list  # of each image (o,)
     attentions: list  # of heads.Attention; probabilities (k, h, queries, keys), or of layers that read only the text (1, h, t, t)
+    whole_image: bool = False
 
     def cross_layers(self):
-        """{layer: {'lang_to_visn': Attention of words to regions, 'visn_to_lang': of regions to words}}."""
-        layers = {}
+        """{layer: {'lang_to_visn': Attention of words to regions, 'visn_to_lang': of regions to words}}; of a layer of a joint
+        sequence those parts of its attention, as 'words_to_regions' and 'regions_to_words'."""
+        layers, t = {}, len(self.words)
+        words, regions = slice(t), slice(t, t + max(map(len, self.region_relevance)))
         for one in self.attentions:
-            if one.queries != one.keys:
+            if one.queries == 'all':
+                layers[one.layer] = {
+                    'words_to_regions': Attention(one.layer, 'words', 'visual', one.probabilities[:, :, words, regions]),
+                    'regions_to_words': Attention(one.layer, 'visual', 'words', one.probabilities[:, :, regions, words])}
+            elif one.queries != one.keys:
                 layer, _, direction = one.layer.partition('.')
                 layers.setdefault(layer, {})[direction] = one
         return layers
+
+    def shown(self, images):
+        """The ImageRegions whose regions are those of region_relevance: with the image as a whole where the model reads it."""
+        return [with_whole_image(image) for image in images] if self.whole_image else list(images)
+
+
+def with_whole_image(image):
+    """An ImageRegions, for drawing, whose region 0 is the image as a whole, of class WHOLE_IMAGE."""
+    first = {'boxes': [[0, 0, image.width - 1, image.height - 1]], 'classes': [WHOLE_IMAGE], 'class_conf': [1], 'attributes': [0],
+             'attribute_conf': [0]}
+    arrays = {name: getattr(image, name) for name in first}
+    return replace(image, features=None, class_probabilities=None, **{
+        name: np.concatenate([np.array(first[name], array.dtype), array]) for name, array in arrays.items()})
 
 
 def explain(predictor, images, question, answer=None):
@@ -56,11 +80,13 @@ def explain(predictor, images, question, answer=None):
     place = None if answer is None else torch.tensor([predictor.answers.index(answer)], device=batch['input_ids'].device)
     result = relevance(predictor.head, batch, place)
     place, = result.answers.tolist()
+    whole_image = result.image is not None
+    of_regions = result.regions if result.image is None else torch.cat([result.image[..., None], result.regions], -1)
     return Explanation(
         question, predictor.answers[place], float(predictor.head.probabilities(result.logits)[0, place]),
         predictor.answers[int(result.logits.argmax())], predictor.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
-        result.words[0].cpu().numpy(), [weights[:len(image.boxes)] for weights, image in
-                                        zip(result.regions[0].cpu().numpy(), images, strict=True)], result.attentions)
+        result.words[0].cpu().numpy(), [weights[:len(image.boxes) + whole_image] for weights, image in
+                                        zip(of_regions[0].cpu().numpy(), images, strict=True)], result.attentions, whole_image)
 
 
 def draw_explanation(explanation, images, photos, names):
@@ -71,7 +97,7 @@ def draw_explanation(explanation, images, photos, names):
     """
     every = np.concatenate(explanation.region_relevance)
     total, most = every.sum() or 1, every.max() or 1
-    for image, photo, weights in zip(images, photos, explanation.region_relevance, strict=True):
+    for image, photo, weights in zip(explanation.shown(images), photos, explanation.region_relevance, strict=True):
         texts = {region: f'{rank} {title(image, region, names)} {weights[region] / total:.0%}'
                  for rank, region in enumerate(most_relevant_regions(weights), 1)}
         yield texts, drawing.draw_relevance(image, weights / most, texts, photo)
@@ -96,6 +122,8 @@ def most_relevant_words(words, weights):
 
 def title(image, region, names):
     """The detector's attribute and class of a region, without its confidence."""
+    if image.classes[region] == WHOLE_IMAGE:
+        return 'whole image'
     return drawing.label(image, region, names).rpartition(' ')[0]
 
 
@@ -156,7 +184,7 @@ def run(flags):
         written += [f'{prefix}{name}.png' for name in ('regions', *layers)]
         for layer in layers:
             to_regions, to_words = (cross[layer][direction].probabilities[i].float().cpu().numpy()[[head - 1 for head in heads]]
-                                    for direction in ('lang_to_visn', 'visn_to_lang'))
+                                    for direction in cross[layer])
             about = f'{layer} of "{explanation.question}" {explanation.answer}'
             drawing.save(drawing.draw_heads(about, explanation.words, explanation.word_relevance[i], to_regions, to_words, heads,
                                             order), flags.out / f'{prefix}{layer}.png')
@@ -183,7 +211,7 @@ def numbers(explanation, images, names, layers):
                          'relevance': rounded(explanation.region_relevance[i][region])}
                         for region, box in enumerate(image.boxes)],
             'attention': dict(attention_of(i, image)),
-        } for i, image in enumerate(images)],
+        } for i, image in enumerate(explanation.shown(images))],
     }
 
 
@@ -204,6 +232,7 @@ def add_arguments(parser):
     parser.add_argument('--question', required=True, metavar='TEXT', help='or a statement')
     parser.add_argument('--answer', metavar='TEXT', help="the answer to explain (the model's own)")
     parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for the PNGs and attention.json')
-    parser.add_argument('--layers', type=names, default=[], metavar='cross1,...', help='cross layers to draw (all)')
+    parser.add_argument('--layers', type=names, default=[], metavar='cross1,...', help='layers to draw (all): of LXMERT the '
+                        'cross layers cross1, ..., of a model with one stream layer1, ...')
     parser.add_argument('--heads', type=names, default=[], metavar='1,...', help='heads to draw, from 1 (all)')
     parser.add_argument('--names', metavar='DIR', help='folder of objects_vocab.txt and attributes_vocab.txt')

@@ -18,6 +18,7 @@ class Relevance:
     words: torch.Tensor  # (b, k, t), from 0 up
     regions: torch.Tensor  # (b, k, o), likewise
     attentions: list  # of heads.Attention, detached
+    image: torch.Tensor | None = None  # (b, k): of the image as a whole, if it is a further region of the encoder
 
 
 def relevance(head, batch, answers=None):
@@ -29,16 +30,22 @@ def relevance(head, batch, answers=None):
     """
     logits, answers, recorded = head.explain(batch, answers)
     (b, t), n, o = batch['input_ids'].shape, len(batch['features']), batch['features'].shape[1]
-    weighted = []
+    weighted, after = [], o  # tokens after the words: a joint sequence may have more of them than regions
     for attention, gradient in recorded:
         probabilities = attention.probabilities.detach()
         gradient = torch.zeros_like(probabilities) if gradient is None else gradient  # None: the answer does not depend on it
         mean = mean_over_heads(probabilities, gradient)
         weighted.append((attention, mean.repeat_interleave(n // len(mean), 0)))
-    tt, ti, _, _ = relevance_maps(weighted, n, t, o, logits.device)
-    words = tt[:, 0] - torch.eye(t, device=logits.device)[0]  # the pooler reads [CLS], whose own 1 of equation 1 is taken off
-    return Relevance(logits, answers, words.unflatten(0, (b, -1)), ti[:, 0].unflatten(0, (b, -1)),
-                     [attention.detached() for attention, _ in recorded])
+        if attention.keys == 'all':
+            after = probabilities.shape[-1] - t
+    tt, ti, _, _ = relevance_maps(weighted, n, t, after, logits.device)
+    rows = torch.arange(n, device=logits.device)
+    # The answer is read from one token, whose own 1 of equation 1 is taken off.
+    read = batch['slot'].repeat_interleave(n // b) if 'slot' in batch else torch.zeros_like(rows)
+    words = (tt[rows, read] - torch.eye(t, device=logits.device)[read]).unflatten(0, (b, -1))
+    regions = ti[rows, read, :o].unflatten(0, (b, -1))
+    image, regions = (regions[..., 0], regions[..., 1:]) if 'whole' in head.encoder.needs else (None, regions)
+    return Relevance(logits, answers, words, regions, [attention.detached() for attention, _ in recorded], image)
 
 
 def mean_over_heads(weights, gradients):
@@ -49,7 +56,7 @@ def mean_over_heads(weights, gradients):
 
 def relevance_maps(weighted, n, t, o, device=None):
     """Relevance maps R_tt (n, t, t), R_ti (n, t, o), R_it (n, o, t), R_ii (n, o, o): how much each word (t) and region (i) of the
-    first letter depends on each of the second, after all layers.
+    first letter depends on each of the second, after all layers. o: regions and, in a joint sequence, what follows them.
 
     weighted: [(heads.Attention, what mean_over_heads returns of it, (n, queries, keys))] in the order of computation.
     """

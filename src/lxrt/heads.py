@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 import torch
 
+from bert.config import check_config  # noqa: F401, of the contract
 from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
@@ -16,10 +17,12 @@ from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
 from lxrt.weights import (
     DECODER,
     PRETRAINING_HEADS,
+    WORDS,
     answer_head,
     load_bert,
     load_lxmert,
     load_pretraining,
+    lxmert_name,
     read_lxmert,
     read_task,
 )
@@ -63,14 +66,6 @@ def read_config(folder, options):
         return dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})
     except ValueError as error:
         raise DataError(f'{path} with --llayers, --xlayers, --rlayers and --dropout: {error}') from None
-
-
-def check_config(path, config):
-    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
-    heads = LxrtConfig.from_json(path).num_attention_heads
-    if heads != config.num_attention_heads:
-        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
-                         f'{config.num_attention_heads}; give --bert {path.parent}')
 
 
 def answers_and_images(state, config):
@@ -187,6 +182,16 @@ class Pretraining(Head):
         return name.removeprefix('model.')
 
 
+def read_weights(path):
+    """The tensors of a file of weights of any kind, by the names of the original code."""
+    return read_lxmert(path)
+
+
+def recognises(names):
+    """Whether a file with tensors of these names may be of LXMERT: it has BERT's words."""
+    return any(lxmert_name(name).endswith(WORDS.removeprefix('bert.')) for name in names)
+
+
 def load_encoder(path, config):
     """(an LxmertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
     encoder = LxmertEncoder(config)
@@ -208,6 +213,10 @@ class PretrainedHeads(Head):
         _, words, _ = self.encoder.hidden_states(batch)
         last = list(words.values())[-1]  # (b, t, d)
         return self.cls.predictions(last.flatten(0, 1)[places]).float()
+
+    def untrained(self, objective, options):
+        flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
+        return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
 
     def original_name(self, name):
         return name.removeprefix('encoder.lxrt_encoder.model.')

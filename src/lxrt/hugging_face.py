@@ -9,16 +9,15 @@ from torch import nn
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import LXRTFeatureExtraction, answer_layers
 from lxrt.pretraining import LXRTPretraining
-from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, read_lxmert, read_task
+from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, read_task
 
 __all__ = ['HEAD_FILE', 'MAY_MISS', 'TOKENIZER', 'answer_count', 'architecture_of', 'complete', 'hf_config', 'hf_tensors',
-           'is_task', 'model_of', 'read_task', 'read_weights']
+           'is_task', 'model_of', 'read_task']
 
 PRETRAINING, ANSWERS, ENCODER = 'LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel'
 TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
 HEAD_FILE = NLVR2_HEAD  # the tensors that a class of transformers has no place for
 MAY_MISS = re.escape(DECODER),  # tied in transformers, so that its files lack it
-read_weights = read_lxmert
 
 
 def architecture_of(state, config):

@@ -55,7 +55,7 @@ class Demo:
             (picture, [(mask(picture, image, region, weights[region] / (relevance.max() or 1)),
                         f'{rank} {title(image, region, self.pipeline.names)} {weights[region] / (relevance.sum() or 1):.0%}')
                        for rank, region in enumerate(most_relevant_regions(weights), 1)])
-            for picture, image, weights in zip(pictures, images, explanation.region_relevance, strict=True)]
+            for picture, image, weights in zip(pictures, explanation.shown(images), explanation.region_relevance, strict=True)]
         return {answer or '(no answer)': probability for answer, probability in answers}, words, *annotated
 
     def name(self, number):

@@ -124,18 +124,22 @@ def match_items(flags, matcher, images):
         what = 'pictures' if images.store is None else f'ids of images of {flags.features}'
         raise DataError(f'expected {what} and sentences, found only {"sentences" if sentences else "images"}: '
                         f'{some(names or sentences)}; ' + ('add a sentence' if names else 'correct the ids or paths'))
-    images.check(names)
     masked, plain = [one for one in sentences if MASK in one], [one for one in sentences if MASK not in one]
+    for objective, texts in (('match', plain), ('words', masked)):
+        if texts:
+            matcher.check_objective(objective)
+    images.check(names)
     rows = []
     for name in names:
         image = images([name])[name]
-        scores = matcher.match(image, plain, flags.batchSize).tolist()
+        scores = matcher.match(image, plain, flags.batchSize).tolist() if plain else []
         of_image = [{'image': name, 'sentence': sentence, 'match': score, 'rank': rank}
                     for sentence, score, rank in zip(plain, scores, ranks(scores), strict=True)]
         print('\n' + printable(name))
         for row in sorted(of_image, key=lambda row: row['rank']):
             print(printable(f'  {row["match"]:6.1%}  {row["sentence"]}'))
-        for sentence, words in zip(masked, matcher.fill(image, masked, flags.best, flags.batchSize), strict=True):
+        filled = matcher.fill(image, masked, flags.best, flags.batchSize) if masked else []
+        for sentence, words in zip(masked, filled, strict=True):
             print(printable(f'  {sentence}'))
             for best in words:
                 print(printable('    ' + ', '.join(f'{word} {probability:.1%}' for word, probability in best)))
@@ -153,6 +157,7 @@ def match_items(flags, matcher, images):
 
 def match_pairs(flags, matcher, images):
     """Scores the pairs of a file and prints what they come to; returns the rows for --out."""
+    matcher.check_objective('match')
     pairs = read_pairs(flags.pairs)
     images.check(list(dict.fromkeys(name for name, *_ in pairs)))
     foils, rows = pairs[0][2] is not None, []

@@ -88,17 +88,13 @@ class RegionArrays:
         features = {'features': self._gather('features', starts, counts, lead)} if self.feature_size else {}
         return features | {'boxes': boxes, 'mask': mask}
 
-    def need(self, column: str) -> None:
-        """Raises RegionError if the regions do not have an optional column."""
-        if column not in self.arrays:
-            raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; '
-                              f'{ADVICE.get(column, "make the region store from regions that have it")}')
-
     def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
         """The named columns of b images, (b, o, ...) each, padded as in `gather`. Raises RegionError if one is missing."""
         _, starts, counts = self.spans(rows)
         for column in columns:
-            self.need(column)
+            if column not in self.arrays:
+                raise RegionError(f'{self.name}: expected the column "{column}", found {", ".join(sorted(self.arrays))}; '
+                                  f'{ADVICE.get(column, "make the region store from regions that have it")}')
         return {column: self._gather(column, starts, counts, lead) for column in columns}
 
     def gather_one(self, rows, draws) -> np.ndarray:
@@ -210,10 +206,6 @@ class RegionView:
 
     def gather(self, rows, lead: int = 0) -> dict[str, np.ndarray]:
         return self._per_store(rows, lambda store, rows, _: store.gather(rows, lead))
-
-    def need(self, column: str) -> None:
-        for store in self.stores:
-            store.need(column)
 
     def read(self, rows, columns: Sequence[str], lead: int = 0) -> dict[str, np.ndarray]:
         return self._per_store(rows, lambda store, rows, _: store.read(rows, columns, lead))

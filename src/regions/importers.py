@@ -116,17 +116,17 @@ class Importer:
             if self.size_missing:
                 unsized.append(where)
             yield image
-        if self.sized:  # sizes are assumed only where no image has one
-            faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
+        unsized = unsized if self.sized else []  # sizes are assumed only where no image has one
+        faults += [(where, f'key "size": {NO_SIZE}') for where in unsized]
         if sizes is None and self.path.is_dir() and faults and all(reason == PICKLED for _, reason in faults):
             raise RegionError(pickled(self.path))
         if sizes is None and count > 1 and len({re.sub(r'[\d.e+-]+', '', reason) for _, reason in faults}) == 1:
             raise RegionError(f'{self.path}: nothing was written: all {count:,} images have the same fault, so that they seem '
                               f'to be of another layout. {faults[0][0]}: {tsv_lines.other_form(faults[0][1])}')
-        if self.allow_broken and sizes:
+        if self.allow_broken and sizes and not unsized:  # what has been yielded is not left out
             self.left_out += [f'{where}: {reason}' for where, reason in faults]
         elif faults:
-            advice = ', or give --allowBroken to leave them out' if sizes else ''
+            advice = ', or give --allowBroken to leave them out' if sizes and not unsized else ''
             listed = tsv.listed([f'{where}: {reason}' for where, reason in faults])
             raise RegionError(f'{self.path}: expected valid images only, found {len(faults)} faulty; nothing was written. '
                               f'Correct or remove them{advice}:\n{listed}')

@@ -133,12 +133,21 @@ def check_max_length(max_length, config, task=None):
 
 def sidecar_files(model, config, tokenizer, answers):
     """{file name: text} of the files that a run writes beside its snapshots, so that they can be loaded on their own."""
-    values = {'model_type': model} | json.loads(config.to_json())
     return {
-        'config.json': json.dumps(values, indent=2) + '\n',
-        'vocab.txt': '\n'.join(tokenizer.ids_to_tokens) + '\n',
+        'config.json': config_text(model, config),
+        'vocab.txt': vocabulary_text(tokenizer),
         'answers.json': json.dumps(answers, indent=0) + '\n',
     }
+
+
+def config_text(model, config):
+    """The config.json of a snapshot."""
+    return json.dumps({'model_type': model} | json.loads(config.to_json()), indent=2) + '\n'
+
+
+def vocabulary_text(tokenizer):
+    """The vocab.txt of a snapshot."""
+    return '\n'.join(tokenizer.ids_to_tokens) + '\n'
 
 
 def model_type(weights, default=models.DEFAULT):

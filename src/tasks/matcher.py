@@ -50,7 +50,7 @@ class Matcher(Inference):
         regions: one ImageRegions for all sentences, or a list with one for each; sentences: a list of str, or one str. Errors: as
         of Predictor.answer, and WeightsError if the weights were pre-trained without this objective.
         """
-        self._check_objective('taskMatched')
+        self.check_objective('match')
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         with torch.no_grad():
             rows = [self.head.match_logits(batch).sigmoid().cpu().numpy() for batch in
@@ -67,7 +67,7 @@ class Matcher(Inference):
 
         regions, sentences: as for `match`. Raises ValueError for a sentence without [MASK] in its first max_length tokens.
         """
-        self._check_objective('taskMaskLM')
+        self.check_objective('words')
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         mask, filled = self.tokenizer.vocab[MASK], []
         with torch.no_grad():
@@ -85,8 +85,7 @@ class Matcher(Inference):
                     words = words[count:]
         return filled
 
-    def _check_objective(self, flag):
-        """Raises WeightsError if the run that wrote the weights did not train a head."""
-        if not self.options.get(flag, True):
-            raise WeightsError(f'{self.source}: was pre-trained without --{flag}, so that this head is random; name weights that '
-                               'were pre-trained with it')
+    def check_objective(self, objective):
+        """Raises WeightsError if the weights have no trained head for an objective of heads.Head.untrained."""
+        if reason := self.head.untrained(objective, self.options):
+            raise WeightsError(f'{self.source}: {reason}; name weights that were pre-trained with it')

@@ -1,6 +1,7 @@
-"""Converts snapshots to Hugging Face's transformers and back, and .pth to .safetensors and back: `python -m tools.convert`.
+"""Converts snapshots to Hugging Face's transformers and back, and files of weights to .pth or .safetensors: `python -m
+tools.convert`.
 
-Conversion does not need transformers. Tensor names are mapped by the model's `hugging_face` module.
+Conversion does not need transformers. Tensor names are mapped by the model's `hugging_face` module, where it has one.
 """
 
 import argparse
@@ -11,27 +12,30 @@ from pathlib import Path
 import models
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
-from bert.weights import compare, save_state
+from bert.weights import compare, read_state, save_state
 from cli import run_main
 from files.atomic import write_atomically, write_text
 from files.json_files import DataError, read_json, read_text
 from tasks.checkpoints import (
+    ANSWER_LINES,
     PRETRAINED,
     answers_beside,
+    config_text,
     find_weights,
     has_vocabulary,
     model_type,
     read_tokenizer,
     sidecar_files,
+    vocabulary_text,
 )
 from tools.model_card import model_card
 
-SIDECARS = ('config.json', 'vocab.txt', 'answers.json', 'options.json')
+SIDECARS = ('config.json', 'vocab.txt', 'answers.json', ANSWER_LINES, 'options.json')
 
 
 def main(argv=None):
     """Runs the program; returns its exit status."""
-    parser = argparse.ArgumentParser(prog='bash run/convert.bash', description=__doc__.split('`')[0].rstrip(': ') + '.')
+    parser = argparse.ArgumentParser(prog='bash run/convert.bash', description=__doc__.split(': `')[0] + '.')
     parts = parser.add_subparsers(dest='part', required=True, metavar='to-hf|from-hf|file')
     out = parts.add_parser('to-hf', help='convert a snapshot to a folder for transformers')
     out.add_argument('snapshot', help='such as snap/vqa/NAME/BEST or snap/pretrained/model, with or without .pth')
@@ -47,9 +51,15 @@ def main(argv=None):
                           'no answers.json beside the weights')
         part.add_argument('--offline', action='store_true', help='download nothing')
         part.add_argument('--bert', type=Path, metavar='FOLDER', help='config.json and vocab.txt, if the weights have none')
-    file = parts.add_parser('file', help='convert a file of weights from .pth to .safetensors, or back')
-    file.add_argument('source', type=Path)
-    file.add_argument('target', type=Path)
+    file = parts.add_parser('file', help='convert a file of weights (.pth, .safetensors, .bin, .model) to .pth or .safetensors')
+    file.add_argument('source', type=Path, help="also a published file of the model's original code")
+    file.add_argument('target', type=Path, help='a name ending in .pth or .safetensors')
+    file.add_argument('--model', choices=models.MODELS, help='of the weights (that of the config.json beside them, else the one '
+                      'that has tensors of these names)')
+    file.add_argument('--config', type=Path, metavar='FILE', help="config.json of the model, or a yaml file of VL-BERT's own "
+                      'code; becomes the config.json beside the target, so that it can be loaded by itself')
+    file.add_argument('--bert', type=Path, metavar='FOLDER', help="folder of the weights' vocab.txt, which is copied, and, "
+                      'without --config, of the config.json')
     args = parser.parse_args(argv)
     return run_main('convert', lambda: convert(args))
 
@@ -64,7 +74,7 @@ def convert(args):
     elif args.part == 'from-hf':
         from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert, args.answers)
     else:
-        change(args.source, args.target)
+        change(args.source, args.target, args.model, args.config, args.bert)
     return 0
 
 
@@ -76,13 +86,13 @@ def to_hf(weights, folder, name, bert=None, answers=None):
     vocab.txt, answers: file of answers, if there are none beside the weights. Raises ValueError or OSError that names the file.
     """
     model = model_type(weights)
-    hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
+    hf, (config, tokenizer) = hugging_face(model, weights), read_sidecars(model, weights, bert)
     state = hf.read_task(weights)
     answers = answers_of(weights, hf.answer_count(state), answers)
     print(compare(hf.model_of(state, config), state, str(weights), hf.MAY_MISS))
     architecture, (tensors, head) = hf.architecture_of(state, config), hf.hf_tensors(state, config)
     texts = {
-        'vocab.txt': sidecar_files(model, config, tokenizer, [])['vocab.txt'],
+        'vocab.txt': vocabulary_text(tokenizer),
         'tokenizer_config.json': json.dumps(hf.TOKENIZER, indent=2) + '\n',
         'config.json': json.dumps(hf.hf_config(config, state, answers), indent=2) + '\n',
         'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
@@ -98,7 +108,7 @@ def from_hf(weights, snapshot, bert=None, answers=None):
     snapshot: path without its ending. Other arguments and errors as for to_hf.
     """
     model = model_type(weights)
-    hf, (config, tokenizer) = models.package(model, 'hugging_face'), read_sidecars(model, weights, bert)
+    hf, (config, tokenizer) = hugging_face(model, weights), read_sidecars(model, weights, bert)
     state = hf.complete(hf.read_task(weights))
     answers = answers_of(weights, hf.answer_count(state), answers)
     print(compare(hf.model_of(state, config), state, str(weights)))
@@ -112,14 +122,36 @@ def from_hf(weights, snapshot, bert=None, answers=None):
           f'{"" if answers else "; the names of its answers are unknown: put an answers.json beside it"}')
 
 
-def change(source, target):
-    """Converts a file of weights to .pth or .safetensors and copies its sidecars. Raises ValueError or OSError."""
+def hugging_face(model, weights):
+    """The model's module `hugging_face`. Raises ValueError for a model that transformers has no class for."""
+    try:
+        return models.package(model, 'hugging_face')
+    except ModuleNotFoundError:
+        raise ValueError(f'{weights}: is of the model {model}, for which transformers has no class; convert the file alone: bash '
+                         'run/convert.bash file') from None
+
+
+def change(source, target, model=None, config=None, bert=None):
+    """Converts a file of weights to .pth or .safetensors, with the names of the model's original code, and copies its sidecars.
+
+    model: its name; None: that of the config.json beside it, else the one with tensors of these names. config: file of the
+    model's config, and bert: folder with vocab.txt, which become sidecars. Raises ValueError or OSError.
+    """
     if target.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors; rename it')
-    state = models.package(model_type(source), 'hugging_face').read_weights(source)
+    model = model or model_type(source, None) or models.of_names(read_state(source))
+    package = models.package(model)
+    state = package.read_weights(source)
     sidecars = [source.with_name(name) for name in SIDECARS if source.with_name(name).is_file()]
-    write_new({target: state}, {path.name: read_text(path, 'a file beside the weights') for path in sidecars})
-    print(f'{target}: {len(state)} tensors; beside it {", ".join(path.name for path in sidecars) or "nothing"}')
+    texts = {path.name: read_text(path, 'a file beside the weights') for path in sidecars}
+    if config or bert:
+        config = package.config_from_json(config or bert / 'config.json')
+        print(package.load_encoder(source, config)[1])  # raises WeightsError for the config of another model
+        texts['config.json'] = config_text(model, config)
+        if bert:
+            texts['vocab.txt'] = vocabulary_text(read_tokenizer(bert, config))
+    write_new({target: state}, texts)
+    print(f'{target}: {len(state)} tensors of the model {model}; beside it {", ".join(texts) or "nothing"}')
 
 
 def push(folder, name):

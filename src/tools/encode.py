@@ -34,20 +34,24 @@ STATES = ('pooled', 'words', 'regions')
 
 EPILOG = '''
 Arrays in --out, for n pairs in the order of PAIRS and hidden size d:
-  pooled (n, d)                    the pooled vector of [CLS], the input of the answer head
-  words.LAYER (n, t, d)            hidden states, 0 at padding; t: tokens of the longest sentence, with [CLS] and [SEP]
-  regions.LAYER (n, o, d)          hidden states of regions; o: the maximum number of regions per image in --features
+  pooled (n, d)                    the pooled vector, the input of the answer head: of LXMERT that of [CLS]; of VL-BERT the state
+                                   of [MASK] with a task's snapshot, with other weights that of [CLS]
+  words.LAYER (n, t, d)            hidden states, 0 at padding; t: tokens of the longest sentence, with [CLS] and [SEP], and the
+                                   [MASK] [SEP] that VL-BERT adds to it with a task's snapshot
+  regions.LAYER (n, o, d)          hidden states of regions, as ordered in --features; o: the maximum number of regions per image
+  image.LAYER (n, d)               with --states regions of VL-BERT: hidden states of the image as a whole, its further region
   input_ids (n, t)                 token ids (lines of vocab.txt, from 0); 0 is padding
   num_words (n,), num_regions (n,) numbers of tokens and regions without padding
   img_ids (n,), sentences (n,)     the pairs
 Hidden states are float32. np.load('states.npz')['words.cross5'] loads one array.
 
 Layers of words: lang0 (embeddings), lang1 .. lang9 (language encoder), cross1 .. cross5. Layers of regions: visn0 (embeddings),
-rel1 .. rel5 (object relationship encoder), cross1 .. cross5. A smaller model has fewer layers.
+rel1 .. rel5 (object relationship encoder), cross1 .. cross5. Of VL-BERT: embeddings, layer1 .. layer12. A smaller model has fewer
+layers.
 
 PAIRS is a UTF-8 text file with lines "img_id<TAB>sentence", or a json list of objects with img_id and sent, such as
 data/vqa/minival.json. NLVR2's json with two images per example is not supported: write each image with the statement on a line
-of its own. Sentences longer than --maxLength are truncated, as in training.
+of its own. Sentences longer than --maxLength are truncated, as in training; VL-BERT's [MASK] [SEP] are not counted.
 
 Examples:
   bash run/encode.bash 0 pairs.tsv --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrained/model --out pooled.npz
@@ -158,12 +162,13 @@ def encode(flags):
 
 def layout(dataset, d, pooled, layers):
     """{name: (dtype, shape)} of the numeric arrays of the .npz, in order. d: hidden size; layers: as from choose_layers."""
-    n = len(dataset)
+    n, whole_image = len(dataset), dataset.whole_image and 'regions' in layers
     length = {'words': int(dataset.lengths[dataset.sentence].max()), 'regions': int(dataset.regions.max_regions)}
     return {
         'num_words': (np.int32, (n,)), 'num_regions': (np.int32, (n,)), 'input_ids': (np.int32, (n, length['words'])),
         **({'pooled': (np.float32, (n, d))} if pooled else {}),
         **{f'{side}.{name}': (np.float32, (n, length[side], d)) for side, names in layers.items() for name in names},
+        **{f'image.{name}': (np.float32, (n, d)) for name in (layers['regions'] if whole_image else ())},
     }
 
 
@@ -177,13 +182,16 @@ def hidden_states(encoder, dataset, pooled, layers, options, device):
                 vectors, *by_side = encoder.hidden_states(batch)
             else:
                 vectors, by_side = encoder(batch).pooled, ({}, {})
-        ids, mask = batch['input_ids'], batch.get('visual_attention_mask')
-        arrays = {'input_ids': ids, 'num_words': (ids != 0).sum(1),
-                  'num_regions': torch.full((len(ids),), batch['features'].shape[1]) if mask is None else mask.sum(1)}
+        ids, mask, lead = batch['input_ids'], batch.get('visual_attention_mask'), int(dataset.whole_image)
+        count = torch.full((len(ids),), batch['features'].shape[1]) if mask is None else mask.sum(1)
+        arrays = {'input_ids': ids, 'num_words': (ids != 0).sum(1), 'num_regions': count - lead}
         if pooled:
             arrays['pooled'] = vectors.float()
         for side, by_layer in zip(('words', 'regions'), by_side, strict=True):
             arrays |= {f'{side}.{name}': by_layer[name].float() for name in layers.get(side, ())}
+        for name in layers.get('regions', ()) if lead else ():
+            states = arrays[f'regions.{name}']
+            arrays |= {f'image.{name}': states[:, 0], f'regions.{name}': states[:, lead:]}
         yield micro_batch.first, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 

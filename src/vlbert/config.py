@@ -12,9 +12,9 @@ from files.text import shown
 GEOMETRY = 2048  # sines and cosines of a box
 YAML_NAMES = {'visual_region_classes': 'num_region_classes', 'with_rel_head': 'with_relationship'}  # where they differ from ours
 # Keys of NETWORK.VLBERT of which the published models have one value, the only one that is implemented.
-YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'visual_scale_text_init': 0, 'visual_scale_object_init': 0,
-              'input_transform_type': 1, 'obj_pos_id_relative': True, 'object_word_embed_mode': 2, 'word_embedding_frozen': False,
-              'pos_embedding_frozen': False, 'position_padding_idx': -1}
+YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'input_transform_type': 1, 'obj_pos_id_relative': True,
+              'object_word_embed_mode': 2, 'word_embedding_frozen': False, 'pos_embedding_frozen': False,
+              'position_padding_idx': -1}
 YAML_IGNORED = ('visual_size', 'input_size', 'from_scratch', 'with_mlm_head', 'with_mvrc_head')  # the first is checked below
 
 
@@ -26,6 +26,8 @@ class VLBertConfig(BertConfig):
     num_hidden_layers: int = 12
     visual_feat_dim: int = 2048
     num_region_classes: int = 1601  # of the detector, background first
+    visual_scale_text_init: float = 0.0  # initial weight of visual_ln_text; at 0 the model starts as BERT without an image
+    visual_scale_object_init: float = 0.0  # the same of visual_ln_object
     with_pooler: bool = False
     with_relationship: bool = False  # the head that tells whether caption and image belong together; off in all published runs
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import BertPredictionHeadTransform
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError
@@ -13,7 +14,7 @@ from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_
 from vlbert.config import VLBertConfig
 from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes
 from vlbert.pretraining import Pretraining
-from vlbert.weights import load_bert, load_encoder_weights, read_vlbert
+from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
 TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut, and of a text of pre-training
@@ -66,14 +67,6 @@ def read_config(folder, options):
     if options.dropout is None:
         return config
     return dataclasses.replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)
-
-
-def check_config(path, config):
-    """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
-    heads = VLBertConfig.from_json(path).num_attention_heads
-    if heads != config.num_attention_heads:
-        raise ValueError(f'{path}: num_attention_heads: these weights are of {heads} heads, the model has '
-                         f'{config.num_attention_heads}; give --bert {path.parent}')
 
 
 def answers_and_images(state, config):
@@ -179,10 +172,21 @@ def read_task(path):
     return read_vlbert(path)
 
 
+def read_weights(path):
+    """The tensors of a file of weights of any kind, by the names of the original code."""
+    return read_vlbert(path)
+
+
+def recognises(names):
+    """Whether a file with tensors of these names is of VL-BERT."""
+    return WORDS in map(vlbert_name, names)
+
+
 def load_encoder(path, config):
     """(a VLBertEncoder with the weights of a pre-trained file or a task's snapshot, the LoadReport)."""
-    head = Head(VLBertEncoder(config), RECIPES['vqa'])
-    return head.encoder, load_encoder_weights(head, read_vlbert(path), path)
+    head, state = Head(VLBertEncoder(config), RECIPES['vqa']), read_vlbert(path)
+    head.encoder.blank = answers_and_images(state, config) is not None
+    return head.encoder, load_encoder_weights(head, state, path)
 
 
 def load_pretrained(path, config):
@@ -191,7 +195,10 @@ def load_pretrained(path, config):
     if not any(name.startswith('vlbert.mlm_head.') for name in state):
         raise WeightsError(f'{path}: has no pre-trained head of masked words (vlbert.mlm_head): a fine-tuned snapshot or an '
                            'encoder alone; name pre-trained weights, such as an epoch of run/vlbert_pretrain.bash')
+    matching = any(name.startswith('vlbert.relationsip_head.') for name in state)
+    config = dataclasses.replace(config, with_relationship=matching)
     head = Pretraining(VLBertEncoder(config, text_only=True, masked_features=True), RECIPES['pretrain'])
+    head.encoder.blank = False
     return head, load_encoder_weights(head, state, path)
 
 

@@ -135,8 +135,9 @@ class VisualLinguisticBert(nn.Module):
         if config.with_pooler or config.with_relationship:
             self.pooler = BertPooler(config)
         self.apply(initialise(config))
-        for norm in (self.visual_ln_text, self.visual_ln_object):
-            nn.init.zeros_(norm.weight)  # at first the model is BERT without an image
+        for norm, scale in ((self.visual_ln_text, config.visual_scale_text_init),
+                            (self.visual_ln_object, config.visual_scale_object_init)):
+            nn.init.constant_(norm.weight, scale)
             norm.zeros_allowed = True
 
 
@@ -210,7 +211,7 @@ class VLBertModel(nn.Module):
         hidden = self.vlbert.dropout(self.vlbert.embedding_LayerNorm(hidden))
 
         if places is not None and rows is not None:
-            index = rows.new_empty(mask.numel())
+            index = rows.new_zeros(mask.numel())
             index[rows] = torch.arange(len(rows), device=rows.device)
             places = index[places]
         layers, attentions = [] if hidden_states else None, [] if return_attention else None

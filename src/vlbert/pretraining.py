@@ -128,6 +128,12 @@ class Pretraining(Head):
         """As Head.load_original. A model that was trained on captions alone has no embedding for texts, which stays random."""
         return fill(self, state, source, may_miss=(r'aux_text_visual_embedding\.',), rename=self.original_name)
 
+    def untrained(self, objective, options):
+        if objective == 'words' or hasattr(self, 'relationsip_head'):
+            return ''
+        return ('has no head that tells whether an image and a sentence belong together (vlbert.relationsip_head); the published '
+                'files of VL-BERT have none, and only fill [MASK]')
+
     def original_name(self, name):
         name = super().original_name(name)
         return f'vlbert.{name}' if name.startswith(('mlm_head.', 'mvrc_head.', 'relationsip_head.')) else name
