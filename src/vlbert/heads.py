@@ -127,7 +127,8 @@ class VLBertEncoder(Encoder):
 
     def pooled(self, batch, states):
         """The pooled vectors (n * k, d) from the states of the tokens at `slots`."""
-        return self.model.vlbert.pooler(states[:, None]) if 'slot' not in batch and hasattr(self.model.vlbert, 'pooler') else states
+        pooler = None if 'slot' in batch else getattr(self.model.vlbert, 'pooler', None)
+        return pooler(states[:, None]) if pooler else states
 
     def forward(self, batch, record_attention=False):
         (n, t), o, slots, recorded = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch), []
