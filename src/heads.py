@@ -138,9 +138,8 @@ class Encoder(nn.Module):
 
 def images_of_entries(batch):
     """{key: (e * k, ...)}: the image tensors of a batch, repeated for each of the c texts of an example."""
-    b, n = batch['examples'], len(batch['input_ids'])
-    tensors = {key: batch[key] for key in IMAGE_KEYS if key in batch}
-    if n == b or 'pictures' in batch:  # pre-training names the image of each text
+    tensors, n = {key: batch[key] for key in IMAGE_KEYS if key in batch}, len(batch['input_ids'])
+    if 'pictures' in batch or n == (b := batch['examples']):  # pre-training names the image of each text
         return tensors
     return {key: tensor.unflatten(0, (b, -1)).repeat_interleave(n // b, 0).flatten(0, 1) for key, tensor in tensors.items()}
 
