@@ -269,6 +269,25 @@ def test_pretraining_losses_are_those_of_the_original(monkeypatch, static):
         assert torch.equal(loss, losses[name])
 
 
+@pytest.mark.parametrize(('pictures', 'counted'), [([2, -1, 1, -1, 0], 'in another order'), ([0, 1, 1, -1, -1], 'one of two'),
+                                                   ([1, -1, -1, -1, -1], 'two of none')])
+def test_captions_may_come_in_any_order_and_share_images(pictures, counted):
+    head, batch = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    batch['pictures'] = torch.tensor(pictures)
+    losses, expected = head.losses(batch, head.counts([batch])), expected_pretraining(head.original_state(), batch)
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], torch.as_tensor(loss), rtol=0, atol=1e-5, msg=f'{name} {counted}')
+
+
+def test_a_batch_of_pretraining_needs_the_keys_of_its_docstring_alone():
+    head, batch = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    expected = head.losses(batch, head.counts([batch]))
+    other = {name: tensor for name, tensor in batch.items() if name not in ('examples', 'token_type_ids')}
+    other |= {name: batch[name].float() for name in ('masked_regions', 'visual_attention_mask')}
+    for name, loss in head.losses(other, head.counts([other])).items():
+        assert torch.equal(loss, expected[name])
+
+
 def test_nothing_to_predict_is_no_loss():
     head, batch = models.build('vlbert', 'pretrain', config()), pretraining_batch()
     batch['masked_lm_labels'].fill_(-1)

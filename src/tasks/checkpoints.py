@@ -9,7 +9,7 @@ import models
 from annotations.answer_table import matching_rows, read_table
 from annotations.spec import check_answers, read_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
-from bert.weights import WeightsError, read_state
+from bert.weights import WeightsError, tensor_names
 from dist import print0
 from files.download import cached_path, is_address
 from files.json_files import DataError, field, read_json, some
@@ -18,6 +18,7 @@ from heads import Start
 from param import ENCODERS, Options
 
 SNAPSHOT = ('.pth', '.safetensors', '.model')  # endings that the path of a task's snapshot may omit
+PUBLISHED = ('.model', '.pth', '.safetensors')  # the same, where the original's files end in .model
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
 HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
 WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin', '.model')
@@ -67,8 +68,8 @@ def find_weights(name, endings, offline=False):
 def starting_weights(options, load=PRETRAINED):
     """The file that --load, one of ENCODERS or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
-    encoders = {flag: PRETRAINED if model == models.DEFAULT else SNAPSHOT[::-1] for flag, model in models.OF_FLAGS.items()}
-    for flag, endings in {'load': load, **encoders}.items():
+    published = {flag: PRETRAINED if 'LXMERT' in flag else PUBLISHED for flag in (*ENCODERS, 'loadLXMERTQA')}
+    for flag, endings in ({'load': load} | published).items():
         if value := getattr(options, flag):
             try:
                 return find_weights(value, endings, options.offline)
@@ -158,14 +159,17 @@ def vocabulary_text(tokenizer):
     return '\n'.join(tokenizer.ids_to_tokens) + '\n'
 
 
-def model_type(weights, default=models.DEFAULT):
-    """The model_type in the config.json beside a file of weights, or the default. weights: path or None."""
+def model_type(weights, default=None):
+    """The model of a file of weights: the model_type of the config.json beside it, else the default, else the model that has
+    tensors of these names. weights: path or None."""
     if weights is None:
-        return default
+        return default or models.DEFAULT
     path = Path(weights).with_name('config.json')
     config = read_json(path, 'the config of a model', dict) if path.is_file() else {}
-    name = field(config, 'model_type', str, path) if 'model_type' in config else default
-    return name if name in models.MODELS else default  # BERT's own config.json says bert
+    name = field(config, 'model_type', str, path) if 'model_type' in config else None
+    if name in models.MODELS:  # BERT's own config.json says bert
+        return name
+    return default or models.of_names(tensor_names(weights))
 
 
 def answers_beside(weights):
@@ -258,7 +262,7 @@ def load_start(model, head, options, weights, bert, answers):
     try:
         reports = models.package(model).load_start(head, start)
     except WeightsError as error:
-        place = mismatch(model, options, start) or ('' if str(start.path) in str(error) else str(start.path))
+        place = mismatch(model, options, start, error) or ('' if str(start.path) in str(error) else str(start.path))
         raise WeightsError(f'{place}: {error}' if place else str(error)) from None
     for report in reports:
         print0(report)
@@ -268,17 +272,13 @@ def load_start(model, head, options, weights, bert, answers):
                f'{"are never predicted" if start.absent else "start at 0"}.')
 
 
-def mismatch(model, options, start):
-    """What is wrong with weights that do not fit a model, and what to do; '' if that is not known."""
-    try:
-        names = list(read_state(start.path))
-    except WeightsError:
-        return ''
-    other = models.of_names(names)
+def mismatch(model, options, start, error):
+    """What is wrong with weights whose loading ended in an error, and what to do; '' if that is not known."""
+    other = models.of_names(tensor_names(start.path))
     if other not in (model, models.DEFAULT):  # which is also that of names nobody knows
         flag = next(flag for flag, name in models.OF_FLAGS.items() if name == other)
         return f'{start.path}: has weights of the model {other}, not of {model}; give --{flag}, or --model {other} with --load'
-    if start.kind != 'all':
+    if start.kind != 'all' or 'does not fit' not in str(error):
         return ''
     advice = '' if options.test is not None else f'; the encoder of other weights is loaded by --{" or --".join(ENCODERS)}'
     return f'--load needs all weights of the same task{advice}'

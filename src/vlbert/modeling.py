@@ -170,11 +170,11 @@ class VLBertModel(nn.Module):
     def forward(self, input_ids, token_type_ids, features, boxes, mask=None, pictures=None, word_regions=None,
                 masked_regions=None, places=None, one_each=False, hidden_states=False, return_attention=False):
         """
-        input_ids, token_type_ids (n, t) int64, 0 at padding; features (m, o, f); boxes (m, o, 4) scaled to 0..1; mask (m, o),
-        None: no padding. pictures (n,) int64: the image of each sequence, -1 for a text alone; None: sequence i has image i.
-        word_regions (n, t): the region that each word names; None: 0, the whole image. masked_regions (m, o) bool: regions whose
-        feature and word are the mask's. places (p,): indices into (n * s) of the states that are needed; one_each: they are one
-        of each sequence, in order.
+        input_ids, token_type_ids (n, t) int64, 0 at padding; token_type_ids None: all 0. features (m, o, f); boxes (m, o, 4)
+        scaled to 0..1; mask (m, o), None: no padding. pictures (n,) int64: the image of each sequence, -1 for a text alone; None:
+        sequence i has image i. word_regions (n, t): the region that each word names; None: 0, the whole image. masked_regions
+        (m, o): regions whose feature and word are the mask's. places (p,): indices into (n * s) of the states that are needed;
+        one_each: they are one of each sequence, in order.
 
         Returns the states (n, s, d), 0 at padding, or those at `places` (p, d). With hidden_states also [(n, s, d) of the
         embeddings and of each layer], with return_attention also [(n, heads, s, s) of each layer], 0 at padding; either needs
@@ -182,6 +182,8 @@ class VLBertModel(nn.Module):
         """
         (n, t), (m, o) = input_ids.shape, boxes.shape[:2]
         mask = torch.ones(m, o, dtype=torch.bool, device=boxes.device) if mask is None else mask != 0
+        masked_regions = None if masked_regions is None else masked_regions != 0
+        token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         regions = self._regions(features, boxes, mask, masked_regions)  # (m, o, d)
         objects = self._object_words(masked_regions, regions) + self.vlbert.visual_ln_object(regions)
         if pictures is not None:
@@ -211,7 +213,7 @@ class VLBertModel(nn.Module):
         hidden = self.vlbert.dropout(self.vlbert.embedding_LayerNorm(hidden))
 
         if places is not None and rows is not None:
-            index = rows.new_empty(mask.numel())
+            index = rows.new_zeros(mask.numel())
             index[rows] = torch.arange(len(rows), device=rows.device)
             places = index[places]
         layers, attentions = [] if hidden_states else None, [] if return_attention else None

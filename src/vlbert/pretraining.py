@@ -55,7 +55,7 @@ class Pretraining(Head):
     masked_lm_labels (n, t), -1: not predicted; pictures (n,): the row of its image or -1 for a text; features (m, o, f), boxes
     (m, o, 4), visual_attention_mask (m, o), the whole image first; masked_regions (m, o) bool, whose feature and word the mask
     embeddings replace; region_classes (m, o, classes): probabilities, rows that do not sum to 1 are not predicted. Optional:
-    words_at (p,) and regions_at (q,), indices into (n * t) and (m * o) of what is predicted; without them they are computed,
+    words_at (p,) and regions_at (q,), indices into (n * t) and (n * o) of what is predicted; without them they are computed,
     which waits for the GPU.
     """
 
@@ -72,9 +72,11 @@ class Pretraining(Head):
 
     @staticmethod
     def labels(batch):
-        """{loss: (n, t) or (m, o) bool}: what each loss predicts."""
+        """{loss: (n, t) or (n, o) bool}: what each loss predicts of each sequence."""
         predicted, captions = batch['masked_lm_labels'] != NO_LABEL, batch['pictures'][:, None] >= 0
-        regions = (batch['region_classes'].sum(-1) - 1).abs() < DISTRIBUTION
+        regions = (batch['region_classes'].sum(-1) - 1).abs() < DISTRIBUTION  # (m, o)
+        # Texts have the row after the last image.
+        regions = F.pad(regions, (0, 0, 0, 1))[batch['pictures'].where(captions[:, 0], len(regions))]
         return dict(zip(LOSSES, (predicted & captions, predicted & ~captions, regions), strict=True))
 
     def counts(self, micro_batches):
@@ -85,20 +87,17 @@ class Pretraining(Head):
     def forward(self, batch, counts):
         """The losses, each a mean over its predicted pieces or regions, 0 if there are none, and the metrics `right LOSS` and
         `predicted LOSS`: numbers of correct and of all predictions; of a region its most probable class is correct."""
-        labels, (n, t), (m, o) = self.labels(batch), batch['input_ids'].shape, batch['boxes'].shape[:2]
+        labels, t, o = self.labels(batch), batch['input_ids'].shape[1], batch['boxes'].shape[1]
         words, regions = (batch[key] if key in batch else mask.flatten().nonzero()[:, 0] for key, mask in (
             ('words_at', batch['masked_lm_labels'] != NO_LABEL), ('regions_at', labels['MVRC'])))
-        # Sequence of each image: texts alone write into a row of their own.
-        pictures = torch.where(batch['pictures'] < 0, m, batch['pictures'])
-        sequence = pictures.new_zeros(m + 1).scatter_(0, pictures, torch.arange(n, device=pictures.device))
         s = t + o + 1
-        places = torch.cat([words // t * s + words % t, sequence[regions // o] * s + t + regions % o])
+        places = torch.cat([words // t * s + words % t, regions // o * s + t + regions % o])
         states = self.encoder.states(batch, places)
 
         word_labels = batch['masked_lm_labels'].flatten()[words]
         word_logits = self.mlm_head.predictions(states[:len(words)]).float()
         word_losses = F.cross_entropy(word_logits, word_labels, reduction='none')
-        targets = batch['region_classes'].flatten(0, 1)[regions].float()
+        targets = batch['region_classes'][batch['pictures'][regions // o], regions % o].float()
         region_logits = self.mvrc_head(states[len(words):]).float()
         region_losses = -(targets * region_logits.log_softmax(1)).sum(1)
         right_words = word_logits.argmax(1) == word_labels
