@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -215,6 +216,8 @@ def test_a_sample_goes_through_lines_and_round(tmp_path):
         file.write('reddish box [PAD] .')
     corpus = open_corpus([tmp_path / 'one.txt', tmp_path / 'two.*'], tokenizer, 5)
     assert len(corpus) == 4
+    shutil.copytree(tmp_path, tmp_path / '[a] b')
+    assert len(open_corpus([tmp_path / '[a] b/*.txt'], tokenizer, 5)) == len(open_corpus([tmp_path / '*.txt'], tokenizer, 5))
     assert corpus.samples(np.arange(4)).tolist() == [
         [5, 6, 9, 12, 12], [12, 12, 12, 12, 12], [10, 6, 7, 12, 13], [6, 7, 12, 13, 5]]
     line = [5, 6, 9, *[12] * 5, 10]  # kept: the first five pieces of each line

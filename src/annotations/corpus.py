@@ -113,7 +113,8 @@ def find(pattern):
     """The files that a path or a pattern means, sorted."""
     if pattern.is_file():
         return [pattern]
-    paths = sorted(path for path in map(Path, glob.glob(str(pattern)))
+    root = next(parent for parent in pattern.parents if parent.is_dir())  # its name may have brackets
+    paths = sorted(path for path in map(root.joinpath, glob.glob(str(pattern.relative_to(root)), root_dir=root))
                    if path.is_file() and not path.name.endswith(NO_CORPUS) and not path.name.startswith('.'))
     if not paths:
         fault = f'is a folder; name its files, such as {pattern}/*.txt' if pattern.is_dir() else 'no such file'
