@@ -103,7 +103,7 @@ class Layers(LayerStack):
             return hidden
         if not len(self.layer):
             return hidden[places]
-        return self.run(self.one_each if one_each else self.some, self.layer[-1], hidden, sequences, places)
+        return self.run(self.one_each if one_each else self.selected, self.layer[-1], hidden, sequences, places)
 
     @staticmethod
     def one_each(layer, hidden, sequences, places):
@@ -113,8 +113,8 @@ class Layers(LayerStack):
         return layer.output(layer.intermediate(states), states)
 
     @staticmethod
-    def some(layer, hidden, sequences, places):
-        """The last layer's states of some places."""
+    def selected(layer, hidden, sequences, places):
+        """The last layer's states at the given places."""
         states = layer.attention(hidden, sequences)[places]
         return layer.output(layer.intermediate(states), states)
 
@@ -176,7 +176,7 @@ class VLBertModel(nn.Module):
         (m, o): regions whose feature and word are the mask's. places (p,): indices into (n * s) of the states that are needed;
         one_each: they are one of each sequence, in order.
 
-        Returns the states (n, s, d), 0 at padding, or those at `places` (p, d). With hidden_states also [(n, s, d) of the
+        Returns the states (n, s, d) or those at `places` (p, d), 0 at padding. With hidden_states also [(n, s, d) of the
         embeddings and of each layer], with return_attention also [(n, heads, s, s) of each layer], 0 at padding; either needs
         places=None.
         """
@@ -212,14 +212,16 @@ class VLBertModel(nn.Module):
         hidden = hidden + self.vlbert.position_embeddings(positions) + self.vlbert.token_type_embeddings(segments)
         hidden = self.vlbert.dropout(self.vlbert.embedding_LayerNorm(hidden))
 
-        if places is not None and rows is not None:
-            index = rows.new_empty(mask.numel())
-            index[rows] = torch.arange(len(rows), device=rows.device)
-            places = index[places]
+        if places is not None:
+            padding = ~mask.flatten()[places]  # (p,)
+            if rows is not None:
+                index = rows.new_zeros(mask.numel())
+                index[rows] = torch.arange(len(rows), device=rows.device)
+                places = index[places]
         layers, attentions = [] if hidden_states else None, [] if return_attention else None
         states = self.vlbert.encoder(hidden, sequences, places, one_each, layers, attentions)
         if places is not None:
-            return states
+            return states.masked_fill(padding[:, None], 0)
 
         def padded(states):  # (r, d) -> (n, s, d)
             if rows is not None:
