@@ -334,6 +334,10 @@ def test_words_see_the_region_that_they_name():
     named[1, 1] = 3
     changed = (head.logits(batch | {'word_regions': named}) - head.logits(batch)).abs().amax(1)
     assert changed[1] > 1e-3 and changed[[0, 2]].max() < 1e-5
+    pretraining, texts = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    same = texts | {'word_regions': torch.zeros_like(texts['input_ids'])}  # texts alone have their own embedding
+    for name, loss in pretraining.losses(texts, pretraining.counts([texts])).items():
+        torch.testing.assert_close(pretraining.losses(same, pretraining.counts([same]))[name], loss, rtol=0, atol=1e-6)
 
 
 def test_without_images_it_is_bert():

@@ -191,14 +191,11 @@ class VLBertModel(nn.Module):
             pictures = torch.where(pictures < 0, m, pictures)
             regions, objects = (F.pad(states, (0, 0, 0, 0, 0, 1))[pictures] for states in (regions, objects))
             mask = F.pad(mask, (0, 0, 0, 1))[pictures]  # (n, o)
-        visual = regions[:, 0]  # (n, d)
+        visual = regions[:, :1] if word_regions is None else regions.gather(
+            1, word_regions[..., None].expand(-1, -1, regions.shape[-1]))  # (n, 1 or t, d)
         if pictures is not None and hasattr(self, 'aux_text_visual_embedding'):
-            visual = torch.where((pictures == m)[:, None], self.aux_text_visual_embedding.weight, visual)
-        if word_regions is None:
-            visual = self.vlbert.visual_ln_text(visual)[:, None]  # (n, 1, d)
-        else:
-            visual = self.vlbert.visual_ln_text(regions.gather(1, word_regions[..., None].expand(-1, -1, regions.shape[-1])))
-        words = self.vlbert.word_embeddings(input_ids) + visual
+            visual = torch.where((pictures == m)[:, None, None], self.aux_text_visual_embedding.weight, visual)
+        words = self.vlbert.word_embeddings(input_ids) + self.vlbert.visual_ln_text(visual)
         end = self.vlbert.end_embedding.weight.expand(n, 1, -1)
         mask = torch.cat([input_ids != 0, mask, mask.new_ones(n, 1)], 1)  # (n, s)
         length = (input_ids != 0).sum(1, keepdim=True)
