@@ -18,13 +18,14 @@ from bench import report
 from bench.model import timed
 from cli import end_with_parent, run_main
 from files.json_files import read_json
+from optimizer import OptimizerStep
 from param import Options
 from pretrain.captions import CaptionProgram
 from pretrain.program import OBJECTIVES, PretrainingProgram
 from run_state import Progress
 from tasks.program import TaskProgram
 from tasks.registry import task_class
-from train import OptimizerStep, train_step
+from train import train_step
 
 TASKS = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'test'}  # and where they are tested
 REFERENCE = 'lxmert'  # the epochs are this model's

@@ -19,12 +19,13 @@ from bench.model import ANSWERS, MODES, SMALL, add_device_flags, question_length
 from bench.regions import make_store
 from bert.tokenization import SPECIAL_TOKENS
 from cli import run_main
+from optimizer import OptimizerStep
 from param import Options
 from pretrain.program import PretrainingProgram
 from run_state import Progress
 from tasks.program import TaskProgram
 from tasks.vqa import VQA
-from train import OptimizerStep, SigtermHandler, train_epoch, train_step
+from train import SigtermHandler, train_epoch, train_step
 
 IMAGES = 500
 SPLIT = {'vqa': 'train', 'pretrain': 'mscoco_train'}

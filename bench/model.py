@@ -26,9 +26,10 @@ from cli import run_main
 from files.progress import ProgressBar
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
+from optimizer import OptimizerStep
 from param import Options
 from run_state import Progress
-from train import OptimizerStep, autocast, train_step
+from train import autocast, train_step
 from vlbert.config import VLBertConfig
 from vlbert.heads import TEXT_LENGTH
 

@@ -24,7 +24,7 @@ case $task in
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
     *) usage ;;
 esac
-[ $model = lxmert ] || flags+=(--model $model)
+[ $model = lxmert ] || flags+=(--model $model --batchSize 32)
 step() { printf '\n== %s\n' "$*"; }
 
 step "Installing packages in .venv"

@@ -44,7 +44,7 @@ def package(model, module='heads'):
 
 def of_names(names):
     """The model of a file with tensors of these names; the default if no model recognises them."""
-    return next((model for model in MODELS if package(model).recognises(names)), DEFAULT)
+    return next((model for model in MODELS if names and package(model).recognises(names)), DEFAULT)
 
 
 def build(model, task, config, answers=None, options=None):

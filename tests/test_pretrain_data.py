@@ -18,12 +18,13 @@ from annotations.pretraining_columns import open_columns
 from batches import MicroBatch
 from bert.tokenization import BertTokenizer
 from files.json_files import DataError
+from optimizer import OptimizerStep
 from param import Options
 from pretrain.program import PretrainingProgram, published
 from regions import store
 from regions.tsv import ImageRegions
 from run_state import Progress
-from train import OptimizerStep, train_step
+from train import train_step
 
 OBJECTIVES = {'taskMaskLM': True, 'taskMatched': True, 'taskObjPredict': True, 'taskQA': True}
 CPU = 'cpu'

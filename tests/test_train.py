@@ -18,19 +18,13 @@ import models
 from batches import load_batches, steps_per_epoch, training_batches
 from heads import Answers, Head, Recipe
 from lxrt.config import LxrtConfig
+from optimizer import OptimizerStep, make_optimizer, schedule_name, warmup_steps
 from param import Options
 from run_folder import RunFolder
 from run_state import Progress
 from tasks.program import TaskProgram
 from tasks.vqa import VQA
-from train import (
-    DeferredMetrics,
-    OptimizerStep,
-    count_skipped,
-    make_optimizer,
-    schedule_name,
-    warmup_steps,
-)
+from train import DeferredMetrics, count_skipped
 
 
 class StandInHead(Answers):

@@ -17,7 +17,7 @@ from explain.relevance import relevance
 from predict import match
 from regions import readers, tsv
 from regions.class_names import ClassNames
-from tasks.checkpoints import sidecar_files
+from tasks.checkpoints import model_type, sidecar_files
 from tasks.matcher import Matcher
 from tasks.predictor import Predictor
 from tasks.registry import task_class
@@ -376,3 +376,23 @@ def test_transformers_has_no_class_for_it(shared, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count('\n') == 1 and 'is of the model vlbert, for which transformers has no class' in error
         assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('kind', ['zip', 'before 1.6', 'safetensors'])
+def test_a_file_without_config_beside_it_is_told_by_its_names(made_world, published, tmp_path, kind):
+    source, _, state = published
+    path = tmp_path / ('x/y.safetensors' if kind == 'safetensors' else 'x/y.model')
+    path.parent.mkdir()
+    if kind == 'safetensors':
+        save_state(state, path, path.suffix)
+    else:
+        torch.save(torch.load(source), path, _use_new_zipfile_serialization=kind == 'zip')
+    assert model_type(path) == 'vlbert' and model_type(path, 'lxmert') == 'lxmert'
+    content = path.read_bytes()
+    for damaged in (b'', content[:100], b'PK' + content[2:900], b'\xff' * 900):
+        path.write_bytes(damaged)
+        assert model_type(path) == 'lxmert'
+    assert model_type(tmp_path / 'none.pth') == 'lxmert'
+    path.write_bytes(content)
+    (path.parent / 'config.json').write_text((made_world / 'bert/config.json').read_text())  # as beside published files
+    assert model_type(path) == 'vlbert'

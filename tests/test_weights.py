@@ -32,7 +32,7 @@ WORDS = 'bert.embeddings.word_embeddings.weight'
 def transfer_answers(layers, head, table, answers):
     """Transfers the rows of the head of `table` to layers for `answers`; returns how many were copied, and how many not."""
     rows = matching_rows(table, answers)
-    heads.transfer_answers(layers, head, Start('answers', None, rows, len(table)))
+    heads.transfer_answers(layers, head, Start('answers', None, rows, len(table)), 'answer_head.logit_fc.')
     copied = sum(row >= 0 for row in rows)
     return copied, len(rows) - copied
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import io
+import json
 import os
+import pickletools
 import re
 import stat
 import textwrap
@@ -19,6 +22,7 @@ BERT_BODY = ('embeddings.', 'encoder.', 'pooler.')  # names of a BERT-like encod
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DIRECTORY = 0x10  # external attribute of a folder in a zip archive
 MOST_LEAVES = 1_000_000  # values in a file
+LONGEST_INDEX = 100_000_000  # bytes of the names in a .safetensors file
 MALFORMED = (None, errno.EINVAL, errno.EOVERFLOW)  # errors of a read that the content of the file causes, as an offset below 0
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer in old Hugging Face files, not a weight
 
@@ -121,6 +125,27 @@ def load_file(path, only_zip=False):
                 check_zip(file)
             file.seek(0)
             return torch.load(file, map_location='cpu', weights_only=True)
+
+
+def tensor_names(path):
+    """The texts in the index of a file of weights, the names of its tensors among them; none of a file that is damaged, for which
+    `load_file` has the message. Reads no tensor and runs no code."""
+    path = Path(path)
+    with contextlib.suppress(Exception), open(path, 'rb') as file:
+        if path.suffix == '.safetensors':
+            size = int.from_bytes(file.read(8), 'little')
+            return list(json.loads(file.read(min(size, LONGEST_INDEX))))
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                index = next(name for name in archive.namelist() if name.endswith('data.pkl'))
+                return _texts(io.BytesIO(archive.read(index)))
+        file.seek(0)
+        return [text for _ in range(4) for text in _texts(file)]  # before PyTorch 1.6: four pickles, the index last
+    return []
+
+
+def _texts(pickled):
+    return [value for _, value, _ in pickletools.genops(pickled) if isinstance(value, str)]
 
 
 def check_file(path):

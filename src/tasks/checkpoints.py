@@ -9,6 +9,7 @@ import models
 from annotations.answer_table import matching_rows, read_table
 from annotations.spec import check_answers, read_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
+from bert.weights import tensor_names
 from dist import print0
 from files.download import cached_path, is_address
 from files.json_files import DataError, field, read_json, some
@@ -17,6 +18,7 @@ from heads import Start
 from param import ENCODERS, Options
 
 SNAPSHOT = ('.pth', '.safetensors', '.model')  # endings that the path of a task's snapshot may omit
+PUBLISHED = ('.model', '.pth', '.safetensors')  # the same, where the original's files end in .model
 PRETRAINED = ('_LXRT.pth', '_LXRT.safetensors', *SNAPSHOT)  # the same for pre-trained weights
 HUGGING_FACE_FILES = ('model.safetensors', 'pytorch_model.bin')  # files of weights in a Hugging Face folder
 WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin', '.model')
@@ -65,7 +67,8 @@ def find_weights(name, endings, offline=False):
 def starting_weights(options, load=PRETRAINED):
     """The file that --load, one of ENCODERS or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
-    for flag, endings in (('load', load), *((flag, PRETRAINED) for flag in (*ENCODERS, 'loadLXMERTQA'))):
+    published = {flag: PRETRAINED if 'LXMERT' in flag else PUBLISHED for flag in (*ENCODERS, 'loadLXMERTQA')}
+    for flag, endings in ({'load': load} | published).items():
         if value := getattr(options, flag):
             try:
                 return find_weights(value, endings, options.offline)
@@ -150,14 +153,17 @@ def vocabulary_text(tokenizer):
     return '\n'.join(tokenizer.ids_to_tokens) + '\n'
 
 
-def model_type(weights, default=models.DEFAULT):
-    """The model_type in the config.json beside a file of weights, or the default. weights: path or None."""
+def model_type(weights, default=None):
+    """The model of a file of weights: the model_type of the config.json beside it, else the default, else the model that has
+    tensors of these names. weights: path or None."""
     if weights is None:
-        return default
+        return default or models.DEFAULT
     path = Path(weights).with_name('config.json')
     config = read_json(path, 'the config of a model', dict) if path.is_file() else {}
-    name = field(config, 'model_type', str, path) if 'model_type' in config else default
-    return name if name in models.MODELS else default  # BERT's own config.json says bert
+    name = field(config, 'model_type', str, path) if 'model_type' in config else None
+    if name in models.MODELS:  # BERT's own config.json says bert
+        return name
+    return default or models.of_names(tensor_names(weights))
 
 
 def answers_beside(weights):

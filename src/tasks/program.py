@@ -20,12 +20,13 @@ from dist import is_main, print0, world_size
 from files.atomic import write_atomically
 from files.json_files import DataError
 from files.memory import check_memory
+from optimizer import schedule_name, warmup_steps
 from param import Options
 from run_folder import ANNOTATIONS, RunFolder, check_same_options, read_run
 from tasks import checkpoints
 from tasks.checkpoints import SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import begin_or_resume, evaluate, fit, schedule_name, warmup_steps, warn_constant_logits
+from train import begin_or_resume, evaluate, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 

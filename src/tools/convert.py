@@ -12,7 +12,7 @@ from pathlib import Path
 import models
 from annotations.answer_table import read_table
 from annotations.spec import check_answers
-from bert.weights import compare, read_state, save_state
+from bert.weights import compare, save_state
 from cli import run_main
 from files.atomic import write_atomically, write_text
 from files.json_files import DataError, read_json, read_text
@@ -139,7 +139,7 @@ def change(source, target, model=None, config=None, bert=None):
     """
     if target.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'{target}: expected a name that ends in .pth or .safetensors; rename it')
-    model = model or model_type(source, None) or models.of_names(read_state(source))
+    model = model or model_type(source)
     package = models.package(model)
     state = package.read_weights(source)
     sidecars = [source.with_name(name) for name in SIDECARS if source.with_name(name).is_file()]

@@ -119,30 +119,35 @@ class VLBertEncoder(Encoder):
             texts['input_ids'], texts['token_type_ids'], images['features'], boxes, images.get('visual_attention_mask'),
             batch.get('pictures'), texts['word_regions'], batch.get('masked_regions'), places, **options)
 
+    def slots(self, batch):
+        """The place of the pooled token in each of n * k sequences, (n * k,)."""
+        n = len(batch['input_ids'])
+        k = 1 if 'pictures' in batch else len(images_of_entries(batch)['boxes']) // n
+        return batch['slot'].repeat_interleave(k) if 'slot' in batch else batch['input_ids'].new_zeros(n * k)
+
+    def pooled(self, batch, states):
+        """The pooled vectors (n * k, d) from the states of the tokens at `slots`."""
+        pooler = None if 'slot' in batch else getattr(self.model.vlbert, 'pooler', None)
+        return pooler(states[:, None]) if pooler else states
+
     def forward(self, batch, record_attention=False):
-        ids, sequences = batch['input_ids'], len(batch['pictures'] if 'pictures' in batch else batch['boxes'])
-        (n, t), o = ids.shape, batch['boxes'].shape[1]
-        sequences = max(n, sequences)
-        slots = batch['slot'].repeat_interleave(sequences // n) if 'slot' in batch else ids.new_zeros(sequences)
-        rows = torch.arange(sequences, device=ids.device)
-        attentions = []
+        (n, t), o, slots, recorded = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch), []
+        rows = torch.arange(len(slots), device=slots.device)
         if record_attention:
             states, recorded = self.states(batch, return_attention=True)
-            pooled = states[rows, slots]
-            attentions = [Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)]
+            states = states[rows, slots]
         else:
-            pooled = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
-        if 'slot' not in batch and hasattr(self.model.vlbert, 'pooler'):
-            pooled = self.model.vlbert.pooler(pooled[:, None])
-        return States(pooled.view(n, -1), attentions=attentions)
+            states = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
+        return States(self.pooled(batch, states).view(n, -1), attentions=[
+            Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
 
     def hidden_states(self, batch):
         """(pooled (m, d), {layer: word states}, {layer: region states, the whole image first}), 0 at padding."""
-        t, o = batch['input_ids'].shape[1], batch['boxes'].shape[1]
-        _, layers = self.states(batch, hidden_states=True)
+        t, o, slots = batch['input_ids'].shape[1], batch['boxes'].shape[1], self.slots(batch)
+        states, layers = self.states(batch, hidden_states=True)
         named = dict(zip(layer_names(self.config)[0], layers, strict=True))
-        return self(batch).pooled, *({name: states[:, part] for name, states in named.items()}
-                                     for part in (slice(t), slice(t, t + o)))
+        pooled = self.pooled(batch, states[torch.arange(len(slots), device=slots.device), slots])
+        return pooled, *({name: states[:, part] for name, states in named.items()} for part in (slice(t), slice(t, t + o)))
 
     def pooled_size(self, images):
         return images * self.config.hidden_size
