@@ -288,6 +288,21 @@ def test_a_batch_of_pretraining_needs_the_keys_of_its_docstring_alone():
         assert torch.equal(loss, expected[name])
 
 
+@pytest.mark.parametrize('static', [False, True])
+def test_states_of_padding_are_zeros(monkeypatch, static):
+    """As in the original code, whose losses a label at padding enters too."""
+    monkeypatch.setattr('vlbert.modeling.PACK_SEQUENCES', set() if static else {'cpu'})
+    head, batch = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    counts, before = head.counts([batch]), head.losses(batch, head.counts([batch]))
+    batch['masked_lm_labels'][2, 8], batch['region_classes'][2, 5] = 7, torch.full((7,), 1 / 7)
+    losses, zeros = head.losses(batch, head.counts([batch])), torch.zeros(1, SIZES['hidden_size'])
+    expected = {'MLM_captions': -head.mlm_head.predictions(zeros).log_softmax(1)[0, 7],
+                'MVRC': -head.mvrc_head(zeros).log_softmax(1).mean()}
+    for name, loss in expected.items():
+        total = before[name] * counts[name] + loss
+        torch.testing.assert_close(losses[name], total / (counts[name] + 1), rtol=0, atol=1e-5)
+
+
 def test_nothing_to_predict_is_no_loss():
     head, batch = models.build('vlbert', 'pretrain', config()), pretraining_batch()
     batch['masked_lm_labels'].fill_(-1)
@@ -322,6 +337,10 @@ def test_words_see_the_region_that_they_name():
     named[1, 1] = 3
     changed = (head.logits(batch | {'word_regions': named}) - head.logits(batch)).abs().amax(1)
     assert changed[1] > 1e-3 and changed[[0, 2]].max() < 1e-5
+    pretraining, texts = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    same = texts | {'word_regions': torch.zeros_like(texts['input_ids'])}  # texts alone have their own embedding
+    for name, loss in pretraining.losses(texts, pretraining.counts([texts])).items():
+        torch.testing.assert_close(pretraining.losses(same, pretraining.counts([same]))[name], loss, rtol=0, atol=1e-6)
 
 
 def test_without_images_it_is_bert():
