@@ -193,7 +193,8 @@ def answers_beside(weights):
 
 def check_sidecars(model, weights, config, tokenizer, encoder=False):
     """Raises DataError if config.json or vocab.txt beside a file of weights contradict config or tokenizer. Tensor sizes do not
-    reveal another number of attention heads or another order of words. encoder: whether a flag of FLAG_MODELS names them."""
+    reveal another number of attention heads or another order of words. encoder: whether a flag of models.FLAG_MODELS names
+    them."""
     path = Path(weights).with_name('config.json')
     if path.is_file():
         if (other := model_type(weights, model)) != model:
