@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|entailment] [lxmert|vlbert]
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
-# NLVR2 starts from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
+# NLVR2 and entailment start from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
 # docs/results.md. To resume it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ case $task in
     gqa) labelled=testdev unlabelled=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     nlvr2) labelled=test unlabelled=hidden flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
-    entailment) labelled=dev unlabelled=test flags=(--fromScratch --lr 5e-4 --epochs 6)
+    entailment) labelled=dev unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 4)
         question="${picture}1.png \"The star is red.\"" ;;
     *) usage ;;
 esac
@@ -33,7 +33,7 @@ step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in data/shapes"
 run_program bash run/shapes.bash
-if [ $task = nlvr2 ] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+if [[ $task =~ ^(nlvr2|entailment)$ ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
     run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
 step "Training $name (snap/$task/$run)"
@@ -41,7 +41,7 @@ run_program bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags
     --evalBatchSize 256 --resume
 step "Testing on $labelled, whose answers are known"
 run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $labelled --load "snap/$task/$run/BEST"
-step "Predicting $unlabelled, as for a leaderboard"
+step "Predicting $unlabelled, for a leaderboard"
 run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $unlabelled --load "snap/$task/$run/BEST"
 
 step "Results"

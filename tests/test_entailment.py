@@ -77,11 +77,12 @@ def test_raw_files_of_all_layouts(process, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('row', 'fault'), [
-    ({'image': '1', 'sentence': 'A.', 'label': 'maybe'}, 'expected the label contradiction, neutral, entailment or "-", found \'ma'),
+    ({'image': '1', 'sentence': 'A.', 'label': 'maybe'}, 'expected the label contradiction, neutral, entailment or "-", found'),
     ({'image': '1', 'sentence': 'A.', 'label': 2}, 'key gold_label or label: expected a text, found 2'),
     ({'image': '1', 'label': 'neutral'}, 'key sentence2 or sentence: expected a text'),
-    ({'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected a text'),
-    ({'image': '', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected a text'),
+    ({'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
+    ({'image': 'a\n', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
+    ({'image': '', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
     ({'image': '1', 'sentence': 'A.', 'label': 'neutral', 'pairID': '0'}, 'key pairID: expected a new one'),
     (['1', 'A.', 'neutral'], 'expected an object, found')])
 def test_a_faulty_pair_is_named(tmp_path, row, fault):

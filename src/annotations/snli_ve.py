@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from annotations.examples import MAX_ID, is_id
 from files.json_files import DataError, stream
 from files.text import shown
 from images.ids import ImageIds
@@ -34,10 +35,11 @@ def read_pairs(path):
                  'image': next((item[key] for key in IMAGE_KEYS if key in item), item.get('captionID')),
                  'sentence': item.get('sentence2', item.get('sentence'))}
         for key, value in texts.items():
-            if not isinstance(value, str) or (not value and key in ('id', 'image')):
+            if not (is_id(value) if key in ('id', 'image') else isinstance(value, str)):
                 names = {'id': 'pairID', 'label': 'gold_label or label', 'sentence': 'sentence2 or sentence',
                          'image': ', '.join(IMAGE_KEYS)}
-                raise DataError(f'{where}: key {names[key]}: expected a text, found {shown(value)}; correct the file')
+                what = f'an id (text of 1 to {MAX_ID} characters)' if key in ('id', 'image') else 'a text'
+                raise DataError(f'{where}: key {names[key]}: expected {what}, found {shown(value)}; correct the file')
         if texts['label'] not in (*LABELS, *NONE):
             raise DataError(f'{where}: expected the label {", ".join(LABELS)} or "-", found {shown(texts["label"])}; correct it')
         if texts['id'] in ids:
