@@ -31,8 +31,10 @@ def read_pairs(path):
         where = f'{path}: pair {place}'
         if not isinstance(item, dict):
             raise DataError(f'{where}: expected an object, found {shown(item)}; get the file again')
+        caption = item.get('captionID')  # the name of the image, #, and a number
         texts = {'id': item.get('pairID', str(place)), 'label': item.get('gold_label', item.get('label', '-')),
-                 'image': next((item[key] for key in IMAGE_KEYS if key in item), item.get('captionID')),
+                 'image': next((item[key] for key in IMAGE_KEYS if key in item),
+                          caption.partition('#')[0] if isinstance(caption, str) else caption),
                  'sentence': item.get('sentence2', item.get('sentence'))}
         for key, value in texts.items():
             if not (is_id(value) if key in ('id', 'image') else isinstance(value, str)):
@@ -45,8 +47,8 @@ def read_pairs(path):
         if texts['id'] in ids:
             raise DataError(f'{where}: key pairID: expected a new one, found {shown(texts["id"])} again; number the pairs anew')
         ids.add(texts['id'])
-        image = name(texts['image'].partition('#')[0])  # a captionID is the name of the image, #, and a number
-        yield Pair(texts['id'], image, texts['sentence'].strip(), None if texts['label'] in NONE else texts['label'])
+        label = None if texts['label'] in NONE else texts['label']
+        yield Pair(texts['id'], name(texts['image']), texts['sentence'].strip(), label)
 
 
 def has_labels(path):
