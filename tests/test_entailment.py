@@ -172,7 +172,7 @@ def test_pictures_without_regions_are_skipped_and_counted(world, tmp_path, capsy
     assert f'1 of {len(items)} questions of dev are about 1 images without regions (none): skipped.' in capsys.readouterr().out
     save(path, {'kind': 'entailment', 'name': 'mine', 'max_length': 20, 'answers': 'a.json', 'splits': splits})
     assert check_dataset.main([str(path)]) == 1
-    assert 'entailment answers contradiction or neutral or entailment' in capsys.readouterr().err
+    assert 'entailment answers contradiction or neutral or entailment' in capsys.readouterr().out
 
 
 # ---- evaluation
