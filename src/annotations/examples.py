@@ -20,8 +20,8 @@ class ExampleSchema:
     """The keys of an example, and what their values are.
 
     A label is {answer: score from 0 to 1}, or, where `answers` is given, the index of the right one in it, or, with `choices`,
-    the index of the right one of them; with `box` there is no label but a box. With `classes` it is a class of the answer
-    vocabulary, or a list of classes, by name or by index.
+    the index of the right one of them; with `box` there is no label but a box. With `classes` it is a class of `answers`, or
+    of the answer vocabulary, or a list of classes, by name or by index.
     """
 
     id: str
@@ -89,7 +89,7 @@ class ExampleSchema:
                     isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box):
                 return self.box, 'a box, x1, y1, x2, y2 in pixels'
             return None
-        if self.choices or self.answers:
+        if self.choices or (self.answers and not self.classes):
             names = self.answers or ('',) * self.num_choices
             label = example.get('label', 0)
             if type(label) is not int or not 0 <= label < len(names):
@@ -98,13 +98,15 @@ class ExampleSchema:
                 return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(names))
             return None
         if self.classes:
+            answers = answers or self.answers or ()
             labels = example.get('label', []) if self.classes == 'several' else [example.get('label', 0)]
             if isinstance(labels, list) and all(
                     type(one) in (str, int) and (not answers or one in (answers if type(one) is str else range(len(answers))))
                     for one in labels):
                 return None
             what = 'a list of classes, each' if self.classes == 'several' else 'a class,'
-            return 'label', f'{what} by its name in "answers" ({some(answers)}) or by its index there, 0 to {len(answers) - 1}'
+            where = '' if self.answers else ' in "answers"'
+            return 'label', f'{what} by its name{where} ({some(answers)}) or by its index there, 0 to {len(answers) - 1}'
         label = example.get('label', {})
         if not isinstance(label, dict) or not all(
                 isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
@@ -118,6 +120,7 @@ class ExampleSchema:
     def scores(self, example, answers=()):
         """{answer: score} of an example with a label. answers: the vocabulary, with `classes`."""
         if self.classes:
+            answers = answers or self.answers or ()
             labels = example['label'] if self.classes == 'several' else [example['label']]
             return {(answers[one] if type(one) is int and answers else str(one)): 1.0 for one in labels}
         return {self.answers[example['label']]: 1.0} if self.answers else example['label']

@@ -30,8 +30,9 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
-                if not (options.out / 'cc').is_dir():
-                    print('It was made without data for run/vlbert_pretrain.bash; name another --out for a world with them')
+                for folder, launcher in (('cc', 'vlbert_pretrain'), ('entailment', 'entailment_finetune')):
+                    if not (options.out / folder).is_dir():
+                        print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return
             annotations = world.make(options.out, settings)
     except (ValueError, OSError) as error:
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     print(f'{options.out}: {settings.images} images in {time.monotonic() - started:.1f} s')
 
 
-EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid'}  # labelled splits that are not trained on
+EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid', 'entailment': 'dev'}  # labelled splits that are not trained on
 
 
 def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
@@ -50,7 +51,7 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
     for task, evaluated in EVALUATED.items():
         for split, items in annotations[task].items():
             images = {item[key] for item in items for key in ('img_id', 'img0', 'img1') if key in item}
-            lines.append(f'{task:6} {split:10} {len(images):6} images {len(items):7} sentences')
+            lines.append(f'{task:10} {split:10} {len(images):6} images {len(items):7} sentences')
         lines += [score_table(annotations[task]['train'], annotations[task][evaluated])[0], '']
     for file, images in annotations['lxmert'].items():
         counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)

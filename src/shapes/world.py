@@ -3,11 +3,13 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
+    <out>/entailment/{train,dev,test}.json
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
+    <out>/flickr30k_imgfeat/flickr30k_obj36.tsv      of all pictures
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
     <out>/bert/{vocab.txt,config.json}
     <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
@@ -36,17 +38,20 @@ from files.atomic import atomic_folder
 from files.json_files import read_json
 from files.progress import ProgressBar
 from regions import tsv
-from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
+from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions, statements
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
 
 # GQA and NLVR2 use the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
 FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test2015', 'submit': 'val2014'},
-           'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'}}
+           'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'},
+           'entailment': {'train': 'train2014', 'dev': 'val2014', 'test': 'test2015'}}
 TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_testdev': ('test2015',),
+        'flickr30k_imgfeat/flickr30k': ('train2014', 'val2014', 'test2015'),
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
+TASKS = (*UNLABELLED, 'entailment')
 LABEL_KEYS = ('label', 'answer_type', 'question_type')
 ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
 
@@ -140,14 +145,14 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *UNLABELLED, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
-                   'nlvr2_imgfeat', *images):
+    for folder in ('bert', *TASKS, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
+                   'nlvr2_imgfeat', 'flickr30k_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with _worker_pool(processes) as pool:
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
-                   for task in (*UNLABELLED, 'lxmert')}
+                   for task in (*TASKS, 'lxmert')}
         texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
                  for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
@@ -248,6 +253,8 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
         return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
     if task == 'gqa':
         return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
+    if task == 'entailment':
+        return statements.generate(scenes, -(-len(scenes) * settings.questions // len(statements.LABELS)), split, rng)
     examples_per_set = 2 * pairs.PAIRS
     return pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // examples_per_set), split, rng)
 

@@ -101,7 +101,8 @@ def read_split(path, schema, types):
             raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
                             'correct it, or name the official annotations')
         label = schema.scores(item) if 'label' in item else None
-        yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
+        key = item[schema.id] if schema.id_type is int else str(item[schema.id])
+        yield Question(key, label, {name: item[key] for key, name in types.items() if key in item})
 
 
 def match_predictions(questions, predictions, path, faults, score, subset=None):
@@ -152,3 +153,11 @@ def match_predictions(questions, predictions, path, faults, score, subset=None):
 def label_score(prediction, label):
     """The score of a predicted answer. label: {answer: score}."""
     return label.get(prediction, 0.0)
+
+
+def confusion_table(counts):
+    """A table (text) of {label: {predicted label: count}}, a row for each label."""
+    width = max(8, *map(len, counts)) + 2
+    lines = [f'{"label, and predicted as":24s}' + ''.join(f'{printable(answer):>{width}s}' for answer in counts)]
+    return '\n'.join(lines + [f'{printable(label):24s}' + ''.join(f'{count:{width},d}' for count in row.values())
+                              for label, row in counts.items()])

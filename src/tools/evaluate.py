@@ -14,12 +14,14 @@ from files.atomic import write_text
 from files.json_files import DataError, layout, numbered_lines, stream
 from files.text import printable, shown
 from tasks.registry import task_class
-from tasks.scoring import Subset
+from tasks.scoring import Subset, confusion_table
 
-TASKS = ('vqa', 'gqa', 'nlvr2')
+TASKS = ('vqa', 'gqa', 'nlvr2', 'entailment')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
-          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also have the format of data/README.md, '
+          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. '
+          'entailment: [{"pairID": "1", "label": "neutral"}] and snli_ve_dev.jsonl or ve_test.json. '
+          'Annotations may also have the format of data/README.md, '
           'and any file may be json lines or compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 
 
@@ -34,6 +36,7 @@ def table(figures):
             lines += [f'{printable(f"{kind}: {name}"):32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
                       f'{row["accuracy"]:6.2f}' for name, row in types.items()]
         lines += [f'{name:49s} {figures[name]:6.2f}' for name in ('consistency', 'validity', 'plausibility') if name in figures]
+        lines += [confusion_table(figures['confusion'])] if 'confusion' in figures else []
     return '\n'.join(lines + figures['notes'])
 
 
