@@ -3,6 +3,7 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
+    <out>/refcoco/{train,val,testA}.json                       expressions for pictures of train2014
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
@@ -36,7 +37,7 @@ from files.atomic import atomic_folder
 from files.json_files import read_json
 from files.progress import ProgressBar
 from regions import tsv
-from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
+from shapes import caption_data, captions, draw, expressions, features, gqa_questions, pairs, questions, scene, simulate_regions
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
@@ -95,6 +96,10 @@ class Settings:
         vqa = {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
         if task == 'vqa':
             return vqa
+        if task == 'refcoco':
+            val, test = train * 8 // 10, train * 9 // 10
+            return {split: ('train2014', list(range(*part))) for split, part in
+                    {'train': (0, val), 'val': (val, test), 'testA': (test, train)}.items()}
         if task == 'lxmert':
             coco = train - train // 5
             cut = {'mscoco_train': ('train2014', list(range(coco))), 'vgnococo': ('train2014', list(range(coco, train)))}
@@ -140,14 +145,14 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *UNLABELLED, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
+    for folder in ('bert', *UNLABELLED, 'refcoco', 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
                    'nlvr2_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with _worker_pool(processes) as pool:
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
-                   for task in (*UNLABELLED, 'lxmert')}
+                   for task in (*UNLABELLED, 'refcoco', 'lxmert')}
         texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
                  for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
@@ -246,6 +251,8 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     if task == 'lxmert':
         by_image = captions.generate(scenes, settings.captions, rng)
         return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
+    if task == 'refcoco':
+        return expressions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
     if task == 'gqa':
         return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
     examples_per_set = 2 * pairs.PAIRS
