@@ -158,7 +158,7 @@ class ExampleDataset(torch.utils.data.Dataset):
     def target_overlaps(self, predictions, pixel=1):
         """Intersection over union of each example's predicted region, (n,), with the target box -> (n,). pixel: as of
         heads.overlaps."""
-        boxes, targets = torch.from_numpy(self.region_boxes(predictions)), torch.from_numpy(self.examples.boxes).double()
+        boxes, targets = torch.from_numpy(self.region_boxes(predictions)), torch.from_numpy(self.examples.boxes)
         return overlaps(boxes[:, None], targets, pixel)[:, 0].numpy()
 
     def oracle(self):

@@ -150,7 +150,7 @@ class Examples:
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
     choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
-    boxes: np.ndarray | None = None  # (n, 4) float32: the target box in pixels
+    boxes: np.ndarray | None = None  # (n, 4) float64: the target box in pixels
 
     @classmethod
     def unlabelled(cls, images, sentences):
@@ -220,7 +220,7 @@ def read_examples(paths, schema, answers):
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
-    choice, boxes = Column(np.int64), Column(np.float32)
+    choice, boxes = Column(np.int64), Column(np.float64)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
     n, starts, labelled = 0, [], []

@@ -64,7 +64,7 @@ class RefCOCO(Task):
 
     def dump(self, dataset, predictions, path):
         boxes = dataset.region_boxes(predictions[0][:, 0]).tolist()
-        self.write(path, zip(dataset.examples.names(), ([round(side, 4) for side in box] for box in boxes), strict=True))
+        self.write(path, zip(dataset.examples.names(), boxes, strict=True))
 
     @classmethod
     def evaluate(cls, predictions, annotations, subset=None):
