@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tunes LXMERT on GQA: bash run/gqa_finetune.bash 0 gqa_lxr955 [--tiny] [flags]
-# Published score of the original code: 59.80 on testdev after 4 epochs, 16 hours on one 2019 GPU.
+# Fine-tunes LXMERT, or VL-BERT with --model vlbert, on GQA: bash run/gqa_finetune.bash 0 gqa_lxr955 [--tiny] [flags]
+# Published score of LXMERT: 59.80 on testdev after 4 epochs, 16 hours on one 2019 GPU.
 # Writes snap/gqa/<name>: BEST.pth, LAST.pth, log.log, TensorBoard events. Flags: run/README.md
 source "$(dirname "$0")/launch.bash"
 [ $# -ge 2 ] && [[ $2 != -* ]] || usage "GPUS|cpu NAME [flags]"
