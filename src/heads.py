@@ -97,6 +97,7 @@ class Encoder(nn.Module):
     needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
+    returns_visual: bool = False  # whether `forward` returns States.visual; the head of output 'region' sets it
     config: object
     tokenizer: object | None = None
 
@@ -125,6 +126,12 @@ class Encoder(nn.Module):
     def region_classifier(self) -> nn.Module:
         """Layers from region states (m, v, d) to scores (m, v, 1)."""
         raise NotImplementedError
+
+    @staticmethod
+    def region_overlaps(boxes, targets, image_size):
+        """Intersection over union of regions with a target box, for the labels of training. boxes (m, o, 4), targets (m, 4),
+        scaled to 0..1; image_size (m, 2): height and width in pixels -> (m, o)."""
+        return overlaps(boxes, targets, 1 / image_size.flip(1))
 
     def parts(self) -> list:
         """Lists of modules from the input up, which together hold all parameters: the embeddings, a list for each layer, and last
@@ -330,6 +337,7 @@ class Regions(Head):
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
+        encoder.returns_visual = True
         self.classifier = encoder.region_classifier()
 
     def logits(self, batch):
@@ -395,6 +403,20 @@ class Match(Head):
                 + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))
         score = (positive.detach() > 0).sum() + ((negative.detach() <= 0) * is_negative).sum()
         return {'BCE': loss / counts['BCE'].clamp(min=1)}, {'score': score, 'examples': len(positive) + is_negative.sum()}
+
+
+def overlaps(boxes, targets, pixel=0):
+    """Intersection over union of boxes (b, o, 4) with a target (b, 4) each -> (b, o). pixel: the width and height of a pixel,
+    (b, 2) or a number, by which sides are longer than the difference of their ends, as in the original code; 0: they are not."""
+    targets = targets[:, None]
+    pixel = pixel[:, None] if isinstance(pixel, torch.Tensor) else pixel
+
+    def area(one):  # 0 where a side is negative
+        return (one[..., 2:] - one[..., :2] + pixel).clamp(min=0).prod(-1)
+
+    first, last = torch.maximum(boxes[..., :2], targets[..., :2]), torch.minimum(boxes[..., 2:], targets[..., 2:])
+    shared = area(torch.cat([first, last], -1))
+    return shared / (area(boxes) + area(targets) - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
 HEADS = {'choice': Choices, 'region': Regions, 'match': Match}

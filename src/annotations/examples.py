@@ -30,7 +30,7 @@ class ExampleSchema:
     answers: tuple[str, ...] | None = None
     choices: str | None = None  # key of the list of texts of which one completes the sentence (output 'choice')
     num_choices: int = 4
-    box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region')
+    box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region'); several examples may have an id
     captions: bool = False  # 'sent' is a list of sentences, each of which becomes an example (output 'match')
     text_only: bool = False  # the images may be missing
     classes: str | None = None  # 'one' or 'several' of an example
@@ -86,8 +86,9 @@ class ExampleSchema:
         if self.box:
             box = example.get(self.box, [0, 0, 1, 1])
             if not isinstance(box, list) or len(box) != 4 or not all(
-                    isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box):
-                return self.box, 'a box, x1, y1, x2, y2 in pixels'
+                    isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box) or not (
+                        box[0] < box[2] and box[1] < box[3]):
+                return self.box, 'a box, x1, y1, x2, y2 in pixels, x1 below x2 and y1 below y2'
             return None
         if self.choices or (self.answers and not self.classes):
             names = self.answers or ('',) * self.num_choices
@@ -152,7 +153,7 @@ class Examples:
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
     choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
-    boxes: np.ndarray | None = None  # (n, 4) float32: the target box in pixels
+    boxes: np.ndarray | None = None  # (n, 4) float64: the target box in pixels
 
     @classmethod
     def unlabelled(cls, images, sentences):
@@ -222,7 +223,7 @@ def read_examples(paths, schema, answers):
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
-    choice, boxes = Column(np.int64), Column(np.float32)
+    choice, boxes = Column(np.int64), Column(np.float64)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
     n, starts, labelled = 0, [], []
@@ -266,7 +267,7 @@ def read_examples(paths, schema, answers):
                         'labels only')
     ids, starts = ids.array(), [*starts, n]
     for path, (start, end) in zip(paths, pairwise(starts), strict=True):
-        if not schema.captions:
+        if not schema.captions and not schema.box:
             check_distinct(path, schema, ids[start:end])
     types = {key: (codes.array(), list(names)) for key, (codes, names) in types.items()}
     return Examples(schema, ids, np.stack([column.array() for column in images], 1), split.array(), sentence.array(),

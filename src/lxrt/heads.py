@@ -5,8 +5,10 @@ import re
 from itertools import zip_longest
 
 import torch
+from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
+from bert.layers import initialise, layer_norm
 from bert.weights import POSITION_IDS, WeightsError, fill
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
@@ -27,7 +29,7 @@ from lxrt.weights import (
     read_task,
 )
 
-RECIPES = {  # as in the original code, which has no classify and multilabel
+RECIPES = {  # as in the original code, which has no classify, multilabel and refcoco
     'vqa': Recipe('answer'),
     'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
@@ -35,6 +37,7 @@ RECIPES = {  # as in the original code, which has no classify and multilabel
     'classify': Recipe('answer', loss='CE', loss_factor=1),
     'multilabel': Recipe('answer'),
     'entailment': Recipe('answer', loss='CE', loss_factor=1),
+    'refcoco': Recipe('region', epochs=10, text_length=64),  # no expression of the published data is cut
     'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
 
@@ -93,11 +96,14 @@ class LxmertEncoder(Encoder):
     def forward(self, batch, record_attention=False):
         ids, images = batch['input_ids'], images_of_entries(batch)
         inputs = ids, (images['features'], images['boxes']), images.get('visual_attention_mask')
+        if self.returns_visual:
+            (_, visual), pooled, *attention = self.lxrt_encoder.model.bert(ids, None, ids != 0, *inputs[1:],
+                                                                           return_attention=record_attention)
+            return States(pooled.view(len(ids), -1), visual=visual, attentions=attentions_of(*attention))
         if not record_attention:
             return States(self.lxrt_encoder(*inputs).view(len(ids), -1))  # (e * k, d) -> (e, k * d)
         pooled, attention = self.lxrt_encoder(*inputs, return_attention=True)
-        return States(pooled.view(len(ids), -1), attentions=[
-            Attention(name, *sides_of(name), probabilities) for name, probabilities in attention.items()])
+        return States(pooled.view(len(ids), -1), attentions=attentions_of(attention))
 
     def hidden_states(self, batch):
         """(pooled (m, d), {layer: word states}, {layer: region states}), 0 at padding; layers: `layer_names`."""
@@ -112,11 +118,16 @@ class LxmertEncoder(Encoder):
     def classifier(self, answers, images):
         return answer_layers(self.config, answers, images)
 
+    def region_classifier(self):
+        d = self.config.hidden_size
+        return nn.Sequential(nn.Linear(d, d), nn.GELU(), layer_norm(d), nn.Linear(d, 1)).apply(initialise(self.config))
+
     def parts(self):
         return parts_of(self.lxrt_encoder.model.bert)
 
     def original_name(self, name):
-        return name.removeprefix('encoder.').replace('classifier.', 'logit_fc.', 1)
+        head = 'region_fc.' if self.returns_visual else 'logit_fc.'
+        return name.removeprefix('encoder.').replace('classifier.', head, 1)
 
 
 def parts_of(bert):
@@ -125,6 +136,11 @@ def parts_of(bert):
     layers = bert.encoder
     single = ([layer for layer in pair if layer is not None] for pair in zip_longest(layers.layer, layers.r_layers))
     return [[bert.embeddings, layers.visn_fc], *single, *([layer] for layer in layers.x_layers), [bert.pooler]]
+
+
+def attentions_of(probabilities=None):
+    """The Attention list of what LXRTModel returns with return_attention; empty without it."""
+    return [Attention(name, *sides_of(name), of_layer) for name, of_layer in (probabilities or {}).items()]
 
 
 def sides_of(name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import locked
-from shapes import world
+from shapes import expressions, world
 from shapes.baselines import score_table
 
 
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
-                for folder, launcher in (('cc', 'vlbert_pretrain'), ('entailment', 'entailment_finetune')):
+                for folder, launcher in (('cc', 'vlbert_pretrain'), ('entailment', 'entailment_finetune'),
+                                         ('refcoco', 'refcoco_finetune')):
                     if not (options.out / folder).is_dir():
                         print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return
@@ -53,6 +54,10 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
             images = {item[key] for item in items for key in ('img_id', 'img0', 'img1') if key in item}
             lines.append(f'{task:10} {split:10} {len(images):6} images {len(items):7} sentences')
         lines += [score_table(annotations[task]['train'], annotations[task][evaluated])[0], '']
+    parts = annotations['refcoco']
+    lines += [f'refcoco {split:9} {len(items):6} expressions' for split, items in parts.items()]
+    share = expressions.text_only(parts['train'], parts['val'])
+    lines += [f'text only, the mean box of the same words: {share:.1f} % of val', '']
     for file, images in annotations['lxmert'].items():
         counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)
         lines.append(f'lxmert {file:16} {len(images):6} images {counts.total():7} sentences: '

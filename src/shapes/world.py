@@ -4,6 +4,7 @@
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
     <out>/entailment/{train,dev,test}.json
+    <out>/refcoco/{train,val,testA}.json                       expressions for pictures of train2014
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
@@ -38,7 +39,19 @@ from files.atomic import atomic_folder
 from files.json_files import read_json
 from files.progress import ProgressBar
 from regions import tsv
-from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions, statements
+from shapes import (
+    caption_data,
+    captions,
+    draw,
+    expressions,
+    features,
+    gqa_questions,
+    pairs,
+    questions,
+    scene,
+    simulate_regions,
+    statements,
+)
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
@@ -51,7 +64,7 @@ TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_t
         'flickr30k_imgfeat/flickr30k': ('train2014', 'val2014', 'test2015'),
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
-TASKS = (*UNLABELLED, 'entailment')
+TASKS = (*UNLABELLED, 'entailment', 'refcoco')
 LABEL_KEYS = ('label', 'answer_type', 'question_type')
 ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
 
@@ -100,6 +113,10 @@ class Settings:
         vqa = {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
         if task == 'vqa':
             return vqa
+        if task == 'refcoco':
+            val, test = train * 8 // 10, train * 9 // 10
+            return {split: ('train2014', list(range(*part))) for split, part in
+                    {'train': (0, val), 'val': (val, test), 'testA': (test, train)}.items()}
         if task == 'lxmert':
             coco = train - train // 5
             cut = {'mscoco_train': ('train2014', list(range(coco))), 'vgnococo': ('train2014', list(range(coco, train)))}
@@ -251,6 +268,8 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     if task == 'lxmert':
         by_image = captions.generate(scenes, settings.captions, rng)
         return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
+    if task == 'refcoco':
+        return expressions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
     if task == 'gqa':
         return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
     if task == 'entailment':

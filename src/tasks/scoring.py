@@ -100,7 +100,7 @@ def read_split(path, schema, types):
         if fault := schema.first_fault(item):
             raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
                             'correct it, or name the official annotations')
-        label = schema.scores(item) if 'label' in item else None
+        label = (item[schema.box] if schema.box else schema.scores(item)) if schema.label_key in item else None
         key = item[schema.id] if schema.id_type is int else str(item[schema.id])
         yield Question(key, label, {name: item[key] for key, name in types.items() if key in item})
 

@@ -132,13 +132,14 @@ def check(path, tokenizer, store_root, report_fault):
     spec = DatasetSpec.from_json(path)
     if spec.kind not in KINDS:
         raise DataError(f'{path}: key "kind": expected one of {", ".join(KINDS)}, found "{spec.kind}"')
-    without_answers = spec.kind == pretraining_text.CAPTIONS
     schema = task_class(spec.kind).schema if spec.kind in TASKS else None
+    captions = spec.kind == pretraining_text.CAPTIONS
+    without_answers = captions or (schema is not None and schema.output != 'answer')
     fixed = schema.answers if schema else None
     if bool(fixed or without_answers) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            'no such key, since captions have none' if without_answers else 'a path, found no such key'))
+            f'no such key, since {spec.kind} has none' if without_answers else 'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):
@@ -152,7 +153,7 @@ def check(path, tokenizer, store_root, report_fault):
         contents = attempt(f'splits.{name}.annotations', *read, answers or (), count)
         for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
-                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, without_answers)
+                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, captions)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')

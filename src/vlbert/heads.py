@@ -10,17 +10,17 @@ from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import BertPredictionHeadTransform
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
 from vlbert.config import VLBertConfig
-from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes
-from vlbert.pretraining import Pretraining
+from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes, resized
+from vlbert.pretraining import Pretraining, RegionTransform
 from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
 TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut, and of a text of pre-training
 ADAMW = {'optim': 'adamw', 'schedule': 'triangle', 'weight_decay': 1e-4}
 
-# VQA and pre-training as in the original code, which has none of the other tasks.
+# VQA, RefCOCO+ and pre-training as in the original code, which has none of the other tasks.
 ANSWER = Recipe('answer', lr_per_example=6.25e-7, batch_size=256, epochs=5, warmup=500, clip=1.0, text_length=TEXT_LENGTH,
                 mirror='words', **ADAMW)
 CLASS = dataclasses.replace(ANSWER, loss='CE', loss_factor=1, batch_size=64, mirror='')
@@ -28,6 +28,8 @@ RECIPES = {
     'vqa': ANSWER, 'gqa': ANSWER, 'nlvr2': dataclasses.replace(CLASS, images=2), 'nlvr': CLASS, 'classify': CLASS,
     'multilabel': dataclasses.replace(CLASS, loss='BCE', loss_factor=None),
     'entailment': CLASS,
+    'refcoco': Recipe('region', lr_per_example=8e-7, batch_size=32, epochs=20, warmup=3750, clip=1.0, text_length=TEXT_LENGTH,
+                      mirror='words', **ADAMW),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
                        text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
@@ -73,7 +75,9 @@ def read_config(folder, options):
 def answers_and_images(state, config):
     """(how many answers, about how many images) the answer layers of a task's snapshot score; None where it has none."""
     first, last = (state.get(f'final_mlp.{name}.weight') for name in ('0.dense', '2'))
-    return None if first is None or last is None else (len(last), first.shape[1] // config.hidden_size)
+    if first is None or last is None or 'final_mlp.0.LayerNorm.weight' not in state:  # those of regions have no layer norm
+        return None
+    return len(last), first.shape[1] // config.hidden_size
 
 
 def layer_names(config):
@@ -132,14 +136,17 @@ class VLBertEncoder(Encoder):
         return pooler(states[:, None]) if pooler else states
 
     def forward(self, batch, record_attention=False):
-        (n, t), o, slots, recorded = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch), []
-        rows = torch.arange(len(slots), device=slots.device)
+        (n, t), o, slots = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch)
+        rows, recorded, visual = torch.arange(len(slots), device=slots.device), [], None
         if record_attention:
             states, recorded = self.states(batch, return_attention=True)
-            states = states[rows, slots]
+        elif self.returns_visual:
+            states = self.states(batch)
         else:
             states = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
-        return States(self.pooled(batch, states).view(n, -1), attentions=[
+        if states.dim() == 3:
+            visual, states = states[:, t:t + o], states[rows, slots]
+        return States(self.pooled(batch, states).view(n, -1), visual=visual, attentions=[
             Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
 
     def hidden_states(self, batch):
@@ -162,6 +169,20 @@ class VLBertEncoder(Encoder):
             nn.init.zeros_(layer.bias)
         layers[2].zeros_allowed = True  # rows of answers that another snapshot lacks start at 0
         return layers
+
+    def region_classifier(self):
+        # The middle layer is the original's dropout, of rate 0.
+        layers = nn.Sequential(RegionTransform(self.config), nn.Identity(), nn.Linear(self.config.hidden_size, 1))
+        for layer in (layers[0].dense, layers[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return layers
+
+    @staticmethod
+    def region_overlaps(boxes, targets, image_size):
+        """As in the original code, of boxes that are cut at the border of the resized image, in its pixels."""
+        boxes, targets = (original_boxes(one, image_size) for one in (boxes, targets[:, None]))
+        return overlaps(boxes, targets[:, 0], (1 / resized(image_size).flip(1)).to(boxes))
 
     def parts(self):
         core, model = self.model.vlbert, self.model

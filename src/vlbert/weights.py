@@ -9,7 +9,8 @@ from bert.weights import POSITION_IDS, WeightsError, canonical_name, fill, read_
 PIXELS = r'image_feature_extractor\.(?!obj_downsample)'  # the convolutional branch of files trained end to end
 HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'aux_text_visual_embedding\.', r'final_mlp\.',
          r'cnn_loss_reg\.')
-TRANSFORM = 'vlbert.mlm_head.predictions.transform.'  # starts final_mlp.0 of a task of answers, as in the original code
+# What starts final_mlp.0, as in the original code: of a task of answers, which has a layer norm, and of one of regions.
+TRANSFORMS = {True: 'vlbert.mlm_head.predictions.transform.', False: 'vlbert.mvrc_head.transform.'}
 WORDS, SEGMENTS = 'vlbert.word_embeddings.weight', 'vlbert.token_type_embeddings.weight'
 BERT_NAMES = (  # BERT's prefix, ours; the first that matches counts
     ('bert.embeddings.LayerNorm.', 'vlbert.embedding_LayerNorm.'), ('bert.embeddings.', 'vlbert.'), ('bert.', 'vlbert.'),
@@ -31,8 +32,8 @@ def read_vlbert(path):
 
 
 def load_encoder_weights(head, state, path):
-    """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers the
-    first layer of its head, which starts from the head of masked words. Returns the LoadReport."""
+    """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers or
+    regions the first layer of its head, which starts from the head of masked words or regions. Returns the LoadReport."""
     if not hasattr(head, 'mlm_head'):
         parameters = {head.original_name(name): tensor for name, tensor in head.state_dict().items()}
         transform = transform_of(state, parameters)
@@ -41,9 +42,11 @@ def load_encoder_weights(head, state, path):
 
 
 def transform_of(state, parameters):
-    """{name: tensor} of final_mlp.0 from the transform of masked words, as far as the head's `parameters` are of that shape."""
-    renamed_state = {name.replace(TRANSFORM, 'final_mlp.0.'): tensor for name, tensor in state.items()
-                     if name.startswith(TRANSFORM)}
+    """{name: tensor} of final_mlp.0 from the transform of masked words or regions, as far as the head's `parameters` are of that
+    shape."""
+    transform = TRANSFORMS['final_mlp.0.LayerNorm.weight' in parameters]
+    renamed_state = {name.replace(transform, 'final_mlp.0.'): tensor for name, tensor in state.items()
+                     if name.startswith(transform)}
     return {name: tensor for name, tensor in renamed_state.items()
             if name in parameters and parameters[name].shape == tensor.shape}
 
