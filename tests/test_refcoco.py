@@ -18,12 +18,14 @@ from annotations.dataset import ExampleDataset
 from annotations.examples import read_examples
 from batches import MicroBatch
 from bert.tokenization import BertTokenizer
+from bert.weights import WeightsError
 from files.json_files import DataError
 from heads import overlaps
 from lxrt.config import LxrtConfig
 from regions import tsv
 from regions.arrays import RegionArrays
 from shapes import expressions, scene
+from tasks.predictor import Predictor
 from tasks.program import main
 from tasks.refcoco import RefCOCO
 from tools import check_dataset
@@ -300,6 +302,9 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
     assert [item['ref_id'] for item in predictions] == [item['ref_id'] for item in load(world / 'refcoco/val.json')]
     assert all(len(item['box']) == 4 for item in predictions)
 
+    with pytest.raises(WeightsError, match='is a snapshot of the task refcoco, which does not answer questions'):
+        Predictor.from_snapshot(tmp_path / 'run/BEST')
+
     assert evaluator.main(['refcoco', str(tmp_path / 'test/val_predict.json'), str(world / 'refcoco/val.json'), '--out',
                            str(tmp_path / 'figures.json')]) == 0
     figures = load(tmp_path / 'figures.json')
@@ -324,6 +329,19 @@ def test_wrong_flags_and_boxes_are_errors(world, tmp_path, capsys):
     save(world / 'refcoco/train.json', [*items[:3], {k: v for k, v in items[3].items() if k != 'box'}])
     assert main(RefCOCO, flags) == 1
     assert 'key "box": expected labels on all examples of a file or on none' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('model', CONFIGS)
+def test_an_image_without_regions_gets_an_empty_box(world, tmp_path, capsys, model):
+    items = load(world / 'refcoco/val.json')
+    save(world / 'refcoco/val.json', [{**items[0], 'img_id': 'unknown'}, *items[1:]])
+    flags = ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--model', model, '--fromScratch',
+             '--test', 'val', '--batchSize', '4', '--output', str(tmp_path / 'test')]
+    assert main(RefCOCO, flags) == 1
+    assert 'are about 1 images without regions (unknown)' in capsys.readouterr().err
+    assert main(RefCOCO, [*flags, '--allowMissing']) == 0
+    predictions = load(tmp_path / 'test/val_predict.json')
+    assert predictions[0]['box'] == [0, 0, 0, 0] and all(item['box'][2] > 0 for item in predictions[1:])
 
 
 def test_a_dataset_of_ones_own(world, capsys):

@@ -126,11 +126,14 @@ class Predictor(Inference):
         package = models.package(model := checkpoints.model_type(path))
         config = package.config_from_json(path.with_name('config.json'))
         checkpoints.check_size(config, path.parent, path)
+        run = read_run(path.parent)
+        if (kind := run.get('task')) in TASKS and task_class(kind).output != 'answer':
+            raise WeightsError(f'{path}: is a snapshot of the task {kind}, which does not answer questions; name one that does, '
+                               f'or predict a split with run/{kind}_test.bash')
         state = package.read_task(path)
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
-        run = read_run(path.parent)
         options = run.get('options', {})
         task = task_of(path, run.get('task'), package.answers_and_images(state, config), answers)
         head = models.build(model, task.kind, config, answers, Options(mceLoss=bool(options.get('mceLoss'))))
