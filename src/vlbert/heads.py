@@ -27,6 +27,7 @@ CLASS = dataclasses.replace(ANSWER, loss='CE', loss_factor=1, batch_size=64, mir
 RECIPES = {
     'vqa': ANSWER, 'gqa': ANSWER, 'nlvr2': dataclasses.replace(CLASS, images=2), 'nlvr': CLASS, 'classify': CLASS,
     'multilabel': dataclasses.replace(CLASS, loss='BCE', loss_factor=None),
+    'retrieval': dataclasses.replace(CLASS, output='match'),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
                        text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
