@@ -78,8 +78,7 @@ def scores_of_images(head, dataset, examples, texts, size, options, device, text
     chunks = [chunks[i] for i in np.random.default_rng(0).permutation(len(chunks))]  # so that the first ones predict the duration
     written = [text_batch(dataset, texts[chunk], options.compile, device) for chunk in chunks]
     images = load_batches(dataset, [MicroBatch(examples[part], 0, None, options.compile) for part in places], options, device)
-    if dist.is_main():
-        print(f'{text}: {len(examples):,} images x {len(texts):,} different captions, {len(examples) * len(texts):,} pairs.')
+    dist.print0(f'{text}: {len(examples):,} images x {len(texts):,} different captions, {len(examples) * len(texts):,} pairs.')
     with ProgressBar(total=len(places) * len(chunks), desc=text, unit=' batches', shown=dist.is_main(), force=options.tqdm,
                      per_step=images_at_once * per_batch * dist.world_size(), rate_unit='pairs', leave=False) as bar:
         for part, batch in zip(places, images, strict=True):
