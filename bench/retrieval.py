@@ -84,7 +84,8 @@ def measure(options):
     return {'images': options.images, 'captions': options.captions, 'pairs scored, with those of captions and their own image':
             head.pairs, 'seconds': seconds, 'of these in place of the model': head.seconds,
             'pairs per second without the model': head.pairs / (seconds - head.seconds),
-            'memory before, MB': before / 1e6, 'memory that ranking adds at most, with what it reads of the store, MB': (report.peak_resident() - before) / 1e6}
+            'memory before, MB': before / 1e6,
+            'memory that is added at most, with what is read of regions, MB': (report.peak_resident() - before) / 1e6}
 
 
 if __name__ == '__main__':
