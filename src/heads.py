@@ -17,7 +17,8 @@ from torch import nn
 from bert.weights import WeightsError, fill
 from param import ENCODERS
 
-# Keys of a batch with tensors (m, ...).
+# Keys of a batch with tensors (n, ...), and with tensors (m, ...).
+TEXT_KEYS = ('input_ids', 'token_type_ids', 'slot', 'word_regions')
 IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
 
 
@@ -43,6 +44,7 @@ class Recipe:
     weight_decay: float | None = None  # None: the optimizer's default
     momentum: float = 0.9  # for --optim momentum
     text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
+    candidates: int = 4  # for output 'match': wrong images that a text is scored with in training, to find the hardest
     # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
     mirror: str = ''
 
@@ -92,7 +94,15 @@ class States:
 
 
 class Encoder(nn.Module):
-    """The interface between an encoder and the heads."""
+    """The interface between an encoder and the heads.
+
+    An encoder that computes vectors of images and of texts separately (a dual encoder) is to define
+
+        vectors(batch) -> (images (m, v), texts (n, v))    normalised, so that the similarity of a pair is their product
+
+    Then output 'match' is to add a contrastive loss over the batch (heads.Match), and tasks.ranking to score with the head only
+    the best pairs by these vectors. No encoder defines it yet, and neither is implemented.
+    """
 
     needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
@@ -122,6 +132,10 @@ class Encoder(nn.Module):
     def classifier(self, answers, images) -> nn.Module:
         """Layers from pooled vectors (e, p) to scores (e, answers)."""
         raise NotImplementedError
+
+    def match_classifier(self, images) -> nn.Module:
+        """Layers from pooled vectors (e, p) to the scores (e, 2) that text and images do not, or do, belong together."""
+        return self.classifier(2, images)
 
     def region_classifier(self) -> nn.Module:
         """Layers from region states (m, v, d) to scores (m, v, 1)."""
@@ -228,7 +242,8 @@ class Head(nn.Module):
     def untrained(self, objective, options) -> str:
         """Why the loaded weights cannot compute match_logits (objective 'match') or word_logits ('words'), or ''. options: those
         of the run that wrote them, {} where they are not known."""
-        return ''
+        method, what = {'match': ('match_logits', 'matching'), 'words': ('word_logits', 'masked words')}[objective]
+        return f'has no head of {what}' if getattr(type(self), method) is getattr(Head, method) else ''
 
     def extra_state(self) -> dict:
         """Tensors of the run state that snapshots do not contain: momentum weights, queues."""
@@ -362,12 +377,17 @@ class Regions(Head):
 
 
 class Match(Head):
-    """Image-text matching. The negative pairs of training combine each text with the next image of the micro-batch, so that,
-    unlike other losses, this one depends on --accumulate and on the number of processes."""
+    """Image-text matching, trained with hard negatives.
+
+    Each text is scored, without gradients, with the next recipe.candidates images of the micro-batch. Of these pairs the
+    negatives are the one with the highest score for each text and the one with the highest score for each image. Two captions of
+    one image, and images with a caption of the same words, are no negatives. Since negatives come from the micro-batch, the loss
+    depends on --accumulate and on the number of processes, unlike other losses.
+    """
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
-        self.classifier = encoder.classifier(2, recipe.images)
+        self.classifier = encoder.match_classifier(recipe.images)
 
     def logits(self, batch):
         scores = self.classifier(self.encoder(batch).pooled).float()
@@ -386,19 +406,43 @@ class Match(Head):
 
     def counts(self, micro_batches):
         """The number of positive and negative pairs."""
-        negatives = sum(self.is_negative(batch).sum() for batch in micro_batches)
+        candidates = [self.candidates(batch) for batch in micro_batches]
+        negatives = sum(which.any(1).sum() + which.any(0).sum() for which in candidates)
         return {'BCE': (negatives + sum(batch['examples'] for batch in micro_batches)).float()}
 
+    def candidates(self, batch):
+        """Whether image j is a candidate for the negative of text i, (b, b) bool."""
+        image, ids = batch['image_id'], batch['input_ids']
+        place = torch.arange(len(image), device=image.device)
+        near = (place - place[:, None]) % len(place) <= self.recipe.candidates  # the text's own image is excluded below
+        return near & (image[:, None] != image) & (ids[:, None] != ids).any(2)
+
     @staticmethod
-    def is_negative(batch):
-        """Whether the next example has another image, (b,) bool: two captions of one image are no negative pair."""
-        return batch['image_id'] != batch['image_id'].roll(-1)
+    def pairs(batch, texts, images):
+        """A batch of text texts[i] with image images[i] of another one, (p,) int64 each."""
+        b = batch['examples']
+        of_texts = {key: batch[key][texts] for key in TEXT_KEYS if key in batch}
+        of_images = {key: batch[key].unflatten(0, (b, -1))[images].flatten(0, 1) for key in IMAGE_KEYS if key in batch}
+        return {'examples': len(texts), **of_texts, **of_images}
+
+    @torch.no_grad()
+    def hardest(self, batch, candidates):
+        """(the hardest image of each text, the hardest text of each image), (b,) int64 each; any where there is no candidate."""
+        b = batch['examples']
+        texts = torch.arange(b, device=candidates.device)
+        scores = torch.full((b, b), -torch.inf, device=candidates.device)
+        for shift in range(1, min(self.recipe.candidates, b - 1) + 1):
+            images = (texts + shift) % b
+            scores[texts, images] = self.logits(self.pairs(batch, texts, images))
+        scores.masked_fill_(~candidates, -torch.inf)
+        return scores.argmax(1), scores.argmax(0)
 
     def forward(self, batch, counts):
-        k = len(next(batch[key] for key in IMAGE_KEYS if key in batch)) // batch['examples']
-        next_images = {key: batch[key].roll(-k, 0) for key in IMAGE_KEYS if key in batch}
-        positive, negative = self.logits(batch), self.logits(batch | next_images)
-        is_negative = self.is_negative(batch).float()
+        candidates = self.candidates(batch)
+        own, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hardest(batch, candidates)
+        positive = self.logits(batch)
+        negative = self.logits(self.pairs(batch, torch.cat([own, texts]), torch.cat([images, own])))  # (2 * b,)
+        is_negative = torch.cat([candidates.any(1), candidates.any(0)]).float()
         loss = (F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive), reduction='sum')
                 + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))
         score = (positive.detach() > 0).sum() + ((negative.detach() <= 0) * is_negative).sum()

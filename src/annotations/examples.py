@@ -64,8 +64,8 @@ class ExampleSchema:
     def _fault_of_texts(self, example):
         sentences = example.get('sent')
         if self.captions and (not isinstance(sentences, list) or not sentences
-                              or not all(isinstance(one, str) for one in sentences)):
-            return 'sent', 'a list of sentences'
+                              or not all(isinstance(one, str) and one.strip() for one in sentences)):
+            return 'sent', 'a list of sentences, at least one, none of them empty'
         if not self.captions and not isinstance(sentences, str):
             return 'sent', 'a sentence'
         if self.choices:
@@ -279,6 +279,14 @@ def read_examples(paths, schema, answers):
 def captions_of(item):
     """An example for each of the sentences of an item, which have its id."""
     return ({**item, 'sent': sentence} for sentence in item['sent'])
+
+
+def repeated_captions(examples):
+    """(captions that their image has already, captions that several images share) of examples with schema.captions."""
+    _, image = np.unique(examples.images[:, 0], return_inverse=True)
+    pairs = np.unique(np.stack([image, examples.sentence], 1), axis=0)
+    images_of_text = np.bincount(pairs[:, 1])
+    return len(image) - len(pairs), int(images_of_text[images_of_text > 1].sum())
 
 
 def check_distinct(path, schema, ids):

@@ -9,9 +9,9 @@ from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import initialise, layer_norm
-from bert.weights import POSITION_IDS, WeightsError, fill
+from bert.weights import POSITION_IDS, WeightsError, fill, renamed
 from files.json_files import DataError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
+from heads import Attention, Encoder, Head, Match, Recipe, States, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
@@ -19,6 +19,7 @@ from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
 from lxrt.weights import (
     DECODER,
     PRETRAINING_HEADS,
+    TASK_PREFIX,
     WORDS,
     answer_head,
     load_bert,
@@ -28,8 +29,11 @@ from lxrt.weights import (
     read_lxmert,
     read_task,
 )
+from run_folder import read_run
 
-RECIPES = {  # as in the original code, which has no classify, multilabel and refcoco
+MATCH_HEAD = 'cls.seq_relationship.'  # of pre-training, with which output 'match' starts
+
+RECIPES = {  # as in the original code, which has no classify, multilabel, entailment, refcoco and retrieval
     'vqa': Recipe('answer'),
     'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
@@ -38,6 +42,7 @@ RECIPES = {  # as in the original code, which has no classify, multilabel and re
     'multilabel': Recipe('answer'),
     'entailment': Recipe('answer', loss='CE', loss_factor=1),
     'refcoco': Recipe('region', epochs=10, text_length=64),  # no expression of the published data is cut
+    'retrieval': Recipe('match'),
     'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
 
@@ -122,12 +127,16 @@ class LxmertEncoder(Encoder):
         d = self.config.hidden_size
         return nn.Sequential(nn.Linear(d, d), nn.GELU(), layer_norm(d), nn.Linear(d, 1)).apply(initialise(self.config))
 
+    def match_classifier(self, images):
+        return nn.Linear(self.pooled_size(images), 2).apply(initialise(self.config))  # as that of pre-training
+
     def parts(self):
         return parts_of(self.lxrt_encoder.model.bert)
 
     def original_name(self, name):
         head = 'region_fc.' if self.returns_visual else 'logit_fc.'
-        return name.removeprefix('encoder.').replace('classifier.', head, 1)
+        name = re.sub(r'^classifier\.(?=weight|bias)', MATCH_HEAD, name.removeprefix('encoder.'))
+        return name.replace('classifier.', head, 1)
 
 
 def parts_of(bert):
@@ -232,11 +241,31 @@ class PretrainedHeads(Head):
         return self.cls.predictions(last.flatten(0, 1)[places]).float()
 
     def untrained(self, objective, options):
-        flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
-        return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
+        return untrained(objective, options)
 
     def original_name(self, name):
         return name.removeprefix('encoder.lxrt_encoder.model.')
+
+
+def untrained(objective, options):
+    """Head.untrained of weights from pre-training."""
+    flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
+    return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
+
+
+def load_match(head, path):
+    """Fills a heads.Match from its snapshot or, as a start or untrained for the task, from pre-trained weights. Returns the
+    LoadReport. Raises WeightsError for a file without the head."""
+    state = read_lxmert(path)
+    if not any(name.startswith(MATCH_HEAD) for name in state):
+        raise WeightsError(f'{path}: has no matching head ({MATCH_HEAD}weight): the snapshot of another task, or an encoder '
+                           'alone; name a snapshot of run/retrieval_finetune.bash, or pre-trained weights such as '
+                           'snap/pretrained/model')
+    pretrained = any(name.startswith('bert.') for name in state)
+    if pretrained and (reason := untrained('match', read_run(path.parent).get('options', {}))):
+        raise WeightsError(f'{path}: {reason}; name weights that were pre-trained with it')
+    state = renamed(state, lambda name: re.sub(r'^bert\.', f'{TASK_PREFIX}bert.', name), path)
+    return fill(head, state, str(path), (), (*PRETRAINING_HEADS, POSITION_IDS) if pretrained else (), head.original_name)
 
 
 def load_pretrained(path, config):
@@ -259,7 +288,13 @@ def load_start(head, start):
     if start.kind == 'bert':
         return [load_bert(encoder, start.path)]
     if start.kind == 'encoder':
-        return [load_lxmert(encoder, start.path)[0]]
+        report, state = load_lxmert(encoder, start.path)
+        last = {name.removeprefix(MATCH_HEAD): tensor for name, tensor in state.items() if name.startswith(MATCH_HEAD)}
+        if not isinstance(head, Match) or not last:
+            return [report]
+        return [report, fill(head.classifier, last, f'the matching head of {start.path}')]
+    if start.kind == 'all' and isinstance(head, Match):
+        return [load_match(head, start.path)]
     if start.kind == 'all':
         return [load_pretraining(encoder, start.path)[0] if pretraining
                 else head.load_original(read_task(start.path), str(start.path))]

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
                 for folder, launcher in (('cc', 'vlbert_pretrain'), ('entailment', 'entailment_finetune'),
-                                         ('refcoco', 'refcoco_finetune')):
+                                         ('refcoco', 'refcoco_finetune'), ('retrieval', 'retrieval_finetune')):
                     if not (options.out / folder).is_dir():
                         print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return

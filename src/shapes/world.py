@@ -5,6 +5,7 @@
     <out>/nlvr2/{train,valid,test,hidden}.json
     <out>/entailment/{train,dev,test}.json
     <out>/refcoco/{train,val,testA}.json                       expressions for pictures of train2014
+    <out>/retrieval/coco_{train,valid,test}.json, near_misses.json   captions of pictures, and pairs of which one word is wrong
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
@@ -48,6 +49,7 @@ from shapes import (
     gqa_questions,
     pairs,
     questions,
+    retrieval,
     scene,
     simulate_regions,
     statements,
@@ -162,7 +164,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *TASKS, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
+    for folder in ('bert', *TASKS, 'retrieval', 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
                    'nlvr2_imgfeat', 'flickr30k_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
@@ -170,6 +172,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     with _worker_pool(processes) as pool:
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
                    for task in (*TASKS, 'lxmert')}
+        captioned = {file: pool.submit(_captioned, settings, file) for file in retrieval.FILES}
         texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
                  for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
@@ -180,6 +183,8 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
                   else contextlib.nullcontext(regions)) as regions:
                 tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
+        for file, result in captioned.items():
+            _dump(out / f'retrieval/{file}.json', result.result())
         _write_lines(out / 'corpus/shapes.txt', [line for part in texts for line in part.result()])
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
@@ -276,6 +281,14 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
         return statements.generate(scenes, -(-len(scenes) * settings.questions // len(statements.LABELS)), split, rng)
     examples_per_set = 2 * pairs.PAIRS
     return pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // examples_per_set), split, rng)
+
+
+def _captioned(settings: Settings, file: str) -> list[dict]:
+    """The content of a file of retrieval."""
+    folder, indices = settings.splits()[retrieval.FILES[file]]
+    scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
+    rng = random.Random(f'retrieval {settings.seed} {file}')
+    return retrieval.near_misses(scenes, rng) if file == 'near_misses' else retrieval.captions(scenes, settings.captions, rng)
 
 
 def pretraining(captions_of: dict[str, dict[str, list[str]]], annotations: dict[str, dict[str, list[dict]]]) -> dict[str, list]:

@@ -123,13 +123,14 @@ class Predictor(Inference):
         Raises FileNotFoundError for a missing file, and WeightsError, DataError or ValueError for files that do not match.
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
+        run = read_run(path.parent)
+        if (kind := run.get('task')) in TASKS and (output := task_class(kind).output) != 'answer':
+            launcher = 'match' if output == 'match' else f'{kind}_test'
+            raise WeightsError(f'{path}: is a snapshot of the task {kind}, which does not answer questions; name one that does, '
+                               f'or use it with run/{launcher}.bash')
         package = models.package(model := checkpoints.model_type(path))
         config = package.config_from_json(path.with_name('config.json'))
         checkpoints.check_size(config, path.parent, path)
-        run = read_run(path.parent)
-        if (kind := run.get('task')) in TASKS and task_class(kind).output != 'answer':
-            raise WeightsError(f'{path}: is a snapshot of the task {kind}, which does not answer questions; name one that does, '
-                               f'or predict a split with run/{kind}_test.bash')
         state = package.read_task(path)
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:

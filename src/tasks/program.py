@@ -24,9 +24,9 @@ from optimizer import schedule_name, warmup_steps
 from param import Options
 from run_folder import ANNOTATIONS, RunFolder, check_same_options, read_run
 from tasks import checkpoints
-from tasks.checkpoints import SNAPSHOT, weights_in
+from tasks.checkpoints import PRETRAINED, SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import begin_or_resume, evaluate, fit, warn_constant_logits
+from train import begin_or_resume, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 
@@ -229,7 +229,8 @@ class TaskProgram(Program):
         if options.loadLXMERTQA and len(task_class.schema.images) > 1:
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
-        program = cls.read(options, device, spec, answers, SNAPSHOT)
+        endings = SNAPSHOT if task_class.output != 'match' else (*SNAPSHOT, *PRETRAINED)  # pre-trained weights may have this head
+        program = cls.read(options, device, spec, answers, endings)
         program.task_class = task_class
         return program
 
@@ -268,7 +269,7 @@ class TaskProgram(Program):
         elif options.valid:
             task, head, _, valid_set = trained
             print0('', head.load_original(read_state(folder.path / 'BEST.pth'), 'BEST.pth'))
-            predictions = evaluate(head, valid_set, options, self.device, k=task.k)
+            predictions = task.predict(head, valid_set, options, self.device)
             print0('', f'BEST.pth on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
 
     def make(self):
@@ -297,7 +298,7 @@ class TaskProgram(Program):
         task, head = self.task_class(self.options), self.build_head(self.kind)
         dataset = self.load(name, examples, head, submit=True)
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
-        predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
+        predictions = task.predict(head, dataset, self.options, self.device, f'Testing on {name}')
         warn_same_predictions(dataset, predictions)
         files = task.files(name)
         if self.options.dumpProbs:

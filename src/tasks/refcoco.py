@@ -16,7 +16,6 @@ from heads import overlaps
 from tasks.program import main
 from tasks.scoring import CORRECT, PredictionFaults, Scores, match_predictions, read_split
 from tasks.task import Task, warn_same_predictions
-from train import evaluate
 
 SPLITS = ('train', 'val', 'testA', 'testB', 'plus_train', 'plus_val', 'plus_testA', 'plus_testB', 'g_train', 'g_val', 'g_test')
 TYPES = {'answer_type': 'answer type', 'question_type': 'question type'}
@@ -50,7 +49,7 @@ class RefCOCO(Task):
         return {'ref_id': key, 'box': box}
 
     def validate(self, head, dataset, options, device):
-        predictions = evaluate(head, dataset, options, device, 'Validating', self.k)
+        predictions = self.predict(head, dataset, options, device, 'Validating')
         warn_same_predictions(dataset, predictions)
         score, strict = self.score(dataset, predictions), self.strict(dataset, predictions)
         return score, f'{score:.2f} ({strict:.2f} {STRICT})', {'score': score, 'strict': strict}

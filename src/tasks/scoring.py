@@ -25,6 +25,8 @@ class Question(NamedTuple):
 class PredictionFaults:
     """Collects the faults of a file of predictions for one error message."""
 
+    rule = 'every question must be answered exactly once'
+
     def __init__(self, path):
         self.path, self.counts, self.first, self.advice = path, {}, {}, {}
 
@@ -38,7 +40,7 @@ class PredictionFaults:
     def check(self):
         """Raises DataError if there are faults, with the number and the first examples of each kind."""
         if self.counts:
-            raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
+            raise DataError(f'{self.path}: {self.rule}, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
                 for kind, count in self.counts.items()) + f'\n  {"; ".join(self.advice)}')
 

@@ -46,9 +46,13 @@ class Task:
         score = 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)
         return self.format_score(score), {'score': score}
 
+    def predict(self, head, dataset, options, device, text='Evaluating'):
+        """The predictions for a dataset: arrays (n, ...), for `score`, `table` and `files`. text: of the progress bar."""
+        return evaluate(head, dataset, options, device, text, self.k)
+
     def validate(self, head, dataset, options, device):
         """(score in per cent, text, {name: number}) of a labelled dataset."""
-        predictions = evaluate(head, dataset, options, device, 'Validating', self.k)
+        predictions = self.predict(head, dataset, options, device, 'Validating')
         warn_same_predictions(dataset, predictions)
         score = self.score(dataset, predictions)
         return score, self.format_score(score), {'score': score}

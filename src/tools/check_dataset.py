@@ -15,7 +15,7 @@ import numpy as np
 from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
 from annotations.corpus import find
-from annotations.examples import read_examples
+from annotations.examples import read_examples, repeated_captions
 from annotations.spec import DatasetSpec
 from annotations.split_regions import check_probabilities
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
@@ -41,6 +41,7 @@ class Contents:
     unknown: Counter = field(default_factory=Counter)  # answers that are not
     images: np.ndarray = ()  # (images,) bytes, distinct image ids in UTF-8
     classes: dict = field(default_factory=dict)  # of a task with classes: the number of examples that have each
+    repeated: tuple = (0, 0)  # of captions, see annotations.examples.repeated_captions
 
 
 def read_task(path, schema, answers, count):
@@ -51,7 +52,8 @@ def read_task(path, schema, answers, count):
     classes = np.bincount(examples.label_answer, minlength=len(answers)).tolist() if schema.classes else ()
     return Contents(len(examples), len(examples) * examples.labelled, not examples.labelled or examples.learnable(),
                     len(examples.label_answer), examples.unknown, np.unique(examples.images),
-                    dict(zip(answers, classes, strict=False)))
+                    dict(zip(answers, classes, strict=False)),
+                    repeated_captions(examples) if schema.captions else (0, 0))
 
 
 def read_text(path, answers, count):
@@ -101,6 +103,9 @@ def findings(contents, with_regions, answers, spec, features=()):
         yield None, 'examples of the classes: ' + some((f'{name} {count:,}' for name, count in common), 10)
         if rare := [name for name, count in common if not count]:
             yield None, f'{len(rare):,} classes have no example ({some(rare)}): nothing is learned about them'
+    if any(contents.repeated):
+        again, shared = contents.repeated
+        yield None, f'{again:,} captions repeat one of the same image; {shared:,} are those of several images'
     if answers is not None and contents.unknown:
         message = f'{contents.unknown.total():,} answers are not in {spec.answers} ({some(contents.unknown)})'
         yield (None, f'{message}: left out') if contents.known else (
@@ -134,12 +139,13 @@ def check(path, tokenizer, store_root, report_fault):
         raise DataError(f'{path}: key "kind": expected one of {", ".join(KINDS)}, found "{spec.kind}"')
     schema = task_class(spec.kind).schema if spec.kind in TASKS else None
     captions = spec.kind == pretraining_text.CAPTIONS
-    without_answers = captions or (schema is not None and schema.output != 'answer')
+    without_answers = captions or bool(schema and schema.output != 'answer')
     fixed = schema.answers if schema else None
     if bool(fixed or without_answers) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            f'no such key, since {spec.kind} has none' if without_answers else 'a path, found no such key'))
+            f'no such key, since {spec.kind} {"have" if captions else "has"} none' if without_answers else
+            'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):

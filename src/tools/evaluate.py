@@ -16,12 +16,13 @@ from files.text import printable, shown
 from tasks.registry import task_class
 from tasks.scoring import Subset, confusion_table
 
-TASKS = ('vqa', 'gqa', 'nlvr2', 'entailment', 'refcoco')
+TASKS = ('vqa', 'gqa', 'nlvr2', 'entailment', 'refcoco', 'retrieval')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
           'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. '
           'entailment: [{"pairID": "1", "label": "neutral"}] and snli_ve_dev.jsonl or ve_test.json. '
           'refcoco: [{"ref_id": 1, "box": [x1, y1, x2, y2]}] with the format of data/README.md. '
+          'retrieval: the ranks that --test wrote, and the captions of data/README.md. '
           'Annotations may also have the format of data/README.md, '
           'and any file may be json lines or compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 

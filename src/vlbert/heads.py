@@ -30,6 +30,7 @@ RECIPES = {
     'entailment': CLASS,
     'refcoco': Recipe('region', lr_per_example=8e-7, batch_size=32, epochs=20, warmup=3750, clip=1.0, text_length=TEXT_LENGTH,
                       mirror='words', **ADAMW),
+    'retrieval': dataclasses.replace(CLASS, output='match'),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
                        text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
