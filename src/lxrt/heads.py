@@ -34,6 +34,7 @@ RECIPES = {  # as in the original code, which has no classify and multilabel
     'nlvr': Recipe('answer', loss='CE', loss_factor=1),
     'classify': Recipe('answer', loss='CE', loss_factor=1),
     'multilabel': Recipe('answer'),
+    'vcr': Recipe('choice', loss='CE', text_length=67),
     'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
 

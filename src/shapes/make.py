@@ -9,6 +9,7 @@ from cli import run_main
 from files.atomic import locked
 from shapes import world
 from shapes.baselines import score_table
+from shapes.tagged_questions import text_only
 
 
 def main(argv: list[str]) -> None:
@@ -52,6 +53,12 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
             images = {item[key] for item in items for key in ('img_id', 'img0', 'img1') if key in item}
             lines.append(f'{task:6} {split:10} {len(images):6} images {len(items):7} sentences')
         lines += [score_table(annotations[task]['train'], annotations[task][evaluated])[0], '']
+    for split, items in annotations['vcr'].items():
+        lines.append(f'vcr    {split:10} {len({item["img_id"] for item in items}):6} images {len(items):7} questions')
+    for kind in ('answer', 'rationale'):
+        score = text_only(annotations['vcr']['train'], annotations['vcr']['val'], kind)
+        lines.append(f'text only, {kind}s of val: {score:.1f}; by chance 25.0')
+    lines.append('')
     for file, images in annotations['lxmert'].items():
         counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)
         lines.append(f'lxmert {file:16} {len(images):6} images {counts.total():7} sentences: '

@@ -3,7 +3,7 @@
 import importlib
 
 TASKS = {'vqa': 'vqa.VQA', 'gqa': 'gqa.GQA', 'nlvr2': 'nlvr2.NLVR2', 'nlvr': 'nlvr.NLVR', 'classify': 'classify.Classify',
-         'multilabel': 'classify.MultiLabel'}
+         'multilabel': 'classify.MultiLabel', 'vcr': 'vcr.VCR'}
 
 
 def task_class(kind):

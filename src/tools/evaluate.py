@@ -16,10 +16,11 @@ from files.text import printable, shown
 from tasks.registry import task_class
 from tasks.scoring import Subset
 
-TASKS = ('vqa', 'gqa', 'nlvr2')
+TASKS = ('vqa', 'gqa', 'nlvr2', 'vcr')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
-          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also have the format of data/README.md, '
+          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. vcr: val_predict.csv of run/vcr_test.bash and val.jsonl. '
+          'Annotations may also have the format of data/README.md, '
           'and any file may be json lines or compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 
 
@@ -33,7 +34,8 @@ def table(figures):
         for kind, types in figures['by'].items():
             lines += [f'{printable(f"{kind}: {name}"):32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
                       f'{row["accuracy"]:6.2f}' for name, row in types.items()]
-        lines += [f'{name:49s} {figures[name]:6.2f}' for name in ('consistency', 'validity', 'plausibility') if name in figures]
+        others = 'consistency', 'validity', 'plausibility', 'Q->A', 'QA->R'
+        lines += [f'{name:49s} {figures[name]:6.2f}' for name in others if name in figures]
     return '\n'.join(lines + figures['notes'])
 
 
