@@ -19,11 +19,11 @@ from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, Thing
 
 SPLITS = {'train2014': 'train', 'val2014': 'val', 'test2015': 'test'}  # folder of images -> split; the last has no labels
 LABELS = ('answer_label', 'rationale_label')
-PER_IMAGE = 10
+PER_IMAGE = 6
 SHARE_COLOUR, SHARE_UNIQUE = 0.7, 0.5
 OPPOSITE = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above'}
 SIDE_WORDS = {'left': ['left', 'of'], 'right': ['right', 'of'], 'above': ['above'], 'below': ['below']}
-TRIES = 60
+TRIES = 20
 
 
 def regions(images: Path, img_id: str, scene: Scene) -> tsv.ImageRegions:
@@ -41,14 +41,17 @@ def regions(images: Path, img_id: str, scene: Scene) -> tsv.ImageRegions:
 
 def generate(scenes: dict[str, Scene], rng: random.Random, prefix: str) -> Iterator[dict]:
     """PER_IMAGE examples about each of {img_id: scene} that allows as many."""
-    number = 0
+    number, frequency = 0, Counter(dict.fromkeys(product(SIDES, FIELDS['size']), 0))
     for img_id, scene in scenes.items():
         names = [thing.shape for thing in scene.things]
         for _ in range(PER_IMAGE):
-            # Drawn before the things, so that all sides and sizes are equally frequent.
-            wanted = (rng.choice(tuple(SIDES)), rng.choice(FIELDS['size']), rng.random() < SHARE_COLOUR,
-                      rng.random() < SHARE_UNIQUE)
-            if example := next(filter(None, (_sample(scene, rng, *wanted) for _ in range(TRIES))), None):
+            kind = rng.random() < SHARE_COLOUR, rng.random() < SHARE_UNIQUE
+            # The rarest side and size first, so that all are about equally frequent.
+            wanted = sorted(frequency, key=lambda pair: (frequency[pair], rng.random()))
+            samples = ((pair, _sample(scene, rng, *pair, *kind)) for pair in wanted for _ in range(TRIES))
+            pair, example = next((sample for sample in samples if sample[1]), (None, None))
+            if example:
+                frequency[pair] += 1
                 yield {'annot_id': f'{prefix}-{number}', 'img_id': img_id, 'names': names,
                        'classes': [1 + SHAPES.index(name) for name in names], **example}
                 number += 1
@@ -61,7 +64,7 @@ def _sample(scene: Scene, rng: random.Random, side: str, size: str, about_colour
         return None
     one, other = rng.sample(places, 2)
     thing, beside = scene.things[one], scene.things[other]
-    if thing.size != size or _only_side(thing, beside) != side:
+    if thing.size != size or not clearly_beside(thing, beside, side) or not (about_colour or _only_side(thing, beside)):
         return None
     colours = [thing.colour, *rng.sample([colour for colour in FIELDS['colour'] if colour != thing.colour], 3)]
     sizes = (size, next(value for value in FIELDS['size'] if value != size))
