@@ -28,7 +28,9 @@ class Recipe:
 
     output: str  # 'answer', 'choice', 'region', 'match' or 'pretrain'
     images: int = 1  # k, images per example
-    loss: str = 'BCE'  # for output 'answer'. BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer
+    # For output 'answer': BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer. For output
+    # 'choice': BCE: mean binary cross entropy over all choices; CE: cross entropy with the right one.
+    loss: str = 'BCE'
     loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
     optim: str = 'bert'  # as --optim
     lr: float | None = 5e-5
@@ -66,6 +68,7 @@ class Start:
     rows: list | None = None  # for each answer of the run, its row in the file's answer head, or -1
     known: int = 0  # number of answers of the file's answer head
     absent: float = 0.0  # bias of answers whose row is -1
+    bert: Path | None = None  # of kind 'encoder': BERT's weights, for what the file lacks
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,10 @@ class Encoder(nn.Module):
     the best pairs by these vectors. No encoder defines it yet, and neither is implemented.
     """
 
-    needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
+    needs: frozenset = frozenset()  # inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels', 'word_regions'
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
-    returns_visual: bool = False  # whether `forward` returns States.visual; the head of output 'region' sets it
+    returns_visual: bool = False  # whether `forward` returns States.visual; a head that reads them sets it
     config: object
     tokenizer: object | None = None
 
@@ -136,6 +139,15 @@ class Encoder(nn.Module):
     def match_classifier(self, images) -> nn.Module:
         """Layers from pooled vectors (e, p) to the scores (e, 2) that text and images do not, or do, belong together."""
         return self.classifier(2, images)
+
+    def choice_classifier(self, images) -> nn.Module:
+        """Layers from pooled vectors (e, p) to the score of a choice (e, 1)."""
+        return self.classifier(1, images)
+
+    def class_classifier(self) -> nn.Module | None:
+        """Layers from region states (..., d) to logits of the classes of regions, for the additional loss of output 'choice';
+        None for an encoder without this loss."""
+        return None
 
     def region_classifier(self) -> nn.Module:
         """Layers from region states (m, v, d) to scores (m, v, 1)."""
@@ -327,24 +339,50 @@ class Answers(Head):
 
 
 class Choices(Head):
-    """Multiple choice: scores each of the c texts of an example."""
+    """Multiple choice: scores each of the c texts of an example. Where an encoder has layers for it, and the examples have
+    classes of regions, these are predicted from the region states of all c texts, as an additional loss."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
-        self.classifier = encoder.classifier(1, recipe.images)
+        self.classifier = encoder.choice_classifier(recipe.images)
+        self.classes = encoder.class_classifier()
+        encoder.returns_visual = self.classes is not None
+
+    def train(self, mode=True):
+        self.encoder.returns_visual = mode and self.classes is not None
+        return super().train(mode)
 
     def logits(self, batch):
-        return self.classifier(self.encoder(batch).pooled).view(batch['examples'], -1).float()  # (e, 1) -> (b, c)
+        return self.choice_logits(batch, self.encoder(batch))
+
+    def choice_logits(self, batch, states):
+        return self.classifier(states.pooled).view(batch['examples'], -1).float()  # (e, 1) -> (b, c)
 
     def counts(self, micro_batches):
-        first = micro_batches[0]['choice']
-        return {'CE': first.new_full((), sum(batch['examples'] for batch in micro_batches), dtype=torch.float32)}
+        """The number of choices (BCE) or of examples (CE), and of region states with a class."""
+        first, size = micro_batches[0]['choice'], sum(batch['examples'] for batch in micro_batches)
+        choices = len(micro_batches[0]['input_ids']) // micro_batches[0]['examples']
+        size *= choices if self.recipe.loss == 'BCE' else 1
+        counts = {self.recipe.loss: first.new_full((), size, dtype=torch.float32)}
+        if self.classes is not None and 'region_class' in micro_batches[0]:
+            counts['Classes'] = choices * sum((batch['region_class'] >= 0).sum() for batch in micro_batches).float()
+        return counts
 
     def forward(self, batch, counts):
-        logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch['choice'], reduction='sum')
-        score = (logits.detach().argmax(1) == batch['choice']).sum()
-        return {'CE': loss / counts['CE'].clamp(min=1)}, {'score': score, 'examples': len(logits)}
+        states = self.encoder(batch)
+        logits, choice, name = self.choice_logits(batch, states), batch['choice'], self.recipe.loss
+        if name == 'BCE':
+            target = F.one_hot(choice, logits.shape[1]).to(logits.dtype)
+            losses = {'BCE': F.binary_cross_entropy_with_logits(logits, target, reduction='sum')}
+        else:
+            losses = {'CE': F.cross_entropy(logits, choice, reduction='sum')}
+        if states.visual is not None and 'region_class' in batch:
+            classes = batch['region_class'].repeat_interleave(logits.shape[1], 0)  # (b, o) -> (e, o)
+            losses['Classes'] = F.cross_entropy(self.classes(states.visual).flatten(0, 1).float(), classes.flatten(),
+                                                ignore_index=-1, reduction='sum')
+        score = (logits.detach().argmax(1) == choice).sum()
+        return ({name: loss / counts[name].clamp(min=1) for name, loss in losses.items()},
+                {'score': score, 'examples': len(logits)})
 
 
 class Regions(Head):

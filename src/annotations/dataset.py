@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
+from annotations import tagged_texts
 from annotations.mirroring import Mirroring
 from annotations.split_regions import open_regions, warn_duplicate_images
 from bert.tokenization import TextStatistics
@@ -30,18 +31,23 @@ class ExampleDataset(torch.utils.data.Dataset):
     (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1 and
     target_size (b, 2) int64, height and width of the image, which `to_device` turns into region_target (b, o) float32, 1 for
     regions that overlap the box by more than half (Encoder.region_overlaps); 'match': image_id (b,) int64, the row of the image.
+    Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them, and, where the
+    examples have them, region_class (b, o) int64, the class of each region, -1 at padding.
     """
 
     def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0):
         """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
         a heads.Encoder, which writes the texts; seed: of the random draws of training."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
-        used, self.sentence = np.unique(examples.sentence, return_inverse=True)
-        self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
-        texts = [examples.sentences[place] for place in used]
-        texts = [(text,) if isinstance(text, str) else text for text in texts]
-        self.text = encoder.write(texts, max_length, blank=encoder.blank and examples.schema.output == 'answer')
         self.whole_image, self.region_overlaps = 'whole' in encoder.needs, encoder.region_overlaps
+        if isinstance(examples.schema, tagged_texts.TaggedSchema):
+            self.text = self.write_tagged(encoder, max_length)
+        else:
+            used, self.sentence = np.unique(examples.sentence, return_inverse=True)
+            self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
+            texts = [examples.sentences[place] for place in used]
+            texts = [(text,) if isinstance(text, str) else text for text in texts]
+            self.text = encoder.write(texts, max_length, blank=encoder.blank and examples.schema.output == 'answer')
         self.mirroring = Mirroring(encoder.mirror, getattr(encoder, 'tokenizer', None), answers, seed)
         examples.sentences = ()  # a third of the memory of millions of questions
         self.counts, self.max_length = self.text.pop('counts', None), max_length
@@ -49,6 +55,30 @@ class ExampleDataset(torch.utils.data.Dataset):
         self.input_ids = self.text['input_ids']
         self.lengths = ((self.input_ids != 0) * np.arange(1, self.input_ids.shape[1] + 1)).max(1)
         self.label_start = np.searchsorted(examples.label_example, np.arange(len(self) + 1))
+
+    def write_tagged(self, encoder, max_length):
+        """The text of examples with a TaggedSchema. A choice is cut together with the others of its example, so that texts are
+        not shared. Raises DataError if a word names a region that its image lacks."""
+        examples, (n, choices) = self.examples, self.examples.sentence.shape
+        texts = [examples.sentences[place] for place in examples.sentence.ravel().tolist()]
+        uncut = examples.schema.rationale and not examples.labelled  # of a split for submission, as in the original code
+        text = tagged_texts.encode(encoder.tokenizer, texts, choices,
+                                   encoder.config.max_text_length() if uncut else max_length, not uncut)
+        self.sentence = np.arange(n * choices, dtype=np.int32).reshape(n, choices)
+        if 'word_regions' not in encoder.needs:
+            del text['word_regions']
+            return text
+        named = text['word_regions'].max(1).reshape(n, choices).max(1)  # (n,)
+        known = self.rows[:, 0] >= 0
+        counts = np.array([len(self.regions.image(row).boxes) for row in np.unique(self.rows[known, 0]).tolist()])
+        counts = counts[np.searchsorted(np.unique(self.rows[known, 0]), self.rows[known, 0])] if known.any() else counts
+        if (wrong := np.flatnonzero(named[known] > counts)).size:
+            place = np.flatnonzero(known)[wrong[0]]
+            raise DataError(f'image {examples.images[place, 0].decode()}: example {examples.names([place])[0]} names object '
+                            f'{named[place] - 1} (counted from 0), but {self.regions.name} has {counts[wrong[0]]} regions of it; '
+                            'extract regions for the boxes of the annotations: bash run/extract.bash --boxes FILE')
+        text['word_regions'][np.repeat(~known, choices)] = 0
+        return text
 
     def __len__(self):
         return len(self.rows)
@@ -66,6 +96,8 @@ class ExampleDataset(torch.utils.data.Dataset):
             batch['visual_attention_mask'] = mask.astype(bool)
         if self.examples.labelled:
             batch |= self.labels(indices)
+        if self.examples.classes is not None and self.whole_image:
+            batch['region_class'] = self.region_classes(indices, mask)
         if (mirrored := self.mirroring.draw(micro_batch)) is not None:
             batch['mirrored'] = np.repeat(mirrored, rows.shape[1])
             if self.mirroring.words:
@@ -129,6 +161,14 @@ class ExampleDataset(torch.utils.data.Dataset):
         labels = np.repeat(self.label_start[indices], counts) + within
         return {'label_example': np.repeat(np.arange(len(indices)), counts),
                 'label_answer': examples.label_answer[labels].astype(np.int64), 'label_score': examples.label_score[labels]}
+
+    def region_classes(self, indices, mask):
+        """The class of each region, (b, o) int64 as mask (b, o), the whole image, 0, first; -1 where it is not known."""
+        classes = self.examples.classes[indices, :mask.shape[1] - 1].astype(np.int64)
+        result = np.full(mask.shape, -1)
+        result[:, 0] = 0
+        result[:, 1:1 + classes.shape[1]] = np.where(classes == 0, -1, classes)
+        return np.where(mask, result, -1)
 
     def scores(self, predictions):
         """Each example's score of a predicted place, (n,) -> (n,) float64 from 0 to 1: the soft score of an answer, whether a

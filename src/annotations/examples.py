@@ -130,6 +130,11 @@ class ExampleSchema:
         """The texts of an example: a str, or a tuple of the sentence and a choice, of each of its choices."""
         return [(example['sent'], choice) for choice in example[self.choices]] if self.choices else [example['sent']]
 
+    @staticmethod
+    def plain(text):
+        """One of `texts` as a tokenizer takes it, for statistics."""
+        return text
+
 
 QUESTION = ExampleSchema('question_id', int)  # VQA's
 TEXT_QUESTION = ExampleSchema('question_id', str)  # GQA's, whose ids are texts
@@ -154,6 +159,7 @@ class Examples:
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
     choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
     boxes: np.ndarray | None = None  # (n, 4) float64: the target box in pixels
+    classes: np.ndarray | None = None  # (n, m) uint8: the class of each region of the image, 0 at padding
 
     @classmethod
     def unlabelled(cls, images, sentences):
@@ -187,7 +193,8 @@ class Examples:
             self, ids=self.ids[keep], images=self.images[keep], split=self.split[keep], sentence=self.sentence[keep],
             label_example=(np.cumsum(keep) - 1)[self.label_example[labels]], label_answer=self.label_answer[labels],
             label_score=self.label_score[labels], types={key: (codes[keep], names) for key, (codes, names) in self.types.items()},
-            choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep])
+            choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep],
+            classes=None if self.classes is None else self.classes[keep])
 
 
 def is_id(value):
@@ -223,7 +230,7 @@ def read_examples(paths, schema, answers):
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
-    choice, boxes = Column(np.int64), Column(np.float64)
+    choice, boxes, classes = Column(np.int64), Column(np.float64), Column(np.bytes_)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
     n, starts, labelled = 0, [], []
@@ -251,7 +258,7 @@ def read_examples(paths, schema, answers):
                 for key, (column, names) in types.items():
                     column.append(names.setdefault(example.get(key), len(names)))
                 if labelled[-1] and schema.choices:
-                    choice.append(example['label'])
+                    choice.append(example[schema.label_key])
                 elif labelled[-1] and schema.box:
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
@@ -261,6 +268,8 @@ def read_examples(paths, schema, answers):
                                 column.append(value)
                         else:
                             unknown[answer] += 1
+                if 'names' in example and schema.choices:
+                    classes.append(bytes(example.get('classes', ())))
                 n += 1
     if len(set(labelled)) > 1:
         raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none; train on those with '
@@ -273,7 +282,13 @@ def read_examples(paths, schema, answers):
     return Examples(schema, ids, np.stack([column.array() for column in images], 1), split.array(), sentence.array(),
                     list(sentences), *(column.array() for column in labels), types, labelled[0], unknown,
                     choice.array() if schema.choices and labelled[0] else None,
-                    boxes.array() if schema.box and labelled[0] else None)
+                    boxes.array() if schema.box and labelled[0] else None, classes_of(classes))
+
+
+def classes_of(column):
+    """Examples.classes of a Column of bytes, a class each; None if there are no classes."""
+    column = column.array() if column.values or column.chunks else np.zeros(0, 'S1')
+    return column.view(np.uint8).reshape(len(column), -1) if (column != b'').any() else None
 
 
 def captions_of(item):

@@ -33,7 +33,7 @@ from run_folder import read_run
 
 MATCH_HEAD = 'cls.seq_relationship.'  # of pre-training, with which output 'match' starts
 
-RECIPES = {  # as in the original code, which has no classify, multilabel, entailment, refcoco and retrieval
+RECIPES = {  # as in the original code, which has no classify, multilabel, entailment, refcoco, retrieval and vcr
     'vqa': Recipe('answer'),
     'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
@@ -43,6 +43,7 @@ RECIPES = {  # as in the original code, which has no classify, multilabel, entai
     'entailment': Recipe('answer', loss='CE', loss_factor=1),
     'refcoco': Recipe('region', epochs=10, text_length=64),  # no expression of the published data is cut
     'retrieval': Recipe('match'),
+    'vcr': Recipe('choice', loss='CE', text_length=67),
     'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
 

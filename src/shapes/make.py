@@ -7,8 +7,10 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import locked
-from shapes import expressions, world
+from shapes import expressions, tagged_questions, world
 from shapes.baselines import score_table
+
+ADDED = ('entailment', 'refcoco', 'retrieval', 'vcr')  # tasks that worlds of earlier versions lack
 
 
 def main(argv: list[str]) -> None:
@@ -30,8 +32,7 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
-                for folder, launcher in (('cc', 'vlbert_pretrain'), ('entailment', 'entailment_finetune'),
-                                         ('refcoco', 'refcoco_finetune'), ('retrieval', 'retrieval_finetune')):
+                for folder, launcher in (('cc', 'vlbert_pretrain'), *((task, f'{task}_finetune') for task in ADDED)):
                     if not (options.out / folder).is_dir():
                         print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return
@@ -58,6 +59,12 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
     lines += [f'refcoco {split:9} {len(items):6} expressions' for split, items in parts.items()]
     share = expressions.text_only(parts['train'], parts['val'])
     lines += [f'text only, the mean box of the same words: {share:.1f} % of val', '']
+    for split, items in annotations['vcr'].items():
+        lines.append(f'vcr        {split:10} {len({item["img_id"] for item in items}):6} images {len(items):7} questions')
+    for kind in ('answer', 'rationale'):
+        score = tagged_questions.text_only(annotations['vcr']['train'], annotations['vcr']['val'], kind)
+        lines.append(f'text only, {kind}s of val: {score:.1f}; by chance 25.0')
+    lines.append('')
     for file, images in annotations['lxmert'].items():
         counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)
         lines.append(f'lxmert {file:16} {len(images):6} images {counts.total():7} sentences: '

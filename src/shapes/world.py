@@ -8,6 +8,7 @@
     <out>/retrieval/coco_{train,valid,test}.json, near_misses.json   captions of pictures, and pairs of which one word is wrong
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
+    <out>/vcr/{train,val,test}.json, vcr_imgfeat/{train,val,test}.store    answers and rationales, and the regions of all things
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
@@ -53,6 +54,7 @@ from shapes import (
     scene,
     simulate_regions,
     statements,
+    tagged_questions,
 )
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
@@ -165,7 +167,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
     for folder in ('bert', *TASKS, 'retrieval', 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
-                   'nlvr2_imgfeat', 'flickr30k_imgfeat', *images):
+                   'nlvr2_imgfeat', 'flickr30k_imgfeat', 'vcr', 'vcr_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
@@ -182,12 +184,22 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
             with (caption_data.storing(out / f'cc_imgfeat/{split}.store', regions) if split
                   else contextlib.nullcontext(regions)) as regions:
                 tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
+            with caption_data.reproducible_store(out / f'vcr_imgfeat/{tagged_questions.SPLITS[folder]}.store') as writer:
+                tagged_regions = partial(_tagged_regions, out / 'images' / folder, folder, settings.seed)
+                for image in pool.map(tagged_regions, indices, chunksize=8):
+                    writer.add(image)
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
         for file, result in captioned.items():
             _dump(out / f'retrieval/{file}.json', result.result())
         _write_lines(out / 'corpus/shapes.txt', [line for part in texts for line in part.result()])
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
+    tagged = {split: list(tagged_questions.generate(
+        {_img_id(folder, index): scene.sample(settings.seed, index) for index in folders[folder]},
+        random.Random(f'vcr {settings.seed} {split}'), split)) for folder, split in tagged_questions.SPLITS.items()}
+    for split, items in tagged.items():
+        left_out = tagged_questions.LABELS if split == 'test' else ()
+        _dump(out / f'vcr/{split}.json', [{key: value for key, value in item.items() if key not in left_out} for item in items])
 
     for name, parts in TSVS.items():
         _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
@@ -211,7 +223,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     _write_lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
     _write_lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
     _dump(out / 'world.json', {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}, indent=2)
-    return annotations
+    return annotations | {'vcr': tagged}
 
 
 @contextlib.contextmanager
@@ -259,6 +271,10 @@ def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
     img_id = _img_id(folder, index)
     Image.fromarray(pixels).save(images / f'{img_id}.png')
     return simulate_regions.regions(img_id, truth, pixels, rng, probabilities=True)
+
+
+def _tagged_regions(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
+    return tagged_questions.regions(images, _img_id(folder, index), scene.sample(seed, index))
 
 
 def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:

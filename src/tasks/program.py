@@ -220,6 +220,9 @@ class TaskProgram(Program):
         classes = {one.kind: one for one in (task_class, *task_class.variants)}
         spec = read_spec(options, classes, task_class.spec)
         task_class = classes[spec.kind]
+        for flag in ('rationale', 'loadRationale'):
+            if getattr(options, flag) and flag not in task_class.flags:
+                raise ValueError(f'--{flag}: is for VCR, run/vcr_finetune.bash and run/vcr_test.bash; leave it out')
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none; add it')
@@ -293,13 +296,27 @@ class TaskProgram(Program):
 
     def test(self):
         """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
+        name, task = self.options.test, self.task_class(self.options)
+        examples = self.examples(name)  # first, since a fault of theirs is found sooner than weights are loaded
+        dataset, predictions = self.predict(task, examples, self.build_head(self.kind))
+        self.save(task, dataset, predictions)
+        if dataset.examples.labelled:
+            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))
+        else:
+            print0(f'{name} has no labels: no score.')
+
+    def predict(self, task, examples, head):
+        """(dataset, predictions) of the split to be tested."""
         name = self.options.test
-        examples = self.examples(name)
-        task, head = self.task_class(self.options), self.build_head(self.kind)
         dataset = self.load(name, examples, head, submit=True)
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
         predictions = task.predict(head, dataset, self.options, self.device, f'Testing on {name}')
         warn_same_predictions(dataset, predictions)
+        return dataset, predictions
+
+    def save(self, task, dataset, predictions):
+        """Writes the files of predictions."""
+        name = self.options.test
         files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = partial(dump_probabilities, best=self.options.dumpProbs)
@@ -308,7 +325,3 @@ class TaskProgram(Program):
             if is_main():
                 write_atomically(path, partial(dump, dataset, predictions))
             print0(f'{len(dataset):,} predictions: {path}')
-        if dataset.examples.labelled:
-            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))
-        else:
-            print0(f'{name} has no labels: no score.')

@@ -1,26 +1,39 @@
 """VL-BERT behind the contract of heads.py: its encoder, its recipes, and the weights that it starts from."""
 
 import dataclasses
+import re
 
 import numpy as np
 import torch
 from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
-from bert.layers import BertPredictionHeadTransform
+from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
-from bert.weights import WeightsError
+from bert.weights import WeightsError, fill
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
 from vlbert.config import VLBertConfig
-from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes, resized
+from vlbert.modeling import LONG_SIDE, VLBertModel, fixed_dropout, original_boxes, resized
 from vlbert.pretraining import Pretraining, RegionTransform
-from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
+from vlbert.weights import (
+    RELATIONSHIP,
+    VCR_PREFIX,
+    WORDS,
+    file_name_of,
+    load_bert,
+    load_encoder_weights,
+    read_vlbert,
+    vlbert_name,
+)
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
+CHOICE_LENGTH = 67  # tokens of a question with a choice in VCR: 64 pieces, [CLS] and two [SEP]
+CHOICE_SIDE = 1200  # pixels: the longest side of VCR's images in the original code
+REGION_CLASSES = 81  # of VCR: the whole image and COCO's
 TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut, and of a text of pre-training
 ADAMW = {'optim': 'adamw', 'schedule': 'triangle', 'weight_decay': 1e-4}
 
-# VQA, RefCOCO+ and pre-training as in the original code, which has none of the other tasks.
+# VQA, RefCOCO+, VCR and pre-training as in the original code, which has none of the other tasks.
 ANSWER = Recipe('answer', lr_per_example=6.25e-7, batch_size=256, epochs=5, warmup=500, clip=1.0, text_length=TEXT_LENGTH,
                 mirror='words', **ADAMW)
 CLASS = dataclasses.replace(ANSWER, loss='CE', loss_factor=1, batch_size=64, mirror='')
@@ -31,6 +44,8 @@ RECIPES = {
     'refcoco': Recipe('region', lr_per_example=8e-7, batch_size=32, epochs=20, warmup=3750, clip=1.0, text_length=TEXT_LENGTH,
                       mirror='words', **ADAMW),
     'retrieval': dataclasses.replace(CLASS, output='match'),
+    'vcr': Recipe('choice', optim='momentum', lr_per_example=7e-5, batch_size=64, epochs=20, schedule='step', warmup=1000,
+                  milestones=(14, 18), clip=10.0, weight_decay=1e-4, text_length=CHOICE_LENGTH, mirror='images'),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
                        text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
@@ -52,6 +67,9 @@ def build(task, config, answers=None, options=None):
     if task == 'pretrain':
         text_only = not (options and options.withoutText)
         return Pretraining(VLBertEncoder(config, task_recipe.mirror, text_only=text_only, masked_features=True), task_recipe)
+    if task_recipe.output == 'choice':
+        config = dataclasses.replace(config, with_pooler=True)
+        return head_for(ChoiceEncoder(config, task_recipe.mirror), task_recipe)
     head = head_for(VLBertEncoder(config, task_recipe.mirror), task_recipe, answers and len(answers))
     head.answer_texts = answers
     return head
@@ -92,7 +110,8 @@ class VLBertEncoder(Encoder):
     a blank it is that of [CLS], through the pooler where there is one. Each of k images is encoded with the text, and their
     vectors are joined."""
 
-    needs = frozenset({'regions', 'boxes', 'whole'})
+    needs = frozenset({'regions', 'boxes', 'whole', 'word_regions'})
+    longest = LONG_SIDE  # pixels of an image's long side, after which boxes are cut
 
     def __init__(self, config, mirror='', text_only=False, masked_features=False):
         super().__init__()
@@ -117,7 +136,7 @@ class VLBertEncoder(Encoder):
         images, n = images_of_entries(batch), len(batch['input_ids'])
         boxes = images['boxes']
         if 'image_size' in images:
-            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'))
+            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'), self.longest)
         texts = {key: batch.get(key) for key in ('input_ids', 'token_type_ids', 'word_regions')}
         if 'pictures' not in batch and len(boxes) > n:
             texts = {key: value if value is None else value.repeat_interleave(len(boxes) // n, 0) for key, value in texts.items()}
@@ -139,14 +158,12 @@ class VLBertEncoder(Encoder):
     def forward(self, batch, record_attention=False):
         (n, t), o, slots = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch)
         rows, recorded, visual = torch.arange(len(slots), device=slots.device), [], None
-        if record_attention:
-            states, recorded = self.states(batch, return_attention=True)
-        elif self.returns_visual:
-            states = self.states(batch)
+        if record_attention or self.returns_visual:
+            states = self.states(batch, return_attention=record_attention)
+            states, recorded = states if record_attention else (states, [])
+            states, visual = states[rows, slots], states[:, t:t + o]
         else:
             states = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
-        if states.dim() == 3:
-            visual, states = states[:, t:t + o], states[rows, slots]
         return States(self.pooled(batch, states).view(n, -1), visual=visual, attentions=[
             Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
 
@@ -195,6 +212,27 @@ class VLBertEncoder(Encoder):
         return name.removeprefix('encoder.').removeprefix('model.').replace('classifier.', 'final_mlp.', 1)
 
 
+class ChoiceEncoder(VLBertEncoder):
+    """Of VCR: the pooled vector is that of [CLS], and regions have classes."""
+
+    longest = CHOICE_SIDE
+
+    def choice_classifier(self, images):
+        layer = nn.Linear(self.pooled_size(images), 1)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return nn.Sequential(fixed_dropout(CLASSIFIER_DROPOUT, self.config), layer)
+
+    def class_classifier(self):
+        layers = nn.Sequential(RegionTransform(self.config), nn.Identity(), nn.Linear(self.config.hidden_size, REGION_CLASSES))
+        return layers.apply(initialise(self.config))
+
+    def original_name(self, name):
+        if name.startswith('classes.'):
+            return name.replace('classes.', 'cnn_loss_reg.', 1)
+        return re.sub(r'^vlbert\.', VCR_PREFIX, super().original_name(name))
+
+
 def read_task(path):
     """The tensors of a task's snapshot, by the names of the original code."""
     return read_vlbert(path)
@@ -235,18 +273,34 @@ def load_start(head, start):
     if start.kind == 'scratch':
         return []
     if start.kind == 'all':
-        return [head.load_original(read_vlbert(start.path), str(start.path))]
+        return [fill(head, read_vlbert(start.path), str(start.path), rename=file_name_of(head))]
     if start.kind == 'bert':
         reports = [load_bert(head, start.path)]
     else:
         state = read_vlbert(start.path)
-        reports = [load_encoder_weights(head, state, start.path)]
+        # Pre-trained files have no pooler: it stays BERT's.
+        first = [load_bert(head, start.bert)] if start.bert and isinstance(head.encoder, ChoiceEncoder) else []
+        reports = [*first, load_encoder_weights(head, state, start.path)]
+        if isinstance(head.encoder, ChoiceEncoder):
+            start_choices(head, state)
     if start.kind == 'answers':
         last = {name.removeprefix('final_mlp.'): tensor for name, tensor in state.items() if name.startswith('final_mlp.')}
         transfer_answers(head.classifier, last, start, 'final_mlp.')
     elif getattr(head, 'answer_texts', None):
         start_answers(head)
     return reports
+
+
+@torch.no_grad()
+def start_choices(head, state):
+    """Copies the first segment over the second, which pre-training does not use, and starts the score of a choice from the head
+    that tells whether caption and image belong together, if the file has one, as in the original code."""
+    segments = head.encoder.model.vlbert.token_type_embeddings.weight
+    segments[1] = segments[0]
+    if (rows := state.get(f'{RELATIONSHIP}weight')) is not None and rows.shape[1] == segments.shape[1]:
+        bias = state[f'{RELATIONSHIP}bias']
+        head.classifier[1].weight.copy_(rows[1:] - rows[:1])
+        head.classifier[1].bias.copy_(bias[1:] - bias[:1])
 
 
 @torch.no_grad()
