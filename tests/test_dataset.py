@@ -246,7 +246,7 @@ def test_an_unknown_split_is_told_with_its_flag(mine, capsys, flags, message):
 
 def test_each_kind_has_its_class():
     assert {kind: task_class(kind).kind for kind in TASKS} == {kind: kind for kind in (
-        'vqa', 'gqa', 'nlvr2', 'nlvr', 'classify', 'multilabel')}
+        'vqa', 'gqa', 'nlvr2', 'nlvr', 'classify', 'multilabel', 'vcr')}
 
 
 def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):

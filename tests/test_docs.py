@@ -194,7 +194,8 @@ def test_the_documents_have_commands():
 
 def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
-                     'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract', 'match'):
+                     'vcr_finetune', 'vcr_test', 'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract',
+                     'match'):
         done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 2 and 'Usage: bash run/' in done.stderr
     for launcher in ('ask', 'encode', 'extract', 'match'):

@@ -47,7 +47,8 @@ def read_task(path, schema, answers, count):
     """The Contents of a task's annotations. count: is called with sentences, a list of str, and how often each occurs. Raises
     DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
-    count(examples.sentences, np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences)))
+    times = np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences))
+    count([schema.plain(text) for text in examples.sentences], times)
     classes = np.bincount(examples.label_answer, minlength=len(answers)).tolist() if schema.classes else ()
     return Contents(len(examples), len(examples) * examples.labelled, not examples.labelled or examples.learnable(),
                     len(examples.label_answer), examples.unknown, np.unique(examples.images),
@@ -132,13 +133,14 @@ def check(path, tokenizer, store_root, report_fault):
     spec = DatasetSpec.from_json(path)
     if spec.kind not in KINDS:
         raise DataError(f'{path}: key "kind": expected one of {", ".join(KINDS)}, found "{spec.kind}"')
-    without_answers = spec.kind == pretraining_text.CAPTIONS
     schema = task_class(spec.kind).schema if spec.kind in TASKS else None
     fixed = schema.answers if schema else None
+    without_answers = spec.kind == pretraining_text.CAPTIONS or bool(schema and schema.output != 'answer')
     if bool(fixed or without_answers) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            'no such key, since captions have none' if without_answers else 'a path, found no such key'))
+            f'no such key, since {spec.kind} {"has" if schema else "have"} none' if without_answers else
+            'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):
@@ -152,7 +154,8 @@ def check(path, tokenizer, store_root, report_fault):
         contents = attempt(f'splits.{name}.annotations', *read, answers or (), count)
         for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
-                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, without_answers)
+                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root,
+                                            without_answers and not schema)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')
