@@ -196,7 +196,7 @@ def test_the_documents_have_commands():
 def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
                      'classify_finetune', 'classify_test', 'entailment_finetune', 'entailment_test',
-                     'refcoco_finetune', 'refcoco_test', 'retrieval_finetune', 'retrieval_test',
+                     'refcoco_finetune', 'refcoco_test', 'retrieval_finetune', 'retrieval_test', 'vcr_finetune', 'vcr_test',
                      'nlvr', 'ensemble', 'encode', 'extract', 'match'):
         done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 2 and 'Usage: bash run/' in done.stderr

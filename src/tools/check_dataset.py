@@ -48,7 +48,8 @@ def read_task(path, schema, answers, count):
     """The Contents of a task's annotations. count: is called with sentences, a list of str, and how often each occurs. Raises
     DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
-    count(examples.sentences, np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences)))
+    times = np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences))
+    count([schema.plain(text) for text in examples.sentences], times)
     classes = np.bincount(examples.label_answer, minlength=len(answers)).tolist() if schema.classes else ()
     return Contents(len(examples), len(examples) * examples.labelled, not examples.labelled or examples.learnable(),
                     len(examples.label_answer), examples.unknown, np.unique(examples.images),
