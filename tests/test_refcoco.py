@@ -302,6 +302,9 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
     assert [item['ref_id'] for item in predictions] == [item['ref_id'] for item in load(world / 'refcoco/val.json')]
     assert all(len(item['box']) == 4 for item in predictions)
 
+    package = models.package(model)
+    encoder, _ = package.load_encoder(tmp_path / 'run/BEST.pth', package.config_from_json(tmp_path / 'run/config.json'))
+    assert not encoder.returns_visual
     with pytest.raises(WeightsError, match='is a snapshot of the task refcoco, which does not answer questions'):
         Predictor.from_snapshot(tmp_path / 'run/BEST')
 

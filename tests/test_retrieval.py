@@ -19,7 +19,7 @@ from lxrt.modeling import LxrtConfig, LXRTPretraining
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
-from shapes import retrieval, scene
+from shapes import captions, retrieval, scene
 from tasks import ranking
 from tasks.matcher import Matcher
 from tasks.program import main
@@ -431,6 +431,7 @@ def test_near_misses_differ_in_one_word(made_world):
     more = retrieval.near_misses(scenes, random.Random(0))
     assert len(pairs) == 4 and len(more) > 50
     for pair in pairs + more:
+        assert captions.fits(pair['sent'])
         both = list(zip(pair['sent'].lower().split(), pair['foil'].lower().split(), strict=True))
         assert sum(one != other for one, other in both) == 1
         assert not {tuple(sorted(pair)) for pair in both if pair[0] != pair[1]} & {('diamond', 'square')}

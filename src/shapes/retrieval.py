@@ -3,7 +3,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from shapes.captions import WORDINGS, Caption, disjoint, generate
+from shapes.captions import WORDINGS, Caption, disjoint, fits, generate
 from shapes.questions import FIELDS, Description, ambiguous, fill
 from shapes.scene import Scene
 
@@ -37,7 +37,7 @@ def _near_miss(caption: Caption, scene: Scene, rng: random.Random) -> tuple[str,
     seed = rng.random()  # both sentences have the same template and wordings
     sentences = [fill(caption.family.templates, one, random.Random(seed), WORDINGS) for one in (caption.slots, slots)]
     words = [sentence.split() for sentence in sentences]
-    if len(words[0]) != len(words[1]) or sum(one != other for one, other in zip(*words, strict=True)) != 1:
+    if not fits(sentences[0]) or len(words[0]) != len(words[1]) or sum(one != other for one, other in zip(*words, strict=True)) != 1:
         return None
     return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
