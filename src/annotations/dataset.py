@@ -69,13 +69,12 @@ class ExampleDataset(torch.utils.data.Dataset):
             del text['word_regions']
             return text
         named = text['word_regions'].max(1).reshape(n, choices).max(1)  # (n,)
-        known = self.rows[:, 0] >= 0
-        counts = np.array([len(self.regions.image(row).boxes) for row in np.unique(self.rows[known, 0]).tolist()])
-        counts = counts[np.searchsorted(np.unique(self.rows[known, 0]), self.rows[known, 0])] if known.any() else counts
-        if (wrong := np.flatnonzero(named[known] > counts)).size:
-            place = np.flatnonzero(known)[wrong[0]]
+        rows = self.rows[:, 0]
+        known, counts = rows >= 0, self.regions.region_counts(np.maximum(rows, 0))
+        if (wrong := np.flatnonzero(known & (named > counts))).size:
+            place = wrong[0]
             raise DataError(f'image {examples.images[place, 0].decode()}: example {examples.names([place])[0]} names object '
-                            f'{named[place] - 1} (counted from 0), but {self.regions.name} has {counts[wrong[0]]} regions of it; '
+                            f'{named[place] - 1} (counted from 0), but {self.regions.name} has {counts[place]} regions of it; '
                             'extract regions for the boxes of the annotations: bash run/extract.bash --boxes FILE')
         text['word_regions'][np.repeat(~known, choices)] = 0
         return text
