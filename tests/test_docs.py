@@ -26,7 +26,7 @@ PICTURE = 'data/shapes/images/val2014/COCO_val2014_00000000160{}.png'  # the doc
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
     **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64']
-       for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment')},
+       for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment', 'refcoco', 'retrieval', 'vcr')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/vlbert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/download.bash': ['--list'],
@@ -127,7 +127,7 @@ def template(made_world, tmp_path_factory):
     if (ROOT / '.venv').exists():
         (folder / '.venv').symlink_to((ROOT / '.venv').resolve())
     for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', 'cc', 'cc_imgfeat',
-                 'corpus', 'entailment', 'flickr30k_imgfeat'):
+                 'corpus', 'entailment', 'flickr30k_imgfeat', 'refcoco', 'retrieval', 'vcr', 'vcr_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
     for number, picture in enumerate(sorted((folder / 'data/shapes/images/val2014').glob('*.png'))[:2], 1):
