@@ -31,8 +31,9 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
-                if not (options.out / 'cc').is_dir():
-                    print('It was made without data for run/vlbert_pretrain.bash; name another --out for a world with them')
+                for folder, launcher in (('cc', 'vlbert_pretrain'), ('vcr', 'vcr_finetune')):
+                    if not (options.out / folder).is_dir():
+                        print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return
             annotations = world.make(options.out, settings)
     except (ValueError, OSError) as error:
