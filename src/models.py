@@ -21,12 +21,12 @@ import importlib
 
 MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
 DEFAULT = 'lxmert'
-OF_FLAGS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
+FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
 
 
 def chosen(options):
     """The model that the flags name, or None. Raises ValueError if they name two."""
-    for flag, model in OF_FLAGS.items():
+    for flag, model in FLAG_MODELS.items():
         if getattr(options, flag):
             if (options.model or model) != model:
                 raise ValueError(f'--model {options.model} and --{flag}: those are weights of the model {model}; name weights of '

@@ -4,6 +4,8 @@ import base64
 import gzip
 import json
 import re
+import resource
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from test_train import Interrupt, assert_same, weights
 
 from annotations import captions
 from annotations.captions import KIND, CaptionDataset, cut_lengths, load_captions
-from annotations.corpus import Corpus, open_corpus
+from annotations.corpus import Corpus, allow_open_files, open_corpus
 from annotations.spec import DatasetSpec
 from batches import MicroBatch
 from bert.tokenization import BertTokenizer
@@ -215,6 +217,8 @@ def test_a_sample_goes_through_lines_and_round(tmp_path):
         file.write('reddish box [PAD] .')
     corpus = open_corpus([tmp_path / 'one.txt', tmp_path / 'two.*'], tokenizer, 5)
     assert len(corpus) == 4
+    shutil.copytree(tmp_path, tmp_path / '[a] b')
+    assert len(open_corpus([tmp_path / '[a] b/*.txt'], tokenizer, 5)) == len(open_corpus([tmp_path / '*.txt'], tokenizer, 5))
     assert corpus.samples(np.arange(4)).tolist() == [
         [5, 6, 9, 12, 12], [12, 12, 12, 12, 12], [10, 6, 7, 12, 13], [6, 7, 12, 13, 5]]
     line = [5, 6, 9, *[12] * 5, 10]  # kept: the first five pieces of each line
@@ -224,6 +228,18 @@ def test_a_sample_goes_through_lines_and_round(tmp_path):
 def write(path, lines):
     path.write_text('\n'.join(lines))
     return path
+
+
+def test_a_corpus_of_many_files_raises_the_limit_of_open_files(monkeypatch):
+    limits = []
+    monkeypatch.setattr(resource, 'getrlimit', lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, 'setrlimit', lambda _, limit: limits.append(limit))
+    allow_open_files(100, 'x')
+    assert not limits
+    allow_open_files(1000, 'x')
+    assert limits == [(1512, 4096)]
+    with pytest.raises(DataError, match=r'^a\.txt, b: a corpus .* needs 6,512 open files, but the system allows 4,096'):
+        allow_open_files(6000, 'a.txt, b: a corpus of 3,000 files')
 
 
 @pytest.mark.parametrize('lines', [1, 2, 7, 30, 64])
@@ -251,6 +267,9 @@ def test_lines_that_are_no_text_are_skipped_and_reported(tmp_path, capsys):
                        'Warning: mixed.txt: 12 lines skipped that are no text in UTF-8 (line 3, 4, 5, 7, 8, ...).']
     open_corpus([path], tokenizer, 4)  # reported at each start, from the columns
     assert capsys.readouterr().out.splitlines() == printed
+    path.write_text('a ball\nein \u7ea2 Ball\n')
+    open_corpus([path], tokenizer, 4)
+    assert 'Warning: mixed.txt: 40 % of the word pieces are [UNK]: the vocabulary ' in capsys.readouterr().out
 
 
 def test_long_lines_are_read_to_a_limit(tmp_path, monkeypatch):
@@ -279,6 +298,8 @@ def test_a_corpus_without_text(tmp_path, content):
         open_corpus([tmp_path / 'none.txt'], tokenizer, 4)
     with pytest.raises(FileNotFoundError, match=r'\*.doc: no such file; .* --withoutText'):
         open_corpus([tmp_path / '*.doc'], tokenizer, 4)
+    with pytest.raises(FileNotFoundError, match=r'is a folder; name its files, such as .*/\*\.txt'):
+        open_corpus([tmp_path], tokenizer, 4)
 
 
 def test_columns_of_a_corpus_are_made_once_and_anew_when_damaged(tmp_path, capsys):
@@ -424,12 +445,38 @@ def rewrite_config(pretrain, **changes):
     (lambda run: (run.data / 'corpus/texts.txt').write_bytes(b'\0\n\n'), [], 'found no text'),
     (lambda run: None, ['--taskQA'], '--taskQA: does not apply to pre-training on captions'),
     (lambda run: None, ['--wordMaskRate', '0', '--objMaskRate', '0'], 'nothing to predict: no mask rate is above 0'),
-    (lambda run: None, ['--model', 'lxmert'], '--model lxmert: is pre-trained by another program')])
+    (lambda run: None, ['--model', 'lxmert'], '--model lxmert: is pre-trained by another program'),
+    (lambda run: rewrite_config(run, max_position_embeddings=6), [], 'max_position_embeddings: expected enough for a text of 3'),
+    (lambda run: (run.data / 'cc/train.json').write_text('[{"img_id": "00000000", "sentf": {}}]'), [],
+     'train: expected sentences (sentf) of images with regions, found none')])
 def test_bad_input(pretrain, tmp_path, change, flags, message):
     change(pretrain)
     run = pretrain(*flags)
     assert run.returncode == 1 and message in run.stderr and len(run.stderr.strip().splitlines()) == 1, run.stderr
     assert not list((tmp_path / 'run').glob('*.pth'))
+    if 'no text' not in message:  # the corpus, whose tokenising takes longest, is read last
+        assert not list(pretrain.data.glob('corpus/*.columns'))
+
+
+def test_training_that_teaches_nothing_is_warned_of(pretrain):
+    images = [regions_of(f'{i:08d}', 2) for i in range(20)]
+    write_store(pretrain.data / 'cc_imgfeat/train.store', [replace(one, class_probabilities=one.class_probabilities * 0)
+                                                           for one in images])
+    run = pretrain('--optim', 'adamw', '--batchSize', '99', '--epochs', '1', '--storeRoot', pretrain.data / 'elsewhere')
+    assert run.returncode == 0, run.stderr
+    assert 'train.store: class_probabilities of its first 40 regions do not sum to 1: the loss MVRC' in run.stdout
+    assert 'val.store: class' not in run.stdout
+    assert 'Warning: the schedule triangle gives the only step the learning rate 0' in run.stdout
+
+
+def test_weights_with_and_without_the_embedding_of_texts(pretrain, tmp_path):
+    for name, flags in (('captions', ['--withoutText']), ('texts', [])):
+        assert pretrain(*flags, '--epochs', '1', name=name).returncode == 0
+    for name, flags in (('captions', []), ('texts', ['--withoutText'])):
+        run = run_program('captions', pretrain.data, tmp_path / f'from_{name}', '--train', 'train', '--valid', '', '--epochs',
+                          '1', '--load', tmp_path / name / 'BEST', *flags)
+        assert run.returncode == 0, run.stderr
+        assert 'aux_text_visual_embedding.weight' in run.stdout
 
 
 def test_check_dataset(make, tmp_path, capsys):

@@ -2,11 +2,12 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
+from conftest import SHARED, SMALL, lxmert_head
 from transformers import BertConfig, BertForPreTraining, BertModel
 
 import models
@@ -16,7 +17,9 @@ from bert.tokenization import SPECIAL_TOKENS, BertTokenizer
 from bert.weights import WeightsError
 from files.json_files import DataError
 from heads import Start
+from lxrt.config import LxrtConfig
 from param import Options
+from tasks import checkpoints
 from tasks.checkpoints import answers_beside
 from vlbert import heads
 from vlbert.config import VLBertConfig
@@ -285,6 +288,21 @@ def test_a_batch_of_pretraining_needs_the_keys_of_its_docstring_alone():
         assert torch.equal(loss, expected[name])
 
 
+@pytest.mark.parametrize('static', [False, True])
+def test_states_of_padding_are_zeros(monkeypatch, static):
+    """As in the original code, whose losses a label at padding enters too."""
+    monkeypatch.setattr('vlbert.modeling.PACK_SEQUENCES', set() if static else {'cpu'})
+    head, batch = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    counts, before = head.counts([batch]), head.losses(batch, head.counts([batch]))
+    batch['masked_lm_labels'][2, 8], batch['region_classes'][2, 5] = 7, torch.full((7,), 1 / 7)
+    losses, zeros = head.losses(batch, head.counts([batch])), torch.zeros(1, SIZES['hidden_size'])
+    expected = {'MLM_captions': -head.mlm_head.predictions(zeros).log_softmax(1)[0, 7],
+                'MVRC': -head.mvrc_head(zeros).log_softmax(1).mean()}
+    for name, loss in expected.items():
+        total = before[name] * counts[name] + loss
+        torch.testing.assert_close(losses[name], total / (counts[name] + 1), rtol=0, atol=1e-5)
+
+
 def test_nothing_to_predict_is_no_loss():
     head, batch = models.build('vlbert', 'pretrain', config()), pretraining_batch()
     batch['masked_lm_labels'].fill_(-1)
@@ -319,6 +337,10 @@ def test_words_see_the_region_that_they_name():
     named[1, 1] = 3
     changed = (head.logits(batch | {'word_regions': named}) - head.logits(batch)).abs().amax(1)
     assert changed[1] > 1e-3 and changed[[0, 2]].max() < 1e-5
+    pretraining, texts = randomised(models.build('vlbert', 'pretrain', config())).eval(), pretraining_batch()
+    same = texts | {'word_regions': torch.zeros_like(texts['input_ids'])}  # texts alone have their own embedding
+    for name, loss in pretraining.losses(texts, pretraining.counts([texts])).items():
+        torch.testing.assert_close(pretraining.losses(same, pretraining.counts([same]))[name], loss, rtol=0, atol=1e-6)
 
 
 def test_without_images_it_is_bert():
@@ -425,6 +447,9 @@ def test_config_from_the_originals_yaml_and_from_bert(tmp_path):
     ({'visual_ln': False}, 'key "NETWORK.VLBERT.visual_ln": expected True, as in the published models, found False'),
     ({'visual_size': 512}, 'key "NETWORK.VLBERT.visual_size": expected hidden_size, 768, found 512'),
     ({'num_hidden_layers': 'many'}, "num_hidden_layers: expected a whole number"),
+    ({'MODEL': 'VL-BERT'}, 'key "NETWORK.VLBERT.MODEL": there is no such key'),
+    ({'hidden_size': '1' + ':59' * 3000}, 'hidden_size: expected a whole number'),
+    ({'visual_ln': '1' + ':59' * 3000}, 'key "NETWORK.VLBERT.visual_ln": expected True'),
     ({}, 'key "NETWORK.VLBERT": expected an object'),
 ])
 def test_yaml_that_does_not_fit_is_named(tmp_path, section, message):
@@ -434,9 +459,18 @@ def test_yaml_that_does_not_fit_is_named(tmp_path, section, message):
     assert message in str(error.value)
 
 
-def test_a_file_that_is_no_yaml_is_named(tmp_path):
-    (tmp_path / 'x.yaml').write_text('NETWORK: [1, 2')
-    with pytest.raises(DataError, match=r'x\.yaml: is not yaml'):
+BOMB = '\n'.join([  # billions of values
+    'a: &a [x, x, x, x, x, x, x, x, x]', *(f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in pairwise('abcdefghijk')),
+    'NETWORK: {VLBERT: {hidden_size: *k}}'])
+
+
+@pytest.mark.parametrize('text', [
+    'NETWORK: [1, 2', BOMB, 'NETWORK: &n {VLBERT: *n}', 'NETWORK: ' + '[' * 5000, 'NETWORK: {VLBERT: {hidden_size: 2001-99-99}}',
+    f'NETWORK: {{VLBERT: {{hidden_size: {"9" * 5000}}}}}', 'NETWORK: !!python/object/apply:os.getcwd []', 'NETWORK: {? [1] : 2}',
+], ids=['cut', 'bomb', 'loop', 'deep', 'date', 'digits', 'object', 'odd_key'])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, text):
+    (tmp_path / 'x.yaml').write_text(text)
+    with pytest.raises(DataError, match=r'x\.yaml: is not plain yaml'):
         VLBertConfig.from_yaml(tmp_path / 'x.yaml')
 
 
@@ -527,6 +561,29 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         heads.read_vlbert(tmp_path / 'lxmert.pth')
     with pytest.raises(WeightsError, match='has no pre-trained head of masked words'):
         heads.load_pretrained(published(tmp_path / 'vqa.model', randomised(head)), config())
+
+
+def test_advice_on_weights_of_another_model_or_task(tmp_path):
+    path = published(tmp_path / 'pre.model', randomised(models.build('vlbert', 'pretrain', config())))
+    vqa = models.build('vlbert', 'vqa', config(), ANSWERS)
+    with pytest.raises(WeightsError, match=r'^--load needs all weights of the same task; the encoder of other weights is loaded '
+                                           r'by --loadLXMERT or --loadVLBERT: .*pre\.model does not fit'):
+        checkpoints.load_start('vlbert', vqa, Options(load=str(path)), path, tmp_path, ANSWERS)
+    with pytest.raises(WeightsError, match=r'^--load needs all weights of the same task: '):
+        checkpoints.load_start('vlbert', vqa, Options(load=str(path), test='test'), path, tmp_path, ANSWERS)
+    lxmert = lxmert_head(LxrtConfig(vocab_size=60, **SMALL), len(ANSWERS))
+    with pytest.raises(WeightsError, match=r'pre\.model: has weights of the model vlbert, not of lxmert; give --loadVLBERT'):
+        checkpoints.load_start('lxmert', lxmert, Options(loadLXMERT=str(path)), path, tmp_path, ANSWERS)
+    (tmp_path / 'config.json').write_text('{"model_type": "vlbert"}')
+    for encoder, advice in ((True, '--loadVLBERT'), (False, '--model vlbert')):
+        with pytest.raises(DataError, match=f'of the model vlbert, not lxmert; give {advice}'):
+            checkpoints.check_sidecars('lxmert', path, None, None, encoder)
+    with pytest.raises(FileNotFoundError, match=r'--loadVLBERT nowhere/vl: nowhere/vl\.model: no such file'):
+        checkpoints.starting_weights(Options(loadVLBERT='nowhere/vl'))
+    short = published(tmp_path / 'vqa.model', randomised(vqa))
+    (tmp_path / 'answers_vqa.txt').write_text('yes\nno\n')
+    with pytest.raises(WeightsError, match=r'vqa\.model: the answer head has \d+ rows, the answer table 2 answers'):
+        checkpoints.load_start('vlbert', vqa, Options(load=str(short), transferAnswers=True), short, tmp_path, ANSWERS)
 
 
 def test_state_in_original_names_goes_there_and_back(tmp_path):

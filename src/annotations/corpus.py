@@ -12,12 +12,14 @@ import codecs
 import glob
 import itertools
 import re
+import resource
 from math import gcd
 from pathlib import Path
 
 import numpy as np
 
 from annotations.pretraining_columns import MappedColumns, columns_folder, how_made, open_made, source_of, write_meta
+from bert.tokenization import UNK, TextStatistics
 from dist import print0
 from files.atomic import atomic_folder
 from files.json_files import DataError, opened, some
@@ -27,14 +29,15 @@ CHUNK = 1 << 14  # lines that are tokenised and written at once
 CONTROL = re.compile('[\0-\x08\x0e-\x1f\x7f]')  # control characters but white space
 NO_CORPUS = ('README.md', '.lock', '.columns', '.tmp', '.old')  # endings of files that a pattern does not mean
 MAX_LINE = 1 << 20  # bytes of a line that are read, more than any sample needs
+OTHER_FILES = 512  # that a program may have open besides those of a corpus
 NUMBERS = 5  # of lines that were skipped, to report
 
 
 class CorpusFile(MappedColumns):
     """The word pieces of one file; the counts of lines are in `meta`."""
 
-    def lines(self):
-        """Yields what to report: how many lines there are, and which were skipped."""
+    def lines(self, vocabulary):
+        """Yields what to report: how many lines there are, which were skipped, and warnings. vocabulary: its file."""
         meta = self.meta
         skipped = f', {meta["empty"]:,} empty lines dropped' if meta['empty'] else ''
         yield f'{meta["source"]["name"]}: {len(self.starts) - 1:,} texts{skipped}.'
@@ -42,6 +45,8 @@ class CorpusFile(MappedColumns):
             numbers = ', '.join(map(str, meta['binary_lines']))
             yield (f'Warning: {meta["source"]["name"]}: {meta["binary"]:,} lines skipped that are no text in UTF-8 (line '
                    f'{numbers}{", ..." if meta["binary"] > NUMBERS else ""}).')
+        statistics = TextStatistics(0, pieces=len(self.pieces), unknown=meta['unknown'])
+        yield from (f'Warning: {meta["source"]["name"]}: {text}.' for text in statistics.warnings(vocabulary))
 
 
 class Corpus:
@@ -96,24 +101,38 @@ def open_corpus(patterns, tokenizer, length, store_root=None):
 
     patterns: paths or patterns of paths of files in UTF-8, also .gz. Raises FileNotFoundError or DataError.
     """
-    paths = [path for pattern in patterns for path in find(Path(pattern))]
-    files = [open_file(path, tokenizer, length, store_root) for path in dict.fromkeys(paths)]
+    paths = list(dict.fromkeys(path for pattern in patterns for path in find(Path(pattern))))
+    allow_open_files(2 * len(paths), f'{some(paths)}: a corpus of {len(paths):,} files')
+    files = [open_file(path, tokenizer, length, store_root) for path in paths]
     for file in files:
-        print0(*file.lines())
+        print0(*file.lines(tokenizer.vocab_file))
     corpus = Corpus(files, length)
     if not len(corpus):
         raise DataError(f'{some(paths)}: expected a corpus, a text a line, found no text; put text there, or give --withoutText')
     return corpus
 
 
+def allow_open_files(count, what):
+    """Raises this process's limit of open files by `count`; mapped arrays count. Raises DataError if the system forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + OTHER_FILES
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise DataError(f'{what} needs {needed:,} open files, but the system allows {hard:,} (ulimit -Hn); join '
+                        'them into fewer files')
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def find(pattern):
     """The files that a path or a pattern means, sorted."""
     if pattern.is_file():
         return [pattern]
-    paths = sorted(path for path in map(Path, glob.glob(str(pattern)))
+    root = next(parent for parent in pattern.parents if parent.is_dir())  # its name may have brackets
+    paths = sorted(path for path in map(root.joinpath, glob.glob(str(pattern.relative_to(root)), root_dir=root))
                    if path.is_file() and not path.name.endswith(NO_CORPUS) and not path.name.startswith('.'))
     if not paths:
-        raise FileNotFoundError(f'{pattern}: no such file; expected a text corpus, a text a line (data/corpus/README.md); put it '
+        fault = f'is a folder; name its files, such as {pattern}/*.txt' if pattern.is_dir() else 'no such file'
+        raise FileNotFoundError(f'{pattern}: {fault}; expected a text corpus, a text a line (data/corpus/README.md); put it '
                                 'there, or give --withoutText to pre-train on captions only')
     return paths
 
@@ -130,12 +149,13 @@ def make(folder, path, made_by, tokenizer, length):
     with atomic_folder(folder) as building:
         columns = {'pieces': Column(building / 'pieces.npy', kind), 'starts': Column(building / 'starts.npy', '<i8')}
         columns['starts'].append(np.zeros(1, np.int64))
-        counts, texts = {'empty': 0, 'binary': 0, 'binary_lines': []}, []
+        counts, texts = {'empty': 0, 'unknown': 0, 'binary': 0, 'binary_lines': []}, []
 
         def flush():
             pieces, lengths = encode(texts, tokenizer, length)
             lengths = lengths[lengths > 0]
             counts['empty'] += len(texts) - len(lengths)
+            counts['unknown'] += int((pieces == tokenizer.vocab[UNK]).sum())
             columns['starts'].append(columns['pieces'].length + np.cumsum(lengths))
             columns['pieces'].append(pieces.astype(kind))
             texts.clear()

@@ -96,7 +96,8 @@ def open_columns(path, tokenizer, max_length, store_root=None, ending='columns')
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such file; expected the sentences of pre-training (data/README.md)')
+        fault = 'is a folder' if path.is_dir() else 'no such file'
+        raise FileNotFoundError(f'{path}: {fault}; expected the sentences of pre-training (data/README.md)')
     made_by = how_made(tokenizer, max_length)
     return open_made(Columns, columns_folder(path, store_root, ending), path, made_by,
                      lambda folder: make(folder, path, made_by, tokenizer, max_length))

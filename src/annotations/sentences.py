@@ -95,7 +95,9 @@ class ImageSentences(torch.utils.data.Dataset):
         """Prints what was read for --train or the like, `names`. texts: {split: Columns}; vocabulary: its file. Raises DataError
         if there is nothing."""
         if not len(self):
-            raise DataError(f'{names}: no sentence is left whose image is among those used; leave out --tiny or --fast')
+            limited = self.options.tiny or self.options.fast
+            raise DataError(f'{names}: no sentence is left whose image is among those used; leave out --tiny or --fast' if limited
+                            else f'{names}: expected sentences (sentf) of images with regions, found none; correct the file')
         print0(f'{names}: {len(self):,} sentences on {len(np.unique(self.row)):,} images.')
         for name, columns in texts.items():
             print0(*columns.text.lines(name, vocabulary))

@@ -67,7 +67,8 @@ class DatasetSpec:
                                 'correct the file')
             for key in holder:
                 if key not in keys:
-                    raise DataError(f'{where}: key "{path}{key}": there is no such key; expected {", ".join(keys)}')
+                    of_kind = f' for the kind {shown(kind)}' if any(key in keys for keys in KEYS_OF_KIND.values()) else ''
+                    raise DataError(f'{where}: key "{path}{key}": there is no such key{of_kind}; expected {", ".join(keys)}')
 
         def paths(holder, key, path=''):
             for place, value in enumerate(values := get(holder, key, list, path)):

@@ -173,7 +173,7 @@ class AdamW(DeviceAdam):
         if share := lr * group['weight_decay']:
             share = torch.full((), share, dtype=params[0].dtype, device=params[0].device)
             share = share if skip is None else share * (1 - skip)
-            # A factor 1 - share would be 1 in float32 for most published rates, whose decay some numbers still feel.
+            # Not p *= 1 - share, which float32 rounds to 1 at most published rates.
             torch._foreach_addcmul_(params, params, [share] * len(params), value=-1)
 
 

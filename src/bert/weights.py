@@ -335,7 +335,8 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
                 for name, first in tied(expected) if {name, first} <= set(report.matched)
                 and not torch.equal(state[name], state[first])]
     if reasons:
-        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}.\n{textwrap.indent(str(report), "  ")}')
+        advice = '; is the config.json in use (--bert) that of these weights?' if report.wrong_size else '.'
+        raise WeightsError(f'{source} does not fit the model: {"; ".join(reasons)}{advice}\n{textwrap.indent(str(report), "  ")}')
     return report
 
 

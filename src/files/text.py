@@ -21,7 +21,10 @@ def printable_lines(text):
 
 def shown(value, most=200):
     """A value of a file for a message, in one line: its first characters, as in Python."""
-    text = printable(repr(value))
+    try:
+        text = printable(repr(value))
+    except ValueError:
+        text = 'a number of thousands of digits'
     return text[:most] + '...' if len(text) > most else text
 
 

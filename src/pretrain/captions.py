@@ -2,17 +2,22 @@
 
 import sys
 
+import numpy as np
+
 from annotations.captions import KIND, load_captions
-from annotations.corpus import open_corpus
+from annotations.corpus import find, open_corpus
 from annotations.spec import DatasetSpec
 from annotations.split_regions import PROBABILITIES
 from cli import train_main
+from dist import print0
 from files.json_files import DataError
 from pretrain.base import INVALID, PretrainingBase, PretrainingMetrics
 from pretrain.program import OBJECTIVES
+from regions.image_regions import no_distribution
 from tasks.program import check_features, check_has_features
 
 LENGTH = 64  # tokens
+FIRST = 1000  # regions of a store that are checked
 CAPTIONS = 'MLM_captions'  # the accuracy that chooses the best epoch, as in the original code
 
 
@@ -55,13 +60,18 @@ class CaptionProgram(PretrainingBase):
     nothing = 'no mask rate is above 0'
 
     def make(self):
-        self.corpus = None
         if not self.options.withoutText:
             if not self.spec.corpus:
                 raise DataError(f'{self.options.dataset}: key "corpus": expected a list of text files, found none; add it, or '
                                 'give --withoutText')
-            self.corpus = open_corpus(self.spec.corpus, self.tokenizer, self.spec.max_length, self.options.storeRoot)
-        return super().make()
+            for pattern in self.spec.corpus:  # fail early
+                find(pattern)
+        task, head, *datasets = super().make()
+        if not self.options.withoutText:  # last, since it takes longer than all other checks
+            corpus = open_corpus(self.spec.corpus, self.tokenizer, self.spec.max_length, self.options.storeRoot)
+            for dataset in filter(None, datasets):
+                dataset.corpus = corpus
+        return task, head, *datasets
 
     def metrics(self, head, train_set, valid_set):
         return CaptionMetrics()
@@ -69,12 +79,16 @@ class CaptionProgram(PretrainingBase):
     def load(self, names):
         """The dataset of splits. Raises DataError if features or class probabilities do not fit the model."""
         check_has_features(self.spec.named(names), names)
-        dataset = load_captions(self.spec, names, self.tokenizer, self.options, self.device, self.corpus)
+        dataset = load_captions(self.spec, names, self.tokenizer, self.options, self.device)
         check_features(dataset.regions, self.config, names, self.bert)
         classes, expected = dataset.regions.size_of(PROBABILITIES), self.config.num_region_classes
         if classes != expected:
             raise DataError(f'{PROBABILITIES} of {names} are of {classes} classes, but the model expects {expected} '
                             f'(num_region_classes in {self.bert / "config.json"}); give others, or another model')
+        for store in getattr(dataset.regions, 'stores', [dataset.regions]):
+            if no_distribution(np.array(store.arrays[PROBABILITIES][:FIRST])).all():
+                print0(f'Warning: {store.name}: {PROBABILITIES} of its first {min(store.total, FIRST):,} regions do not sum to '
+                       '1: the loss MVRC predicts none of them, and learns nothing. Extract or import them again.')
         return dataset
 
 

@@ -175,8 +175,8 @@ def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
     if file is None:
         store = _without_file(path, folder)
         if dtype not in (None, store.meta['dtypes'].get('features', dtype)):
-            raise RegionError(f'{folder}: its features are {np.dtype(store.meta["dtypes"]["features"])}; {path}, to make others '
-                              'from, is not there: bring it back')
+            raise RegionError(f'{store.folder}: its features are {np.dtype(store.meta["dtypes"]["features"])}; {path}, to make '
+                              'others from, is not there: bring it back')
         return store
     store, _ = _fresh_store(folder, file, dtype)
     if store is None:
@@ -190,7 +190,9 @@ def _open(tsv_path, store_root, dtype: str | None) -> RegionStore:
 
 
 def _without_file(path, folder: Path) -> RegionStore:
-    """The store of a TSV that does not exist."""
+    """The store of a TSV that does not exist: `folder`, or that beside the TSV, which may have come without it."""
+    if not folder.is_dir():
+        folder = store_folder(path)
     if not folder.is_dir():
         if Path(path).is_dir():
             raise RegionError(f'{path}: expected a TSV or NAME.store, found another folder; of arrays, bash run/regions.bash '

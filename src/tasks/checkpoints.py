@@ -9,7 +9,7 @@ import models
 from annotations.answer_table import matching_rows, read_table
 from annotations.spec import check_answers, read_answers
 from bert.tokenization import VOCABULARIES, BertTokenizer
-from bert.weights import tensor_names
+from bert.weights import WeightsError, tensor_names
 from dist import print0
 from files.download import cached_path, is_address
 from files.json_files import DataError, field, read_json, some
@@ -25,6 +25,7 @@ WEIGHT_SUFFIXES = ('.pth', '.safetensors', '.bin', '.model')
 DEFAULT_LABEL = re.compile(r'LABEL_\d+')  # Hugging Face's default label name
 ANSWER_LINES = 'answers_vqa.txt'  # answers of a published model, one a line
 SMALL_MODEL = 100_000_000  # parameters that any machine has memory for
+SHORTEST = 3  # tokens of a text
 EXCLUDED_BIAS = -1e4  # bias of an answer that is never to be predicted
 
 
@@ -128,8 +129,13 @@ def check_size(config, folder, weights):
 
 
 def check_max_length(max_length, config, task=None):
-    """Raises DataError if texts of max_length tokens exceed the model's position embeddings. task: None for any."""
-    if max_length > (most := config.max_text_length(task)):
+    """Raises DataError if texts of max_length tokens exceed the model's position embeddings, or these hold no word. task: None
+    for any."""
+    most = config.max_text_length(task)
+    if min(max_length, most) < SHORTEST:
+        raise DataError(f'max_position_embeddings: expected enough for a text of {SHORTEST} tokens ([CLS], a word, [SEP]), found '
+                        f'{config.max_position_embeddings}; give the config.json of another model')
+    if max_length > most:
         raise DataError(f'sentences of {max_length} tokens do not fit the model: max_position_embeddings is '
                         f'{config.max_position_embeddings}, of which {most} are for a text; give a smaller max_length')
 
@@ -185,13 +191,15 @@ def answers_beside(weights):
     return check_answers([names[str(i)] for i in range(len(names))], f'{path}: key "id2label"')
 
 
-def check_sidecars(model, weights, config, tokenizer):
+def check_sidecars(model, weights, config, tokenizer, encoder=False):
     """Raises DataError if config.json or vocab.txt beside a file of weights contradict config or tokenizer. Tensor sizes do not
-    reveal another number of attention heads or another order of words."""
+    reveal another number of attention heads or another order of words. encoder: whether a flag of models.FLAG_MODELS names
+    them."""
     path = Path(weights).with_name('config.json')
     if path.is_file():
         if (other := model_type(weights, model)) != model:
-            raise DataError(f'{path}: model_type: these weights are of the model {other}, not {model}; give --model {other}')
+            flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other) if encoder else f'model {other}'
+            raise DataError(f'{path}: model_type: these weights are of the model {other}, not {model}; give --{flag}')
         models.package(model).check_config(path, config)
     if has_vocabulary(path.parent):
         checkpoint = BertTokenizer.from_pretrained(path.parent)
@@ -205,7 +213,7 @@ def check_sidecars(model, weights, config, tokenizer):
 def check_weights(model, options, weights, config, tokenizer, answers):
     """Raises DataError if the sidecars of the initial weights contradict config, tokenizer or, with --load, answers. Prints what
     cannot be checked because a sidecar is missing."""
-    check_sidecars(model, weights, config, tokenizer)
+    check_sidecars(model, weights, config, tokenizer, encoder=not options.load)
     if not has_vocabulary(weights.parent) or not (weights.parent / 'config.json').is_file():
         print0(f'{weights}: no vocabulary or no config.json beside it: assuming the vocabulary and the attention heads of '
                f'{tokenizer.vocab_file.parent}.')
@@ -252,9 +260,26 @@ def start_of(options, weights, bert, answers):
 def load_start(model, head, options, weights, bert, answers):
     """Loads the initial weights of a run into a head and prints what was loaded."""
     start = start_of(options, weights, bert, answers)
-    for report in models.package(model).load_start(head, start):
+    try:
+        reports = models.package(model).load_start(head, start)
+    except WeightsError as error:
+        place = mismatch(model, options, start, error) or ('' if str(start.path) in str(error) else str(start.path))
+        raise WeightsError(f'{place}: {error}' if place else str(error)) from None
+    for report in reports:
         print0(report)
     if start.kind == 'answers':
         copied = sum(row >= 0 for row in start.rows)
         print0(f'Answer head: {copied} answers copied from {weights.name}, {len(answers) - copied} '
                f'{"are never predicted" if start.absent else "start at 0"}.')
+
+
+def mismatch(model, options, start, error):
+    """What is wrong with weights whose loading ended in an error, and what to do; '' if that is not known."""
+    other = models.of_names(tensor_names(start.path))
+    if other not in (model, models.DEFAULT):  # which is also that of names nobody knows
+        flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other)
+        return f'{start.path}: has weights of the model {other}, not of {model}; give --{flag}, or --model {other} with --load'
+    if start.kind != 'all' or 'does not fit' not in str(error):
+        return ''
+    advice = '' if options.test is not None else f'; the encoder of other weights is loaded by --{" or --".join(ENCODERS)}'
+    return f'--load needs all weights of the same task{advice}'

@@ -1,6 +1,6 @@
 """The configuration of a VL-BERT model, read from BERT's config.json and from the yaml files of the original code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import yaml
@@ -16,6 +16,15 @@ YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'input_transform_type': 1
               'object_word_embed_mode': 2, 'word_embedding_frozen': False, 'pos_embedding_frozen': False,
               'position_padding_idx': -1}
 YAML_IGNORED = ('visual_size', 'input_size', 'from_scratch', 'with_mlm_head', 'with_mvrc_head')  # the first is checked below
+
+
+class WithoutAliases(yaml.SafeLoader):
+    """Refuses aliases (*name), with which a file of a few lines holds billions of values; no published file has any."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f'aliases are not read, found *{self.peek_event().anchor}; write its value out')
+        return super().compose_node(parent, index)
 
 
 @dataclass
@@ -59,16 +68,17 @@ class VLBertConfig(BertConfig):
         Raises FileNotFoundError, or DataError that names the file and the key: also of a key that is not known, or whose value
         asks for a model that no published run has.
         """
+        text = read_text(path, 'a yaml file of the original VL-BERT')
         try:
-            section = yaml.safe_load(read_text(path, 'a yaml file of the original VL-BERT'))
-        except yaml.YAMLError as error:
-            raise DataError(f'{path}: is not yaml ({" ".join(str(error).split())[:200]}); get the file again') from None
+            section = yaml.load(text, WithoutAliases)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that there is not
+            raise DataError(f'{path}: is not plain yaml ({" ".join(str(error).split())[:200]}); get the file again') from None
         for key in ('NETWORK', 'VLBERT'):
             section = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict):
             raise DataError(f'{path}: key "NETWORK.VLBERT": expected an object, found {shown(section)}; give a file of '
                             'cfgs/TASK/ of the original code, or a config.json')
-        values, known = {}, {*cls.__dataclass_fields__, *YAML_NAMES, *YAML_FIXED, *YAML_IGNORED}
+        values, known = {}, {*(field.name for field in fields(cls)), *YAML_NAMES, *YAML_FIXED, *YAML_IGNORED}
         for key, value in section.items():
             if key not in known:
                 raise DataError(f'{path}: key "NETWORK.VLBERT.{key}": there is no such key; expected some of '

@@ -103,7 +103,7 @@ class Layers(LayerStack):
             return hidden
         if not len(self.layer):
             return hidden[places]
-        return self.run(self.one_each if one_each else self.some, self.layer[-1], hidden, sequences, places)
+        return self.run(self.one_each if one_each else self.selected, self.layer[-1], hidden, sequences, places)
 
     @staticmethod
     def one_each(layer, hidden, sequences, places):
@@ -113,8 +113,8 @@ class Layers(LayerStack):
         return layer.output(layer.intermediate(states), states)
 
     @staticmethod
-    def some(layer, hidden, sequences, places):
-        """The last layer's states of some places."""
+    def selected(layer, hidden, sequences, places):
+        """The last layer's states at the given places."""
         states = layer.attention(hidden, sequences)[places]
         return layer.output(layer.intermediate(states), states)
 
@@ -176,7 +176,7 @@ class VLBertModel(nn.Module):
         (m, o): regions whose feature and word are the mask's. places (p,): indices into (n * s) of the states that are needed;
         one_each: they are one of each sequence, in order.
 
-        Returns the states (n, s, d), 0 at padding, or those at `places` (p, d). With hidden_states also [(n, s, d) of the
+        Returns the states (n, s, d) or those at `places` (p, d), 0 at padding. With hidden_states also [(n, s, d) of the
         embeddings and of each layer], with return_attention also [(n, heads, s, s) of each layer], 0 at padding; either needs
         places=None.
         """
@@ -191,14 +191,11 @@ class VLBertModel(nn.Module):
             pictures = torch.where(pictures < 0, m, pictures)
             regions, objects = (F.pad(states, (0, 0, 0, 0, 0, 1))[pictures] for states in (regions, objects))
             mask = F.pad(mask, (0, 0, 0, 1))[pictures]  # (n, o)
-        visual = regions[:, 0]  # (n, d)
+        visual = regions[:, :1] if word_regions is None else regions.gather(
+            1, word_regions[..., None].expand(-1, -1, regions.shape[-1]))  # (n, 1 or t, d)
         if pictures is not None and hasattr(self, 'aux_text_visual_embedding'):
-            visual = torch.where((pictures == m)[:, None], self.aux_text_visual_embedding.weight, visual)
-        if word_regions is None:
-            visual = self.vlbert.visual_ln_text(visual)[:, None]  # (n, 1, d)
-        else:
-            visual = self.vlbert.visual_ln_text(regions.gather(1, word_regions[..., None].expand(-1, -1, regions.shape[-1])))
-        words = self.vlbert.word_embeddings(input_ids) + visual
+            visual = torch.where((pictures == m)[:, None, None], self.aux_text_visual_embedding.weight, visual)
+        words = self.vlbert.word_embeddings(input_ids) + self.vlbert.visual_ln_text(visual)
         end = self.vlbert.end_embedding.weight.expand(n, 1, -1)
         mask = torch.cat([input_ids != 0, mask, mask.new_ones(n, 1)], 1)  # (n, s)
         length = (input_ids != 0).sum(1, keepdim=True)
@@ -212,14 +209,16 @@ class VLBertModel(nn.Module):
         hidden = hidden + self.vlbert.position_embeddings(positions) + self.vlbert.token_type_embeddings(segments)
         hidden = self.vlbert.dropout(self.vlbert.embedding_LayerNorm(hidden))
 
-        if places is not None and rows is not None:
-            index = rows.new_zeros(mask.numel())
-            index[rows] = torch.arange(len(rows), device=rows.device)
-            places = index[places]
+        if places is not None:
+            padding = ~mask.flatten()[places]  # (p,)
+            if rows is not None:
+                index = rows.new_zeros(mask.numel())
+                index[rows] = torch.arange(len(rows), device=rows.device)
+                places = index[places]
         layers, attentions = [] if hidden_states else None, [] if return_attention else None
         states = self.vlbert.encoder(hidden, sequences, places, one_each, layers, attentions)
         if places is not None:
-            return states
+            return states.masked_fill(padding[:, None], 0)
 
         def padded(states):  # (r, d) -> (n, s, d)
             if rows is not None:

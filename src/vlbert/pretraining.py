@@ -124,8 +124,9 @@ class Pretraining(Head):
         return self.mlm_head.predictions(self.encoder.states(batch, places // t * (t + o + 1) + places % t)).float()
 
     def load_original(self, state, source='a state dict'):
-        """As Head.load_original. A model that was trained on captions alone has no embedding for texts, which stays random."""
-        return fill(self, state, source, may_miss=(r'aux_text_visual_embedding\.',), rename=self.original_name)
+        """As Head.load_original. Of weights and model, one may have no embedding for texts, being trained on captions alone: in
+        the model it stays random."""
+        return fill(self, state, source, *[(r'aux_text_visual_embedding\.',)] * 2, rename=self.original_name)
 
     def untrained(self, objective, options):
         if objective == 'words' or hasattr(self, 'relationsip_head'):
