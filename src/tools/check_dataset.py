@@ -139,7 +139,7 @@ def check(path, tokenizer, store_root, report_fault):
     if bool(fixed or without_answers) == bool(spec.answers):
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            f'no such key, since {spec.kind} has none' if without_answers else 'a path, found no such key'))
+            f'no such key, since {"" if captions else "examples of "}{spec.kind} have none' if without_answers else 'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):
