@@ -31,7 +31,7 @@ from tasks.refcoco import RefCOCO
 from tools import check_dataset
 from tools import evaluate as evaluator
 from vlbert.config import VLBertConfig
-from vlbert.weights import TRANSFORMS, load_encoder_weights
+from vlbert.weights import REGION_TRANSFORM, WORD_TRANSFORM, load_encoder_weights
 
 spec = importlib.util.spec_from_file_location('process_refcoco', ROOT / 'data/refcoco/process_refcoco.py')
 process = importlib.util.module_from_spec(spec)
@@ -280,7 +280,7 @@ def test_the_head_of_regions_starts_from_that_of_masked_regions(tmp_path, task):
     state = models.build('vlbert', 'pretrain', config).original_state()
     head = models.build('vlbert', task, config, ['a', 'b'])
     load_encoder_weights(head, state, 'pretrained')
-    transform = TRANSFORMS[task == 'classify']
+    transform = WORD_TRANSFORM if task == 'classify' else REGION_TRANSFORM
     assert torch.equal(head.original_state()['final_mlp.0.dense.weight'], state[f'{transform}dense.weight'])
     package = models.package('vlbert')
     counted = package.answers_and_images(head.original_state(), config)
@@ -315,6 +315,14 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
     assert f'with areas without "+1": {figures["strict"]:.2f}' in printed
     assert set(figures['by']['question type']) == set(expressions.KINDS)
 
+    items = load(world / 'refcoco/val.json')  # an image without regions
+    save(world / 'refcoco/val.json', [{**items[0], 'img_id': 'unknown'}, *items[1:]])
+    again = [*flags, '--test', 'val', '--load', str(tmp_path / 'run/BEST'), '--output', str(tmp_path / 'again')]
+    assert main(RefCOCO, again) == 1
+    assert 'are about 1 images without regions (unknown)' in capsys.readouterr().err
+    assert main(RefCOCO, [*again, '--allowMissing']) == 0
+    assert load(tmp_path / 'again/val_predict.json') == [{**predictions[0], 'box': [0, 0, 0, 0]}, *predictions[1:]]
+
 
 def test_wrong_flags_and_boxes_are_errors(world, tmp_path, capsys):
     flags = ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--fromScratch', '--valid', '',
@@ -334,19 +342,6 @@ def test_wrong_flags_and_boxes_are_errors(world, tmp_path, capsys):
     assert 'key "box": expected labels on all examples of a file or on none' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('model', CONFIGS)
-def test_an_image_without_regions_gets_an_empty_box(world, tmp_path, capsys, model):
-    items = load(world / 'refcoco/val.json')
-    save(world / 'refcoco/val.json', [{**items[0], 'img_id': 'unknown'}, *items[1:]])
-    flags = ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--model', model, '--fromScratch',
-             '--test', 'val', '--batchSize', '4', '--output', str(tmp_path / 'test')]
-    assert main(RefCOCO, flags) == 1
-    assert 'are about 1 images without regions (unknown)' in capsys.readouterr().err
-    assert main(RefCOCO, [*flags, '--allowMissing']) == 0
-    predictions = load(tmp_path / 'test/val_predict.json')
-    assert predictions[0]['box'] == [0, 0, 0, 0] and all(item['box'][2] > 0 for item in predictions[1:])
-
-
 def test_a_dataset_of_ones_own(world, capsys):
     described = {'kind': 'refcoco', 'name': 'mine', 'max_length': 20, 'splits': {
         'train': {'annotations': 'refcoco/train.json', 'features': ['mscoco_imgfeat/train2014_obj36.tsv']}}}
@@ -354,7 +349,7 @@ def test_a_dataset_of_ones_own(world, capsys):
     count = len(load(world / 'refcoco/train.json'))
     assert f'train: {count} sentences on' in capsys.readouterr().out
     assert check_dataset.main([str(save(world / 'mine.json', {**described, 'answers': 'vqa/trainval_label2ans.json'}))]) == 1
-    assert 'key "answers": expected no such key, since refcoco has none' in capsys.readouterr().out
+    assert 'key "answers": expected no such key, since examples of refcoco have none' in capsys.readouterr().out
 
 
 # ---- the evaluator

@@ -143,10 +143,10 @@ def check(path, tokenizer, store_root, report_fault):
     without_answers = captions or bool(schema and schema.output != 'answer')
     fixed = schema.answers if schema else None
     if bool(fixed or without_answers) == bool(spec.answers):
+        what = spec.kind if captions else f'examples of {spec.kind}'
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            f'no such key, since {spec.kind} {"have" if captions else "has"} none' if without_answers else
-            'a path, found no such key'))
+            f'no such key, since {what} have none' if without_answers else 'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):
