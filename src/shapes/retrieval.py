@@ -37,7 +37,9 @@ def _near_miss(caption: Caption, scene: Scene, rng: random.Random) -> tuple[str,
     seed = rng.random()  # both sentences have the same template and wordings
     sentences = [fill(caption.family.templates, one, random.Random(seed), WORDINGS) for one in (caption.slots, slots)]
     words = [sentence.split() for sentence in sentences]
-    if not fits(sentences[0]) or len(words[0]) != len(words[1]) or sum(one != other for one, other in zip(*words, strict=True)) != 1:
+    if not fits(sentences[0]) or len(words[0]) != len(words[1]):
+        return None
+    if sum(one != other for one, other in zip(*words, strict=True)) != 1:
         return None
     return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
