@@ -46,7 +46,7 @@ class Recipe:
     weight_decay: float | None = None  # None: the optimizer's default
     momentum: float = 0.9  # for --optim momentum
     text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
-    candidates: int = 4  # for output 'match': wrong images that a text is scored with in training, to find the hardest
+    candidates: int = 4  # for output 'match': wrong images that a text is scored with in training, to find hard ones
     # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
     mirror: str = ''
 
@@ -418,9 +418,9 @@ class Match(Head):
     """Image-text matching, trained with hard negatives.
 
     Each text is scored, without gradients, with the next recipe.candidates images of the micro-batch. Of these pairs the
-    negatives are the one with the highest score for each text and the one with the highest score for each image. Two captions of
-    one image, and images with a caption of the same words, are no negatives. Since negatives come from the micro-batch, the loss
-    depends on --accumulate and on the number of processes, unlike other losses.
+    negatives are one for each text and one for each image, drawn with the softmax of the scores as probabilities, as in ALBEF: at
+    first any, later the hardest. Two captions of one image, and images with a caption of the same words, are no negatives. Since
+    negatives come from the micro-batch, the loss depends on --accumulate and on the number of processes, unlike other losses.
     """
 
     def __init__(self, encoder, recipe):
@@ -464,8 +464,8 @@ class Match(Head):
         return {'examples': len(texts), **of_texts, **of_images}
 
     @torch.no_grad()
-    def hardest(self, batch, candidates):
-        """(the hardest image of each text, the hardest text of each image), (b,) int64 each; any where there is no candidate."""
+    def hard(self, batch, candidates):
+        """(a hard image for each text, a hard text for each image), (b,) int64 each; any where there is no candidate."""
         b = batch['examples']
         texts = torch.arange(b, device=candidates.device)
         scores = torch.full((b, b), -torch.inf, device=candidates.device)
@@ -473,11 +473,12 @@ class Match(Head):
             images = (texts + shift) % b
             scores[texts, images] = self.logits(self.pairs(batch, texts, images))
         scores.masked_fill_(~candidates, -torch.inf)
-        return scores.argmax(1), scores.argmax(0)
+        noise = -torch.empty(2, b, b, device=scores.device).exponential_().log()  # Gumbel's, so that argmax draws by softmax
+        return (scores + noise[0]).argmax(1), (scores + noise[1]).argmax(0)
 
     def forward(self, batch, counts):
         candidates = self.candidates(batch)
-        own, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hardest(batch, candidates)
+        own, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
         positive = self.logits(batch)
         negative = self.logits(self.pairs(batch, torch.cat([own, texts]), torch.cat([images, own])))  # (2 * b,)
         is_negative = torch.cat([candidates.any(1), candidates.any(0)]).float()

@@ -54,7 +54,8 @@ def batch_of(images, texts=None):
 
 def test_negatives_are_the_hardest_candidates_of_texts_and_of_images():
     torch.manual_seed(0)
-    table, batch = torch.randn(6, 6), batch_of([0, 1, 2, 3, 4, 5])
+    # So far apart that the draw by softmax is that of the highest.
+    table, batch = 100.0 * (torch.randperm(36).view(6, 6) - 20), batch_of([0, 1, 2, 3, 4, 5])
     head = Scores(table, candidates=2)
     loss, metrics = head(batch, head.counts([batch]))
     near = [[(j - i) % 6 in (1, 2) for j in range(6)] for i in range(6)]
@@ -66,6 +67,18 @@ def test_negatives_are_the_hardest_candidates_of_texts_and_of_images():
     assert loss['BCE'].item() == pytest.approx(float(expected) / 18, rel=1e-5)
     assert metrics['examples'] == 18
     assert metrics['score'] == sum(table[i, i] > 0 for i in range(6)) + sum(table[pair] <= 0 for pair in hard)
+
+
+def test_equal_scores_draw_any_candidate_and_scores_weigh_them():
+    torch.manual_seed(0)
+    batch, table = batch_of([0, 1, 2, 3]), torch.zeros(4, 4)
+    head = Scores(table, candidates=3)
+    drawn = torch.stack([head.hard(batch, head.candidates(batch))[0] for _ in range(300)])
+    counts = torch.bincount(drawn[:, 0], minlength=4)
+    assert counts[0] == 0 and (counts[1:] > 70).all()
+    head.table.data[0, 2] = np.log(8)  # 0.8 of exp(0), exp(0), exp(log 8)
+    drawn = torch.stack([head.hard(batch, head.candidates(batch))[0] for _ in range(300)])
+    assert 210 < (drawn[:, 0] == 2).sum() < 270
 
 
 def test_captions_of_one_image_and_of_the_same_words_are_no_negatives():
