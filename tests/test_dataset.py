@@ -253,7 +253,8 @@ def test_each_kind_has_its_class():
 
 
 def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):
-    for form, block in zip((QUESTION, TEXT_QUESTION, PAIR), blocks('Questions', 'json'), strict=True):
+    forms = QUESTION, TEXT_QUESTION, PAIR, task_class('entailment').schema
+    for form, block in zip(forms, blocks('Questions', 'json'), strict=True):
         example, = json.loads(block)
         assert form.first_fault(example) is None and form.scores(example)
     described = [json.loads(block) for heading in ('Questions and answers', 'Statements, true or false',

@@ -39,7 +39,8 @@ class ExampleDataset(torch.utils.data.Dataset):
         """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
         a heads.Encoder, which writes the texts; seed: of the random draws of training."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
-        self.whole_image, self.region_overlaps = 'whole' in encoder.needs, encoder.region_overlaps
+        self.whole_image = 'whole' in encoder.needs
+        self.region_overlaps = encoder.region_overlaps if examples.schema.box else None
         if isinstance(examples.schema, tagged_texts.TaggedSchema):
             self.text = self.write_tagged(encoder, max_length)
         else:
