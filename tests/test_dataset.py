@@ -191,7 +191,7 @@ def test_files_that_do_not_belong_together_are_faults(mine, check):
     ({'answer': 'answers.json'},
      'key "answer": there is no such key; expected kind, name, max_length, answers, splits, detector, made_from'),
     ({'kind': 'okvqa'},
-     'key "kind": expected one of vqa, gqa, nlvr2, nlvr, classify, multilabel, lxmert, captions, found "okvqa"'),
+     f'key "kind": expected one of {", ".join(check_dataset.KINDS)}, found "okvqa"'),
     ({'kind': 'lxmert', 'answers': None}, 'key "answers": expected a text, found None'),
     ({'max_length': 2}, 'key "max_length": expected at least 3'),
     ({'splits': {'dev': []}},
