@@ -32,7 +32,7 @@ import torch
 SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, 'l_layers': 1, 'r_layers': 1, 'x_layers': 1,
          'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
 # Files left out; of the state before the last one the bytes have absolute paths
-SKIP = re.compile(r'/src/|\.previous$|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/corpus/')
+SKIP = re.compile(r'/src/|\.previous$|tfevents|\.lock$|/run\.bash$|/options\.json$|^logs/|__pycache__|^data/(nlvr_)?corpus/')
 # Keys left out of json: random or of the clock, digests of source files, absolute paths
 VOLATILE = {'stamp', 'mtime_ns', 'code', 'made_from', 'extracted at', 'extracted from', 'imported at', 'imported from',
             'converted from'}
@@ -130,8 +130,8 @@ run convert file out/file_vqa/BEST.safetensors out/file_vqa_back/BEST.pth
 predict vqa from_hf --test minival --load out/hf_vqa
 run encode cpu data/pairs.tsv --features data/shapes/mscoco_imgfeat/val2014_obj36.tsv --out out/pooled.npz \
     --load snap/pretrain/a/Epoch02
-run nlvr cpu n --nlvr data/corpus --statements 24 --batchSize 4
-run nlvr cpu blind --nlvr data/corpus --statements 0 --withoutPretraining --withoutPictures --batchSize 4
+run nlvr cpu n --nlvr data/nlvr_corpus --statements 24 --batchSize 4
+run nlvr cpu blind --nlvr data/nlvr_corpus --statements 0 --withoutPretraining --withoutPictures --batchSize 4
 run check_dataset data/nlvr/made/dataset.json --bert data/nlvr/made/bert
 run check_dataset data/nlvr/made/pretraining.json
 run show errors --load snap/nlvr/n/BEST --task nlvr --dataset data/nlvr/made/dataset.json --test dev --out out/nlvr.html
@@ -175,7 +175,7 @@ def edit_world(root):
         path.unlink()  # some are hard links to one file
         path.write_text(''.join(tsv_line(line, 36 if i % 3 else 5 + i % 7) for i, line in enumerate(lines)))
     lines = (world / 'mscoco_imgfeat/val2014_obj36.tsv').read_text().splitlines()
-    for name in ('mine', 'arrays', 'corpus'):
+    for name in ('mine', 'arrays', 'nlvr_corpus'):
         (data / name).mkdir()
     (data / 'pairs.tsv').write_text(''.join(f'{line.split()[0]}\tis there a star\n' for line in lines))
     (data / 'broken.tsv').write_text('\n'.join([lines[0], lines[1][:500], lines[2], lines[0], *lines[3:]]) + '\n')
@@ -197,7 +197,7 @@ def edit_world(root):
     a, b, c = ({'type': kind, 'color': color, 'size': 20, 'x_loc': 20, 'y_loc': 40}
                for kind, color in (('circle', 'Yellow'), ('square', 'Black'), ('triangle', '#0099ff')))
     for split, count in (('train', 8), ('dev', 3)):
-        (data / f'corpus/{split}.json').write_text(''.join(json.dumps({
+        (data / f'nlvr_corpus/{split}.json').write_text(''.join(json.dumps({
             'identifier': f'{i}-0', 'sentence': said[i % 4], 'label': 'true' if i % 3 else 'false',
             'structured_rep': [[a, b][i % 2:], [c] * (i % 3), [b]]}) + '\n' for i in range(count)))
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+import resource
 import shutil
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from test_train import Interrupt, assert_same, weights
 
 from annotations import captions
 from annotations.captions import KIND, CaptionDataset, cut_lengths, load_captions
-from annotations.corpus import Corpus, open_corpus
+from annotations.corpus import Corpus, allow_open_files, open_corpus
 from annotations.spec import DatasetSpec
 from batches import MicroBatch
 from bert.tokenization import BertTokenizer
@@ -227,6 +228,18 @@ def test_a_sample_goes_through_lines_and_round(tmp_path):
 def write(path, lines):
     path.write_text('\n'.join(lines))
     return path
+
+
+def test_a_corpus_of_many_files_raises_the_limit_of_open_files(monkeypatch):
+    limits = []
+    monkeypatch.setattr(resource, 'getrlimit', lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, 'setrlimit', lambda _, limit: limits.append(limit))
+    allow_open_files(100, 'x')
+    assert not limits
+    allow_open_files(1000, 'x')
+    assert limits == [(1512, 4096)]
+    with pytest.raises(DataError, match=r'^a\.txt, b: a corpus .* needs 6,512 open files, but the system allows 4,096'):
+        allow_open_files(6000, 'a.txt, b: a corpus of 3,000 files')
 
 
 @pytest.mark.parametrize('lines', [1, 2, 7, 30, 64])

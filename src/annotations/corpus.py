@@ -12,6 +12,7 @@ import codecs
 import glob
 import itertools
 import re
+import resource
 from math import gcd
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CHUNK = 1 << 14  # lines that are tokenised and written at once
 CONTROL = re.compile('[\0-\x08\x0e-\x1f\x7f]')  # control characters but white space
 NO_CORPUS = ('README.md', '.lock', '.columns', '.tmp', '.old')  # endings of files that a pattern does not mean
 MAX_LINE = 1 << 20  # bytes of a line that are read, more than any sample needs
+OTHER_FILES = 512  # that a program may have open besides those of a corpus
 NUMBERS = 5  # of lines that were skipped, to report
 
 
@@ -99,14 +101,26 @@ def open_corpus(patterns, tokenizer, length, store_root=None):
 
     patterns: paths or patterns of paths of files in UTF-8, also .gz. Raises FileNotFoundError or DataError.
     """
-    paths = [path for pattern in patterns for path in find(Path(pattern))]
-    files = [open_file(path, tokenizer, length, store_root) for path in dict.fromkeys(paths)]
+    paths = list(dict.fromkeys(path for pattern in patterns for path in find(Path(pattern))))
+    allow_open_files(2 * len(paths), f'{some(paths)}: a corpus of {len(paths):,} files')
+    files = [open_file(path, tokenizer, length, store_root) for path in paths]
     for file in files:
         print0(*file.lines(tokenizer.vocab_file))
     corpus = Corpus(files, length)
     if not len(corpus):
         raise DataError(f'{some(paths)}: expected a corpus, a text a line, found no text; put text there, or give --withoutText')
     return corpus
+
+
+def allow_open_files(count, what):
+    """Raises this process's limit of open files by `count`; mapped arrays count. Raises DataError if the system forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + OTHER_FILES
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise DataError(f'{what} needs {needed:,} open files, but the system allows {hard:,} (ulimit -Hn); join '
+                        'them into fewer files')
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def find(pattern):

@@ -193,11 +193,12 @@ def answers_beside(weights):
 
 def check_sidecars(model, weights, config, tokenizer, encoder=False):
     """Raises DataError if config.json or vocab.txt beside a file of weights contradict config or tokenizer. Tensor sizes do not
-    reveal another number of attention heads or another order of words. encoder: whether a flag of models.OF_FLAGS names them."""
+    reveal another number of attention heads or another order of words. encoder: whether a flag of models.FLAG_MODELS names
+    them."""
     path = Path(weights).with_name('config.json')
     if path.is_file():
         if (other := model_type(weights, model)) != model:
-            flag = next(flag for flag, name in models.OF_FLAGS.items() if name == other) if encoder else f'model {other}'
+            flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other) if encoder else f'model {other}'
             raise DataError(f'{path}: model_type: these weights are of the model {other}, not {model}; give --{flag}')
         models.package(model).check_config(path, config)
     if has_vocabulary(path.parent):
@@ -276,7 +277,7 @@ def mismatch(model, options, start, error):
     """What is wrong with weights whose loading ended in an error, and what to do; '' if that is not known."""
     other = models.of_names(tensor_names(start.path))
     if other not in (model, models.DEFAULT):  # which is also that of names nobody knows
-        flag = next(flag for flag, name in models.OF_FLAGS.items() if name == other)
+        flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other)
         return f'{start.path}: has weights of the model {other}, not of {model}; give --{flag}, or --model {other} with --load'
     if start.kind != 'all' or 'does not fit' not in str(error):
         return ''
