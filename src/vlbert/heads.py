@@ -273,7 +273,10 @@ def load_start(head, start):
     if start.kind == 'scratch':
         return []
     if start.kind == 'all':
-        return [fill(head, read_vlbert(start.path), str(start.path), rename=file_name_of(head))]
+        state, source = read_vlbert(start.path), str(start.path)
+        if isinstance(head, Pretraining):  # with or without the embedding of texts
+            return [head.load_original(state, source)]
+        return [fill(head, state, source, rename=file_name_of(head))]
     if start.kind == 'bert':
         reports = [load_bert(head, start.path)]
     else:
