@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2] [lxmert|vlbert]
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|entailment] [lxmert|vlbert]
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
-# NLVR2 starts from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
+# NLVR2 and entailment start from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
 # docs/results.md. To resume it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2] [lxmert|vlbert]" >&2; exit 2; }
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|entailment] [lxmert|vlbert]" >&2; exit 2; }
 [ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
 case $model in
@@ -22,6 +22,8 @@ case $task in
     gqa) labelled=testdev unlabelled=submit flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
     nlvr2) labelled=test unlabelled=hidden flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
+    entailment) labelled=dev unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 4)
+        question="${picture}1.png \"The star is red.\"" ;;
     *) usage ;;
 esac
 [ $model = lxmert ] || flags+=(--model $model --batchSize 32)
@@ -31,7 +33,7 @@ step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in data/shapes"
 run_program bash run/shapes.bash
-if [ $task = nlvr2 ] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+if [[ $task =~ ^(nlvr2|entailment)$ ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
     run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
 step "Training $name (snap/$task/$run)"

@@ -17,7 +17,8 @@ from torch import nn
 from bert.weights import WeightsError, fill
 from param import ENCODERS
 
-# Keys of a batch with tensors (m, ...).
+# Keys of a batch with tensors (n, ...), and with tensors (m, ...).
+TEXT_KEYS = ('input_ids', 'token_type_ids', 'slot', 'word_regions')
 IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
 
 
@@ -27,7 +28,9 @@ class Recipe:
 
     output: str  # 'answer', 'choice', 'region', 'match' or 'pretrain'
     images: int = 1  # k, images per example
-    loss: str = 'BCE'  # for output 'answer'. BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer
+    # For output 'answer': BCE: binary cross entropy with soft scores; CE: cross entropy with the best answer. For output
+    # 'choice': BCE: mean binary cross entropy over all choices; CE: cross entropy with the right one.
+    loss: str = 'BCE'
     loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
     optim: str = 'bert'  # as --optim
     lr: float | None = 5e-5
@@ -43,6 +46,7 @@ class Recipe:
     weight_decay: float | None = None  # None: the optimizer's default
     momentum: float = 0.9  # for --optim momentum
     text_length: int | None = None  # tokens of a text of the published data; None: that of the dataset
+    candidates: int = 4  # for output 'match': wrong images that a text is scored with in training, to find hard ones
     # What is mirrored in half of the training examples: 'images', or 'words': also left and right in texts and answers.
     mirror: str = ''
 
@@ -64,6 +68,7 @@ class Start:
     rows: list | None = None  # for each answer of the run, its row in the file's answer head, or -1
     known: int = 0  # number of answers of the file's answer head
     absent: float = 0.0  # bias of answers whose row is -1
+    bert: Path | None = None  # of kind 'encoder': BERT's weights, for what the file lacks
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,20 @@ class States:
 
 
 class Encoder(nn.Module):
-    """The interface between an encoder and the heads."""
+    """The interface between an encoder and the heads.
 
-    needs: frozenset = frozenset()  # image inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels'
+    An encoder that computes vectors of images and of texts separately (a dual encoder) is to define
+
+        vectors(batch) -> (images (m, v), texts (n, v))    normalised, so that the similarity of a pair is their product
+
+    Then output 'match' is to add a contrastive loss over the batch (heads.Match), and tasks.ranking to score with the head only
+    the best pairs by these vectors. No encoder defines it yet, and neither is implemented.
+    """
+
+    needs: frozenset = frozenset()  # inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels', 'word_regions'
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
+    returns_visual: bool = False  # whether `forward` returns States.visual; a head that reads them sets it
     config: object
     tokenizer: object | None = None
 
@@ -122,9 +136,28 @@ class Encoder(nn.Module):
         """Layers from pooled vectors (e, p) to scores (e, answers)."""
         raise NotImplementedError
 
+    def match_classifier(self, images) -> nn.Module:
+        """Layers from pooled vectors (e, p) to the scores (e, 2) that text and images do not, or do, belong together."""
+        return self.classifier(2, images)
+
+    def choice_classifier(self, images) -> nn.Module:
+        """Layers from pooled vectors (e, p) to the score of a choice (e, 1)."""
+        return self.classifier(1, images)
+
+    def class_classifier(self) -> nn.Module | None:
+        """Layers from region states (..., d) to logits of the classes of regions, for the additional loss of output 'choice';
+        None for an encoder without this loss."""
+        return None
+
     def region_classifier(self) -> nn.Module:
         """Layers from region states (m, v, d) to scores (m, v, 1)."""
         raise NotImplementedError
+
+    @staticmethod
+    def region_overlaps(boxes, targets, image_size):
+        """Intersection over union of regions with a target box, for the labels of training. boxes (m, o, 4), targets (m, 4),
+        scaled to 0..1; image_size (m, 2): height and width in pixels -> (m, o)."""
+        return overlaps(boxes, targets, 1 / image_size.flip(1))
 
     def parts(self) -> list:
         """Lists of modules from the input up, which together hold all parameters: the embeddings, a list for each layer, and last
@@ -221,7 +254,8 @@ class Head(nn.Module):
     def untrained(self, objective, options) -> str:
         """Why the loaded weights cannot compute match_logits (objective 'match') or word_logits ('words'), or ''. options: those
         of the run that wrote them, {} where they are not known."""
-        return ''
+        method, what = {'match': ('match_logits', 'matching'), 'words': ('word_logits', 'masked words')}[objective]
+        return f'has no head of {what}' if getattr(type(self), method) is getattr(Head, method) else ''
 
     def extra_state(self) -> dict:
         """Tensors of the run state that snapshots do not contain: momentum weights, queues."""
@@ -305,24 +339,50 @@ class Answers(Head):
 
 
 class Choices(Head):
-    """Multiple choice: scores each of the c texts of an example."""
+    """Multiple choice: scores each of the c texts of an example. Where an encoder has layers for it, and the examples have
+    classes of regions, these are predicted from the region states of all c texts, as an additional loss."""
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
-        self.classifier = encoder.classifier(1, recipe.images)
+        self.classifier = encoder.choice_classifier(recipe.images)
+        self.classes = encoder.class_classifier()
+        encoder.returns_visual = self.classes is not None
+
+    def train(self, mode=True):
+        self.encoder.returns_visual = mode and self.classes is not None
+        return super().train(mode)
 
     def logits(self, batch):
-        return self.classifier(self.encoder(batch).pooled).view(batch['examples'], -1).float()  # (e, 1) -> (b, c)
+        return self.choice_logits(batch, self.encoder(batch))
+
+    def choice_logits(self, batch, states):
+        return self.classifier(states.pooled).view(batch['examples'], -1).float()  # (e, 1) -> (b, c)
 
     def counts(self, micro_batches):
-        first = micro_batches[0]['choice']
-        return {'CE': first.new_full((), sum(batch['examples'] for batch in micro_batches), dtype=torch.float32)}
+        """The number of choices (BCE) or of examples (CE), and of region states with a class."""
+        first, size = micro_batches[0]['choice'], sum(batch['examples'] for batch in micro_batches)
+        choices = len(micro_batches[0]['input_ids']) // micro_batches[0]['examples']
+        size *= choices if self.recipe.loss == 'BCE' else 1
+        counts = {self.recipe.loss: first.new_full((), size, dtype=torch.float32)}
+        if self.classes is not None and 'region_class' in micro_batches[0]:
+            counts['Classes'] = choices * sum((batch['region_class'] >= 0).sum() for batch in micro_batches).float()
+        return counts
 
     def forward(self, batch, counts):
-        logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch['choice'], reduction='sum')
-        score = (logits.detach().argmax(1) == batch['choice']).sum()
-        return {'CE': loss / counts['CE'].clamp(min=1)}, {'score': score, 'examples': len(logits)}
+        states = self.encoder(batch)
+        logits, choice, name = self.choice_logits(batch, states), batch['choice'], self.recipe.loss
+        if name == 'BCE':
+            target = F.one_hot(choice, logits.shape[1]).to(logits.dtype)
+            losses = {'BCE': F.binary_cross_entropy_with_logits(logits, target, reduction='sum')}
+        else:
+            losses = {'CE': F.cross_entropy(logits, choice, reduction='sum')}
+        if states.visual is not None and 'region_class' in batch:
+            classes = batch['region_class'].repeat_interleave(logits.shape[1], 0)  # (b, o) -> (e, o)
+            losses['Classes'] = F.cross_entropy(self.classes(states.visual).flatten(0, 1).float(), classes.flatten(),
+                                                ignore_index=-1, reduction='sum')
+        score = (logits.detach().argmax(1) == choice).sum()
+        return ({name: loss / counts[name].clamp(min=1) for name, loss in losses.items()},
+                {'score': score, 'examples': len(logits)})
 
 
 class Regions(Head):
@@ -330,6 +390,7 @@ class Regions(Head):
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
+        encoder.returns_visual = True
         self.classifier = encoder.region_classifier()
 
     def logits(self, batch):
@@ -354,12 +415,17 @@ class Regions(Head):
 
 
 class Match(Head):
-    """Image-text matching. The negative pairs of training combine each text with the next image of the micro-batch, so that,
-    unlike other losses, this one depends on --accumulate and on the number of processes."""
+    """Image-text matching, trained with hard negatives.
+
+    Each text is scored, without gradients, with the next recipe.candidates images of the micro-batch. Of these pairs the
+    negatives are one for each text and one for each image, drawn with the softmax of the scores as probabilities, as in ALBEF: at
+    first any, later the hardest. Two captions of one image, and images with a caption of the same words, are no negatives. Since
+    negatives come from the micro-batch, the loss depends on --accumulate and on the number of processes, unlike other losses.
+    """
 
     def __init__(self, encoder, recipe):
         super().__init__(encoder, recipe)
-        self.classifier = encoder.classifier(2, recipe.images)
+        self.classifier = encoder.match_classifier(recipe.images)
 
     def logits(self, batch):
         scores = self.classifier(self.encoder(batch).pooled).float()
@@ -378,23 +444,62 @@ class Match(Head):
 
     def counts(self, micro_batches):
         """The number of positive and negative pairs."""
-        negatives = sum(self.is_negative(batch).sum() for batch in micro_batches)
+        candidates = [self.candidates(batch) for batch in micro_batches]
+        negatives = sum(which.any(1).sum() + which.any(0).sum() for which in candidates)
         return {'BCE': (negatives + sum(batch['examples'] for batch in micro_batches)).float()}
 
+    def candidates(self, batch):
+        """Whether image j is a candidate for the negative of text i, (b, b) bool."""
+        image, ids = batch['image_id'], batch['input_ids']
+        place = torch.arange(len(image), device=image.device)
+        near = (place - place[:, None]) % len(place) <= self.recipe.candidates  # the text's own image is excluded below
+        return near & (image[:, None] != image) & (ids[:, None] != ids).any(2)
+
     @staticmethod
-    def is_negative(batch):
-        """Whether the next example has another image, (b,) bool: two captions of one image are no negative pair."""
-        return batch['image_id'] != batch['image_id'].roll(-1)
+    def pairs(batch, texts, images):
+        """A batch of text texts[i] with image images[i] of another one, (p,) int64 each."""
+        b = batch['examples']
+        of_texts = {key: batch[key][texts] for key in TEXT_KEYS if key in batch}
+        of_images = {key: batch[key].unflatten(0, (b, -1))[images].flatten(0, 1) for key in IMAGE_KEYS if key in batch}
+        return {'examples': len(texts), **of_texts, **of_images}
+
+    @torch.no_grad()
+    def hard(self, batch, candidates):
+        """(a hard image for each text, a hard text for each image), (b,) int64 each; any where there is no candidate."""
+        b = batch['examples']
+        texts = torch.arange(b, device=candidates.device)
+        scores = torch.full((b, b), -torch.inf, device=candidates.device)
+        for shift in range(1, min(self.recipe.candidates, b - 1) + 1):
+            images = (texts + shift) % b
+            scores[texts, images] = self.logits(self.pairs(batch, texts, images))
+        scores.masked_fill_(~candidates, -torch.inf)
+        noise = -torch.empty(2, b, b, device=scores.device).exponential_().log()  # Gumbel's, so that argmax draws by softmax
+        return (scores + noise[0]).argmax(1), (scores + noise[1]).argmax(0)
 
     def forward(self, batch, counts):
-        k = len(next(batch[key] for key in IMAGE_KEYS if key in batch)) // batch['examples']
-        next_images = {key: batch[key].roll(-k, 0) for key in IMAGE_KEYS if key in batch}
-        positive, negative = self.logits(batch), self.logits(batch | next_images)
-        is_negative = self.is_negative(batch).float()
+        candidates = self.candidates(batch)
+        own, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
+        positive = self.logits(batch)
+        negative = self.logits(self.pairs(batch, torch.cat([own, texts]), torch.cat([images, own])))  # (2 * b,)
+        is_negative = torch.cat([candidates.any(1), candidates.any(0)]).float()
         loss = (F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive), reduction='sum')
                 + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))
         score = (positive.detach() > 0).sum() + ((negative.detach() <= 0) * is_negative).sum()
         return {'BCE': loss / counts['BCE'].clamp(min=1)}, {'score': score, 'examples': len(positive) + is_negative.sum()}
+
+
+def overlaps(boxes, targets, pixel=0):
+    """Intersection over union of boxes (b, o, 4) with a target (b, 4) each -> (b, o). pixel: the width and height of a pixel,
+    (b, 2) or a number, by which sides are longer than the difference of their ends, as in the original code; 0: they are not."""
+    targets = targets[:, None]
+    pixel = pixel[:, None] if isinstance(pixel, torch.Tensor) else pixel
+
+    def area(one):  # 0 where a side is negative
+        return (one[..., 2:] - one[..., :2] + pixel).clamp(min=0).prod(-1)
+
+    first, last = torch.maximum(boxes[..., :2], targets[..., :2]), torch.minimum(boxes[..., 2:], targets[..., 2:])
+    shared = area(torch.cat([first, last], -1))
+    return shared / (area(boxes) + area(targets) - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
 HEADS = {'choice': Choices, 'region': Regions, 'match': Match}

@@ -73,6 +73,11 @@ class Options:
     resume: bool = flag(False, 'Training', 'Resume from the run state in --output; without a run state, start.')
     saveSteps: int = flag(0, 'Training', 'Save the run state every this many steps and every epoch; 0: only every epoch.')
 
+    rationale: bool = flag(False, 'VCR', 'Choose the rationale of the right answer (QA->R) instead of the answer (Q->A).')
+    loadRationale: str | None = flag(
+        None, 'VCR', 'With --test: the snapshot that chooses rationales, beside --load, which chooses answers: Q->AR, and the '
+        "leaderboard's file.")
+
     taskMaskLM: bool = flag(False, 'Pre-training', 'Masked language modeling.')
     taskMatched: bool = flag(False, 'Pre-training', 'Predict whether sentence and image match; half of them do not.')
     taskObjPredict: bool = flag(False, 'Pre-training', 'Masked region prediction with the losses of --visualLosses.')
@@ -144,6 +149,8 @@ class Options:
             raise ValueError('--dumpProbs: give the split to predict with --test')
         if self.test is not None and self.resume:
             raise ValueError('--test and --resume: testing does not train, so there is nothing to resume')
+        if self.loadRationale and (self.test is None or self.rationale):
+            raise ValueError('--loadRationale: is for --test, with --load of answers and without --rationale')
         if self.featDevice == 'cuda' and self.device == 'cpu':
             raise ValueError('--featDevice cuda and --device cpu: features on the GPU need the model on the GPU')
         if self.test is None and not self.train:

@@ -191,7 +191,8 @@ def test_files_that_do_not_belong_together_are_faults(mine, check):
     ({'answer': 'answers.json'},
      'key "answer": there is no such key; expected kind, name, max_length, answers, splits, detector, made_from'),
     ({'kind': 'okvqa'},
-     'key "kind": expected one of vqa, gqa, nlvr2, nlvr, classify, multilabel, lxmert, captions, found "okvqa"'),
+     'key "kind": expected one of vqa, gqa, nlvr2, nlvr, classify, multilabel, entailment, refcoco, retrieval, vcr, '
+     'lxmert, captions, found "okvqa"'),
     ({'kind': 'lxmert', 'answers': None}, 'key "answers": expected a text, found None'),
     ({'max_length': 2}, 'key "max_length": expected at least 3'),
     ({'splits': {'dev': []}},
@@ -248,11 +249,12 @@ def test_an_unknown_split_is_told_with_its_flag(mine, capsys, flags, message):
 
 def test_each_kind_has_its_class():
     assert {kind: task_class(kind).kind for kind in TASKS} == {kind: kind for kind in (
-        'vqa', 'gqa', 'nlvr2', 'nlvr', 'classify', 'multilabel')}
+        'vqa', 'gqa', 'nlvr2', 'nlvr', 'classify', 'multilabel', 'entailment', 'refcoco', 'retrieval', 'vcr')}
 
 
 def test_the_examples_of_the_readme_are_as_the_program_takes_them(tmp_path):
-    for form, block in zip((QUESTION, TEXT_QUESTION, PAIR), blocks('Questions', 'json'), strict=True):
+    forms = QUESTION, TEXT_QUESTION, PAIR, task_class('entailment').schema
+    for form, block in zip(forms, blocks('Questions', 'json'), strict=True):
         example, = json.loads(block)
         assert form.first_fault(example) is None and form.scores(example)
     described = [json.loads(block) for heading in ('Questions and answers', 'Statements, true or false',

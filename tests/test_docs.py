@@ -25,7 +25,8 @@ PICTURE = 'data/shapes/images/val2014/COCO_val2014_00000000160{}.png'  # the doc
 # What makes a command quick; of a flag that is given twice the last value counts.
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
-    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64'] for task in ('vqa', 'gqa', 'nlvr2', 'classify')},
+    **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64']
+       for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment', 'refcoco', 'retrieval', 'vcr')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/vlbert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/download.bash': ['--list'],
@@ -126,7 +127,7 @@ def template(made_world, tmp_path_factory):
     if (ROOT / '.venv').exists():
         (folder / '.venv').symlink_to((ROOT / '.venv').resolve())
     for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', 'cc', 'cc_imgfeat',
-                 'corpus'):
+                 'corpus', 'entailment', 'flickr30k_imgfeat', 'refcoco', 'retrieval', 'vcr', 'vcr_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
     for number, picture in enumerate(sorted((folder / 'data/shapes/images/val2014').glob('*.png'))[:2], 1):
@@ -194,7 +195,9 @@ def test_the_documents_have_commands():
 
 def test_launchers_say_how_to_use_them(template):
     for launcher in ('lxmert_pretrain', 'vqa_finetune', 'vqa_test', 'gqa_finetune', 'gqa_test', 'nlvr2_finetune', 'nlvr2_test',
-                     'classify_finetune', 'classify_test', 'nlvr', 'ensemble', 'encode', 'extract', 'match'):
+                     'classify_finetune', 'classify_test', 'entailment_finetune', 'entailment_test',
+                     'refcoco_finetune', 'refcoco_test', 'retrieval_finetune', 'retrieval_test', 'vcr_finetune', 'vcr_test',
+                     'nlvr', 'ensemble', 'encode', 'extract', 'match'):
         done = subprocess.run(['bash', f'run/{launcher}.bash'], cwd=template, capture_output=True, text=True)
         assert done.returncode == 2 and 'Usage: bash run/' in done.stderr
     for launcher in ('ask', 'encode', 'extract', 'match'):

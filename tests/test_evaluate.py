@@ -333,7 +333,7 @@ def test_official_vqa_annotations_as_a_list(run):
 
 
 @pytest.mark.parametrize('flags', [
-    ('vcr', 'p', 'a'), ('vqa', 'p'), ('vqa', 'p', 'a', '--choices', 'c'), ('vqa', 'p', 'a', '--out', 'no/o')])
+    ('okvqa', 'p', 'a'), ('vqa', 'p'), ('vqa', 'p', 'a', '--choices', 'c'), ('vqa', 'p', 'a', '--out', 'no/o')])
 def test_wrong_usage(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as raised:

@@ -219,8 +219,11 @@ def test_vocabulary_knows_every_word(small_world):
     out, annotations = small_world
     pieces = (out / 'bert/vocab.txt').read_text().split('\n')[:-1]
     assert pieces[:5] == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'] and len(set(pieces)) == len(pieces)
-    sentences = [sentence for splits in annotations.values() for items in splits.values() for item in items
+    sentences = [sentence for task, splits in annotations.items() if task != 'vcr' for items in splits.values() for item in items
                  for sentence in ([item['sent']] if 'sent' in item else chain.from_iterable(item['sentf'].values()))]
+    sentences += [word for items in annotations['vcr'].values() for item in items
+                  for text in (item['question'], item['names'], *item['answer_choices'], *item['rationale_choices'])
+                  for word in text if isinstance(word, str)]
     words = {word for sentence in sentences for word in re.findall(r'\w+|[^\w\s]', sentence.lower())}
     assert words <= set(pieces)
     config = json.loads((out / 'bert/config.json').read_text())

@@ -6,9 +6,9 @@ From the official TSV files, a caption, a tab and an address a line, whose line 
 import argparse
 from pathlib import Path, PurePosixPath
 
-from annotations.raw_data import Outputs, examples_of, run
+from annotations.raw_data import Outputs, examples_of, image_ids, run
 from files.json_files import DataError, field, numbered_lines, parse_json
-from regions import store, tsv
+from regions import store
 from regions.readers import id_difference
 
 SOURCE = 'https://ai.google.com/research/ConceptualCaptions/download'
@@ -45,13 +45,6 @@ def read_json_lines(path):
 def read(path):
     """Yields (img_id, caption) of a file of either form."""
     return read_json_lines(path) if path.name.removesuffix('.gz').endswith('.json') else read_tsv(path)
-
-
-def image_ids(path):
-    """The set of image ids (str) in a region store or TSV. Raises an error that names it if there is none."""
-    regions = store.fresh(path, None) or tsv.need(path)
-    ids = [line.split(b'\t', 1)[0] for line in regions.lines()] if isinstance(regions, tsv.TsvFile) else regions.ids.tolist()
-    return {img_id.decode() for img_id in ids}
 
 
 def main(argv):

@@ -5,16 +5,18 @@ import hashlib
 import numpy as np
 import torch
 
+from annotations import tagged_texts
 from annotations.mirroring import Mirroring
 from annotations.split_regions import open_regions, warn_duplicate_images
 from bert.tokenization import TextStatistics
 from dist import print0
 from files.json_files import DataError, some
+from heads import overlaps
 from regions import placement
 from regions.readers import id_difference
 
 LABELS = ('label_example', 'label_answer', 'label_score')
-TARGET_OVERLAP = 0.5  # intersection over union from which a region is the target box
+TARGET_OVERLAP = 0.5  # intersection over union above which a region is labelled as the target box, from which it is right
 
 
 class ExampleDataset(torch.utils.data.Dataset):
@@ -26,21 +28,27 @@ class ExampleDataset(torch.utils.data.Dataset):
     regions differ; with the whole image as region 0 (Encoder.needs) also image_size (b * k, 2) int64, height and width in pixels;
     mirrored (b * k,) bool in training, if the encoder asks for it. Only where the examples have labels, by the task's output:
     'answer': label_example, label_answer int64 and label_score float32, each (l,): answer label_answer of example label_example
-    (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1, which
-    `to_device` turns into region_target (b, o) float32, 1 for regions that overlap it by half; 'match': image_id (b,) int64, the
-    row of the image.
+    (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1 and
+    target_size (b, 2) int64, height and width of the image, which `to_device` turns into region_target (b, o) float32, 1 for
+    regions that overlap the box by more than half (Encoder.region_overlaps); 'match': image_id (b,) int64, the row of the image.
+    Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them, and, where the
+    examples have them, region_class (b, o) int64, the class of each region, -1 at padding.
     """
 
     def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0):
         """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
         a heads.Encoder, which writes the texts; seed: of the random draws of training."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
-        used, self.sentence = np.unique(examples.sentence, return_inverse=True)
-        self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
-        texts = [examples.sentences[place] for place in used]
-        texts = [(text,) if isinstance(text, str) else text for text in texts]
-        self.text = encoder.write(texts, max_length, blank=encoder.blank and examples.schema.output == 'answer')
         self.whole_image = 'whole' in encoder.needs
+        self.region_overlaps = encoder.region_overlaps if examples.schema.box else None
+        if isinstance(examples.schema, tagged_texts.TaggedSchema):
+            self.text = self.write_tagged(encoder, max_length)
+        else:
+            used, self.sentence = np.unique(examples.sentence, return_inverse=True)
+            self.sentence = self.sentence.reshape(examples.sentence.shape).astype(np.int32)
+            texts = [examples.sentences[place] for place in used]
+            texts = [(text,) if isinstance(text, str) else text for text in texts]
+            self.text = encoder.write(texts, max_length, blank=encoder.blank and examples.schema.output == 'answer')
         self.mirroring = Mirroring(encoder.mirror, getattr(encoder, 'tokenizer', None), answers, seed)
         examples.sentences = ()  # a third of the memory of millions of questions
         self.counts, self.max_length = self.text.pop('counts', None), max_length
@@ -48,6 +56,29 @@ class ExampleDataset(torch.utils.data.Dataset):
         self.input_ids = self.text['input_ids']
         self.lengths = ((self.input_ids != 0) * np.arange(1, self.input_ids.shape[1] + 1)).max(1)
         self.label_start = np.searchsorted(examples.label_example, np.arange(len(self) + 1))
+
+    def write_tagged(self, encoder, max_length):
+        """The text of examples with a TaggedSchema. A choice is cut together with the others of its example, so that texts are
+        not shared. Raises DataError if a word names a region that its image lacks."""
+        examples, (n, choices) = self.examples, self.examples.sentence.shape
+        texts = [examples.sentences[place] for place in examples.sentence.ravel().tolist()]
+        uncut = examples.schema.rationale and not examples.labelled  # of a split for submission, as in the original code
+        text = tagged_texts.encode(encoder.tokenizer, texts, choices,
+                                   encoder.config.max_text_length() if uncut else max_length, not uncut)
+        self.sentence = np.arange(n * choices, dtype=np.int32).reshape(n, choices)
+        if 'word_regions' not in encoder.needs:
+            del text['word_regions']
+            return text
+        named = text['word_regions'].max(1).reshape(n, choices).max(1)  # (n,)
+        rows = self.rows[:, 0]
+        known, counts = rows >= 0, self.regions.region_counts(np.maximum(rows, 0))
+        if (wrong := np.flatnonzero(known & (named > counts))).size:
+            place = wrong[0]
+            raise DataError(f'image {examples.images[place, 0].decode()}: example {examples.names([place])[0]} names object '
+                            f'{named[place] - 1} (counted from 0), but {self.regions.name} has {counts[place]} regions of it; '
+                            'extract regions for the boxes of the annotations: bash run/extract.bash --boxes FILE')
+        text['word_regions'][np.repeat(~known, choices)] = 0
+        return text
 
     def __len__(self):
         return len(self.rows)
@@ -65,11 +96,14 @@ class ExampleDataset(torch.utils.data.Dataset):
             batch['visual_attention_mask'] = mask.astype(bool)
         if self.examples.labelled:
             batch |= self.labels(indices)
+        if self.examples.classes is not None and self.whole_image:
+            batch['region_class'] = self.region_classes(indices, mask)
         if (mirrored := self.mirroring.draw(micro_batch)) is not None:
             batch['mirrored'] = np.repeat(mirrored, rows.shape[1])
             if self.mirroring.words:
                 batch['input_ids'] = self.mirroring.texts(batch['input_ids'], np.repeat(mirrored, self.sentence[0].size))
-                batch |= self.mirroring.labels({name: batch[name] for name in LABELS if name in batch}, mirrored)
+                if 'label_answer' in batch:
+                    batch |= self.mirroring.labels({name: batch[name] for name in LABELS}, mirrored)
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
         return {'examples': len(indices), **tensors}
 
@@ -77,7 +111,9 @@ class ExampleDataset(torch.utils.data.Dataset):
         """A batch whose tensors are on the device, with features and boxes of regions that are kept there."""
         batch = placement.to_device(self.regions, batch)
         if 'target_box' in batch:
-            batch['region_target'] = (overlaps(batch['boxes'], batch.pop('target_box')) >= TARGET_OVERLAP).float()
+            # Mirroring changes no overlap, so that boxes and target are compared as they are in the image.
+            overlap = self.region_overlaps(batch['boxes'], batch.pop('target_box'), batch.pop('target_size'))
+            batch['region_target'] = (overlap > TARGET_OVERLAP).float()
         return batch
 
     def text_statistics(self, rows=slice(None)):
@@ -116,8 +152,8 @@ class ExampleDataset(torch.utils.data.Dataset):
         if examples.choice is not None:
             return {'choice': examples.choice[indices]}
         if examples.boxes is not None:
-            height, width = self.regions.image_sizes(self.rows[indices, 0]).T
-            return {'target_box': (examples.boxes[indices] / np.stack([width, height, width, height], 1)).astype(np.float32)}
+            sizes = self.regions.image_sizes(np.maximum(self.rows[indices, 0], 0)).astype(np.int64)  # (b, 2): height, width
+            return {'target_box': (examples.boxes[indices] / sizes[:, [1, 0, 1, 0]]).astype(np.float32), 'target_size': sizes}
         if examples.schema.captions:
             return {'image_id': self.rows[indices, 0]}
         counts = self.label_start[indices + 1] - self.label_start[indices]
@@ -126,6 +162,14 @@ class ExampleDataset(torch.utils.data.Dataset):
         return {'label_example': np.repeat(np.arange(len(indices)), counts),
                 'label_answer': examples.label_answer[labels].astype(np.int64), 'label_score': examples.label_score[labels]}
 
+    def region_classes(self, indices, mask):
+        """The class of each region, (b, o) int64 as mask (b, o), the whole image, 0, first; -1 where it is not known."""
+        classes = self.examples.classes[indices, :mask.shape[1] - 1].astype(np.int64)
+        result = np.full(mask.shape, -1)
+        result[:, 0] = 0
+        result[:, 1:1 + classes.shape[1]] = np.where(classes == 0, -1, classes)
+        return np.where(mask, result, -1)
+
     def scores(self, predictions):
         """Each example's score of a predicted place, (n,) -> (n,) float64 from 0 to 1: the soft score of an answer, whether a
         choice is right, whether a region overlaps the target box by half, or whether a pair is said to match."""
@@ -133,14 +177,29 @@ class ExampleDataset(torch.utils.data.Dataset):
         if examples.choice is not None:
             return (examples.choice == predictions).astype(np.float64)
         if examples.boxes is not None:
-            boxes = np.stack([self.regions.image(row).boxes[place] for row, place in
-                              zip(self.rows[:, 0].tolist(), predictions.tolist(), strict=True)])
-            overlap = overlaps(torch.from_numpy(boxes)[:, None], torch.from_numpy(examples.boxes))[:, 0]
-            return (overlap >= TARGET_OVERLAP).double().numpy()
+            return (self.target_overlaps(predictions) >= TARGET_OVERLAP).astype(np.float64)
         if examples.schema.captions:
             return predictions.astype(np.float64)
         hit = examples.label_answer == predictions[examples.label_example]
         return np.bincount(examples.label_example, weights=examples.label_score * hit, minlength=len(self))
+
+    def region_boxes(self, predictions):
+        """The boxes in pixels (n, 4) float64 of each example's predicted region, (n,); 0 for an image without regions. The whole
+        image, where it is region 0, has the box (0, 0, w - 1, h - 1)."""
+        boxes, lead = np.zeros((len(self), 4)), int(self.whole_image)
+        for i, (row, place) in enumerate(zip(self.rows[:, 0].tolist(), np.asarray(predictions).tolist(), strict=True)):
+            if row >= 0 and place < lead:
+                height, width = self.regions.image_sizes([row])[0].tolist()
+                boxes[i] = 0, 0, width - 1, height - 1
+            elif row >= 0:
+                boxes[i] = self.regions.image(row).boxes[place - lead]
+        return boxes
+
+    def target_overlaps(self, predictions, pixel=1):
+        """Intersection over union of each example's predicted region, (n,), with the target box -> (n,). pixel: as of
+        heads.overlaps."""
+        boxes, targets = torch.from_numpy(self.region_boxes(predictions)), torch.from_numpy(self.examples.boxes)
+        return overlaps(boxes[:, None], targets, pixel)[:, 0].numpy()
 
     def oracle(self):
         """The score, per cent, of the best prediction within the vocabulary for every example."""
@@ -149,13 +208,16 @@ class ExampleDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
-def overlaps(boxes, targets):
-    """Intersection over union of boxes (b, o, 4) with a target (b, 4) each -> (b, o)."""
-    targets = targets[:, None]
-    corners = torch.minimum(boxes[..., 2:], targets[..., 2:]) - torch.maximum(boxes[..., :2], targets[..., :2])
-    shared = corners.clamp(min=0).prod(-1)
-    areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, targets)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=torch.finfo(boxes.dtype).tiny)
+def check_target_boxes(examples, sizes, splits):
+    """Raises DataError for a target box that reaches beyond its image by more than a pixel. sizes: (n, 2), height and width."""
+    outside = (examples.boxes < -1) | (examples.boxes > sizes[:, [1, 0, 1, 0]] + 1)
+    if outside.any():
+        first = int(outside.any(1).argmax())
+        box, (height, width) = [round(side, 2) for side in examples.boxes[first].tolist()], sizes[first].tolist()
+        file, schema = splits[examples.split[first]].annotations, examples.schema
+        raise DataError(f'{file}: {schema.id} {examples.names([first])[0]}: key "{schema.box}": expected a box inside image '
+                        f'{examples.images[first, 0].decode()}, {width} x {height} pixels as its regions say, found {box}; are '
+                        'boxes and regions of the same image size?')
 
 
 def load_examples(spec, names, examples, encoder, answers, options, submit=False, device=None):
@@ -205,6 +267,8 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
         print0(f'{unknown.total():,} labels of {names} are no answers of {spec.answers} ({some(unknown)}): left out.')
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
+    if examples.boxes is not None:
+        check_target_boxes(examples, regions.image_sizes(np.maximum(rows[:, 0], 0)), splits)
     regions = placement.place(regions, options.featDevice, device)
     dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length, options.seed)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')

@@ -20,8 +20,8 @@ class ExampleSchema:
     """The keys of an example, and what their values are.
 
     A label is {answer: score from 0 to 1}, or, where `answers` is given, the index of the right one in it, or, with `choices`,
-    the index of the right one of them; with `box` there is no label but a box. With `classes` it is a class of the answer
-    vocabulary, or a list of classes, by name or by index.
+    the index of the right one of them; with `box` there is no label but a box. With `classes` it is a class of `answers`, or
+    of the answer vocabulary, or a list of classes, by name or by index.
     """
 
     id: str
@@ -30,7 +30,7 @@ class ExampleSchema:
     answers: tuple[str, ...] | None = None
     choices: str | None = None  # key of the list of texts of which one completes the sentence (output 'choice')
     num_choices: int = 4
-    box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region')
+    box: str | None = None  # key of the target box, x1, y1, x2, y2 in pixels (output 'region'); several examples may have an id
     captions: bool = False  # 'sent' is a list of sentences, each of which becomes an example (output 'match')
     text_only: bool = False  # the images may be missing
     classes: str | None = None  # 'one' or 'several' of an example
@@ -64,8 +64,8 @@ class ExampleSchema:
     def _fault_of_texts(self, example):
         sentences = example.get('sent')
         if self.captions and (not isinstance(sentences, list) or not sentences
-                              or not all(isinstance(one, str) for one in sentences)):
-            return 'sent', 'a list of sentences'
+                              or not all(isinstance(one, str) and one.strip() for one in sentences)):
+            return 'sent', 'a list of sentences, at least one, none of them empty'
         if not self.captions and not isinstance(sentences, str):
             return 'sent', 'a sentence'
         if self.choices:
@@ -86,10 +86,11 @@ class ExampleSchema:
         if self.box:
             box = example.get(self.box, [0, 0, 1, 1])
             if not isinstance(box, list) or len(box) != 4 or not all(
-                    isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box):
-                return self.box, 'a box, x1, y1, x2, y2 in pixels'
+                    isinstance(side, (int, float)) and abs(side) < MAX_SIDE for side in box) or not (
+                        box[0] < box[2] and box[1] < box[3]):
+                return self.box, 'a box, x1, y1, x2, y2 in pixels, x1 below x2 and y1 below y2'
             return None
-        if self.choices or self.answers:
+        if self.choices or (self.answers and not self.classes):
             names = self.answers or ('',) * self.num_choices
             label = example.get('label', 0)
             if type(label) is not int or not 0 <= label < len(names):
@@ -98,13 +99,15 @@ class ExampleSchema:
                 return 'label', ' or '.join(f'{place} ({answer})' for place, answer in enumerate(names))
             return None
         if self.classes:
+            answers = answers or self.answers or ()
             labels = example.get('label', []) if self.classes == 'several' else [example.get('label', 0)]
             if isinstance(labels, list) and all(
                     type(one) in (str, int) and (not answers or one in (answers if type(one) is str else range(len(answers))))
                     for one in labels):
                 return None
             what = 'a list of classes, each' if self.classes == 'several' else 'a class,'
-            return 'label', f'{what} by its name in "answers" ({some(answers)}) or by its index there, 0 to {len(answers) - 1}'
+            where = '' if self.answers else ' in "answers"'
+            return 'label', f'{what} by its name{where} ({some(answers)}) or by its index there, 0 to {len(answers) - 1}'
         label = example.get('label', {})
         if not isinstance(label, dict) or not all(
                 isinstance(score, (int, float)) and 0 <= score <= 1 for score in label.values()):
@@ -118,6 +121,7 @@ class ExampleSchema:
     def scores(self, example, answers=()):
         """{answer: score} of an example with a label. answers: the vocabulary, with `classes`."""
         if self.classes:
+            answers = answers or self.answers or ()
             labels = example['label'] if self.classes == 'several' else [example['label']]
             return {(answers[one] if type(one) is int and answers else str(one)): 1.0 for one in labels}
         return {self.answers[example['label']]: 1.0} if self.answers else example['label']
@@ -125,6 +129,11 @@ class ExampleSchema:
     def texts(self, example):
         """The texts of an example: a str, or a tuple of the sentence and a choice, of each of its choices."""
         return [(example['sent'], choice) for choice in example[self.choices]] if self.choices else [example['sent']]
+
+    @staticmethod
+    def plain(text):
+        """One of `texts` as a tokenizer takes it, for statistics."""
+        return text
 
 
 QUESTION = ExampleSchema('question_id', int)  # VQA's
@@ -149,7 +158,8 @@ class Examples:
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
     choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
-    boxes: np.ndarray | None = None  # (n, 4) float32: the target box in pixels
+    boxes: np.ndarray | None = None  # (n, 4) float64: the target box in pixels
+    classes: np.ndarray | None = None  # (n, m) uint8: the class of each region of the image, 0 at padding
 
     @classmethod
     def unlabelled(cls, images, sentences):
@@ -183,7 +193,8 @@ class Examples:
             self, ids=self.ids[keep], images=self.images[keep], split=self.split[keep], sentence=self.sentence[keep],
             label_example=(np.cumsum(keep) - 1)[self.label_example[labels]], label_answer=self.label_answer[labels],
             label_score=self.label_score[labels], types={key: (codes[keep], names) for key, (codes, names) in self.types.items()},
-            choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep])
+            choice=None if self.choice is None else self.choice[keep], boxes=None if self.boxes is None else self.boxes[keep],
+            classes=None if self.classes is None else self.classes[keep])
 
 
 def is_id(value):
@@ -219,7 +230,7 @@ def read_examples(paths, schema, answers):
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
     labels = Column(np.int64), Column(np.int32), Column(np.float32)
-    choice, boxes = Column(np.int64), Column(np.float32)
+    choice, boxes, classes = Column(np.int64), Column(np.float64), Column(np.bytes_)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
     n, starts, labelled = 0, [], []
@@ -247,7 +258,7 @@ def read_examples(paths, schema, answers):
                 for key, (column, names) in types.items():
                     column.append(names.setdefault(example.get(key), len(names)))
                 if labelled[-1] and schema.choices:
-                    choice.append(example['label'])
+                    choice.append(example[schema.label_key])
                 elif labelled[-1] and schema.box:
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
@@ -257,24 +268,40 @@ def read_examples(paths, schema, answers):
                                 column.append(value)
                         else:
                             unknown[answer] += 1
+                if 'names' in example and schema.choices:
+                    classes.append(bytes(example.get('classes', ())))
                 n += 1
     if len(set(labelled)) > 1:
         raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none; train on those with '
                         'labels only')
     ids, starts = ids.array(), [*starts, n]
     for path, (start, end) in zip(paths, pairwise(starts), strict=True):
-        if not schema.captions:
+        if not schema.captions and not schema.box:
             check_distinct(path, schema, ids[start:end])
     types = {key: (codes.array(), list(names)) for key, (codes, names) in types.items()}
     return Examples(schema, ids, np.stack([column.array() for column in images], 1), split.array(), sentence.array(),
                     list(sentences), *(column.array() for column in labels), types, labelled[0], unknown,
                     choice.array() if schema.choices and labelled[0] else None,
-                    boxes.array() if schema.box and labelled[0] else None)
+                    boxes.array() if schema.box and labelled[0] else None, classes_of(classes))
+
+
+def classes_of(column):
+    """Examples.classes of a Column of bytes, a class each; None if there are no classes."""
+    column = column.array() if column.values or column.chunks else np.zeros(0, 'S1')
+    return column.view(np.uint8).reshape(len(column), -1) if (column != b'').any() else None
 
 
 def captions_of(item):
     """An example for each of the sentences of an item, which have its id."""
     return ({**item, 'sent': sentence} for sentence in item['sent'])
+
+
+def repeated_captions(examples):
+    """(captions that their image has already, captions that several images share) of examples with schema.captions."""
+    _, image = np.unique(examples.images[:, 0], return_inverse=True)
+    pairs = np.unique(np.stack([image, examples.sentence], 1), axis=0)
+    images_of_text = np.bincount(pairs[:, 1])
+    return len(image) - len(pairs), int(images_of_text[images_of_text > 1].sum())
 
 
 def check_distinct(path, schema, ids):

@@ -12,6 +12,7 @@ from pathlib import Path
 from cli import run_main
 from files.atomic import atomic_file, naming
 from files.json_files import DataError, field, numbered_lines, parse_json
+from regions import store, tsv
 
 
 def find(folder, name):
@@ -37,6 +38,13 @@ def json_lines(path, key, source):
         yield row, place
     if not lines:
         raise DataError(f'{path}: expected one json object a line, found an empty file; get it again from {source}')
+
+
+def image_ids(path):
+    """The set of image ids (str) in a region store or TSV. Raises an error that names it if there is none."""
+    regions = store.fresh(path, None) or tsv.need(path)
+    ids = [line.split(b'\t', 1)[0] for line in regions.lines()] if isinstance(regions, tsv.TsvFile) else regions.ids.tolist()
+    return {img_id.decode() for img_id in ids}
 
 
 class Outputs:

@@ -5,11 +5,13 @@ import re
 from itertools import zip_longest
 
 import torch
+from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
-from bert.weights import POSITION_IDS, WeightsError, fill
+from bert.layers import initialise, layer_norm
+from bert.weights import POSITION_IDS, WeightsError, fill, renamed
 from files.json_files import DataError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
+from heads import Attention, Encoder, Head, Match, Recipe, States, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
@@ -17,6 +19,7 @@ from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
 from lxrt.weights import (
     DECODER,
     PRETRAINING_HEADS,
+    TASK_PREFIX,
     WORDS,
     answer_head,
     load_bert,
@@ -26,14 +29,21 @@ from lxrt.weights import (
     read_lxmert,
     read_task,
 )
+from run_folder import read_run
 
-RECIPES = {  # as in the original code, which has no classify and multilabel
+MATCH_HEAD = 'cls.seq_relationship.'  # of pre-training, with which output 'match' starts
+
+RECIPES = {  # as in the original code, which has no classify, multilabel, entailment, refcoco, retrieval and vcr
     'vqa': Recipe('answer'),
     'gqa': Recipe('answer', lr=1e-5),
     'nlvr2': Recipe('answer', images=2, loss='CE', loss_factor=1),
     'nlvr': Recipe('answer', loss='CE', loss_factor=1),
     'classify': Recipe('answer', loss='CE', loss_factor=1),
     'multilabel': Recipe('answer'),
+    'entailment': Recipe('answer', loss='CE', loss_factor=1),
+    'refcoco': Recipe('region', epochs=10, text_length=64),  # no expression of the published data is cut
+    'retrieval': Recipe('match'),
+    'vcr': Recipe('choice', loss='CE', text_length=67),
     'pretrain': Recipe('pretrain', lr=1e-4, batch_size=256, epochs=20, warmup=0.05, clip=1.0),
 }
 
@@ -92,11 +102,14 @@ class LxmertEncoder(Encoder):
     def forward(self, batch, record_attention=False):
         ids, images = batch['input_ids'], images_of_entries(batch)
         inputs = ids, (images['features'], images['boxes']), images.get('visual_attention_mask')
+        if self.returns_visual:
+            (_, visual), pooled, *attention = self.lxrt_encoder.model.bert(ids, None, ids != 0, *inputs[1:],
+                                                                           return_attention=record_attention)
+            return States(pooled.view(len(ids), -1), visual=visual, attentions=attentions_of(*attention))
         if not record_attention:
             return States(self.lxrt_encoder(*inputs).view(len(ids), -1))  # (e * k, d) -> (e, k * d)
         pooled, attention = self.lxrt_encoder(*inputs, return_attention=True)
-        return States(pooled.view(len(ids), -1), attentions=[
-            Attention(name, *sides_of(name), probabilities) for name, probabilities in attention.items()])
+        return States(pooled.view(len(ids), -1), attentions=attentions_of(attention))
 
     def hidden_states(self, batch):
         """(pooled (m, d), {layer: word states}, {layer: region states}), 0 at padding; layers: `layer_names`."""
@@ -111,11 +124,20 @@ class LxmertEncoder(Encoder):
     def classifier(self, answers, images):
         return answer_layers(self.config, answers, images)
 
+    def region_classifier(self):
+        d = self.config.hidden_size
+        return nn.Sequential(nn.Linear(d, d), nn.GELU(), layer_norm(d), nn.Linear(d, 1)).apply(initialise(self.config))
+
+    def match_classifier(self, images):
+        return nn.Linear(self.pooled_size(images), 2).apply(initialise(self.config))  # as that of pre-training
+
     def parts(self):
         return parts_of(self.lxrt_encoder.model.bert)
 
     def original_name(self, name):
-        return name.removeprefix('encoder.').replace('classifier.', 'logit_fc.', 1)
+        head = 'region_fc.' if self.returns_visual else 'logit_fc.'
+        name = re.sub(r'^classifier\.(?=weight|bias)', MATCH_HEAD, name.removeprefix('encoder.'))
+        return name.replace('classifier.', head, 1)
 
 
 def parts_of(bert):
@@ -124,6 +146,11 @@ def parts_of(bert):
     layers = bert.encoder
     single = ([layer for layer in pair if layer is not None] for pair in zip_longest(layers.layer, layers.r_layers))
     return [[bert.embeddings, layers.visn_fc], *single, *([layer] for layer in layers.x_layers), [bert.pooler]]
+
+
+def attentions_of(probabilities=None):
+    """The Attention list of what LXRTModel returns with return_attention; empty without it."""
+    return [Attention(name, *sides_of(name), of_layer) for name, of_layer in (probabilities or {}).items()]
 
 
 def sides_of(name):
@@ -215,11 +242,31 @@ class PretrainedHeads(Head):
         return self.cls.predictions(last.flatten(0, 1)[places]).float()
 
     def untrained(self, objective, options):
-        flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
-        return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
+        return untrained(objective, options)
 
     def original_name(self, name):
         return name.removeprefix('encoder.lxrt_encoder.model.')
+
+
+def untrained(objective, options):
+    """Head.untrained of weights from pre-training."""
+    flag = {'match': 'taskMatched', 'words': 'taskMaskLM'}[objective]
+    return '' if options.get(flag, True) else f'was pre-trained without --{flag}, so that this head is random'
+
+
+def load_match(head, path):
+    """Fills a heads.Match from its snapshot or, as a start or untrained for the task, from pre-trained weights. Returns the
+    LoadReport. Raises WeightsError for a file without the head."""
+    state = read_lxmert(path)
+    if not any(name.startswith(MATCH_HEAD) for name in state):
+        raise WeightsError(f'{path}: has no matching head ({MATCH_HEAD}weight): the snapshot of another task, or an encoder '
+                           'alone; name a snapshot of run/retrieval_finetune.bash, or pre-trained weights such as '
+                           'snap/pretrained/model')
+    pretrained = any(name.startswith('bert.') for name in state)
+    if pretrained and (reason := untrained('match', read_run(path.parent).get('options', {}))):
+        raise WeightsError(f'{path}: {reason}; name weights that were pre-trained with it')
+    state = renamed(state, lambda name: re.sub(r'^bert\.', f'{TASK_PREFIX}bert.', name), path)
+    return fill(head, state, str(path), (), (*PRETRAINING_HEADS, POSITION_IDS) if pretrained else (), head.original_name)
 
 
 def load_pretrained(path, config):
@@ -242,7 +289,13 @@ def load_start(head, start):
     if start.kind == 'bert':
         return [load_bert(encoder, start.path)]
     if start.kind == 'encoder':
-        return [load_lxmert(encoder, start.path)[0]]
+        report, state = load_lxmert(encoder, start.path)
+        last = {name.removeprefix(MATCH_HEAD): tensor for name, tensor in state.items() if name.startswith(MATCH_HEAD)}
+        if not isinstance(head, Match) or not last:
+            return [report]
+        return [report, fill(head.classifier, last, f'the matching head of {start.path}')]
+    if start.kind == 'all' and isinstance(head, Match):
+        return [load_match(head, start.path)]
     if start.kind == 'all':
         return [load_pretraining(encoder, start.path)[0] if pretraining
                 else head.load_original(read_task(start.path), str(start.path))]

@@ -18,7 +18,7 @@ from bert.weights import (
 )
 
 PRETRAINING_HEADS = (r'cls\.', r'obj_predict_head\.', r'answer_head\.')
-TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'logit_fc\.'
+TASK_PREFIX, TASK_HEAD = 'lxrt_encoder.model.', r'(logit|region)_fc\.'
 WORDS, DECODER = 'bert.embeddings.word_embeddings.weight', 'cls.predictions.decoder.weight'  # tied
 NLVR2_HEAD = 'nlvr2_head.safetensors'  # next to the model.safetensors of Hugging Face's LxmertModel, which has no such head
 

@@ -1,4 +1,5 @@
-"""Scores whether images and sentences match, and fills [MASK], with pre-trained weights. The program behind run/match.bash."""
+"""Scores whether images and sentences match, and fills [MASK], with pre-trained weights, or matches with a snapshot of
+retrieval. The program behind run/match.bash."""
 
 import argparse
 import csv
@@ -226,7 +227,8 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage='bash run/match.bash GPU|cpu IMAGE... SENTENCE... [--load PRETRAINED] [flags]')
     parser.add_argument('items', nargs='*', metavar='IMAGE|SENTENCE', help='pictures, or ids of --features, and sentences')
-    parser.add_argument('--load', default='snap/pretrained/model', metavar='FILE', help='pre-trained weights (%(default)s)')
+    parser.add_argument('--load', default='snap/pretrained/model', metavar='FILE', help='pre-trained weights, or a snapshot of '
+                        'run/retrieval_finetune.bash (%(default)s)')
     parser.add_argument('--features', metavar='A.tsv,B.tsv', help='the regions of the images; without it they are pictures')
     parser.add_argument('--pairs', type=Path, metavar='FILE', help='the pairs to score')
     parser.add_argument('--out', type=Path, metavar='X.csv|X.json', help='file for the scores (overwritten)')

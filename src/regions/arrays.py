@@ -115,6 +115,10 @@ class RegionArrays:
         """Height and width in pixels of b images, (b, 2) int32."""
         return self.arrays['sizes'][self.spans(rows)[0]]
 
+    def region_counts(self, rows) -> np.ndarray:
+        """The number of regions of b images, (b,) int64."""
+        return self.spans(rows)[2]
+
     def image(self, row: int) -> ImageRegions:
         """The regions of one image, unchecked; features are float32 even if they are stored as float16."""
         _, (begin,), (count,) = self.spans([row])
@@ -219,6 +223,9 @@ class RegionView:
 
     def image_sizes(self, rows) -> np.ndarray:
         return self._per_store(rows, lambda store, rows, _: {'sizes': store.image_sizes(rows)})['sizes']
+
+    def region_counts(self, rows) -> np.ndarray:
+        return self._per_store(rows, lambda store, rows, _: {'counts': store.region_counts(rows)[:, None]})['counts'][:, 0]
 
     def image(self, row: int) -> ImageRegions:
         return self._per_store([row], lambda store, rows, _: store.image(int(rows[0])))

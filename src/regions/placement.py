@@ -122,7 +122,7 @@ class OnDevice:
     def __init__(self, regions: Regions, device: torch.device):
         self.regions = regions
         for name in ('name', 'ids', 'feature_size', 'max_regions', 'size_of', 'rows', 'read', 'image', 'image_sizes',
-                     'image_features', 'has_image_features', 'digest', 'nonfinite'):
+                     'region_counts', 'image_features', 'has_image_features', 'digest', 'nonfinite'):
             setattr(self, name, getattr(regions, name))
         self.stores = getattr(regions, 'stores', [regions])
         self.starts = np.cumsum([0] + [store.total for store in self.stores]).tolist()  # place of each store's first region

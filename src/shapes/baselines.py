@@ -23,7 +23,7 @@ def masked(sentence: str) -> str:
 def soft_label(example: dict) -> dict[str, float]:
     """{answer: score} of an annotation of any task; NLVR2's 1 and 0 are True and False."""
     label = example['label']
-    return label if isinstance(label, dict) else {str(bool(label)): 1.0}
+    return label if isinstance(label, dict) else {label if isinstance(label, str) else str(bool(label)): 1.0}
 
 
 def fit_baselines(train: list[dict]) -> Callable[[list[dict]], dict[str, float]]:

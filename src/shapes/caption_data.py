@@ -37,13 +37,20 @@ def caption_regions(image: tsv.ImageRegions) -> tsv.ImageRegions:
 def storing(folder: Path, images: Iterable[tsv.ImageRegions]) -> Iterator[Iterator[tsv.ImageRegions]]:
     """An iterator over the images without class probabilities; as they pass, their `caption_regions` go to the store `folder`,
     whose bytes are the same each time."""
-    with StoreWriter(folder) as writer:
+    with reproducible_store(folder) as writer:
         def pass_on():
             for image in images:
                 writer.add(caption_regions(image))
                 yield replace(image, class_probabilities=None)
 
         yield pass_on()
+
+
+@contextmanager
+def reproducible_store(folder: Path) -> Iterator[StoreWriter]:
+    """The writer of the store `folder`, whose bytes are the same each time."""
+    with StoreWriter(folder) as writer:
+        yield writer
         writer.finish({'detector': 'shapes.simulate_regions'}, None)
     meta = read_json(folder / 'meta.json', 'the description of a region store', dict)
     del meta['mtime_ns']

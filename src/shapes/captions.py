@@ -211,6 +211,11 @@ def generate(scenes: dict[str, Scene], per_image: int, rng: random.Random) -> di
     return captions
 
 
+def fits(sentence: str) -> bool:
+    """Whether a sentence has as many tokens as a caption is to have."""
+    return MIN_TOKENS <= len(re.findall(r'\w+|[^\w\s]', sentence)) <= MAX_TOKENS
+
+
 def _caption(family: CaptionFamily, scene: Scene, topics: set, rng: random.Random) -> Caption | None:
     """A caption of a family, whose topics are added to `topics`; None if no sample was new and held."""
     for _ in range(TRIES):
@@ -218,7 +223,7 @@ def _caption(family: CaptionFamily, scene: Scene, topics: set, rng: random.Rando
         new = {(family.templates, about), (family.templates, frozenset(slots.values()))}
         if not new & topics and disjoint(slots) and family.holds(scene, **slots):
             sentence = fill(family.templates, slots, rng, WORDINGS)
-            if MIN_TOKENS <= len(re.findall(r'\w+|[^\w\s]', sentence)) <= MAX_TOKENS:
+            if fits(sentence):
                 topics |= new
                 return Caption(sentence[0].upper() + sentence[1:], family, slots)
     return None

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import locked
-from shapes import world
+from shapes import expressions, tagged_questions, world
 from shapes.baselines import score_table
+
+ADDED = ('entailment', 'refcoco', 'retrieval', 'vcr')  # tasks that worlds of earlier versions lack
 
 
 def main(argv: list[str]) -> None:
@@ -30,8 +32,9 @@ def main(argv: list[str]) -> None:
         with locked(options.out):
             if world.exists(options.out, settings):
                 print(f'{options.out}: already there with the same settings; nothing to do')
-                if not (options.out / 'cc').is_dir():
-                    print('It was made without data for run/vlbert_pretrain.bash; name another --out for a world with them')
+                for folder, launcher in (('cc', 'vlbert_pretrain'), *((task, f'{task}_finetune') for task in ADDED)):
+                    if not (options.out / folder).is_dir():
+                        print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
                 return
             annotations = world.make(options.out, settings)
     except (ValueError, OSError) as error:
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> None:
     print(f'{options.out}: {settings.images} images in {time.monotonic() - started:.1f} s')
 
 
-EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid'}  # labelled splits that are not trained on
+EVALUATED = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'valid', 'entailment': 'dev'}  # labelled splits that are not trained on
 
 
 def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
@@ -50,8 +53,18 @@ def summary(annotations: dict[str, dict[str, list[dict]]]) -> str:
     for task, evaluated in EVALUATED.items():
         for split, items in annotations[task].items():
             images = {item[key] for item in items for key in ('img_id', 'img0', 'img1') if key in item}
-            lines.append(f'{task:6} {split:10} {len(images):6} images {len(items):7} sentences')
+            lines.append(f'{task:10} {split:10} {len(images):6} images {len(items):7} sentences')
         lines += [score_table(annotations[task]['train'], annotations[task][evaluated])[0], '']
+    parts = annotations['refcoco']
+    lines += [f'refcoco {split:9} {len(items):6} expressions' for split, items in parts.items()]
+    share = expressions.text_only(parts['train'], parts['val'])
+    lines += [f'text only, the mean box of the same words: {share:.1f} % of val', '']
+    for split, items in annotations['vcr'].items():
+        lines.append(f'vcr        {split:10} {len({item["img_id"] for item in items}):6} images {len(items):7} questions')
+    for kind in ('answer', 'rationale'):
+        score = tagged_questions.text_only(annotations['vcr']['train'], annotations['vcr']['val'], kind)
+        lines.append(f'text only, {kind}s of val: {score:.1f}; by chance 25.0')
+    lines.append('')
     for file, images in annotations['lxmert'].items():
         counts = Counter(source for image in images for source, sentences in image['sentf'].items() for _ in sentences)
         lines.append(f'lxmert {file:16} {len(images):6} images {counts.total():7} sentences: '

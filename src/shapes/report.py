@@ -6,7 +6,8 @@ from pathlib import Path
 from files.json_files import DataError, numbered_lines, stream
 from shapes.baselines import score_table, soft_label
 
-TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',)}  # what the baselines are fitted on
+# what the baselines are fitted on
+TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',), 'entailment': ('train',)}
 
 
 def read_split(world: Path, task: str, split: str) -> list[dict]:
@@ -18,7 +19,8 @@ def read_predictions(path: Path, task: str) -> dict:
     try:
         if task == 'nlvr2':
             return dict(line.decode().strip().rsplit(',', 1) for _, line in numbered_lines(path))
-        key, answer = {'vqa': ('question_id', 'answer'), 'gqa': ('questionId', 'prediction')}[task]
+        key, answer = {'vqa': ('question_id', 'answer'), 'gqa': ('questionId', 'prediction'),
+                       'entailment': ('pairID', 'label')}[task]
         return {prediction[key]: prediction[answer] for prediction in stream(path, 'item', 'predictions')}
     except (KeyError, TypeError, ValueError) as error:
         expected = 'lines such as valid-0-0-0,True' if task == 'nlvr2' else f'a list of objects with {key} and {answer}'
@@ -27,7 +29,7 @@ def read_predictions(path: Path, task: str) -> dict:
 
 def scores_of(questions: list[dict], predictions: dict) -> list[float]:
     """The score from 0 to 1 of the prediction for each question. Raises DataError if one is missing."""
-    key = 'identifier' if 'identifier' in questions[0] else 'question_id'
+    key = next(key for key in ('identifier', 'pairID', 'question_id') if key in questions[0])
     if missing := [question[key] for question in questions if question[key] not in predictions]:
         raise DataError(f'expected a prediction for each of {len(questions)}, {len(missing)} lack one, such as {missing[0]}')
     return [soft_label(question).get(predictions[question[key]], 0.0) for question in questions]

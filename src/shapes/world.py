@@ -3,11 +3,16 @@
     <out>/vqa/{train,nominival,minival,test}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/gqa/{train,valid,testdev,submit}.json, trainval_ans2label.json, trainval_label2ans.json
     <out>/nlvr2/{train,valid,test,hidden}.json
+    <out>/entailment/{train,dev,test}.json
+    <out>/refcoco/{train,val,testA}.json                       expressions for pictures of train2014
+    <out>/retrieval/coco_{train,valid,test}.json, near_misses.json   captions of pictures, and pairs of which one word is wrong
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
+    <out>/vcr/{train,val,test}.json, vcr_imgfeat/{train,val,test}.store    answers and rationales, and the regions of all things
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
+    <out>/flickr30k_imgfeat/flickr30k_obj36.tsv      of all pictures
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
     <out>/bert/{vocab.txt,config.json}
     <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
@@ -36,17 +41,34 @@ from files.atomic import atomic_folder
 from files.json_files import read_json
 from files.progress import ProgressBar
 from regions import tsv
-from shapes import caption_data, captions, draw, features, gqa_questions, pairs, questions, scene, simulate_regions
+from shapes import (
+    caption_data,
+    captions,
+    draw,
+    expressions,
+    features,
+    gqa_questions,
+    pairs,
+    questions,
+    retrieval,
+    scene,
+    simulate_regions,
+    statements,
+    tagged_questions,
+)
 
 FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
 
 # GQA and NLVR2 use the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
 FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test2015', 'submit': 'val2014'},
-           'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'}}
+           'nlvr2': {'train': 'train2014', 'valid': 'val2014', 'test': 'test2015', 'hidden': 'test2015'},
+           'entailment': {'train': 'train2014', 'dev': 'val2014', 'test': 'test2015'}}
 TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_testdev': ('test2015',),
+        'flickr30k_imgfeat/flickr30k': ('train2014', 'val2014', 'test2015'),
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
+TASKS = (*UNLABELLED, 'entailment', 'refcoco')
 LABEL_KEYS = ('label', 'answer_type', 'question_type')
 ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
 
@@ -95,6 +117,10 @@ class Settings:
         vqa = {split: (folder, list(range(ends[i], ends[i + 1]))) for i, (split, folder) in enumerate(names.items())}
         if task == 'vqa':
             return vqa
+        if task == 'refcoco':
+            val, test = train * 8 // 10, train * 9 // 10
+            return {split: ('train2014', list(range(*part))) for split, part in
+                    {'train': (0, val), 'val': (val, test), 'testA': (test, train)}.items()}
         if task == 'lxmert':
             coco = train - train // 5
             cut = {'mscoco_train': ('train2014', list(range(coco))), 'vgnococo': ('train2014', list(range(coco, train)))}
@@ -140,14 +166,15 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, indices in settings.splits().values():
         folders.setdefault(folder, []).extend(indices)
     images = [f'images/{folder}' for folder in folders]
-    for folder in ('bert', *UNLABELLED, 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
-                   'nlvr2_imgfeat', *images):
+    for folder in ('bert', *TASKS, 'retrieval', 'lxmert', 'cc', 'corpus', 'cc_imgfeat', 'mscoco_imgfeat', 'vg_gqa_imgfeat',
+                   'nlvr2_imgfeat', 'flickr30k_imgfeat', 'vcr', 'vcr_imgfeat', *images):
         (out / folder).mkdir(parents=True)
     tsvs = {folder: out / 'mscoco_imgfeat' / f'{folder}_obj36.tsv' for folder in folders}
 
     with _worker_pool(processes) as pool:
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
-                   for task in (*UNLABELLED, 'lxmert')}
+                   for task in (*TASKS, 'lxmert')}
+        captioned = {file: pool.submit(_captioned, settings, file) for file in retrieval.FILES}
         texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
                  for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
@@ -157,10 +184,22 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
             with (caption_data.storing(out / f'cc_imgfeat/{split}.store', regions) if split
                   else contextlib.nullcontext(regions)) as regions:
                 tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
+            with caption_data.reproducible_store(out / f'vcr_imgfeat/{tagged_questions.SPLITS[folder]}.store') as writer:
+                tagged_regions = partial(_tagged_regions, out / 'images' / folder, folder, settings.seed)
+                for image in pool.map(tagged_regions, indices, chunksize=8):
+                    writer.add(image)
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
+        for file, result in captioned.items():
+            _dump(out / f'retrieval/{file}.json', result.result())
         _write_lines(out / 'corpus/shapes.txt', [line for part in texts for line in part.result()])
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
+    tagged = {split: list(tagged_questions.generate(
+        {_img_id(folder, index): scene.sample(settings.seed, index) for index in folders[folder]},
+        random.Random(f'vcr {settings.seed} {split}'), split)) for folder, split in tagged_questions.SPLITS.items()}
+    for split, items in tagged.items():
+        left_out = tagged_questions.LABELS if split == 'test' else ()
+        _dump(out / f'vcr/{split}.json', [{key: value for key, value in item.items() if key not in left_out} for item in items])
 
     for name, parts in TSVS.items():
         _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
@@ -184,7 +223,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     _write_lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
     _write_lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
     _dump(out / 'world.json', {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}, indent=2)
-    return annotations
+    return annotations | {'vcr': tagged}
 
 
 @contextlib.contextmanager
@@ -234,6 +273,10 @@ def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
     return simulate_regions.regions(img_id, truth, pixels, rng, probabilities=True)
 
 
+def _tagged_regions(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
+    return tagged_questions.regions(images, _img_id(folder, index), scene.sample(seed, index))
+
+
 def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:
     """The annotations of a split of a task; for `lxmert` {image id: captions} of a file."""
     splits = settings.splits(task)
@@ -246,10 +289,22 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     if task == 'lxmert':
         by_image = captions.generate(scenes, settings.captions, rng)
         return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
+    if task == 'refcoco':
+        return expressions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
     if task == 'gqa':
         return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
+    if task == 'entailment':
+        return statements.generate(scenes, -(-len(scenes) * settings.questions // len(statements.LABELS)), split, rng)
     examples_per_set = 2 * pairs.PAIRS
     return pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // examples_per_set), split, rng)
+
+
+def _captioned(settings: Settings, file: str) -> list[dict]:
+    """The content of a file of retrieval."""
+    folder, indices = settings.splits()[retrieval.FILES[file]]
+    scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
+    rng = random.Random(f'retrieval {settings.seed} {file}')
+    return retrieval.near_misses(scenes, rng) if file == 'near_misses' else retrieval.captions(scenes, settings.captions, rng)
 
 
 def pretraining(captions_of: dict[str, dict[str, list[str]]], annotations: dict[str, dict[str, list[dict]]]) -> dict[str, list]:

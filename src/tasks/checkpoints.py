@@ -249,7 +249,7 @@ def start_of(options, weights, bert, answers):
         return Start('scratch') if options.fromScratch else Start('bert', bert_weights(bert))
     known = answers_beside(weights) if options.load or options.loadLXMERTQA else None
     if options.encoder:
-        return Start('encoder', weights)
+        return Start('encoder', weights, bert=weights_in(bert))
     if options.load and (not options.transferAnswers or known == answers):
         return Start('all', weights)
     known = known or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # the answers of the published pre-trained file

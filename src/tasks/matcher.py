@@ -1,4 +1,5 @@
-"""What a pre-trained model knows without fine-tuning: whether an image and a sentence match, and the words at [MASK]."""
+"""Whether an image and a sentence match, by a pre-trained model or one of retrieval, and what words a pre-trained one puts at
+[MASK]."""
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from param import Options
 from run_folder import read_run
 from tasks import checkpoints
 from tasks.predictor import MAX_LENGTH, Inference
+from tasks.registry import TASKS, task_class
 
 
 class Matcher(Inference):
@@ -26,7 +28,8 @@ class Matcher(Inference):
 
     @classmethod
     def from_pretrained(cls, path, device='cpu', max_length=MAX_LENGTH, bert=Options.bert):
-        """Loads pre-trained weights, such as snap/pretrained/model, with or without _LXRT.pth, or a Hugging Face folder.
+        """Loads pre-trained weights, such as snap/pretrained/model, with or without _LXRT.pth, or a Hugging Face folder; or the
+        snapshot of a run of retrieval, which cannot fill [MASK].
 
         bert: folder of vocab.txt and config.json where these do not lie beside the weights. Raises FileNotFoundError for a
         missing file, and WeightsError, DataError or ValueError for files that do not match, such as a fine-tuned snapshot.
@@ -40,9 +43,15 @@ class Matcher(Inference):
         checkpoints.check_max_length(max_length, config)
         tokenizer = checkpoints.read_tokenizer(folder, config)
         checkpoints.check_sidecars(model, weights, config, tokenizer)
-        head, _ = package.load_pretrained(weights, config)
+        run = read_run(weights.parent)
+        if run.get('task') in TASKS and task_class(run['task']).output == 'match':
+            head = models.build(model, run['task'], config)
+            head.load_original(package.read_task(weights), str(weights))
+            head.encoder.blank = False
+        else:
+            head, _ = package.load_pretrained(weights, config)
         head.encoder.tokenizer = tokenizer
-        return cls(head.to(device).eval(), max_length, read_run(weights.parent).get('options'), weights)
+        return cls(head.to(device).eval(), max_length, run.get('options'), weights)
 
     def match(self, regions, sentences, batch_size=32):
         """The probability that image and sentence belong together, of each pair: (n,) float32.

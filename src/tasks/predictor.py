@@ -123,6 +123,11 @@ class Predictor(Inference):
         Raises FileNotFoundError for a missing file, and WeightsError, DataError or ValueError for files that do not match.
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
+        run = read_run(path.parent)
+        if (kind := run.get('task')) in TASKS and (output := task_class(kind).output) != 'answer':
+            launcher = 'match' if output == 'match' else f'{kind}_test'
+            raise WeightsError(f'{path}: is a snapshot of the task {kind}, which does not answer questions; name one that does, '
+                               f'or use it with run/{launcher}.bash')
         package = models.package(model := checkpoints.model_type(path))
         config = package.config_from_json(path.with_name('config.json'))
         checkpoints.check_size(config, path.parent, path)
@@ -130,7 +135,6 @@ class Predictor(Inference):
         tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
-        run = read_run(path.parent)
         options = run.get('options', {})
         task = task_of(path, run.get('task'), package.answers_and_images(state, config), answers)
         head = models.build(model, task.kind, config, answers, Options(mceLoss=bool(options.get('mceLoss'))))

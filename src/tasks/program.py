@@ -24,9 +24,9 @@ from optimizer import schedule_name, warmup_steps
 from param import Options
 from run_folder import ANNOTATIONS, RunFolder, check_same_options, read_run
 from tasks import checkpoints
-from tasks.checkpoints import SNAPSHOT, weights_in
+from tasks.checkpoints import PRETRAINED, SNAPSHOT, weights_in
 from tasks.task import dump_probabilities, warn_same_predictions
-from train import begin_or_resume, evaluate, fit, warn_constant_logits
+from train import begin_or_resume, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
 
@@ -220,6 +220,9 @@ class TaskProgram(Program):
         classes = {one.kind: one for one in (task_class, *task_class.variants)}
         spec = read_spec(options, classes, task_class.spec)
         task_class = classes[spec.kind]
+        for flag in ('rationale', 'loadRationale'):
+            if getattr(options, flag) and flag not in task_class.flags:
+                raise ValueError(f'--{flag}: is for VCR, run/vcr_finetune.bash and run/vcr_test.bash; leave it out')
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
             raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none; add it')
@@ -229,7 +232,8 @@ class TaskProgram(Program):
         if options.loadLXMERTQA and len(task_class.schema.images) > 1:
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
-        program = cls.read(options, device, spec, answers, SNAPSHOT)
+        endings = SNAPSHOT if task_class.output != 'match' else (*SNAPSHOT, *PRETRAINED)  # pre-trained weights may have this head
+        program = cls.read(options, device, spec, answers, endings)
         program.task_class = task_class
         return program
 
@@ -268,7 +272,7 @@ class TaskProgram(Program):
         elif options.valid:
             task, head, _, valid_set = trained
             print0('', head.load_original(read_state(folder.path / 'BEST.pth'), 'BEST.pth'))
-            predictions = evaluate(head, valid_set, options, self.device, k=task.k)
+            predictions = task.predict(head, valid_set, options, self.device)
             print0('', f'BEST.pth on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
 
     def make(self):
@@ -292,13 +296,27 @@ class TaskProgram(Program):
 
     def test(self):
         """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
+        name, task = self.options.test, self.task_class(self.options)
+        examples = self.examples(name)  # first, since a fault of theirs is found sooner than weights are loaded
+        dataset, predictions = self.predict(task, examples, self.build_head(self.kind))
+        self.save(task, dataset, predictions)
+        if dataset.examples.labelled:
+            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))
+        else:
+            print0(f'{name} has no labels: no score.')
+
+    def predict(self, task, examples, head):
+        """(dataset, predictions) of the split to be tested."""
         name = self.options.test
-        examples = self.examples(name)
-        task, head = self.task_class(self.options), self.build_head(self.kind)
         dataset = self.load(name, examples, head, submit=True)
         check_batch(dataset, self.options.evalBatchSize or self.options.batchSize, 'evalBatchSize', self.device)
-        predictions = evaluate(head, dataset, self.options, self.device, f'Testing on {name}', task.k)
+        predictions = task.predict(head, dataset, self.options, self.device, f'Testing on {name}')
         warn_same_predictions(dataset, predictions)
+        return dataset, predictions
+
+    def save(self, task, dataset, predictions):
+        """Writes the files of predictions."""
+        name = self.options.test
         files = task.files(name)
         if self.options.dumpProbs:
             files[f'{name}_probs.json'] = partial(dump_probabilities, best=self.options.dumpProbs)
@@ -307,7 +325,3 @@ class TaskProgram(Program):
             if is_main():
                 write_atomically(path, partial(dump, dataset, predictions))
             print0(f'{len(dataset):,} predictions: {path}')
-        if dataset.examples.labelled:
-            print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))
-        else:
-            print0(f'{name} has no labels: no score.')

@@ -25,6 +25,8 @@ class Question(NamedTuple):
 class PredictionFaults:
     """Collects the faults of a file of predictions for one error message."""
 
+    rule = 'every question must be answered exactly once'
+
     def __init__(self, path):
         self.path, self.counts, self.first, self.advice = path, {}, {}, {}
 
@@ -38,7 +40,7 @@ class PredictionFaults:
     def check(self):
         """Raises DataError if there are faults, with the number and the first examples of each kind."""
         if self.counts:
-            raise DataError(f'{self.path}: every question must be answered exactly once, but there are' + ''.join(
+            raise DataError(f'{self.path}: {self.rule}, but there are' + ''.join(
                 f'\n  {count:,} {kind}: {"; ".join(self.first[kind])}{"; ..." if count > 3 else ""}'
                 for kind, count in self.counts.items()) + f'\n  {"; ".join(self.advice)}')
 
@@ -100,8 +102,9 @@ def read_split(path, schema, types):
         if fault := schema.first_fault(item):
             raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
                             'correct it, or name the official annotations')
-        label = schema.scores(item) if 'label' in item else None
-        yield Question(item[schema.id], label, {name: item[key] for key, name in types.items() if key in item})
+        label = (item[schema.box] if schema.box else schema.scores(item)) if schema.label_key in item else None
+        key = item[schema.id] if schema.id_type is int else str(item[schema.id])
+        yield Question(key, label, {name: item[key] for key, name in types.items() if key in item})
 
 
 def match_predictions(questions, predictions, path, faults, score, subset=None):
@@ -152,3 +155,11 @@ def match_predictions(questions, predictions, path, faults, score, subset=None):
 def label_score(prediction, label):
     """The score of a predicted answer. label: {answer: score}."""
     return label.get(prediction, 0.0)
+
+
+def confusion_table(counts):
+    """A table (text) of {label: {predicted label: count}}, a row for each label."""
+    width = max(8, *map(len, counts)) + 2
+    lines = [f'{"label, and predicted as":24s}' + ''.join(f'{printable(answer):>{width}s}' for answer in counts)]
+    return '\n'.join(lines + [f'{printable(label):24s}' + ''.join(f'{count:{width},d}' for count in row.values())
+                              for label, row in counts.items()])

@@ -21,6 +21,7 @@ class Task:
     schema = QUESTION  # annotations.examples.ExampleSchema of the annotations
     suffix = 'json'  # of the submission file
     best_name, epoch_name = 'BEST.pth', 'LAST.pth'  # snapshots
+    flags = ()  # of Options, that other tasks do not take
     variants = ()  # Task classes of other kinds, which the program runs if --dataset is of their kind
 
     def __init__(self, options):
@@ -46,9 +47,13 @@ class Task:
         score = 100 * sums.get('score', 0.0) / max(sums.get('examples', 0), 1)
         return self.format_score(score), {'score': score}
 
+    def predict(self, head, dataset, options, device, text='Evaluating'):
+        """The predictions for a dataset: arrays (n, ...), for `score`, `table` and `files`. text: of the progress bar."""
+        return evaluate(head, dataset, options, device, text, self.k)
+
     def validate(self, head, dataset, options, device):
         """(score in per cent, text, {name: number}) of a labelled dataset."""
-        predictions = evaluate(head, dataset, options, device, 'Validating', self.k)
+        predictions = self.predict(head, dataset, options, device, 'Validating')
         warn_same_predictions(dataset, predictions)
         score = self.score(dataset, predictions)
         return score, self.format_score(score), {'score': score}
@@ -107,10 +112,12 @@ def warn_same_predictions(dataset, predictions):
 
 def dump_probabilities(dataset, predictions, path, best):
     """Writes the `best` best answers of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
+    names = dataset.answers or range(len(predictions[0][0]))  # of choices their indices
+
     def items():
         rows = zip(dataset.examples.names(), *(array[:, :best] for array in predictions), strict=True)
         for key, indices, probabilities in ProgressBar(rows, 'Writing', len(dataset), delay=3):
             pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
-            yield {'id': key, 'answers': [[dataset.answers[index], round(p, 6)] for index, p in pairs]}
+            yield {'id': key, 'answers': [[names[index], round(p, 6)] for index, p in pairs]}
 
     write_list(path, items())

@@ -15,7 +15,7 @@ import numpy as np
 from annotations import pretraining_text
 from annotations.answer_table import normalise, read_table
 from annotations.corpus import find
-from annotations.examples import read_examples
+from annotations.examples import read_examples, repeated_captions
 from annotations.spec import DatasetSpec
 from annotations.split_regions import check_probabilities
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
@@ -41,17 +41,20 @@ class Contents:
     unknown: Counter = field(default_factory=Counter)  # answers that are not
     images: np.ndarray = ()  # (images,) bytes, distinct image ids in UTF-8
     classes: dict = field(default_factory=dict)  # of a task with classes: the number of examples that have each
+    repeated: tuple = (0, 0)  # of captions, see annotations.examples.repeated_captions
 
 
 def read_task(path, schema, answers, count):
     """The Contents of a task's annotations. count: is called with sentences, a list of str, and how often each occurs. Raises
     DataError or FileNotFoundError."""
     examples = read_examples([path], schema, answers)
-    count(examples.sentences, np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences)))
+    times = np.bincount(examples.sentence.ravel(), minlength=len(examples.sentences))
+    count([schema.plain(text) for text in examples.sentences], times)
     classes = np.bincount(examples.label_answer, minlength=len(answers)).tolist() if schema.classes else ()
     return Contents(len(examples), len(examples) * examples.labelled, not examples.labelled or examples.learnable(),
                     len(examples.label_answer), examples.unknown, np.unique(examples.images),
-                    dict(zip(answers, classes, strict=False)))
+                    dict(zip(answers, classes, strict=False)),
+                    repeated_captions(examples) if schema.captions else (0, 0))
 
 
 def read_text(path, answers, count):
@@ -101,6 +104,9 @@ def findings(contents, with_regions, answers, spec, features=()):
         yield None, 'examples of the classes: ' + some((f'{name} {count:,}' for name, count in common), 10)
         if rare := [name for name, count in common if not count]:
             yield None, f'{len(rare):,} classes have no example ({some(rare)}): nothing is learned about them'
+    if any(contents.repeated):
+        again, shared = contents.repeated
+        yield None, f'{again:,} captions repeat one of the same image; {shared:,} are those of several images'
     if answers is not None and contents.unknown:
         message = f'{contents.unknown.total():,} answers are not in {spec.answers} ({some(contents.unknown)})'
         yield (None, f'{message}: left out') if contents.known else (
@@ -132,13 +138,15 @@ def check(path, tokenizer, store_root, report_fault):
     spec = DatasetSpec.from_json(path)
     if spec.kind not in KINDS:
         raise DataError(f'{path}: key "kind": expected one of {", ".join(KINDS)}, found "{spec.kind}"')
-    without_answers = spec.kind == pretraining_text.CAPTIONS
     schema = task_class(spec.kind).schema if spec.kind in TASKS else None
+    captions = spec.kind == pretraining_text.CAPTIONS
+    without_answers = captions or bool(schema and schema.output != 'answer')
     fixed = schema.answers if schema else None
     if bool(fixed or without_answers) == bool(spec.answers):
+        what = spec.kind if captions else f'examples of {spec.kind}'
         raise DataError(f'{path}: key "answers": expected ' + (
             f'no such key, since {spec.kind} answers {" or ".join(fixed)}' if fixed else
-            'no such key, since captions have none' if without_answers else 'a path, found no such key'))
+            f'no such key, since {what} have none' if without_answers else 'a path, found no such key'))
     if without_answers:
         answers = None
         for i, pattern in enumerate(spec.corpus):
@@ -152,7 +160,7 @@ def check(path, tokenizer, store_root, report_fault):
         contents = attempt(f'splits.{name}.annotations', *read, answers or (), count)
         for i, file in enumerate(split.features):
             if ids_of_file.get(file) is None:
-                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, without_answers)
+                ids_of_file[file] = attempt(f'splits.{name}.features[{i}]', region_ids, file, store_root, captions)
         if contents is None:
             continue
         print(f'{name}: {contents.sentences:,} sentences on {len(contents.images):,} images, {contents.labelled:,} with labels')

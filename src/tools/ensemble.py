@@ -16,7 +16,7 @@ from files.progress import ProgressBar
 from files.text import shown
 from tasks.registry import task_class
 
-TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr')  # with one answer per example in their submissions
+TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr', 'entailment')  # with one answer per example in their submissions
 
 
 def mean(paths):

@@ -14,12 +14,17 @@ from files.atomic import write_text
 from files.json_files import DataError, layout, numbered_lines, stream
 from files.text import printable, shown
 from tasks.registry import task_class
-from tasks.scoring import Subset
+from tasks.scoring import Subset, confusion_table
 
-TASKS = ('vqa', 'gqa', 'nlvr2')
+TASKS = ('vqa', 'gqa', 'nlvr2', 'entailment', 'refcoco', 'retrieval', 'vcr')
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
-          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. Annotations may also have the format of data/README.md, '
+          'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. '
+          'entailment: [{"pairID": "1", "label": "neutral"}] and snli_ve_dev.jsonl or ve_test.json. '
+          'refcoco: [{"ref_id": 1, "box": [x1, y1, x2, y2]}] with the format of data/README.md. '
+          'retrieval: the ranks that --test wrote, and the captions of data/README.md. '
+          'vcr: val_predict.csv of run/vcr_test.bash and val.jsonl. '
+          'Annotations may also have the format of data/README.md, '
           'and any file may be json lines or compressed (.gz). Exit status: 0 success, 1 invalid file, 2 wrong usage.')
 
 
@@ -33,7 +38,9 @@ def table(figures):
         for kind, types in figures['by'].items():
             lines += [f'{printable(f"{kind}: {name}"):32s} {row["questions"]:9,d}  {100 * row["questions"] / total:5.1f} '
                       f'{row["accuracy"]:6.2f}' for name, row in types.items()]
-        lines += [f'{name:49s} {figures[name]:6.2f}' for name in ('consistency', 'validity', 'plausibility') if name in figures]
+        others = 'consistency', 'validity', 'plausibility', 'Q->A', 'QA->R'
+        lines += [f'{name:49s} {figures[name]:6.2f}' for name in others if name in figures]
+        lines += [confusion_table(figures['confusion'])] if 'confusion' in figures else []
     return '\n'.join(lines + figures['notes'])
 
 

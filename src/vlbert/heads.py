@@ -1,32 +1,51 @@
 """VL-BERT behind the contract of heads.py: its encoder, its recipes, and the weights that it starts from."""
 
 import dataclasses
+import re
 
 import numpy as np
 import torch
 from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
-from bert.layers import BertPredictionHeadTransform
+from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
-from bert.weights import WeightsError
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, transfer_answers
+from bert.weights import WeightsError, fill
+from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
 from vlbert.config import VLBertConfig
-from vlbert.modeling import VLBertModel, fixed_dropout, original_boxes
-from vlbert.pretraining import Pretraining
-from vlbert.weights import WORDS, load_bert, load_encoder_weights, read_vlbert, vlbert_name
+from vlbert.modeling import LONG_SIDE, VLBertModel, fixed_dropout, original_boxes, resized
+from vlbert.pretraining import Pretraining, RegionTransform
+from vlbert.weights import (
+    RELATIONSHIP,
+    VCR_PREFIX,
+    WORDS,
+    file_name_of,
+    load_bert,
+    load_encoder_weights,
+    read_vlbert,
+    vlbert_name,
+)
 
 CLASSIFIER_DROPOUT = 0.1  # as in the original code, whatever the config's rate is
+CHOICE_LENGTH = 67  # tokens of a question with a choice in VCR: 64 pieces, [CLS] and two [SEP]
+CHOICE_SIDE = 1200  # pixels: the longest side of VCR's images in the original code
+REGION_CLASSES = 81  # of VCR: the whole image and COCO's
 TEXT_LENGTH = 64  # tokens of a question of the published data, none of which is cut, and of a text of pre-training
 ADAMW = {'optim': 'adamw', 'schedule': 'triangle', 'weight_decay': 1e-4}
 
-# VQA and pre-training as in the original code, which has none of the other tasks.
+# VQA, RefCOCO+, VCR and pre-training as in the original code, which has none of the other tasks.
 ANSWER = Recipe('answer', lr_per_example=6.25e-7, batch_size=256, epochs=5, warmup=500, clip=1.0, text_length=TEXT_LENGTH,
                 mirror='words', **ADAMW)
 CLASS = dataclasses.replace(ANSWER, loss='CE', loss_factor=1, batch_size=64, mirror='')
 RECIPES = {
     'vqa': ANSWER, 'gqa': ANSWER, 'nlvr2': dataclasses.replace(CLASS, images=2), 'nlvr': CLASS, 'classify': CLASS,
     'multilabel': dataclasses.replace(CLASS, loss='BCE', loss_factor=None),
+    'entailment': CLASS,
+    'refcoco': Recipe('region', lr_per_example=8e-7, batch_size=32, epochs=20, warmup=3750, clip=1.0, text_length=TEXT_LENGTH,
+                      mirror='words', **ADAMW),
+    'retrieval': dataclasses.replace(CLASS, output='match'),
+    'vcr': Recipe('choice', optim='momentum', lr_per_example=7e-5, batch_size=64, epochs=20, schedule='step', warmup=1000,
+                  milestones=(14, 18), clip=10.0, weight_decay=1e-4, text_length=CHOICE_LENGTH, mirror='images'),
     'pretrain': Recipe('pretrain', lr_per_example=1e-7, batch_size=128, examples_per_item=2, epochs=10, warmup=16000, clip=10.0,
                        text_length=TEXT_LENGTH, mirror='images', **ADAMW),
 }
@@ -48,6 +67,9 @@ def build(task, config, answers=None, options=None):
     if task == 'pretrain':
         text_only = not (options and options.withoutText)
         return Pretraining(VLBertEncoder(config, task_recipe.mirror, text_only=text_only, masked_features=True), task_recipe)
+    if task_recipe.output == 'choice':
+        config = dataclasses.replace(config, with_pooler=True)
+        return head_for(ChoiceEncoder(config, task_recipe.mirror), task_recipe)
     head = head_for(VLBertEncoder(config, task_recipe.mirror), task_recipe, answers and len(answers))
     head.answer_texts = answers
     return head
@@ -72,7 +94,9 @@ def read_config(folder, options):
 def answers_and_images(state, config):
     """(how many answers, about how many images) the answer layers of a task's snapshot score; None where it has none."""
     first, last = (state.get(f'final_mlp.{name}.weight') for name in ('0.dense', '2'))
-    return None if first is None or last is None else (len(last), first.shape[1] // config.hidden_size)
+    if first is None or last is None or 'final_mlp.0.LayerNorm.weight' not in state:  # those of regions have no layer norm
+        return None
+    return len(last), first.shape[1] // config.hidden_size
 
 
 def layer_names(config):
@@ -86,7 +110,8 @@ class VLBertEncoder(Encoder):
     a blank it is that of [CLS], through the pooler where there is one. Each of k images is encoded with the text, and their
     vectors are joined."""
 
-    needs = frozenset({'regions', 'boxes', 'whole'})
+    needs = frozenset({'regions', 'boxes', 'whole', 'word_regions'})
+    longest = LONG_SIDE  # pixels of an image's long side, after which boxes are cut
 
     def __init__(self, config, mirror='', text_only=False, masked_features=False):
         super().__init__()
@@ -111,7 +136,7 @@ class VLBertEncoder(Encoder):
         images, n = images_of_entries(batch), len(batch['input_ids'])
         boxes = images['boxes']
         if 'image_size' in images:
-            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'))
+            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'), self.longest)
         texts = {key: batch.get(key) for key in ('input_ids', 'token_type_ids', 'word_regions')}
         if 'pictures' not in batch and len(boxes) > n:
             texts = {key: value if value is None else value.repeat_interleave(len(boxes) // n, 0) for key, value in texts.items()}
@@ -131,14 +156,15 @@ class VLBertEncoder(Encoder):
         return pooler(states[:, None]) if pooler else states
 
     def forward(self, batch, record_attention=False):
-        (n, t), o, slots, recorded = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch), []
-        rows = torch.arange(len(slots), device=slots.device)
-        if record_attention:
-            states, recorded = self.states(batch, return_attention=True)
-            states = states[rows, slots]
+        (n, t), o, slots = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch)
+        rows, recorded, visual = torch.arange(len(slots), device=slots.device), [], None
+        if record_attention or self.returns_visual:
+            states = self.states(batch, return_attention=record_attention)
+            states, recorded = states if record_attention else (states, [])
+            states, visual = states[rows, slots], states[:, t:t + o]
         else:
             states = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
-        return States(self.pooled(batch, states).view(n, -1), attentions=[
+        return States(self.pooled(batch, states).view(n, -1), visual=visual, attentions=[
             Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
 
     def hidden_states(self, batch):
@@ -162,6 +188,20 @@ class VLBertEncoder(Encoder):
         layers[2].zeros_allowed = True  # rows of answers that another snapshot lacks start at 0
         return layers
 
+    def region_classifier(self):
+        # The middle layer is the original's dropout, of rate 0.
+        layers = nn.Sequential(RegionTransform(self.config), nn.Identity(), nn.Linear(self.config.hidden_size, 1))
+        for layer in (layers[0].dense, layers[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return layers
+
+    @staticmethod
+    def region_overlaps(boxes, targets, image_size):
+        """As in the original code, of boxes that are cut at the border of the resized image, in its pixels."""
+        boxes, targets = (original_boxes(one, image_size) for one in (boxes, targets[:, None]))
+        return overlaps(boxes, targets[:, 0], (1 / resized(image_size).flip(1)).to(boxes))
+
     def parts(self):
         core, model = self.model.vlbert, self.model
         above = [core.encoder, core.pooler] if hasattr(core, 'pooler') else [core.encoder]
@@ -170,6 +210,27 @@ class VLBertEncoder(Encoder):
 
     def original_name(self, name):
         return name.removeprefix('encoder.').removeprefix('model.').replace('classifier.', 'final_mlp.', 1)
+
+
+class ChoiceEncoder(VLBertEncoder):
+    """Of VCR: the pooled vector is that of [CLS], and regions have classes."""
+
+    longest = CHOICE_SIDE
+
+    def choice_classifier(self, images):
+        layer = nn.Linear(self.pooled_size(images), 1)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return nn.Sequential(fixed_dropout(CLASSIFIER_DROPOUT, self.config), layer)
+
+    def class_classifier(self):
+        layers = nn.Sequential(RegionTransform(self.config), nn.Identity(), nn.Linear(self.config.hidden_size, REGION_CLASSES))
+        return layers.apply(initialise(self.config))
+
+    def original_name(self, name):
+        if name.startswith('classes.'):
+            return name.replace('classes.', 'cnn_loss_reg.', 1)
+        return re.sub(r'^vlbert\.', VCR_PREFIX, super().original_name(name))
 
 
 def read_task(path):
@@ -212,18 +273,37 @@ def load_start(head, start):
     if start.kind == 'scratch':
         return []
     if start.kind == 'all':
-        return [head.load_original(read_vlbert(start.path), str(start.path))]
+        state, source = read_vlbert(start.path), str(start.path)
+        if isinstance(head, Pretraining):  # with or without the embedding of texts
+            return [head.load_original(state, source)]
+        return [fill(head, state, source, rename=file_name_of(head))]
     if start.kind == 'bert':
         reports = [load_bert(head, start.path)]
     else:
         state = read_vlbert(start.path)
-        reports = [load_encoder_weights(head, state, start.path)]
+        # Pre-trained files have no pooler: it stays BERT's.
+        first = [load_bert(head, start.bert)] if start.bert and isinstance(head.encoder, ChoiceEncoder) else []
+        reports = [*first, load_encoder_weights(head, state, start.path)]
+        if isinstance(head.encoder, ChoiceEncoder):
+            start_choices(head, state)
     if start.kind == 'answers':
         last = {name.removeprefix('final_mlp.'): tensor for name, tensor in state.items() if name.startswith('final_mlp.')}
         transfer_answers(head.classifier, last, start, 'final_mlp.')
     elif getattr(head, 'answer_texts', None):
         start_answers(head)
     return reports
+
+
+@torch.no_grad()
+def start_choices(head, state):
+    """Copies the first segment over the second, which pre-training does not use, and starts the score of a choice from the head
+    that tells whether caption and image belong together, if the file has one, as in the original code."""
+    segments = head.encoder.model.vlbert.token_type_embeddings.weight
+    segments[1] = segments[0]
+    if (rows := state.get(f'{RELATIONSHIP}weight')) is not None and rows.shape[1] == segments.shape[1]:
+        bias = state[f'{RELATIONSHIP}bias']
+        head.classifier[1].weight.copy_(rows[1:] - rows[:1])
+        head.classifier[1].bias.copy_(bias[1:] - bias[:1])
 
 
 @torch.no_grad()

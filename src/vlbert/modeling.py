@@ -32,22 +32,22 @@ def fixed_dropout(rate, config):
     return Dropout(rate if config.hidden_dropout_prob else 0.0)
 
 
-def resized(image_size):
-    """The size of images whose short side is scaled to 600 pixels, the long one to at most 1000, each cut to whole pixels as in
-    the original code. image_size (m, 2) height, width -> (m, 2) float64."""
+def resized(image_size, longest=LONG_SIDE):
+    """The size of images whose short side is scaled to 600 pixels, the long one to at most `longest`, each cut to whole pixels as
+    in the original code. image_size (m, 2) height, width -> (m, 2) float64."""
     short, long = (side.double() for side in (image_size.amin(1), image_size.amax(1)))
-    limited = (LONG_SIDE * short / long).floor().clamp(min=1)
-    short_side = torch.where(long / short * SHORT_SIDE > LONG_SIDE, limited, SHORT_SIDE)
+    limited = (longest * short / long).floor().clamp(min=1)
+    short_side = torch.where(long / short * SHORT_SIDE > longest, limited, SHORT_SIDE)
     long_side = (short_side * long / short).floor()
     return torch.where(image_size == image_size.amin(1, keepdim=True), short_side[:, None], long_side[:, None])
 
 
-def original_boxes(boxes, image_size, mirrored=None):
+def original_boxes(boxes, image_size, mirrored=None, longest=LONG_SIDE):
     """Boxes as the original code sees them: cut at the last pixel of the resized image, and mirrored.
 
     boxes (m, o, 4) scaled to 0..1; image_size (m, 2) height, width in pixels; mirrored (m,) bool -> (m, o, 4).
     """
-    last = (1 - 1 / resized(image_size)).flip(1).to(boxes.dtype)[:, None]  # (m, 1, 2): x, y
+    last = (1 - 1 / resized(image_size, longest)).flip(1).to(boxes.dtype)[:, None]  # (m, 1, 2): x, y
     x1, y1, x2, y2 = torch.minimum(boxes.clamp(min=0), last.repeat(1, 1, 2)).unbind(-1)
     if mirrored is not None:
         right = last[..., 0]  # (m, 1)

@@ -9,7 +9,10 @@ from bert.weights import POSITION_IDS, WeightsError, canonical_name, fill, read_
 PIXELS = r'image_feature_extractor\.(?!obj_downsample)'  # the convolutional branch of files trained end to end
 HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'aux_text_visual_embedding\.', r'final_mlp\.',
          r'cnn_loss_reg\.')
-TRANSFORM = 'vlbert.mlm_head.predictions.transform.'  # starts final_mlp.0 of a task of answers, as in the original code
+# What starts the first layer of a task's head, as in the original code: the transform of masked words, or of masked regions.
+WORD_TRANSFORM, REGION_TRANSFORM = 'vlbert.mlm_head.predictions.transform.', 'vlbert.mvrc_head.transform.'
+VCR_PREFIX = 'vlbert._module.'  # of VCR's models, where others have vlbert.
+RELATIONSHIP = 'vlbert.relationsip_head.caption_image_relationship.'
 WORDS, SEGMENTS = 'vlbert.word_embeddings.weight', 'vlbert.token_type_embeddings.weight'
 BERT_NAMES = (  # BERT's prefix, ours; the first that matches counts
     ('bert.embeddings.LayerNorm.', 'vlbert.embedding_LayerNorm.'), ('bert.embeddings.', 'vlbert.'), ('bert.', 'vlbert.'),
@@ -18,7 +21,12 @@ BERT_NAMES = (  # BERT's prefix, ours; the first that matches counts
 
 def vlbert_name(name):
     """canonical_name, without the further module of VCR's models."""
-    return re.sub(r'^vlbert\._module\.', 'vlbert.', canonical_name(name))
+    return re.sub(f'^{re.escape(VCR_PREFIX)}', 'vlbert.', canonical_name(name))
+
+
+def file_name_of(head):
+    """A function: the name that a head's parameter has in what read_vlbert returns."""
+    return lambda name: vlbert_name(head.original_name(name))
 
 
 def read_vlbert(path):
@@ -31,19 +39,28 @@ def read_vlbert(path):
 
 
 def load_encoder_weights(head, state, path):
-    """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers the
-    first layer of its head, which starts from the head of masked words. Returns the LoadReport."""
+    """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers or
+    regions the first layer of its head, which starts from the head of masked words or regions. Returns the LoadReport."""
     if not hasattr(head, 'mlm_head'):
-        parameters = {head.original_name(name): tensor for name, tensor in head.state_dict().items()}
-        transform = transform_of(state, parameters)
+        transform = transform_of(state, original_state(head))
         state = {name: tensor for name, tensor in state.items() if not re.match('|'.join(HEADS), name)} | transform
-    return fill(head, state, str(path), (*HEADS, r'vlbert\.pooler\.'), (*HEADS, PIXELS, r'vlbert\.pooler\.'), head.original_name)
+    return fill(head, state, str(path), (*HEADS, r'vlbert\.pooler\.'), (*HEADS, PIXELS, r'vlbert\.pooler\.'), file_name_of(head))
+
+
+def original_state(head):
+    """The tensors of a head by the names of read_vlbert."""
+    rename = file_name_of(head)
+    return {rename(name): tensor for name, tensor in head.state_dict().items()}
 
 
 def transform_of(state, parameters):
-    """{name: tensor} of final_mlp.0 from the transform of masked words, as far as the head's `parameters` are of that shape."""
-    renamed_state = {name.replace(TRANSFORM, 'final_mlp.0.'): tensor for name, tensor in state.items()
-                     if name.startswith(TRANSFORM)}
+    """{name: tensor} of the first layer of a task's head, as far as the head's `parameters` are of that shape: of answers, which
+    has a layer norm, from the transform of masked words; of regions, and of the classes of VCR's regions, from that of masked
+    regions."""
+    words = 'final_mlp.0.LayerNorm.weight' in parameters
+    sources = {'final_mlp.0.': WORD_TRANSFORM if words else REGION_TRANSFORM, 'cnn_loss_reg.0.': REGION_TRANSFORM}
+    renamed_state = {name.replace(source, layer): tensor for layer, source in sources.items()
+                     for name, tensor in state.items() if name.startswith(source)}
     return {name: tensor for name, tensor in renamed_state.items()
             if name in parameters and parameters[name].shape == tensor.shape}
 
@@ -55,14 +72,14 @@ def load_bert(head, path):
     if 'embeddings.word_embeddings.weight' in state:  # an encoder alone
         state = {f'bert.{name}': tensor for name, tensor in state.items()}
     state = renamed({name: tensor for name, tensor in state.items() if not re.match(POSITION_IDS, name)}, bert_name, path)
-    parameters = {head.original_name(name): tensor for name, tensor in head.state_dict().items()}
+    parameters = original_state(head)
     state |= transform_of(state, parameters)
     rows = state.get(SEGMENTS)
     if rows is not None and rows.shape == (2, parameters[SEGMENTS].shape[1]):
         state[SEGMENTS] = torch.cat([rows.to(parameters[SEGMENTS]), parameters[SEGMENTS][2:]])
     initial = ('vlbert.end_embedding.', 'vlbert.visual_ln_', 'object_linguistic_', 'image_feature_extractor.')
     return fill(head, state, str(path), (*map(re.escape, initial), *HEADS, r'vlbert\.pooler\.'),
-                (r'vlbert\.mlm_head\.', r'cls\.seq_relationship\.', r'vlbert\.pooler\.'), head.original_name)
+                (r'vlbert\.mlm_head\.', r'cls\.seq_relationship\.', r'vlbert\.pooler\.'), file_name_of(head))
 
 
 def bert_name(name):
