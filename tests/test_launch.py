@@ -100,9 +100,17 @@ def test_runs_that_were_disturbed_end_with_the_same_bits(start, tmp_path):
         port = str(free.getsockname()[1])
     two = [start(folder, NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RESTARTS='1')
            for rank in (0, 1)]
-    saved = wait_for_new_state(folder, two)
+    wait_for_new_state(folder, two)
     assert listening([pid for launcher in two for pid in (launcher.pid, *ranks(launcher).values())]) == {'0100007F'}
-    os.kill(ranks(two[1])[1], signal.SIGKILL)
+    killed = ranks(two[1])[1]
+    os.kill(killed, signal.SIGKILL)
+    restarted = killed
+    while restarted == killed:  # a state may have been saved before the kill
+        assert all(launcher.poll() is None for launcher in two), finish(two)
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # processes that end
+            restarted = ranks(two[1]).get(1, killed)
+        time.sleep(0.005)
+    saved = (folder / 'RUN_STATE.pth').stat().st_mtime_ns
     wait_for_new_state(folder, two, saved)
     two[1].terminate()
     status, printed = finish(two)
