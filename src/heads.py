@@ -97,15 +97,8 @@ class States:
 
 
 class Encoder(nn.Module):
-    """The interface between an encoder and the heads.
-
-    An encoder that computes vectors of images and of texts separately (a dual encoder) is to define
-
-        vectors(batch) -> (images (m, v), texts (n, v))    normalised, so that the similarity of a pair is their product
-
-    Then output 'match' is to add a contrastive loss over the batch (heads.Match), and tasks.ranking to score with the head only
-    the best pairs by these vectors. No encoder defines it yet, and neither is implemented.
-    """
+    """The interface between an encoder and the heads. What raises NotImplementedError is for subclasses; region_classifier only
+    for models with a recipe of output 'region'."""
 
     needs: frozenset = frozenset()  # inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels', 'word_regions'
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
@@ -478,9 +471,9 @@ class Match(Head):
 
     def forward(self, batch, counts):
         candidates = self.candidates(batch)
-        own, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
+        pairs, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
         positive = self.logits(batch)
-        negative = self.logits(self.pairs(batch, torch.cat([own, texts]), torch.cat([images, own])))  # (2 * b,)
+        negative = self.logits(self.pairs(batch, torch.cat([pairs, texts]), torch.cat([images, pairs])))  # (2 * b,)
         is_negative = torch.cat([candidates.any(1), candidates.any(0)]).float()
         loss = (F.binary_cross_entropy_with_logits(positive, torch.ones_like(positive), reduction='sum')
                 + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))

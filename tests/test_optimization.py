@@ -29,6 +29,20 @@ def plain_rate(schedule, step, lr, warmup, t_total):
     }[schedule]
 
 
+def four_parameters(last_shape):
+    """(parameters, their initial values, gradients of STEPS steps): the third has none in every third step, the fourth none before
+    step 5."""
+    g = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), last_shape]]
+    grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
+    for step in range(STEPS):
+        if step % 3 == 1:
+            grads[step][2] = None
+        if step < 5:
+            grads[step][3] = None
+    return params, [p.flatten().tolist() for p in params], grads
+
+
 def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.9, b2=0.999, e=1e-6, weight_decay=0.01):
     """One parameter as a list of numbers; a step whose gradients are None does not exist for it."""
     m, v, step = [0.0] * len(values), [0.0] * len(values), 0
@@ -59,15 +73,7 @@ def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.
 def test_20_steps_equal_a_plain_restatement(schedule, warmup, t_total, more):
     """To 1e-12, in double precision. The third parameter has no gradient in every third step, the fourth none before step 5;
     the last two are in a group of another rate."""
-    g = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), (2,)]]
-    start = [p.tolist() if p.dim() == 1 else p.flatten().tolist() for p in params]
-    grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
-    for step in range(STEPS):
-        if step % 3 == 1:
-            grads[step][2] = None
-        if step < 5:
-            grads[step][3] = None
+    params, start, grads = four_parameters((2,))
     optimizer = BertAdam([{'params': params[:2]}, {'params': params[2:], 'lr': 0.5}], lr=0.1, schedule=schedule,
                          warmup=warmup, t_total=t_total, **more)
     for step in range(STEPS):
@@ -223,15 +229,7 @@ def plain_adamw(values, grads_of_steps, lrs, beta1=0.9, beta2=0.999, eps=1e-6, w
 def test_adamw_equals_a_plain_restatement(more, skipped, divisor):
     """In double precision. The third parameter has no gradient in every third step, the fourth, of no dimension, none before step
     5; the last two are in a group of another rate, and the rates change at each step. Divided and skipped on the device."""
-    g = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), ()]]
-    start = [p.flatten().tolist() for p in params]
-    grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
-    for step in range(STEPS):
-        if step % 3 == 1:
-            grads[step][2] = None
-        if step < 5:
-            grads[step][3] = None
+    params, start, grads = four_parameters(())
     betas = {'betas': (more['beta1'], more['beta2'])} if 'beta1' in more else {}
     optimizer = AdamW([{'params': params[:2]}, {'params': params[2:], 'lr': 0.5}], lr=0.1, **betas,
                       **{name: value for name, value in more.items() if not name.startswith('beta')})

@@ -193,16 +193,16 @@ def test_processes_share_the_images(monkeypatch):
     dataset, options = captions_dataset(40, [i % 40 for i in range(50)]), Options(evalBatchSize=32)
     head = Product(50)
     first, texts = np.arange(40), np.arange(50)
-    complete = ranking.own_scores(head, dataset, np.arange(50), 7, options, CPU)
-    rows, own = np.zeros((40, 50)), 0
+    complete = ranking.matching_scores(head, dataset, np.arange(50), 7, options, CPU)
+    rows, summed = np.zeros((40, 50)), 0
     for rank in range(3):
         monkeypatch.setattr(ranking.dist, 'rank', lambda rank=rank: rank)
         monkeypatch.setattr(ranking.dist, 'world_size', lambda: 3)
         monkeypatch.setattr(ranking.dist, 'sum_over_ranks', lambda tensor: tensor)
-        own = own + ranking.own_scores(head, dataset, np.arange(50), 7, options, CPU)
+        summed = summed + ranking.matching_scores(head, dataset, np.arange(50), 7, options, CPU)
         for images, scores in ranking.scores_of_images(head, dataset, first, texts, 32, options, CPU, 'Ranking'):
             rows[images] += scores
-    np.testing.assert_array_equal(own, complete)
+    np.testing.assert_array_equal(summed, complete)
     np.testing.assert_array_equal(rows[dataset.rows[:, 0], np.arange(50)], complete.astype(np.float64))
 
 

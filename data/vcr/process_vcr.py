@@ -47,9 +47,9 @@ def read(path):
             if fault := schema.first_fault(example):
                 raise DataError(f'{place}: key "{fault[0]}": expected {fault[1]}, found {shown(example.get(fault[0]))}; get the '
                                 f'file again from {SOURCE}')
-        found = [key in row for key in LABELS]
-        labelled = found[0] if labelled is None else labelled
-        if found != [labelled, labelled]:
+        has_labels = [key in row for key in LABELS]
+        labelled = has_labels[0] if labelled is None else labelled
+        if has_labels != [labelled, labelled]:
             raise DataError(f'{place}: expected {" and ".join(LABELS)} on all lines of a file or on none')
         yield example, field(row, 'metadata_fn', str, place)
 
@@ -137,24 +137,24 @@ def main(argv):
         raise FileNotFoundError(f'{args.raw}: found none of {names}; get them from {SOURCE}')
     with Outputs(args.out, [name for split in files for name in (f'{split}.json', f'{split}_boxes.json')]) as out:
         for split, path in files.items():
-            seen, missing, left_out, kept = {}, {}, 0, 0
+            names_of, missing, left_out, kept = {}, {}, 0, 0
             for example, metadata in read(path):
                 img_id, names = example['img_id'], [CLASSES[one - 1] for one in example['classes']]
                 if args.allowMissing and not (images / metadata).is_file():
                     missing[img_id] = None
                     left_out += 1
                     continue
-                if img_id not in seen:
-                    seen[img_id] = names
+                if img_id not in names_of:
+                    names_of[img_id] = names
                     boxes, scores, masks, (width, height) = read_metadata(images / metadata, names)
                     out.add(f'{split}_boxes.json', {'img_id': img_id, 'width': width, 'height': height, 'boxes': boxes,
                                                     'scores': scores, 'masks': [packed(one) for one in masks]})
-                elif seen[img_id] != names:
+                elif names_of[img_id] != names:
                     raise DataError(f'{path}: {example["annot_id"]}: key "objects": expected those of other examples about '
-                                    f'{img_id}, {", ".join(seen[img_id])}; found {", ".join(names)}')
+                                    f'{img_id}, {", ".join(names_of[img_id])}; found {", ".join(names)}')
                 out.add(f'{split}.json', example)
                 kept += 1
-            print(f'{split}: {kept:,} examples about {len(seen):,} images with {sum(map(len, seen.values())):,} objects'
+            print(f'{split}: {kept:,} examples about {len(names_of):,} images with {sum(map(len, names_of.values())):,} objects'
                   + (f'; {left_out:,} left out whose {len(missing):,} images have no metadata{examples_of(missing)}'
                      if missing else '') + '.')
     print(f'made {", ".join(out.files)} in {args.out}')

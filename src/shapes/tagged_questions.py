@@ -63,8 +63,8 @@ def _sample(scene: Scene, rng: random.Random, side: str, size: str, about_colour
     if len(places) < 2:
         return None
     one, other = rng.sample(places, 2)
-    thing, beside = scene.things[one], scene.things[other]
-    if thing.size != size or not clearly_beside(thing, beside, side) or not (about_colour or _only_side(thing, beside)):
+    thing, neighbour = scene.things[one], scene.things[other]
+    if thing.size != size or not clearly_beside(thing, neighbour, side) or not (about_colour or _only_side(thing, neighbour)):
         return None
     colours = [thing.colour, *rng.sample([colour for colour in FIELDS['colour'] if colour != thing.colour], 3)]
     sizes = (size, next(value for value in FIELDS['size'] if value != size))
@@ -103,14 +103,14 @@ def text_only(train: list[dict], evaluated: list[dict], kind: str) -> float:
             lambda item, choice: ' '.join(word for word in choice if isinstance(word, str)))
     best = 0.0
     for key in keys:
-        seen, right = Counter(), Counter()
+        choices, right = Counter(), Counter()
         for item in train:
             for place, choice in enumerate(item[f'{kind}_choices']):
-                seen[key(item, choice)] += 1
+                choices[key(item, choice)] += 1
                 right[key(item, choice)] += place == item[f'{kind}_label']
         hits = 0
         for item in evaluated:
-            shares = [(right[key(item, choice)] + 1) / (seen[key(item, choice)] + 4) for choice in item[f'{kind}_choices']]
+            shares = [(right[key(item, choice)] + 1) / (choices[key(item, choice)] + 4) for choice in item[f'{kind}_choices']]
             hits += shares.index(max(shares)) == item[f'{kind}_label']
         best = max(best, 100 * hits / max(len(evaluated), 1))
     return best

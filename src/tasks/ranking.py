@@ -35,32 +35,32 @@ def rank(head, dataset, options, device, text='Ranking', most=None):
     captions = np.flatnonzero(np.isin(image, chosen))
     image = np.searchsorted(chosen, image[captions])  # (c,) place in `chosen`
     texts, text_of = np.unique(dataset.sentence[captions], return_inverse=True)
-    own = own_scores(head, dataset, captions, size, options, device)
+    matching = matching_scores(head, dataset, captions, size, options, device)
     ahead = np.zeros((len(captions), 2), np.int64)  # images, and captions of other images, that are not below
     for images, scores in scores_of_images(head, dataset, first[chosen], texts, size, options, device, text):
         scores = scores[:, text_of]  # (images, c)
         other = image != images[:, None]
-        ahead[:, 0] += (other & (scores >= own - ROUNDING)).sum(0)
+        ahead[:, 0] += (other & (scores >= matching - ROUNDING)).sum(0)
         for number, row, is_other in zip(images, scores, other, strict=True):
             of_image = np.flatnonzero(image == number)
             ahead[of_image, 1] = (row[is_other] >= row[of_image, None] - ROUNDING).sum(1)
     ahead = dist.sum_over_ranks(torch.from_numpy(ahead).to(device)).cpu().numpy()
     ranks, probabilities = np.zeros((len(dataset), 2), np.int64), np.zeros((len(dataset), 1), np.float32)
     ranks[captions] = 1 + ahead
-    probabilities[captions] = head.probabilities(torch.from_numpy(own))[:, None].numpy()
+    probabilities[captions] = head.probabilities(torch.from_numpy(matching))[:, None].numpy()
     return ranks, probabilities
 
 
-def own_scores(head, dataset, captions, size, options, device):
+def matching_scores(head, dataset, captions, size, options, device):
     """The logits of some captions (c,) with their own images, (c,) float32, on every process. size: pairs in a batch."""
     starts = range(size * dist.rank(), len(captions), size * dist.world_size())
     batches = load_batches(dataset, [MicroBatch(captions[start:start + size], 0, None, options.compile) for start in starts],
                            options, device)
-    own = torch.zeros(len(captions), device=device)
+    scores = torch.zeros(len(captions), device=device)
     for start, batch in zip(starts, batches, strict=True):
         with autocast(options, device):
-            own[start:start + size] = head.match_logits(batch)
-    return dist.sum_over_ranks(own).cpu().numpy()
+            scores[start:start + size] = head.match_logits(batch)
+    return dist.sum_over_ranks(scores).cpu().numpy()
 
 
 def scores_of_images(head, dataset, examples, texts, size, options, device, text):
