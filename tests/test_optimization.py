@@ -30,8 +30,8 @@ def plain_rate(schedule, step, lr, warmup, t_total):
 
 
 def four_parameters(last_shape):
-    """(parameters, their initial values, gradients of STEPS steps): the third has none in every third step, the fourth none before
-    step 5."""
+    """(parameters, their initial values, gradients of STEPS steps): the third has none in every third step, the fourth none
+    before step 5."""
     g = torch.Generator().manual_seed(0)
     params = [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=g)) for shape in [(3, 2), (4,), (5,), last_shape]]
     grads = [[torch.randn(p.shape, dtype=torch.float64, generator=g) for p in params] for _ in range(STEPS)]
