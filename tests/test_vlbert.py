@@ -384,15 +384,24 @@ def test_boxes_are_cut_and_mirrored_in_the_resized_image():
     assert (original_boxes(mirrored, size, torch.tensor([True])) - original_boxes(boxes, size)).abs().max() < 1e-6
 
 
-def test_geometry():
+@pytest.mark.parametrize('count', [256, 3])
+def test_geometry(count):
     box = torch.tensor([[0.1, 0.2, 0.7, 0.6]])
-    numbers = geometry(box)[0]
-    assert numbers.shape == (2048,)
+    numbers = (geometry(box) if count == 256 else geometry(box, 8 * count))[0]
+    assert numbers.shape == (8 * count,)
     for block, position in enumerate((0.4, 0.4, 0.6, 0.4)):
-        for k in (0, 1, 100, 255):
-            angle = 100 * position / 1000 ** (k / 256)
-            assert numbers[512 * block + k] == pytest.approx(math.sin(angle), abs=1e-5)
-            assert numbers[512 * block + 256 + k] == pytest.approx(math.cos(angle), abs=1e-5)
+        for k in {0, 1, count // 2, count - 1}:
+            angle = 100 * position / 1000 ** (k / count)
+            assert numbers[2 * count * block + k] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert numbers[2 * count * block + count + k] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_a_smaller_geometry():
+    head = models.build('vlbert', 'pretrain', config(geometry_size=24))
+    assert head.encoder.model.image_feature_extractor.obj_downsample[1].weight.shape[1] == 24 + config().visual_feat_dim
+    assert config(geometry_size=24).parameters() == sum(p.numel() for p in head.parameters())
+    with pytest.raises(DataError, match=r'geometry_size: expected a multiple of 8, .* found 20; correct it'):
+        config(geometry_size=20)
 
 
 # ---- initial weights

@@ -86,7 +86,7 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'num_object_labels': len(simulate_regions.CLASSES), 'num_attr_labels': len(simulate_regions.ATTRIBUTES),
           # A single-stream model with as many parameters, 1.0 million, which sees images from the start: without BERT's weights
           # the published initial scales of 0 grow too slowly (experience_in_pretraining.md).
-          'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9,
+          'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9, 'geometry_size': 128,
           'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES)}
 SCENES = 100  # of the corpus that one process describes at once
 

@@ -9,7 +9,6 @@ from bert.config import BertConfig
 from files.json_files import DataError, read_text
 from files.text import shown
 
-GEOMETRY = 2048  # sines and cosines of a box
 YAML_NAMES = {'visual_region_classes': 'num_region_classes', 'with_rel_head': 'with_relationship'}  # where they differ from ours
 # Keys of NETWORK.VLBERT of which the published models have one value, the only one that is implemented.
 YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'input_transform_type': 1, 'obj_pos_id_relative': True,
@@ -34,6 +33,7 @@ class VLBertConfig(BertConfig):
     type_vocab_size: int = 3  # words of two kinds, and regions with [END]
     num_hidden_layers: int = 12
     visual_feat_dim: int = 2048
+    geometry_size: int = 2048  # sines and cosines of a box, beside its feature; a multiple of 8
     num_region_classes: int = 1601  # of the detector, background first
     visual_scale_text_init: float = 0.0  # initial weight of visual_ln_text; at 0 the model starts as BERT without an image
     visual_scale_object_init: float = 0.0  # the same of visual_ln_object
@@ -43,6 +43,12 @@ class VLBertConfig(BertConfig):
     MODEL: ClassVar[str] = 'VL-BERT'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.geometry_size % 8:
+            raise DataError(f'geometry_size: expected a multiple of 8, sines and cosines of four numbers, found '
+                            f'{self.geometry_size}; correct it')
+
     def max_text_length(self, task=None):
         # Regions and [END] have positions too, and [MASK] and [SEP], which pre-training does not add.
         return max(self.max_position_embeddings - (2 if task == 'pretrain' else 4), 1)
@@ -50,7 +56,7 @@ class VLBertConfig(BertConfig):
     def parameters(self, answers=0):
         d, layer = self.hidden_size, sum(self.layer_parameters())
         embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 1 + 2 + 1 + 1 + 1) * d
-        regions = (self.visual_feat_dim + GEOMETRY + 1) * d + self.visual_feat_dim
+        regions = (self.visual_feat_dim + self.geometry_size + 1) * d + self.visual_feat_dim
         pooler = d * d + d if self.with_pooler or self.with_relationship else 0
         heads = 2 * d * d + 4 * d + self.vocab_size + self.num_region_classes * (d + 1) + 2 * (d + 1) * self.with_relationship
         answer_head = d * d + 3 * d + answers * (d + 1) if answers else 0

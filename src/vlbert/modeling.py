@@ -19,7 +19,6 @@ from bert.layers import (
     initialise,
     layer_norm,
 )
-from vlbert.config import GEOMETRY
 
 FEATURE_DROPOUT = 0.1  # before obj_downsample, whatever the config's rate is, as in the original code
 REGION_SEGMENT = 2  # of regions and [END]
@@ -55,11 +54,11 @@ def original_boxes(boxes, image_size, mirrored=None, longest=LONG_SIDE):
     return torch.stack([x1, y1, x2, y2], -1)
 
 
-def geometry(boxes):
-    """Sines and cosines of the centre, width and height of boxes (r, 4) scaled to 0..1: (r, GEOMETRY) (paper, section 3.2)."""
+def geometry(boxes, size=2048):
+    """Sines and cosines of the centre, width and height of boxes (r, 4) scaled to 0..1: (r, size) (paper, section 3.2)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     position = BOX_SCALE * torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)  # (r, 4)
-    count = GEOMETRY // 8
+    count = size // 8
     wavelengths = WAVELENGTH ** (torch.arange(count, device=boxes.device, dtype=boxes.dtype) / count)
     angles = position[..., None] / wavelengths  # (r, 4, count)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
@@ -70,12 +69,14 @@ class RegionEmbedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.geometry_size = config.geometry_size
         self.obj_downsample = nn.Sequential(
-            fixed_dropout(FEATURE_DROPOUT, config), nn.Linear(GEOMETRY + config.visual_feat_dim, config.hidden_size), nn.ReLU())
+            fixed_dropout(FEATURE_DROPOUT, config),
+            nn.Linear(config.geometry_size + config.visual_feat_dim, config.hidden_size), nn.ReLU())
 
     def forward(self, features, boxes):
         """features (r, f), boxes (r, 4) scaled to 0..1 -> (r, d)."""
-        return self.obj_downsample(torch.cat([geometry(boxes), features], -1))
+        return self.obj_downsample(torch.cat([geometry(boxes, self.geometry_size), features], -1))
 
 
 class Layers(LayerStack):
