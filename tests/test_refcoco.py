@@ -24,7 +24,7 @@ from heads import overlaps
 from lxrt.config import LxrtConfig
 from regions import tsv
 from regions.arrays import RegionArrays
-from shapes import expressions, scene
+from shapes import expressions, report, scene
 from tasks.predictor import Predictor
 from tasks.program import main
 from tasks.refcoco import RefCOCO
@@ -314,6 +314,10 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
     assert f'Score on val: {figures["accuracy"]:.2f}' in printed
     assert f'with areas without "+1": {figures["strict"]:.2f}' in printed
     assert set(figures['by']['question type']) == set(expressions.KINDS)
+    capsys.readouterr()
+    report.main([str(world), str(tmp_path / 'test/val_predict.json'), '--task', 'refcoco'])
+    baseline = expressions.text_only(*(load(world / f'refcoco/{split}.json') for split in ('train', 'val')))
+    assert f'Score {figures["accuracy"]:.1f}, without pictures {baseline:.1f}: ' in capsys.readouterr().out
 
     items = load(world / 'refcoco/val.json')  # an image without regions
     save(world / 'refcoco/val.json', [{**items[0], 'img_id': 'unknown'}, *items[1:]])

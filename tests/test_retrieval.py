@@ -19,7 +19,7 @@ from lxrt.modeling import LxrtConfig, LXRTPretraining
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
-from shapes import captions, retrieval, scene
+from shapes import captions, report, retrieval, scene
 from tasks import ranking
 from tasks.matcher import Matcher
 from tasks.program import main
@@ -231,6 +231,8 @@ def test_the_program_trains_ranks_and_is_evaluated(world, tmp_path, capsys, mode
     assert evaluate.main(['retrieval', str(ranks), str(annotations), '--out', str(tmp_path / 'figures.json')]) == 0
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert f'Score on coco_test: {figures["accuracy"]:.2f}' in printed
+    report.main([str(world), str(ranks), '--task', 'retrieval'])
+    assert f'Score {figures["accuracy"]:.1f}, without pictures {retrieval.chance(items):.1f}: ' in capsys.readouterr().out
     assert figures['by']['image retrieval']['R@5']['accuracy'] == 100 and figures['by']['text retrieval']['R@1']['questions'] == 4
 
     # run/match.bash and the library score the same pairs with the snapshot.
@@ -437,6 +439,19 @@ def test_real_captions(process, tmp_path, capsys):
 
 
 # ---- the sample world
+
+def test_the_recalls_of_a_ranking_at_random():
+    counts, rng = [5, 2, 4, 5] * 4, np.random.default_rng(0)
+    image, means = np.repeat(np.arange(len(counts)), counts), []
+    for _ in range(2000):
+        hits = []
+        for k in (1, 5, 10):
+            captions = rng.random((len(counts), len(image))).argsort(1)[:, :k]  # the first for each image
+            hits += [(image[captions] == np.arange(len(counts))[:, None]).any(1).mean(), k / len(counts)]
+        means.append(np.mean(hits))
+    assert retrieval.chance([{'sent': ['x'] * count} for count in counts]) == pytest.approx(100 * np.mean(means), abs=0.5)
+    assert retrieval.chance([{'sent': ['x']}]) == 100
+
 
 def test_near_misses_differ_in_one_word(made_world):
     pairs = json.loads((made_world / 'retrieval/near_misses.json').read_text())

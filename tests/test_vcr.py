@@ -1,6 +1,7 @@
 """VCR: texts whose words name regions, four choices, both models, and the raw data."""
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from bert.tokenization import SPECIAL_TOKENS, BertTokenizer
 from cli import train_main
 from files.json_files import DataError
 from heads import Start
+from shapes import report, scene, tagged_questions
 from tasks import vcr_files
 from tasks.vcr import VCR, Rationale, VCRProgram, given
 from tools import evaluate
@@ -229,6 +231,12 @@ def test_both_models_are_trained_and_tested_together(world, tmp_path, capsys, mo
         assert any(row.startswith(name + ' ') and row.endswith(value) for row in table.splitlines())
     assert f'{line.split("Q->AR ")[1]}' in table
 
+    report.main([str(world), str(results / 'val_predict.csv'), '--task', 'vcr'])
+    train, val = (json.loads((world / f'vcr/{split}.json').read_text()) for split in ('train', 'val'))
+    baseline = tagged_questions.text_only(train, val, 'answer') * tagged_questions.text_only(train, val, 'rationale') / 100
+    score = float(line.split('Q->AR ')[1])
+    assert f'Score {score:.1f}, without pictures {baseline:.1f}: ' in capsys.readouterr().out
+
     # One of the models alone gives the same; the rationales of the right answer are those conditioned on it.
     assert run(*data, '--test', 'val', '--load', rationales / 'BEST', '--rationale', '--output', tmp_path / 'alone') == 0
     together = np.loadtxt(results / 'val_predict.csv', delimiter=',', skiprows=1, usecols=range(1, 21))
@@ -358,10 +366,6 @@ def test_missing_metadata_is_an_error_or_counted(tmp_path):
 # ---- the sample world
 
 def test_words_alone_do_not_answer_the_sample_world():
-    import random
-
-    from shapes import scene, tagged_questions
-
     scenes = {str(i): scene.sample(1, i) for i in range(300)}
     parts = [dict(list(scenes.items())[start:start + 150]) for start in (0, 150)]
     made = [list(tagged_questions.generate(part, random.Random(1), 'x')) for part in parts]

@@ -1,13 +1,19 @@
 """Compares predictions with the baselines: `python src/shapes/report.py data/shapes snap/vqa/NAME/minival_predict.json`."""
 import argparse
 import sys
+from math import prod
 from pathlib import Path
 
 from files.json_files import DataError, numbered_lines, stream
+from shapes import expressions, retrieval, tagged_questions
 from shapes.baselines import score_table, soft_label
+from tasks.registry import task_class
+from tools.evaluate import table
 
-# what the baselines are fitted on
+# What the baselines are fitted on.
 TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',), 'entailment': ('train',)}
+OTHERS = ('refcoco', 'retrieval', 'vcr')  # tasks whose predictions are no answers
+PARTS = {'Q->A': ('answer',), 'QA->R': ('rationale',), 'Q->AR': ('answer', 'rationale')}  # of VCR, by measure
 
 
 def read_split(world: Path, task: str, split: str) -> list[dict]:
@@ -35,23 +41,44 @@ def scores_of(questions: list[dict], predictions: dict) -> list[float]:
     return [soft_label(question).get(predictions[question[key]], 0.0) for question in questions]
 
 
+def without_pictures(world: Path, task: str, split: str, measure: str) -> float:
+    """The score, per cent, that the words alone reach in one of OTHERS; of retrieval that of a ranking at random."""
+    evaluated = read_split(world, task, split)
+    if task == 'retrieval':
+        return retrieval.chance(evaluated)
+    train = read_split(world, task, 'train')
+    if task == 'refcoco':
+        return expressions.text_only(train, evaluated)
+    return 100 * prod(tagged_questions.text_only(train, evaluated, part) / 100 for part in PARTS[measure.split()[0]])
+
+
+def report(world: Path, predictions: Path, task: str) -> str:
+    """The score of a file of predictions by kind of question, next to that of the baselines."""
+    split = predictions.stem.removesuffix('_predict')
+    if task in OTHERS:
+        figures = task_class(task).evaluate(predictions, world / task / f'{split}.json')
+        if 'accuracy' not in figures:
+            raise DataError(f'{predictions}: the split {split} has no labels; expected predictions of one that has')
+        score, baseline = figures['accuracy'], without_pictures(world, task, split, figures['measure'])
+        return f'{table(figures)}\n\nScore {score:.1f}, without pictures {baseline:.1f}: {score - baseline:+.1f} points.'
+    train = [question for name in TRAIN[task] for question in read_split(world, task, name)]
+    questions = read_split(world, task, split)
+    if 'label' not in questions[0]:
+        raise DataError(f'{predictions}: the split {split} has no labels; expected predictions of one that has')
+    lines, score, baseline = score_table(train, questions, scores_of(questions, read_predictions(predictions, task)))
+    return f'{lines}\n\nScore {score:.1f}, the better baseline {baseline:.1f}: {score - baseline:+.1f} points.'
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='shapes/report.py', description=__doc__.splitlines()[0].split(':')[0] + '.')
     parser.add_argument('world', type=Path, help='folder of the sample world')
     parser.add_argument('predictions', type=Path, help='a file such as minival_predict.json or valid_predict.csv')
-    parser.add_argument('--task', choices=TRAIN, default='vqa', help='the task of the predictions (default: vqa)')
+    parser.add_argument('--task', choices=(*TRAIN, *OTHERS), default='vqa', help='the task of the predictions (default: vqa)')
     options = parser.parse_args(argv)
-    split = options.predictions.stem.removesuffix('_predict')
     try:
-        train = [question for name in TRAIN[options.task] for question in read_split(options.world, options.task, name)]
-        questions = read_split(options.world, options.task, split)
-        if 'label' not in questions[0]:
-            raise DataError(f'{options.predictions}: the split {split} has no labels; expected predictions of one that has')
-        scores = scores_of(questions, read_predictions(options.predictions, options.task))
+        print(report(options.world, options.predictions, options.task))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    table, score, baseline = score_table(train, questions, scores)
-    print(f'{table}\n\nScore {score:.1f}, the better baseline {baseline:.1f}: {score - baseline:+.1f} points.')
 
 
 if __name__ == '__main__':

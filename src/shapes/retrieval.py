@@ -2,10 +2,12 @@
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from math import comb
 
 from shapes.captions import WORDINGS, Caption, disjoint, fits, generate
 from shapes.questions import FIELDS, Description, ambiguous, fill
 from shapes.scene import Scene
+from tasks.ranking import RECALLS
 
 OPPOSITES = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above'}
 # The split of VQA whose pictures each file is about.
@@ -27,6 +29,15 @@ def near_misses(scenes: dict[str, Scene], rng: random.Random) -> list[dict]:
         if foil := next(filter(None, (_near_miss(caption, scenes[img_id], rng) for _ in range(TRIES))), None):
             pairs.append({'img_id': img_id, 'sent': foil[0], 'foil': foil[1]})
     return pairs
+
+
+def chance(annotations: list[dict]) -> float:
+    """The mean of the six recalls, in per cent, that a ranking at random has."""
+    counts = [len(image['sent']) for image in annotations]
+    total, images = sum(counts), len(counts)
+    by_text = [min(k / images, 1) for k in RECALLS]
+    by_image = [sum(1 - comb(total - count, k) / comb(total, k) for count in counts) / images for k in RECALLS if k <= total]
+    return 100 * (sum(by_text) + sum(by_image) + len(RECALLS) - len(by_image)) / (2 * len(RECALLS))
 
 
 def _near_miss(caption: Caption, scene: Scene, rng: random.Random) -> tuple[str, str] | None:
