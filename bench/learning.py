@@ -1,9 +1,10 @@
-"""Compares what models learn from the same data in the same time: fine-tuning on a share of the sample world's training data,
-from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one
+"""Compares what models learn from the same data in the same time: fine-tuning on the sample world's training data, or on a share
+of it, from random weights and after pre-training, several seeds. The seconds of a step of each model are measured in turns in one
 process; a model whose step takes longer makes fewer epochs. Repeat the command to resume."""
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,11 @@ from tasks.program import TaskProgram
 from tasks.registry import task_class
 from train import train_step
 
-TASKS = {'vqa': 'minival', 'gqa': 'testdev', 'nlvr2': 'test'}  # and where they are tested
+# Of each task: the split it is trained on, that it is tested on, the share of the training data, and the epochs of REFERENCE.
+TASKS = {'vqa': ('train', 'minival', 0.1, 8), 'gqa': ('train', 'testdev', 0.1, 8), 'nlvr2': ('train', 'test', 0.1, 8),
+         'refcoco': ('train', 'val', 1, 4), 'vcr': ('train', 'val', 1, 8), 'entailment': ('train', 'dev', 1, 4),
+         'retrieval': ('coco_train', 'coco_valid', 1, 2)}
+FLAGS = {('vcr', 'vlbert'): ('--optim', 'adamw')}  # where the recipe's optimizer needs more steps than a short run has
 REFERENCE = 'lxmert'  # the epochs are this model's
 # Of each model: the launcher of pre-training, its last snapshot without the number, its flags, and the flag that loads it.
 PRETRAINING = {'lxmert': ('lxmert_pretrain', 'Epoch{:02d}_LXRT', ('--lr', '5e-4', '--batchSize', '64'), '--loadLXMERT'),
@@ -43,12 +48,13 @@ def main(argv=None) -> int:
     parser.add_argument('--models', default='lxmert,vlbert', help='default: %(default)s')
     parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
     parser.add_argument('--seeds', default='9595,1,2', help='default: %(default)s')
-    parser.add_argument('--share', type=float, default=0.1, help='of the training data for fine-tuning (default: %(default)s)')
-    parser.add_argument('--epochs', type=report.positive, default=12, help=f'of {REFERENCE} in fine-tuning (%(default)s)')
-    parser.add_argument('--pretrainEpochs', type=report.positive, default=10, help='the same in pre-training (%(default)s)')
+    parser.add_argument('--pretrainEpochs', type=report.positive, default=6,
+                        help=f'of {REFERENCE} in pre-training (%(default)s)')
     parser.add_argument('--jobs', type=report.positive, default=2, help='runs at the same time, a core each (%(default)s)')
     options = parser.parse_args(argv)
     options.models, options.tasks, options.seeds = (getattr(options, name).split(',') for name in ('models', 'tasks', 'seeds'))
+    if unknown := [task for task in options.tasks if task not in TASKS]:
+        parser.error(f'--tasks {unknown[0]}: expected some of {", ".join(TASKS)}')
     if options.part:
         return run_main('bench.bash', lambda: print(json.dumps(step_seconds(options))) or 0)
     return run_main('bench.bash', lambda: compare(options, report.Figures(options.out)))
@@ -56,7 +62,7 @@ def main(argv=None) -> int:
 
 def compare(options, figures):
     prepare(options)
-    costs = options.runs / 'costs.json'
+    costs = options.runs / f'costs_{"_".join(options.tasks)}.json'
     if not costs.is_file():
         flags = [f'--{name}={getattr(options, name)}' for name in ('dataRoot', 'runs')]
         flags += [f'--{name}={",".join(getattr(options, name))}' for name in ('models', 'tasks')]
@@ -82,15 +88,16 @@ def compare(options, figures):
     runs, outputs = [], {}
     for task in options.tasks:
         for model in options.models:
-            count = epochs(task, model, options.epochs)
+            train, valid, _, count = TASKS[task]
+            count = epochs(task, model, count)
             figures |= {f'{model} {task}, epochs': count}
             for start in RATES:
                 weights = ('--fromScratch',) if start == 'scratch' else snapshots[model]
                 for seed in options.seeds:
                     output = outputs[task, model, start, seed] = options.runs / f'{task}_{model}_{start}_{seed}'
                     runs.append([f'run/{task}_finetune.bash', 'cpu', 'x', *common(options, model, 'share'), '--model', model,
-                                 *weights, '--train', 'train', '--valid', TASKS[task], '--batchSize', BATCH,
-                                 '--evalBatchSize', 256, '--lr', RATES[start], '--epochs', count, '--seed', seed,
+                                 *weights, '--train', train, '--valid', valid, '--batchSize', BATCH, '--evalBatchSize', 256,
+                                 '--lr', RATES[start], *FLAGS.get((task, model), ()), '--epochs', count, '--seed', seed,
                                  '--output', output])
     run_all(runs, options.jobs)
     print(f'\n| {" | ".join(["start, model", *options.tasks])} |\n|---|{"---|" * len(options.tasks)}')
@@ -117,14 +124,15 @@ def prepare(options):
         for path in world.iterdir():
             if (path.name not in TASKS or name == 'full') and not (root / path.name).exists():
                 (root / path.name).symlink_to(path)
-    for task in TASKS:
-        folder = options.runs / 'share' / task
+    for task in options.tasks:
+        split, _, share, _ = TASKS[task]
+        folder, train = options.runs / 'share' / task, f'{split}.json'
         folder.mkdir(exist_ok=True)
         for path in (world / task).iterdir():
-            if path.name != 'train.json' and not (folder / path.name).exists():
+            if path.name != train and not (folder / path.name).exists():
                 (folder / path.name).symlink_to(path)
-        examples = read_json(world / task / 'train.json', 'training data', list)
-        (folder / 'train.json').write_text(json.dumps(examples[:round(len(examples) * options.share)]))
+        examples = read_json(world / task / train, 'training data', list)
+        (folder / train).write_text(json.dumps(examples[:round(len(examples) * share)]))
 
 
 def common(options, model, data='full'):
@@ -159,7 +167,7 @@ def run_all(runs, jobs):
 def last_score(output):
     """The score of the last validation of a run, in per cent."""
     lines = [line for line in (output / 'log.log').read_text().splitlines() if 'Valid ' in line]
-    return float(lines[-1].split()[-1])
+    return float(re.search(r'Valid ([\d.]+)', lines[-1])[1])
 
 
 def step_seconds(options, turns=3, steps=8):
@@ -174,7 +182,8 @@ def step_seconds(options, turns=3, steps=8):
                      'model': model, 'bert': str(options.dataRoot / 'bert'), 'device': 'cpu', 'valid': '', 'output': output,
                      'lr': 1e-5}
             if kind != 'pretrain':
-                program = TaskProgram.prepare(task_class(kind), Options(train='train', batchSize=BATCH, **flags), device)
+                program = TaskProgram.prepare(
+                    task_class(kind), Options(train=TASKS[kind][0], batchSize=BATCH, **flags), device)
             else:
                 batch = int(PRETRAINING[model][2][-1])
                 if model == REFERENCE:

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|entailment] [lxmert|vlbert]
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [lxmert|vlbert]
+# TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval.
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
-# NLVR2 and entailment start from the VQA model, which is trained first. Expected scores and times: README.md, "Quickstart", and
-# docs/results.md. To resume it, repeat the command.
+# NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first. Expected scores and times: README.md,
+# "Quickstart", and docs/results.md. To resume it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|entailment] [lxmert|vlbert]" >&2; exit 2; }
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [lxmert|vlbert]" >&2; exit 2; }
 [ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
 case $model in
@@ -24,6 +25,9 @@ case $task in
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
     entailment) labelled=dev unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 4)
         question="${picture}1.png \"The star is red.\"" ;;
+    refcoco) labelled=val unlabelled= flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
+    vcr) labelled=val unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 6) ;;
+    retrieval) labelled=coco_test unlabelled= flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2) ;;
     *) usage ;;
 esac
 [ $model = lxmert ] || flags+=(--model $model --batchSize 32)
@@ -33,32 +37,45 @@ step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in data/shapes"
 run_program bash run/shapes.bash
-if [[ $task =~ ^(nlvr2|entailment)$ ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+if [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
     run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
-step "Training $name (snap/$task/$run)"
-run_program bash "run/${task}_finetune.bash" "$gpus" $run "${world[@]}" "${flags[@]}" \
-    --evalBatchSize 256 --resume
+results=snap/$task/${run}_results tested=(--load "snap/$task/$run/BEST")
+train() {
+    step "Training $name (snap/$task/$1)"
+    run_program bash "run/${task}_finetune.bash" "$gpus" "$1" "${world[@]}" "${flags[@]}" --evalBatchSize 256 --resume "${@:2}"
+}
+predict() { run_program bash "run/${task}_test.bash" "$gpus" "${run}_results" "${world[@]}" --test "$1" "${tested[@]}"; }
+train "$run"
+if [ "$task" = vcr ]; then  # a model for each of its two parts
+    train "${run}_rationales" --rationale
+    tested+=(--loadRationale "snap/vcr/${run}_rationales/BEST")
+fi
 step "Testing on $labelled, whose answers are known"
-run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $labelled --load "snap/$task/$run/BEST"
-step "Predicting $unlabelled, for a leaderboard"
-run_program bash "run/${task}_test.bash" "$gpus" ${run}_results "${world[@]}" --test $unlabelled --load "snap/$task/$run/BEST"
+predict "$labelled"
+if [ -n "$unlabelled" ]; then
+    step "Predicting $unlabelled, for a leaderboard"
+    predict "$unlabelled"
+fi
 
 step "Results"
-results=(snap/"$task"/${run}_results/*_predict.*)
-PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "snap/$task/${run}_results/${labelled}_predict.${results##*.}"
+files=("$results"/*_predict.*)
+PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
+next=() legend=
+case $task in
+    refcoco|vcr|retrieval) ;;
+    *) legend=$'\nmajority: always the most frequent answer; text only: the best answer to the question without the picture.\n'
+        next=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST"
+              "  bash run/show.bash errors --task $task --test $labelled --dataRoot data/shapes --load snap/$task/$run/BEST") ;;
+esac
 cat <<TEXT
-
-majority: always the most frequent answer; text only: the best answer to the question without the picture.
-
+$legend
 Pictures             data/shapes/images/            sentences  data/shapes/$task/
 Snapshots and log    snap/$task/$run/           (BEST.pth, LAST.pth, log.log, options.json)
-Submission file      snap/$task/${run}_results/${unlabelled}_predict.${results##*.}
+Predictions          $results/${unlabelled:-$labelled}_predict.${files##*.}
 
 Next:
-  bash run/${task}_test.bash $gpus ${run}_results ${world[*]} --test $labelled --load snap/$task/$run/BEST
-  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST
-  bash run/show.bash errors --task $task --test $labelled --dataRoot data/shapes --load snap/$task/$run/BEST
-  .venv/bin/tensorboard --logdir snap/$task/$run
+  bash run/${task}_test.bash $gpus ${run}_results ${world[*]} --test $labelled ${tested[*]}
+$(printf '%s\n' "${next[@]}" "  .venv/bin/tensorboard --logdir snap/$task/$run")
   README.md: the commands for the real data and for your own dataset
 TEXT
