@@ -53,21 +53,23 @@ def main(argv=None) -> int:
     parser.add_argument('--jobs', type=report.positive, default=2, help='runs at the same time, a core each (%(default)s)')
     options = parser.parse_args(argv)
     options.models, options.tasks, options.seeds = (getattr(options, name).split(',') for name in ('models', 'tasks', 'seeds'))
-    if unknown := [task for task in options.tasks if task not in TASKS]:
-        parser.error(f'--tasks {unknown[0]}: expected some of {", ".join(TASKS)}')
     if options.part:
         return run_main('bench.bash', lambda: print(json.dumps(step_seconds(options))) or 0)
+    if unknown := [task for task in options.tasks if task not in TASKS]:
+        parser.error(f'--tasks {unknown[0]}: expected some of {", ".join(TASKS)}')
     return run_main('bench.bash', lambda: compare(options, report.Figures(options.out)))
 
 
 def compare(options, figures):
     prepare(options)
-    costs = options.runs / f'costs_{"_".join(options.tasks)}.json'
-    if not costs.is_file():
-        flags = [f'--{name}={getattr(options, name)}' for name in ('dataRoot', 'runs')]
-        flags += [f'--{name}={",".join(getattr(options, name))}' for name in ('models', 'tasks')]
-        costs.write_text(json.dumps(report.run_separately('learning', '--part', 'steps', *flags, OMP_NUM_THREADS='1')))
-    costs = read_json(costs, 'the costs of steps')
+    path = options.runs / 'costs.json'
+    costs = read_json(path, 'the costs of steps') if path.is_file() else {}
+    if missing := [kind for kind in (*options.tasks, 'pretrain') if kind not in costs]:
+        flags = [f'--dataRoot={options.dataRoot}', f'--runs={options.runs}', f'--models={",".join(options.models)}',
+                 f'--tasks={",".join(missing)}']
+        costs |= report.run_separately('learning', '--part', 'steps', *flags, OMP_NUM_THREADS='1')
+        path.write_text(json.dumps(costs))
+    costs = {kind: costs[kind] for kind in (*options.tasks, 'pretrain')}
     figures |= {f'{model} {kind}, {what}': value for kind, by_model in costs.items() for model, (*values,) in by_model.items()
                 for what, value in zip(('s a step', 'steps an epoch', 'parameters'), values, strict=True)}
 
@@ -171,10 +173,10 @@ def last_score(output):
 
 
 def step_seconds(options, turns=3, steps=8):
-    """{task or 'pretrain': {model: [seconds of a step, steps of an epoch, parameters]}}: medians over turns of all models."""
+    """{one of options.tasks, tasks or 'pretrain': {model: [seconds of a step, steps of an epoch, parameters]}}: medians over turns of all models."""
     torch.set_num_threads(1)
     device, costs = torch.device('cpu'), {}
-    for kind in (*options.tasks, 'pretrain'):
+    for kind in options.tasks:
         programs = {}
         for model in options.models:
             output = str(options.runs / 'steps' / f'{kind}_{model}')
