@@ -173,7 +173,8 @@ def last_score(output):
 
 
 def step_seconds(options, turns=3, steps=8):
-    """{one of options.tasks, tasks or 'pretrain': {model: [seconds of a step, steps of an epoch, parameters]}}: medians over turns of all models."""
+    """{kind: {model: [seconds of a step, steps of an epoch, parameters]}}: medians over turns of all models. The kinds are
+    options.tasks, of which one may be 'pretrain'."""
     torch.set_num_threads(1)
     device, costs = torch.device('cpu'), {}
     for kind in options.tasks:
