@@ -30,7 +30,7 @@ from train import train_step
 
 # Of each task: the split it is trained on, that it is tested on, the share of the training data, and the epochs of REFERENCE.
 TASKS = {'vqa': ('train', 'minival', 0.1, 8), 'gqa': ('train', 'testdev', 0.1, 8), 'nlvr2': ('train', 'test', 0.1, 8),
-         'refcoco': ('train', 'val', 1, 4), 'vcr': ('train', 'val', 1, 8), 'entailment': ('train', 'dev', 1, 4),
+         'refcoco': ('train', 'val', 1, 4), 'vcr': ('train', 'val', 1, 8), 'entailment': ('train', 'dev', 1, 6),
          'retrieval': ('coco_train', 'coco_valid', 1, 2)}
 FLAGS = {('vcr', 'vlbert'): ('--optim', 'adamw')}  # where the recipe's optimizer needs more steps than a short run has
 REFERENCE = 'lxmert'  # the epochs are this model's
