@@ -6,7 +6,6 @@ import pickle
 import random
 import shutil
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ from shapes import expressions, report, scene
 from tasks.predictor import Predictor
 from tasks.program import main
 from tasks.refcoco import RefCOCO
-from tools import check_dataset
+from tools import check_dataset, ensemble
 from tools import evaluate as evaluator
 from vlbert.config import VLBertConfig
 from vlbert.weights import REGION_TRANSFORM, WORD_TRANSFORM, load_encoder_weights
@@ -296,11 +295,28 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
                           '--output', str(tmp_path / 'run')]) == 0, capsys.readouterr().err
     assert 'with areas without "+1"' in (tmp_path / 'run/log.log').read_text()
     capsys.readouterr()
-    assert main(RefCOCO, [*flags, '--test', 'val', '--load', str(tmp_path / 'run/BEST'), '--output', str(tmp_path / 'test')]) == 0
+    test = [*flags, '--test', 'val', '--load', str(tmp_path / 'run/BEST'), '--output', str(tmp_path / 'test')]
+    assert main(RefCOCO, [*test, '--dumpProbs', '50']) == 0
     printed = capsys.readouterr().out
     predictions = load(tmp_path / 'test/val_predict.json')
     assert [item['ref_id'] for item in predictions] == [item['ref_id'] for item in load(world / 'refcoco/val.json')]
     assert all(len(item['box']) == 4 for item in predictions)
+
+    best = load(tmp_path / 'test/val_probs.json')  # all regions of the image, and no padding
+    regions = {image.img_id: image for _, image in tsv.read(world / 'mscoco_imgfeat/train2014_obj36.tsv')}
+    for item, row, prediction in zip(load(world / 'refcoco/val.json'), best, predictions, strict=True):
+        boxes, probabilities = zip(*row['answers'], strict=True)
+        image = regions[item['img_id']]
+        expected = [[0, 0, image.width - 1, image.height - 1]] * (model == 'vlbert') + image.boxes.tolist()
+        assert row['id'] == prediction['ref_id'] == item['ref_id'] and boxes[0] == prediction['box']
+        assert sorted(boxes) == sorted(expected)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4) and list(probabilities) == sorted(probabilities, reverse=True)
+    files = str(tmp_path / 'test/val_probs.json'), str(tmp_path / 'other.json')
+    save(tmp_path / 'other.json', [{'id': row['id'], 'answers': [[row['answers'][1][0], 1.0]]} for row in best])
+    assert ensemble.main(['refcoco', files[0], files[0], '--out', str(tmp_path / 'same.json')]) == 0
+    assert load(tmp_path / 'same.json') == predictions
+    assert ensemble.main(['refcoco', *files, '--out', str(tmp_path / 'second.json')]) == 0
+    assert [row['box'] for row in load(tmp_path / 'second.json')] == [row['answers'][1][0] for row in best]
 
     package = models.package(model)
     encoder, _ = package.load_encoder(tmp_path / 'run/BEST.pth', package.config_from_json(tmp_path / 'run/config.json'))
@@ -331,8 +347,6 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
 def test_wrong_flags_and_boxes_are_errors(world, tmp_path, capsys):
     flags = ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--fromScratch', '--valid', '',
              '--train', 'train', '--output', str(tmp_path / 'run')]
-    with pytest.raises(ValueError, match='--dumpProbs: does not apply to regions'):
-        RefCOCO(SimpleNamespace(dumpProbs=3))
     items = load(world / 'refcoco/train.json')
     for box, message in (([5, 5, 400, 20], f'ref_id {items[3]["ref_id"]}: key "box": expected a box inside image '
                           f'{items[3]["img_id"]}, 160 x 120 pixels as its regions say, found [5.0, 5.0, 400.0, 20.0]'),

@@ -23,7 +23,7 @@ from heads import Start
 from shapes import report, scene, tagged_questions
 from tasks import vcr_files
 from tasks.vcr import VCR, Rationale, VCRProgram, given
-from tools import evaluate
+from tools import ensemble, evaluate
 from vlbert import heads
 from vlbert.config import VLBertConfig
 
@@ -237,6 +237,10 @@ def test_both_models_are_trained_and_tested_together(world, tmp_path, capsys, mo
     score = float(line.split('Q->AR ')[1])
     assert f'Score {score:.1f}, without pictures {baseline:.1f}: ' in capsys.readouterr().out
 
+    same = str(results / 'val_predict.csv')
+    assert ensemble.main(['vcr', same, same, '--out', str(tmp_path / 'same.csv')]) == 0
+    assert (tmp_path / 'same.csv').read_text() == (results / 'val_predict.csv').read_text()
+
     # One of the models alone gives the same; the rationales of the right answer are those conditioned on it.
     assert run(*data, '--test', 'val', '--load', rationales / 'BEST', '--rationale', '--output', tmp_path / 'alone') == 0
     together = np.loadtxt(results / 'val_predict.csv', delimiter=',', skiprows=1, usecols=range(1, 21))
@@ -277,6 +281,24 @@ def test_a_word_that_names_a_region_beyond_those_of_the_image(world, tmp_path, c
 
 
 # ---- predictions
+
+def test_an_ensemble_is_the_mean_of_the_probabilities(tmp_path, capsys):
+    def write(name, columns, *rows):
+        lines = [','.join(['annot_id', *columns]), *(','.join(map(str, row)) for row in rows)]
+        (tmp_path / name).write_text('\n'.join(lines) + '\n')
+        return str(tmp_path / name)
+
+    one = write('1.csv', vcr_files.ANSWERS, ('a', .1, .2, .3, .4), ('b', 1, 0, 0, 0))
+    two = write('2.csv', vcr_files.ANSWERS, ('b', .5, .5, 0, 0), ('a', .5, .4, .1, 0))
+    assert ensemble.main(['vcr', one, two, '--out', str(tmp_path / 'mean.csv')]) == 0
+    assert (tmp_path / 'mean.csv').read_text().splitlines()[1:] == ['a,0.3,0.3,0.2,0.2', 'b,0.75,0.25,0,0']
+    for other, message in (
+            (write('3.csv', vcr_files.RATIONALES, ('a', 1, 0, 0, 0)), 'expected the 4 columns of '),
+            (write('4.csv', vcr_files.ANSWERS, ('a', 1, 0, 0, 0)), "found 1 that only one of them has, such as 'b'"),
+            (write('5.csv', vcr_files.ANSWERS, ('a', 1, 0, 0, 'x'), ('b', 1, 0, 0, 0)), '1 lines without 4 numbers')):
+        assert ensemble.main(['vcr', one, other, '--out', str(tmp_path / 'mean.csv')]) == 1
+        assert message in capsys.readouterr().err
+
 
 def test_files_of_predictions_are_checked_and_scored(tmp_path, capsys):
     annotations, predictions = tmp_path / 'val.jsonl', tmp_path / 'val.csv'

@@ -183,17 +183,19 @@ class ExampleDataset(torch.utils.data.Dataset):
         hit = examples.label_answer == predictions[examples.label_example]
         return np.bincount(examples.label_example, weights=examples.label_score * hit, minlength=len(self))
 
-    def region_boxes(self, predictions):
-        """The boxes in pixels (n, 4) float64 of each example's predicted region, (n,); 0 for an image without regions. The whole
-        image, where it is region 0, has the box (0, 0, w - 1, h - 1)."""
-        boxes, lead = np.zeros((len(self), 4)), int(self.whole_image)
-        for i, (row, place) in enumerate(zip(self.rows[:, 0].tolist(), np.asarray(predictions).tolist(), strict=True)):
-            if row >= 0 and place < lead:
+    def box_lists(self, predictions):
+        """Yields for each example the boxes in pixels, [x1, y1, x2, y2], of its predicted regions (n, k), without padding; for an
+        image without regions one box of zeros. The whole image, where it is region 0, has the box (0, 0, w - 1, h - 1)."""
+        for row, places in zip(self.rows[:, 0].tolist(), np.asarray(predictions).tolist(), strict=True):
+            boxes = self.regions.image(row).boxes if row >= 0 else np.zeros((1, 4))
+            if row >= 0 and self.whole_image:
                 height, width = self.regions.image_sizes([row])[0].tolist()
-                boxes[i] = 0, 0, width - 1, height - 1
-            elif row >= 0:
-                boxes[i] = self.regions.image(row).boxes[place - lead]
-        return boxes
+                boxes = np.concatenate([[[0, 0, width - 1, height - 1]], boxes])
+            yield boxes[[place for place in places if place < len(boxes)] if row >= 0 else [0]].tolist()
+
+    def region_boxes(self, predictions):
+        """The boxes in pixels (n, 4) float64 of each example's predicted region, (n,)."""
+        return np.array([boxes[0] for boxes in self.box_lists(np.asarray(predictions)[:, None])], np.float64).reshape(-1, 4)
 
     def target_overlaps(self, predictions, pixel=1):
         """Intersection over union of each example's predicted region, (n,), with the target box -> (n,). pixel: as of

@@ -25,7 +25,7 @@ from param import Options
 from run_folder import ANNOTATIONS, RunFolder, check_same_options, read_run
 from tasks import checkpoints
 from tasks.checkpoints import PRETRAINED, SNAPSHOT, weights_in
-from tasks.task import dump_probabilities, warn_same_predictions
+from tasks.task import warn_same_predictions
 from train import begin_or_resume, fit, warn_constant_logits
 
 ACTIVATIONS = 4  # bytes of a batch and its hidden states, at least, per byte of the batch
@@ -319,7 +319,7 @@ class TaskProgram(Program):
         name = self.options.test
         files = task.files(name)
         if self.options.dumpProbs:
-            files[f'{name}_probs.json'] = partial(dump_probabilities, best=self.options.dumpProbs)
+            files[f'{name}_probs.json'] = partial(task.dump_probabilities, best=self.options.dumpProbs)
         for file, dump in files.items():
             path = self.folder.path / file
             if is_main():

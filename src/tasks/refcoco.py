@@ -30,11 +30,6 @@ class RefCOCO(Task):
     kind, output = 'refcoco', 'region'
     schema = ExampleSchema('ref_id', int, box='box')
 
-    def __init__(self, options):
-        super().__init__(options)
-        if options.dumpProbs:
-            raise ValueError('--dumpProbs: does not apply to regions; leave it out')
-
     @staticmethod
     def spec(root):
         """Splits of RefCOCO; plus_...: of RefCOCO+; g_...: of RefCOCOg. All images are of train2014."""
@@ -61,9 +56,8 @@ class RefCOCO(Task):
     def table(self, dataset, predictions):
         return f'{super().table(dataset, predictions)}\n{STRICT}: {self.strict(dataset, predictions):.2f}'
 
-    def dump(self, dataset, predictions, path):
-        boxes = dataset.region_boxes(predictions[0][:, 0]).tolist()
-        self.write(path, zip(dataset.examples.names(), boxes, strict=True))
+    def names(self, dataset, indices):
+        return dataset.box_lists(indices)
 
     @classmethod
     def evaluate(cls, predictions, annotations, subset=None):

@@ -93,11 +93,22 @@ class Task:
         """The files of predictions: {name: function of (dataset, predictions, path) that writes it}."""
         return {f'{split}_predict.{self.suffix}': self.dump}
 
+    def names(self, dataset, indices):
+        """Yields for each example what is written for its predicted indices (n, k): a list of k answers, or of choices."""
+        for row in indices.tolist():
+            yield [dataset.answers[index] for index in row] if self.output == 'answer' else row
+
     def dump(self, dataset, predictions, path):
         """Writes the submission file."""
-        rows = zip(dataset.examples.names(), predictions[0][:, 0].tolist(), strict=True)
-        rows = ProgressBar(rows, 'Writing', len(dataset), delay=3)
-        self.write(path, ((key, dataset.answers[index] if self.output == 'answer' else index) for key, index in rows))
+        rows = zip(dataset.examples.names(), self.names(dataset, predictions[0][:, :1]), strict=True)
+        self.write(path, ((key, name) for key, (name,) in ProgressBar(rows, 'Writing', len(dataset), delay=3)))
+
+    def dump_probabilities(self, dataset, predictions, path, best):
+        """Writes the `best` best predictions of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
+        indices, probabilities = (array[:, :best] for array in predictions)
+        rows = zip(dataset.examples.names(), self.names(dataset, indices), probabilities, strict=True)
+        write_list(path, ({'id': key, 'answers': [[name, round(p, 6)] for name, p in zip(names, values.tolist(), strict=False)]}
+                          for key, names, values in ProgressBar(rows, 'Writing', len(dataset), delay=3)))
 
 
 def warn_same_predictions(dataset, predictions):
@@ -108,16 +119,3 @@ def warn_same_predictions(dataset, predictions):
         spread = f'with probabilities from {probabilities.min():.4f} to {probabilities.max():.4f}'
         print0(f'Warning: all {len(indices):,} predictions are "{answer}", {spread}. A trained model does '
                'not do that: check the loaded weights (see the table at the start) and --lr.')
-
-
-def dump_probabilities(dataset, predictions, path, best):
-    """Writes the `best` best answers of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
-    names = dataset.answers or range(len(predictions[0][0]))  # of choices their indices
-
-    def items():
-        rows = zip(dataset.examples.names(), *(array[:, :best] for array in predictions), strict=True)
-        for key, indices, probabilities in ProgressBar(rows, 'Writing', len(dataset), delay=3):
-            pairs = zip(indices.tolist(), probabilities.tolist(), strict=True)
-            yield {'id': key, 'answers': [[names[index], round(p, 6)] for index, p in pairs]}
-
-    write_list(path, items())

@@ -1,22 +1,28 @@
-"""Writes a submission from the mean of several models' probabilities, as written by --dumpProbs (run/ensemble.bash).
+"""Writes a submission from the mean of several models' probabilities (run/ensemble.bash): of files written by --dumpProbs, and
+of VCR of the predictions, which have all probabilities.
 
-An answer that a file does not list has probability 0, so --dumpProbs should be at least 10, or the number of answers.
+An answer or region that a file does not list has probability 0, so --dumpProbs should be at least 10, or the number of answers.
 """
 
 import argparse
 import sys
 from collections import Counter
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+
+import numpy as np
 
 from cli import run_main
 from files.atomic import write_atomically
 from files.json_files import DataError, field, stream
 from files.progress import ProgressBar
 from files.text import shown
+from tasks import vcr_files
 from tasks.registry import task_class
+from tasks.scoring import PredictionFaults
 
-TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr', 'entailment')  # with one answer per example in their submissions
+TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr', 'entailment', 'refcoco', 'vcr')  # retrieval predicts ranks
 
 
 def mean(paths):
@@ -40,16 +46,46 @@ def mean(paths):
                 raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
                                 f'{shown(row["id"])}; make the files from one split')
             for pair in row['answers']:
-                if not isinstance(pair, list) or [*map(type, pair)] not in ([str, float], [str, int]) or not 0 <= pair[1] <= 1:
-                    raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer, probability from 0 to '
-                                    f'1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
-                total[pair[0]] += pair[1] / len(paths)
+                if not (isinstance(pair, list) and len(pair) == 2 and (isinstance(pair[0], str) or is_box(pair[0]))
+                        and type(pair[1]) in (int, float) and 0 <= pair[1] <= 1):
+                    raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer or box, probability '
+                                    f'from 0 to 1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
+                total[pair[0] if isinstance(pair[0], str) else tuple(pair[0])] += pair[1] / len(paths)
         yield rows[0]['id'], total
+
+
+def is_box(value):
+    return isinstance(value, list) and len(value) == 4 and all(type(side) in (int, float) for side in value)
+
+
+def mean_csv(paths):
+    """(ids, columns as of vcr_files.write_csv): the means of files of VCR's predictions.
+
+    Raises DataError unless all have the same columns and examples.
+    """
+    headers, tables = [], []
+    for path in paths:
+        header, rows = vcr_files.read_csv(path, faults := PredictionFaults(path))
+        faults.check()
+        headers.append(header)
+        tables.append(rows)
+        if header != headers[0]:
+            raise DataError(f'{path}: expected the {len(headers[0])} columns of {paths[0]}, {headers[0][0]}, ..., found '
+                            f'{len(header)}, {header[0]}, ...; average files of one part of the task')
+        if others := rows.keys() ^ tables[0].keys():
+            raise DataError(f'{path}: expected the examples of {paths[0]}, found {len(others):,} that only one of them has, '
+                            f'such as {shown(min(others))}; make the files from one split')
+    return [*tables[0]], {headers[0]: np.mean([[rows[key] for key in tables[0]] for rows in tables], 0)}
 
 
 def ensemble(options):
     """Writes the submission; returns the exit status."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.task == 'vcr':
+        ids, columns = mean_csv(options.files)
+        write_atomically(options.out, partial(vcr_files.write_csv, ids=ids, columns=columns))
+        print(f'{len(ids):,} predictions of {len(options.files)} models: {options.out}')
+        return 0
     rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
     bar, count = ProgressBar(rows, 'Averaging', unit=' predictions', delay=3), []
     write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
@@ -62,7 +98,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog='ensemble.bash', description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('task', choices=TASKS)
     parser.add_argument('--out', type=Path, required=True, help="the submission file to write, in the leaderboard's format")
-    parser.add_argument('files', nargs='+', type=Path, help='SPLIT_probs.json of each model, written by --dumpProbs')
+    parser.add_argument('files', nargs='+', type=Path,
+                        help='SPLIT_probs.json of each model, written by --dumpProbs; of VCR SPLIT_predict.csv')
     options = parser.parse_args(argv)
     return run_main('ensemble.bash', lambda: ensemble(options))
 
