@@ -104,7 +104,21 @@ class Hostile:
         return print, ('this ran',)
 
 
+def nested(levels):
+    """A pickle of a list that holds the one of the level below twice: 2 ** levels values in a few bytes."""
+    content = b'\x80\x04]\x94'
+    for level in range(levels):
+        content += b']\x94(' + bytes([ord('h'), level]) * 2 + b'e'
+    return content + b'.'
+
+
 @pytest.mark.parametrize(('content', 'message'), [
+    (nested(60), 'found lists or dicts in each other, more than 100 levels deep'),
+    (b'\x80\x04]\x94h\x00a.', 'found lists or dicts in each other'),
+    (b'\x80\x04' + b']' * 100000 + b'a' * 99999 + b'.', 'found lists or dicts in each other'),
+    (b'\x80\x04})' + b'\x85' * 200000 + b'K\x01s.', 'found tuples, at byte'),
+    (pickle.dumps([ref(1, 100, 7, '../x')]), 'key "split": expected a name of letters'),
+    (b'\x80\x04](\x8b\xa0\x0f\0\0' + b'\x7f' * 4000 + b'e.', 'found a number of 31,999 bits'),
     (pickle.dumps([Hostile()]), 'the class builtins.print'),
     (pickle.dumps(REFS + [np.float32(1)]), 'the class numpy'),
     (b'cos\nsystem\n(S"echo this ran"\ntR.', 'the class '),
@@ -121,7 +135,7 @@ def test_hostile_and_wrong_pickles_are_errors(tmp_path, capsys, content, message
     (folder / 'refs(unc).p').write_bytes(content)
     with pytest.raises(DataError) as error:
         process.main(['--refer', str(folder), '--out', str(tmp_path / 'out')])
-    assert message in str(error.value) and 'refs(unc).p' in str(error.value) and '\n' not in str(error.value)
+    assert message in str(error.value) and str(folder) in str(error.value) and '\n' not in str(error.value)
     assert 'this ran' not in capsys.readouterr().out and not list((tmp_path / 'out').glob('*'))
 
 
@@ -231,13 +245,14 @@ def test_reader_cases(tmp_path):
     order = {split: [s['sent_id'] for one in refs if one['split'] == split for s in one['sentences']]
              for split in ('train', 'val', 'testA')}
     sizes = {IMAGE.format(i['id']): (i['height'], i['width']) for i in load(CASES / 'refcoco+/instances.json')['images']}
-    checked = Counter()
+    checked, tokenizer = Counter(), BertTokenizer(SHARED / 'vocab/bert-base-uncased-vocab.txt')
     for case, expected in load(CASES / 'expected.json').items():
         if case == 'test program':
             continue
         split, kind, flip, _, sent_id = case.split()
         assert number[int(sent_id)][0] == split
         item = load(tmp_path / f'out/{split}.json')[order[split].index(int(sent_id))]
+        assert tokenizer.convert_tokens_to_ids(tokenizer.tokenize(item['sent'])) == expected['expression_ids'], case
         of = {name: load(tmp_path / f'out/boxes_{name}.json').get(item['img_id'], []) for name in ('gt', 'detected')}
         boxes = {'gt': of['gt'], 'proposal': of['detected'], 'proposal+gt': of['detected'] + of['gt']}[kind]
         size = torch.tensor([sizes[item['img_id']]])

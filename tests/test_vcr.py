@@ -415,6 +415,8 @@ def test_texts_tags_and_masks_are_those_of_the_original_reader(tmp_path):
         columns = encode(tokenizer, sentences, 4, 512 if uncut else 67, not uncut)
         for row, (name, choice) in enumerate(product(examples.names(), range(4))):
             case = expected[f'{mode} {split} flip0 {name}']
+            if split == 'val':  # mirroring exchanges no words
+                assert {**expected[f'{mode} val flip1 {name}'], 'boxes': 0} == {**case, 'boxes': 0}
             question = case['question'] if answer is None else case['question'][answer]
             second = case['answer_choices' if mode == 'Q2A' else 'rationale_choices'][choice]
             ids = [101, *question[0], 102, *second[0], 102]
@@ -430,8 +432,11 @@ def test_texts_tags_and_masks_are_those_of_the_original_reader(tmp_path):
         size = torch.tensor([[image['height'], image['width']]])
         scaled = torch.tensor([[[0, 0, image['width'] - 1, image['height'] - 1], *image['boxes']]]) / size[:, [1, 0, 1, 0]]
         from vlbert.modeling import original_boxes, resized
-        found = original_boxes(scaled, size, longest=1200)[0] * resized(size, 1200)[:, [1, 0, 1, 0]]
-        torch.testing.assert_close(found[1:].float(), torch.tensor(case['boxes'])[1:, :4], atol=1e-2, rtol=0)
+        for flip in (0, 1):
+            pixels = original_boxes(scaled, size, torch.tensor([bool(flip)]), longest=1200)[0] * resized(size, 1200)[
+                :, [1, 0, 1, 0]]
+            case = expected[f'Q2A val flip{flip} {example["annot_id"]}']
+            torch.testing.assert_close(pixels[1:].float(), torch.tensor(case['boxes'])[1:, :4], atol=1e-2, rtol=0)
 
 
 @pytest.mark.shared

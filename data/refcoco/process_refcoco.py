@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from annotations.examples import MAX_SIDE
 from annotations.raw_data import Outputs, examples_of, run
-from files.json_files import DataError, field, first_duplicate, layout, stream
+from files.json_files import MAX_DEPTH, DataError, field, first_duplicate, layout, stream
 from files.text import printable, shown
 
 SOURCE = 'https://github.com/lichengunc/refer'
@@ -35,16 +35,44 @@ class NoClasses(pickle.Unpickler):
         raise pickle.UnpicklingError(f'the class {module}.{name}')
 
 
+def check_size(value, size):
+    """Raises UnpicklingError for a value that would take far more memory and time to print than its pickle of `size` bytes: lists
+    in each other again and again, or very deep ones, and numbers beyond 64 bits."""
+    level, depth, count = [value], 0, 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if count > size or depth > MAX_DEPTH:
+            raise pickle.UnpicklingError(f'lists or dicts in each other, more than {MAX_DEPTH} levels deep or {size:,} values')
+        following = []
+        for one in level:
+            if isinstance(one, int) and one.bit_length() > 63:
+                raise pickle.UnpicklingError(f'a number of {one.bit_length():,} bits')
+            if isinstance(one, dict):
+                following += one.keys()
+                following += one.values()
+            elif isinstance(one, (list, tuple, set, frozenset)):
+                following += one
+            if len(following) > size:
+                break
+        level = following
+
+
 def read_pickle(path):
     """The value of a pickle of numbers, texts, lists and dicts. Raises DataError for any other: nothing in it is run."""
     if (size := path.stat().st_size) > MAX_PICKLE:
         raise DataError(f'{path}: expected a pickle of at most {MAX_PICKLE >> 20} MB, found {size:,} bytes')
     content = path.read_bytes()
     try:
+        tuples = 0
         for opcode, argument, place in pickletools.genops(content):
+            tuples += opcode.name.startswith('TUPLE')
+            if tuples > MAX_DEPTH:  # as a key, deep ones overflow the interpreter's stack, which ends it
+                raise pickle.UnpicklingError(f'tuples, at byte {place}')
             if opcode.name in MEMO and argument > size:
                 raise pickle.UnpicklingError(f'place {argument:,} of the table of objects, at byte {place}')
-        return NoClasses(io.BytesIO(content), encoding='utf-8', errors='replace').load()
+        value = NoClasses(io.BytesIO(content), encoding='utf-8', errors='replace').load()
+        check_size(value, size)
+        return value
     except (pickle.UnpicklingError, ValueError, TypeError, EOFError, LookupError, AttributeError, MemoryError, OverflowError,
             RecursionError) as error:
         fault = printable(' '.join(str(error).split()))[:200]
@@ -227,6 +255,9 @@ def main(argv):
         count = sum(n - 1 for n in Counter((split, item['ref_id'], item['sent']) for split, item in examples).values())
         report['expressions that their object has already, kept'] += [twice[2]] * count
     splits = list(dict.fromkeys(split for split, _ in examples))
+    if wrong := [split for split in splits if not re.fullmatch(r'\w[\w.-]{0,99}', split)]:
+        raise DataError(f'{options.refs or options.refer or options.files[0]}: key "split": expected a name of letters, digits, '
+                        f'"_", "-" and ".", which becomes that of a file, found {shown(wrong[0])}; correct it, or give --split')
     images = dict.fromkeys(item['img_id'] for _, item in examples)
 
     number = {img_id: int(img_id.rpartition('_')[2]) for img_id in images if img_id.rpartition('_')[2].isdigit()}
