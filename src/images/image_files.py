@@ -38,6 +38,7 @@ class Folder:
         paths = [os.fsencode(self.relative(path)) for path in pictures.values()]
         self.ids, self.paths = np.array([img_id.encode() for img_id in pictures], np.bytes_), np.array(paths, np.bytes_)
         self.states = np.array([self.state(os.fsdecode(path)) for path in paths], np.int64)
+        self.left_out = []  # ids of images that cannot be used
 
     @property
     def lengths(self):
@@ -62,11 +63,11 @@ class Folder:
         """What `pictures` opens: the path of an image, or its bytes."""
         return os.path.abspath(self.where(i))
 
-    def digest(self, i):
-        """sha256 of an image's bytes, (32,) uint8."""
+    def read(self, i):
+        """The bytes of an image, and their sha256, (32,) uint8."""
         source = self.source(i)
-        digest = hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
-        return np.frombuffer(digest, np.uint8)
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return data, np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
 
     def check_unchanged(self, i):
         if self.state(os.fsdecode(self.paths[i])) != tuple(self.states[i].tolist()):
@@ -76,13 +77,30 @@ class Folder:
     def resized(self, i, box, size, resample, reduced):
         """As `pictures.open_resized`. Raises PictureError also for an image that has changed since the start."""
         try:
-            picture, (width, height) = open_resized(self.source(i), self.where(i), box, size, resample, reduced)
+            picture, original = open_resized(self.source(i), self.where(i), box, size, resample, reduced)
         finally:
             self.check_unchanged(i)
-        if (height, width) != tuple(self.sizes[i].tolist()):
-            raise PictureError(printable(f'{self.where(i)}: expected {self.sizes[i, 1]} x {self.sizes[i, 0]} pixels as in the '
-                                         f'index of {self.name}, found {width} x {height}; remove the index'))
+        self.check_size(i, original)
         return picture
+
+    def check_size(self, i, original):
+        """Raises PictureError if an image is not as large as at the start. original: (width, height)."""
+        height, width = self.sizes[i].tolist()
+        if (width, height) != original:
+            raise PictureError(printable(f'{self.where(i)}: expected {width} x {height} pixels as in the index of {self.name}, '
+                                         f'found {original[0]} x {original[1]}; remove the index'))
+
+
+    def faults(self):
+        """Yields of each image the message of what is wrong with it, '' for none; all are decoded."""
+        def fault(decoder, i):
+            try:
+                decoder.decode(self.where(i), self.source(i))
+            except PictureError as error:
+                return str(error)
+            return ''
+
+        return in_parallel(fault, range(len(self.ids)))
 
 
 class Zip(Folder):
@@ -166,6 +184,7 @@ def open_files(path, ids='stem', allow_broken=False, index_root=None):
         index = Path(index_root) / f'{index.name}-{hashlib.sha256(os.fsencode(index)).hexdigest()[:8]}'
     broken = _measure(files, index.with_name(index.name + '.index.npy'))
     if broken:
+        known = known_sizes(files)
         more = f'\n  and {len(broken) - LISTED:,} more' if len(broken) > LISTED else ''
         advice = ' and are left out' if allow_broken else '; repair or remove them, or give --allowBroken to leave them out'
         text = (f'{path}: {len(broken):,} of {len(files.ids):,} images cannot be used{advice}:\n'
@@ -173,8 +192,9 @@ def open_files(path, ids='stem', allow_broken=False, index_root=None):
         if not allow_broken or len(broken) == len(files.ids):
             raise PictureError(text)
         print(text, file=sys.stderr)
+        files.left_out = [img_id.decode() for img_id in files.ids[~known].tolist()]
         for name in ('ids', 'paths', 'states', 'sizes'):
-            setattr(files, name, getattr(files, name)[known_sizes(files)])
+            setattr(files, name, getattr(files, name)[known])
     return files
 
 

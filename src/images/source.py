@@ -1,6 +1,6 @@
 """Images as a data source with the interface of the region stores: ids -> rows -> batch.
 
-    source = open_images('data/mscoco_images/train2014')      # a folder, a list, a zip (read in place), or several
+    source = open_images('data/mscoco_images/train2014')      # a folder, a list, a zip (read in place), or X.pixels; or several
     rows = source.rows(['COCO_train2014_000000000009'])       # (b,) int64; -1: unknown
     source.image_sizes(rows)                                  # (b, 2) int32: height, width in pixels, upright
     batch = source.batch(rows, transform, seed, epoch, positions, mirrored)      # in a data worker; numpy arrays
@@ -22,12 +22,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from files.progress import ProgressBar
 from images import image_files
+from images.pixel_store import PixelStore
+from regions.placement import check_gpu_memory
 
 
 class ImageSource:
-    """n images of one or several Folders or Zips. An image that is in several is taken from the first.
+    """n images of one or several Folders, Zips or PixelStores. An image that is in several is taken from the first.
 
     name: for messages; ids (n,) bytes: the image ids in UTF-8, in the order of the rows.
     """
@@ -76,7 +80,7 @@ class ImageSource:
         of the transform; reduced: as of `pictures.open_resized`. Raises PictureError that names an image."""
         rows, pictures = np.asarray(rows, np.int64), []
         sizes = np.where((rows >= 0)[:, None], self.sizes[rows], 0).astype(np.int64)
-        pixel_size, canvas = np.zeros_like(sizes), [(1, 1)]
+        pixel_size = np.zeros_like(sizes)
         for i, (row, (height, width)) in enumerate(zip(rows.tolist(), sizes.tolist(), strict=True)):
             if row < 0:
                 pictures.append(None)
@@ -86,18 +90,67 @@ class ImageSource:
             picture = self.picture(row, box, size, transform.resample, reduced)
             pictures.append(transform.augment(picture, rng, mirrored is not None and bool(mirrored[i])))
             pixel_size[i] = size
-            canvas.append(transform.canvas(*size))
-        h, w = transform.largest if static_shape else np.max(canvas, 0).tolist()
-        pixels = np.zeros((len(rows), h, w, 3), np.uint8)
+        pixels = np.zeros((len(rows), *transform.batch_size(pixel_size, static_shape), 3), np.uint8)
         for target, picture, (height, width) in zip(pixels, pictures, pixel_size.tolist(), strict=True):
             if picture is not None:
                 target[:height, :width] = picture
         return {'pixels': pixels.transpose(0, 3, 1, 2), 'pixel_size': pixel_size, 'image_size': sizes}
 
 
+class ImagesOnDevice:
+    """Images of some rows of a source, resized by a transform without random parts, resident on a device as uint8. Batches from
+    data workers carry only rows; `to_device` makes the pixels."""
+
+    def __init__(self, source, rows, transform, device):
+        """Raises ValueError for a transform with random parts, RegionError if the free memory of a GPU is too small."""
+        if transform.random:
+            raise ValueError(f'images resident on {device}: expected a transform without random crops and RandAugment, found '
+                             f'{transform}; leave them out, or load images in data workers')
+        self.source, self.transform = source, transform
+        rows = np.unique(rows)
+        self.stored = np.zeros((len(source), 2), np.int64)
+        for row, size in zip(rows.tolist(), source.image_sizes(rows).tolist(), strict=True):
+            self.stored[row] = transform.plan(*size)[1]
+        ends = np.cumsum(self.stored.prod(1) * 3)
+        self.starts = (ends - self.stored.prod(1) * 3).tolist()
+        check_gpu_memory(int(ends[-1]), source.name, torch.device(device), 'the resized images of', '',
+                         'load images in data workers')
+        self.pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
+        with ProgressBar(rows.tolist(), f'Images to {device}', len(rows), unit=' images', delay=1) as bar:
+            for row in bar:
+                picture = source.picture(row, None, self.stored[row].tolist(), transform.resample)
+                self._view(row).copy_(torch.from_numpy(np.array(picture)))
+
+    def _view(self, row):
+        height, width = self.stored[row].tolist()
+        return self.pixels[self.starts[row]:][:height * width * 3].view(height, width, 3)
+
+    def batch(self, rows, mirrored=None, static_shape=False):
+        """In a data worker: as ImageSource.batch, but `image_rows` and `canvas` in place of pixels."""
+        rows = np.asarray(rows, np.int64)
+        known = (rows >= 0)[:, None]
+        pixel_size, sizes = np.where(known, self.stored[rows], 0), np.where(known, self.source.image_sizes(rows), 0)
+        canvas = self.transform.batch_size(pixel_size, static_shape)
+        mirrored = np.zeros(len(rows), bool) if mirrored is None else mirrored
+        return {'image_rows': list(zip(rows.tolist(), mirrored.tolist(), strict=True)), 'canvas': canvas,
+                'pixel_size': pixel_size, 'image_size': sizes.astype(np.int64)}
+
+    def to_device(self, batch):
+        """A batch whose tensors are on the device, with pixels (m, 3, h, w) uint8; `transform.normalize` comes next."""
+        batch = dict(batch)
+        rows, canvas = batch.pop('image_rows'), batch.pop('canvas')
+        pixels = self.pixels.new_zeros(len(rows), *canvas, 3)
+        for target, (row, mirrored) in zip(pixels, rows, strict=True):
+            if row >= 0:
+                picture = self._view(row)
+                target[:picture.shape[0], :picture.shape[1]] = picture.flip(1) if mirrored else picture
+        return batch | {'pixels': pixels.permute(0, 3, 1, 2)}
+
+
 def open_images(paths, ids='stem', allow_broken=False, index_root=None):
-    """An ImageSource of a folder with its subfolders, a list, a zip, or several of them. ids: as
+    """An ImageSource of a folder with its subfolders, a list, a zip, a pixel store, or several of them. ids: as
     `images.ids.ImageIds` takes it; others: as of `image_files.open_files`. Raises OSError, DataError or PictureError that lists
     what cannot be used."""
     paths = [paths] if isinstance(paths, str | Path) else paths
-    return ImageSource([image_files.open_files(path, ids, allow_broken, index_root) for path in paths])
+    return ImageSource([PixelStore(path) if PixelStore.is_store(path) else
+                        image_files.open_files(path, ids, allow_broken, index_root) for path in paths])

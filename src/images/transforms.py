@@ -1,4 +1,4 @@
-"""From pictures to the pixels of a model: resizing, random crops, mirroring, normalisation.
+"""From pictures to the pixels of a model: resizing, random crops, mirroring, RandAugment, normalisation.
 
 A transform is used in three steps, so that processes which load data pass on uint8, and any device normalises:
 
@@ -12,8 +12,11 @@ rng: numpy's generator of one picture, which `source` derives from the seed, the
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
+
+from images.rand_augment import rand_augment
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 
@@ -30,25 +33,24 @@ class VLBertTransform:
     fixed: bool = False
     short: int = 600
     resample = BILINEAR
+    random = False
     means = (102.9801, 115.9465, 122.7717)  # blue, green, red
 
     def plan(self, height, width, rng=None):
         """(None: all of the picture, (height, width) in pixels after resizing)."""
         return None, resized(height, width, self.short, self.longest)
 
-    def canvas(self, height, width):
-        """(height, width) that a resized picture is padded to, before it is padded to the largest of a batch."""
-        if not self.fixed:
-            return height, width
-        return (self.longest, self.short) if height > width else (self.short, self.longest)
+    def batch_size(self, sizes, static_shape=False):
+        """(height, width) that resized pictures are padded to. sizes (m, 2): theirs; static_shape: the same for any batch."""
+        if static_shape:
+            return self.longest, self.longest
+        if self.fixed:
+            upright = sizes[:, :1] > sizes[:, 1:]
+            sizes = np.where(upright, (self.longest, self.short), (self.short, self.longest))
+        return tuple(sizes.max(0, initial=1).tolist())
 
     def augment(self, picture, rng=None, mirrored=False):
         return picture[:, ::-1] if mirrored else picture
-
-    @property
-    def largest(self):
-        """(height, width) that no padded picture exceeds, for batches of a static shape."""
-        return self.longest, self.longest
 
     def normalize(self, batch):
         """A batch with pixels (m, 3, h, w) uint8, red, green, blue, on any device -> with float32, blue, green, red, minus the
@@ -75,31 +77,33 @@ class ALBEFTransform:
     """As in ALBEF's code: side x side pixels, bicubic, whatever the aspect ratio; values / 255, CLIP's mean and deviation.
 
     side: 256 or 384; area: in training, the share of the picture in a random crop, such as (0.5, 1.0); None: no crop (grounding);
-    flip: mirror half of the pictures in training. Evaluation has none of these.
+    flip: mirror half of the pictures in training; randaugment: RandAugment(2, 7) in training. Evaluation has none of these.
     """
 
     side: int = 384
     area: tuple | None = None
     flip: bool = False
+    randaugment: bool = False
     resample = BICUBIC
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # red, green, blue
+
+    @property
+    def random(self):
+        return bool(self.area or self.flip or self.randaugment)
 
     def plan(self, height, width, rng=None):
         """(box: left, upper, right, lower in pixels, or None: all of the picture; (side, side))."""
         box = random_crop(height, width, self.area, rng) if rng is not None and self.area else None
         return box, (self.side, self.side)
 
-    def canvas(self, height, width):
-        return height, width
+    def batch_size(self, sizes, static_shape=False):
+        return self.side, self.side
 
     def augment(self, picture, rng=None, mirrored=False):
         if rng is not None:
             mirrored ^= self.flip and rng.random() < 0.5
-        return picture[:, ::-1] if mirrored else picture
-
-    @property
-    def largest(self):
-        return self.side, self.side
+        picture = picture[:, ::-1] if mirrored else picture
+        return rand_augment(picture, rng) if rng is not None and self.randaugment else picture
 
     def normalize(self, batch):
         """A batch with pixels (m, 3, h, w) uint8, red, green, blue, on any device -> with float32, (value / 255 - mean) / std."""
