@@ -76,21 +76,23 @@ def measure(source, name, allow=lambda size, area: None):
     has its end; others are decoded, so that one which is cut off is found. Otherwise as `decode`."""
     with _naming(name), BytesIO(source) if isinstance(source, bytes) else _open(source, name) as file:
         size = file.seek(0, os.SEEK_END)
+        _check(name, 'bytes', MAX_BYTES, size)
         file.seek(max(0, size - TAIL))
         tail = file.read()
         file.seek(0)
+        allow(size, 0)
         head = file.read(26)
         file.seek(0)
-        allow(size, 0)
         if head.startswith(JPEG) and b'\xff\xd9' in tail:
             with Image.open(file, formats=('JPEG',)) as image:
                 _check_size(name, *image.size)
                 return _upright(image)
-        if head.startswith(PNG) and b'IEND' in tail and b'eXIf' not in (data := file.read(MAX_BYTES)) and b'exif' not in data:
+        if head.startswith(PNG) and b'IEND' in tail and not re.search(b'(?i)exif', file.read(size)):
             width_height = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
             _check_size(name, *width_height)
             return width_height
-    return decode(source, name, allow)[3]
+        file.seek(0)
+        return decode(file.read(size), name, allow)[3]
 
 
 def fitted(image, original, box, size, resample):
