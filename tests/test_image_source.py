@@ -18,7 +18,7 @@ import dist
 from files.json_files import DataError
 from images import image_files, pictures, pixel_store
 from images.pictures import PictureError
-from images.source import ImagesOnDevice, open_images
+from images.source import ImagesOnDevice, open_source
 from images.transforms import ALBEFTransform, VLBertTransform
 from tools.images import main
 
@@ -70,8 +70,8 @@ def same(one, other):
 
 
 def test_folder_list_and_zip_are_the_same(folder):
-    source = open_images(folder)
-    others = [open_images(path) for path in (listed(folder), zipped(folder), zipped(folder, zipfile.ZIP_STORED))]
+    source = open_source(folder)
+    others = [open_source(path) for path in (listed(folder), zipped(folder), zipped(folder, zipfile.ZIP_STORED))]
     names = ['turned', 'a3', 'unknown', 'a10', 'a0']
     rows = source.rows(names)
     assert (rows >= 0).tolist() == [True, True, False, False, True] and source.rows([]).shape == (0,)
@@ -87,7 +87,7 @@ def test_folder_list_and_zip_are_the_same(folder):
     with zipfile.ZipFile(folder / 'none.zip', 'w') as file:
         file.writestr('readme.txt', b'no picture')
     with pytest.raises(DataError, match='expected pictures'):
-        open_images(folder / 'none.zip')
+        open_source(folder / 'none.zip')
 
 
 def test_other_formats(tmp_path):
@@ -97,7 +97,7 @@ def test_other_formats(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
     picture(30, 50).save(tmp_path / 'p/turned.png', exif=exif)
-    source = open_images(tmp_path / 'p')
+    source = open_source(tmp_path / 'p')
     assert source.sizes.tolist() == [[50, 30]] * 3 + [[30, 50], [50, 30]]  # sorted by path: turned.png before webp.webp
     assert source.batch(np.arange(5), ALBEFTransform(16))['pixels'].any((1, 2, 3)).all()
 
@@ -106,19 +106,19 @@ def test_several_sources_as_one_and_ids_of_paths(folder, tmp_path):
     other = fill(tmp_path / 'other')
     picture(50, 50, seed=5).save(other / 'a0.jpg')
     picture(50, 50, seed=6).save(other / 'new.jpg')
-    both = open_images([zipped(folder), other])
-    assert both.rows(['a0', 'new']).tolist() == [open_images(folder).rows(['a0'])[0], 2 * len(SIZES) + 2]
+    both = open_source([zipped(folder), other])
+    assert both.rows(['a0', 'new']).tolist() == [open_source(folder).rows(['a0'])[0], 2 * len(SIZES) + 2]
     assert both.image_sizes(both.rows(['a0', 'new'])).tolist() == [[40, 60], [50, 50]]  # of the first that has it
     row = both.rows(['new'])
-    assert same(both.batch(row, SMALL), open_images(other).batch(open_images(other).rows(['new']), SMALL))
-    assert open_images(folder, ids='path').rows(['b/turned', 'turned']).tolist() == [7, -1]
+    assert same(both.batch(row, SMALL), open_source(other).batch(open_source(other).rows(['new']), SMALL))
+    assert open_source(folder, ids='path').rows(['b/turned', 'turned']).tolist() == [7, -1]
     picture(20, 20).save(folder / 'b/a0.jpg')
     with pytest.raises(DataError, match='a0, which is that of'):
-        open_images(folder)
+        open_source(folder)
 
 
 def test_a_missing_image_is_zero(folder):
-    source = open_images(folder)
+    source = open_source(folder)
     rows = np.array([2, -1])
     batch, one = source.batch(rows, SMALL), source.batch(rows[:1], SMALL)
     assert all((batch[name][1] == 0).all() and np.array_equal(batch[name][0], one[name][0]) for name in batch)
@@ -130,7 +130,7 @@ class Pixels(torch.utils.data.Dataset):
     """What a dataset does with a source."""
 
     def __init__(self, path, transform=TRAINING):
-        self.source, self.transform = open_images(path), transform
+        self.source, self.transform = open_source(path), transform
 
     def __getitem__(self, index):
         positions = index.first + np.arange(len(index.indices))
@@ -169,7 +169,7 @@ def test_batches_do_not_depend_on_workers_processes_and_resuming(folder, transfo
 
 
 def test_evaluation_has_no_random_part(folder):
-    source, rows = open_images(folder), np.arange(4)
+    source, rows = open_source(folder), np.arange(4)
     assert same(source.batch(rows, TRAINING), source.batch(rows, ALBEFTransform(32)))
     assert not same(source.batch(rows, TRAINING, 0, 0, rows), source.batch(rows, TRAINING, 0, 1, rows))
     assert same(source.batch(rows[2:], TRAINING, 3, 1, rows[2:]),
@@ -178,7 +178,7 @@ def test_evaluation_has_no_random_part(folder):
 
 def test_images_that_change_are_named(folder):
     for path in (folder, zipped(folder)):
-        source = open_images(path)
+        source = open_source(path)
         row = source.rows(['a2'])
         before = source.batch(row, SMALL)
         if path == folder:
@@ -187,8 +187,8 @@ def test_images_that_change_are_named(folder):
             os.utime(path, (1, 1))
         with pytest.raises(PictureError, match=r'a2\.jpg: .*changed' if path == folder else r'8\.zip: .*changed'):
             source.batch(row, SMALL)
-        assert same(open_images(path).batch(row, SMALL), before) == (path != folder)
-    source = open_images(folder)
+        assert same(open_source(path).batch(row, SMALL), before) == (path != folder)
+    source = open_source(folder)
     (folder / 'a2.jpg').unlink()
     with pytest.raises(PictureError, match=r'a2\.jpg.*changed'):
         source.batch(source.rows(['a2']), SMALL)
@@ -208,13 +208,13 @@ def break_pictures(folder):
 
 @pytest.mark.parametrize('kind', ['folder', 'zip'])
 def test_broken_images_are_listed_at_the_start(folder, kind, capsys):
-    good, names = len(open_images(folder)), break_pictures(folder)
+    good, names = len(open_source(folder)), break_pictures(folder)
     path = folder if kind == 'folder' else zipped(folder)
     for _ in range(2):  # the index remembers the others
         with pytest.raises(PictureError, match=r'4 of 11 images cannot be used; .*--allowBroken') as caught:
-            open_images(path)
+            open_source(path)
         assert all(name in str(caught.value) for name in names)
-    source = open_images(path, allow_broken=True)
+    source = open_source(path, allow_broken=True)
     assert len(source) == good - 1 and source.rows(['cut', 'a5', 'text']).tolist() == [-1] * 3 and (source.sizes > 0).all()
     assert 'text.jpg: expected a picture' in capsys.readouterr().err
     source.batch(np.arange(len(source)), SMALL)
@@ -224,7 +224,7 @@ def test_broken_images_are_listed_at_the_start(folder, kind, capsys):
 
 
 def test_the_index_saves_measuring(folder, tmp_path, monkeypatch):
-    sizes = open_images(folder).sizes
+    sizes = open_source(folder).sizes
     index = tmp_path / 'pictures.index.npy'
 
     def measured():
@@ -232,7 +232,7 @@ def test_the_index_saves_measuring(folder, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(image_files, '_size', lambda files, decoder, i, size=image_files._size: (
                 seen.append(files.where(i)), size(files, decoder, i))[1])
-            assert np.array_equal(open_images(folder).sizes, sizes)
+            assert np.array_equal(open_source(folder).sizes, sizes)
         return [os.path.basename(name) for name in seen]
 
     assert measured() == []
@@ -243,7 +243,7 @@ def test_the_index_saves_measuring(folder, tmp_path, monkeypatch):
     index.write_bytes(b'\x93NUMPY no index')
     assert len(measured()) == len(sizes)
     index.unlink()
-    open_images(folder, index_root=tmp_path / 'elsewhere')
+    open_source(folder, index_root=tmp_path / 'elsewhere')
     assert not index.exists() and len(list((tmp_path / 'elsewhere').glob('pictures-*.index.npy'))) == 1
 
 
@@ -255,14 +255,14 @@ def convert(source, out, *flags):
 
 
 def test_a_pixel_store_holds_what_the_models_read(folder, tmp_path, capsys):
-    source, rows = open_images(folder), np.arange(len(SIZES) + 1)
+    source, rows = open_source(folder), np.arange(len(SIZES) + 1)
     mirrored = rows % 2 == 1
     for name, flags, transform in (('square', ['--size', '32', '--square'], ALBEFTransform(32)),
                                    ('vlbert', ['--size', '30', '--longest', '50', '--filter', 'bilinear'], SMALL),
                                    ('large', ['--size', '999'], TRAINING)):
         out = tmp_path / f'{name}.pixels'
         assert convert(zipped(folder) if name == 'vlbert' else folder, out, *flags) == 0
-        store = open_images(out)
+        store = open_source(out)
         assert np.array_equal(store.image_sizes(rows), source.image_sizes(rows)) and np.array_equal(store.ids, source.ids)
         batch = source.batch(rows, transform, 3, 1, rows, mirrored)
         assert same(store.batch(rows, transform, 3, 1, rows, mirrored), batch)
@@ -278,7 +278,7 @@ def test_a_pixel_store_holds_what_the_models_read(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match='without random crops'):
         ImagesOnDevice(source, rows, TRAINING, 'cpu')
     assert convert(folder, tmp_path / 'short.pixels', '--size', '20') == 0
-    store = open_images(tmp_path / 'short.pixels')
+    store = open_source(tmp_path / 'short.pixels')
     assert store.parts[0].stored[store.rows(['a3', 'turned'])].tolist() == [[20, 51], [35, 20]]  # 35 x 90 and 70 x 40
     near = store.batch(rows, TRAINING, 3, 1, rows)['pixels'].astype(int) - source.batch(rows, TRAINING, 3, 1, rows)['pixels']
     assert np.abs(near[:, :, 4:-4, 4:-4]).mean() < 6  # the same crops, from fewer pixels
@@ -287,34 +287,34 @@ def test_a_pixel_store_holds_what_the_models_read(folder, tmp_path, capsys):
 def test_a_pixel_store_that_is_older_than_its_images_is_refused(folder, tmp_path, capsys):
     out = tmp_path / 'x.pixels'
     assert convert(folder, out, '--size', '20') == 0
-    expected = open_images(out).batch([1], SMALL)
+    expected = open_source(out).batch([1], SMALL)
     os.utime(folder / 'a1.png', (1, 1))
-    assert same(open_images(out).batch([1], SMALL), expected)
+    assert same(open_source(out).batch([1], SMALL), expected)
     assert 'comparing their checksums' in capsys.readouterr().err
-    open_images(out)
+    open_source(out)
     assert not capsys.readouterr().err  # it has noted the new time
     data = (folder / 'a1.png').read_bytes()
     (folder / 'a1.png').write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     with pytest.raises(PictureError, match=r'1 images have changed or are gone \(a1\)'):
-        open_images(out)
+        open_source(out)
     (folder / 'a1.png').unlink()
     picture(20, 20).save(folder / 'new.png')
     with pytest.raises(PictureError, match=r'\(a1\) and 1 are new \(new\)'):
-        open_images(out)
+        open_source(out)
     os.rename(folder, tmp_path / 'gone')
-    assert same(open_images(out).batch([1], SMALL), expected)
+    assert same(open_source(out).batch([1], SMALL), expected)
     break_pictures(tmp_path / 'gone')
     capsys.readouterr()
     assert convert(tmp_path / 'gone', out, '--size', '20') == 1 and 'cannot be used' in capsys.readouterr().err
-    assert same(open_images(out).batch([1], SMALL), expected)  # the older one stays
+    assert same(open_source(out).batch([1], SMALL), expected)  # the older one stays
     assert convert(tmp_path / 'gone', out, '--size', '20', '--allowBroken') == 0
-    assert len(open_images(out)) == 7
+    assert len(open_source(out)) == 7
 
 
 def test_damage_to_a_pixel_store(folder, tmp_path, capsys):
     out = tmp_path / 'x.pixels'
     assert convert(folder, out, '--size', '20') == 0
-    store, pixels, table = open_images(out), out / 'pixels.bin', (out / 'table.npy').read_bytes()
+    store, pixels, table = open_source(out), out / 'pixels.bin', (out / 'table.npy').read_bytes()
     data = pixels.read_bytes()
     pixels.write_bytes(data[:5000] + bytes([data[5000] ^ 255]) + data[5001:])
     assert main(['check', str(out)]) == 1 and '1 broken' in capsys.readouterr().out
@@ -322,23 +322,23 @@ def test_damage_to_a_pixel_store(folder, tmp_path, capsys):
         store.batch([0], SMALL)
     pixels.write_bytes(data[:-1])
     with pytest.raises(PictureError, match='make it again'):
-        open_images(out)
+        open_source(out)
     pixels.write_bytes(data)
     (out / 'table.npy').write_bytes(table[:-1] + bytes([table[-1] ^ 1]))
     with pytest.raises(PictureError, match='make it again'):
-        open_images(out)
+        open_source(out)
     (out / 'table.npy').write_bytes(table[:200])
     with pytest.raises(PictureError, match='expected the tables of a pixel store'):
-        open_images(out)
+        open_source(out)
     (out / 'meta.json').write_text('{"version": 1}')
     with pytest.raises(PictureError, match='key "source"'):
-        open_images(out)
+        open_source(out)
 
 
 def test_an_interrupted_conversion_leaves_the_older_store(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'x.pixels'
     assert convert(folder, out, '--size', '20') == 0
-    expected = open_images(out).batch([1], SMALL)
+    expected = open_source(out).batch([1], SMALL)
 
     def interrupted(work, items):
         yield from list(parallel(work, items))[:2]
@@ -347,7 +347,7 @@ def test_an_interrupted_conversion_leaves_the_older_store(folder, tmp_path, monk
     parallel = pixel_store.in_parallel
     monkeypatch.setattr(pixel_store, 'in_parallel', interrupted)
     assert convert(folder, out, '--size', '10') == 130
-    assert same(open_images(out).batch([1], SMALL), expected)
+    assert same(open_source(out).batch([1], SMALL), expected)
     assert not list(tmp_path.glob('*.tmp'))
 
 
@@ -362,7 +362,7 @@ def test_wrong_flags_of_convert(folder, tmp_path, flags):
 def test_jpegs_of_a_reduced_scale_look_the_same(tmp_path):
     (tmp_path / 'p').mkdir()
     picture(800, 600, seed=3).save(tmp_path / 'p/a.jpg', quality=95)
-    source = open_images(tmp_path / 'p')
+    source = open_source(tmp_path / 'p')
     for transform, positions in ((ALBEFTransform(32), None), (ALBEFTransform(32, (0.5, 1.0)), [5])):
         epoch = None if positions is None else 0
         exact = source.batch([0], transform, 0, epoch, positions)['pixels'].astype(int)
@@ -407,7 +407,7 @@ def test_damaged_files_are_an_error_that_names_them(files, data):
         listed = folder / 'list.txt'
         listed.write_text('x.jpg\n')
     try:
-        source = open_images(listed)
+        source = open_source(listed)
         batch = source.batch(np.arange(len(source)), ALBEFTransform(16))
         assert batch['pixels'].shape == (len(source), 3, 16, 16)
     except (PictureError, DataError) as error:

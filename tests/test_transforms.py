@@ -13,7 +13,7 @@ from conftest import SHARED
 from PIL import Image, ImageOps
 
 from images import rand_augment as ra
-from images.source import open_images
+from images.source import open_source
 from images.transforms import ALBEFTransform, VLBertTransform, random_crop, resized
 from vlbert.modeling import original_boxes
 from vlbert.modeling import resized as resized_tensor
@@ -29,7 +29,7 @@ def save(folder, sizes):
         noise = np.random.default_rng(i).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         pictures.append(Image.fromarray(noise).resize((width, height)))
         pictures[-1].save(folder / f'{i}.png')
-    return open_images(folder), pictures
+    return open_source(folder), pictures
 
 
 def pixels(transform, batch):
@@ -87,7 +87,7 @@ def test_picture_and_boxes_are_mirrored_together(tmp_path):
     canvas = np.zeros((60, 80, 3), np.uint8)
     canvas[12:30, 8:28] = 255
     Image.fromarray(canvas).save(tmp_path / 'p/0.png')
-    batch = open_images(tmp_path / 'p').batch([0, 0], REFCOCO, mirrored=[False, True])
+    batch = open_source(tmp_path / 'p').batch([0, 0], REFCOCO, mirrored=[False, True])
     assert np.array_equal(batch['pixels'][1], batch['pixels'][0][..., ::-1])
     box = torch.tensor([8 / 80, 12 / 60, 28 / 80, 30 / 60]).repeat(2, 1, 1)
     boxes = original_boxes(box, torch.from_numpy(batch['image_size']), torch.tensor([False, True]))[:, 0]
@@ -261,7 +261,7 @@ def test_sizes_of_the_original_readers(task):
 
 @pytest.mark.shared
 def test_albef_tiny_passes_all_transforms(tmp_path):
-    source = open_images(SHARED / 'albef_tiny/images', ids='path', index_root=tmp_path)
+    source = open_source(SHARED / 'albef_tiny/images', ids='path', index_root=tmp_path)
     rows = np.arange(len(source))
     transform = ALBEFTransform(64, (0.5, 1.0), True, True)
     batch = source.batch(rows, transform, 0, 0, rows)

@@ -1,6 +1,6 @@
 """Images as a data source with the interface of the region stores: ids -> rows -> batch.
 
-    source = open_images('data/mscoco_images/train2014')      # a folder, a list, a zip (read in place), or X.pixels; or several
+    source = open_source('data/mscoco_images/train2014')      # a folder, a list, a zip (read in place), or X.pixels; or several
     rows = source.rows(['COCO_train2014_000000000009'])       # (b,) int64; -1: unknown
     source.image_sizes(rows)                                  # (b, 2) int32: height, width in pixels, upright
     batch = source.batch(rows, transform, seed, epoch, positions, mirrored)      # in a data worker; numpy arrays
@@ -8,7 +8,7 @@
 
 A batch of m images (transforms: `images.transforms`):
 
-    pixels      (m, 3, h, w) uint8, red, green, blue, 0 at padding (right and bottom); a view of (m, h, w, 3), channels last
+    pixels      (m, 3, h, w) uint8, red, green, blue, 0 at padding (right and bottom)
     pixel_size  (m, 2) int64: height and width of each image in `pixels`, without padding
     image_size  (m, 2) int64: height and width of the image itself
 
@@ -90,11 +90,11 @@ class ImageSource:
             picture = self.picture(row, box, size, transform.resample, reduced)
             pictures.append(transform.augment(picture, rng, mirrored is not None and bool(mirrored[i])))
             pixel_size[i] = size
-        pixels = np.zeros((len(rows), *transform.batch_size(pixel_size, static_shape), 3), np.uint8)
+        pixels = np.zeros((len(rows), 3, *transform.batch_size(pixel_size, static_shape)), np.uint8)
         for target, picture, (height, width) in zip(pixels, pictures, pixel_size.tolist(), strict=True):
             if picture is not None:
-                target[:height, :width] = picture
-        return {'pixels': pixels.transpose(0, 3, 1, 2), 'pixel_size': pixel_size, 'image_size': sizes}
+                target[:, :height, :width] = picture.transpose(2, 0, 1)
+        return {'pixels': pixels, 'pixel_size': pixel_size, 'image_size': sizes}
 
 
 class ImagesOnDevice:
@@ -139,15 +139,15 @@ class ImagesOnDevice:
         """A batch whose tensors are on the device, with pixels (m, 3, h, w) uint8; `transform.normalize` comes next."""
         batch = dict(batch)
         rows, canvas = batch.pop('image_rows'), batch.pop('canvas')
-        pixels = self.pixels.new_zeros(len(rows), *canvas, 3)
+        pixels = self.pixels.new_zeros(len(rows), 3, *canvas)
         for target, (row, mirrored) in zip(pixels, rows, strict=True):
             if row >= 0:
-                picture = self._view(row)
-                target[:picture.shape[0], :picture.shape[1]] = picture.flip(1) if mirrored else picture
-        return batch | {'pixels': pixels.permute(0, 3, 1, 2)}
+                picture = self._view(row).permute(2, 0, 1)
+                target[:, :picture.shape[1], :picture.shape[2]] = picture.flip(2) if mirrored else picture
+        return batch | {'pixels': pixels}
 
 
-def open_images(paths, ids='stem', allow_broken=False, index_root=None):
+def open_source(paths, ids='stem', allow_broken=False, index_root=None):
     """An ImageSource of a folder with its subfolders, a list, a zip, a pixel store, or several of them. ids: as
     `images.ids.ImageIds` takes it; others: as of `image_files.open_files`. Raises OSError, DataError or PictureError that lists
     what cannot be used."""

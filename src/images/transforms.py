@@ -56,10 +56,10 @@ class VLBertTransform:
         """A batch with pixels (m, 3, h, w) uint8, red, green, blue, on any device -> with float32, blue, green, red, minus the
         means, and 0 outside of pixel_size (m, 2)."""
         pixels = batch['pixels'].flip(1).float()
-        pixels = pixels - pixels.new_tensor(self.means)[:, None, None]
+        pixels.sub_(pixels.new_tensor(self.means)[:, None, None])
         (h, w), size = pixels.shape[2:], batch['pixel_size'][:, :, None]  # (m, 2, 1)
         rows, columns = torch.arange(h, device=pixels.device) < size[:, 0], torch.arange(w, device=pixels.device) < size[:, 1]
-        return batch | {'pixels': pixels * (rows[:, None, :, None] & columns[:, None, None])}
+        return batch | {'pixels': pixels.mul_(rows[:, None, :, None] & columns[:, None, None])}
 
 
 def resized(height, width, short=600, longest=1000):
@@ -107,9 +107,9 @@ class ALBEFTransform:
 
     def normalize(self, batch):
         """A batch with pixels (m, 3, h, w) uint8, red, green, blue, on any device -> with float32, (value / 255 - mean) / std."""
-        pixels = batch['pixels'].float().div(255)
+        pixels = batch['pixels'].float()
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return batch | {'pixels': (pixels - mean) / std}
+        return batch | {'pixels': pixels.div_(255).sub_(mean).div_(std)}
 
 
 RATIOS = 3 / 4, 4 / 3  # of width and height of a random crop
