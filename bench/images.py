@@ -68,20 +68,20 @@ def compare(options, figures):
         begin = time.perf_counter()
         pixel_store.write(photographs, options.folder / f'{side}.pixels', side)
         figures[f'{side} pixels: conversion to a pixel store, images/s'] = options.count / (time.perf_counter() - begin)
-    theirs = "torchvision's ImageFolder" if options.torchvision else 'plain Pillow'
+    reference = "torchvision's ImageFolder" if options.torchvision else 'plain Pillow'
     for side in SIDES:
         for augmented, what in ((0, ''), (1, ', RandAugment')):
             sources = {'folder': photographs, 'zip': options.folder / 'photographs.zip', 'pixel store':
                        options.folder / f'{side}.pixels'}
-            rates = {name: [] for name in (*sources, theirs)}
+            rates = {name: [] for name in (*sources, reference)}
             for _ in range(options.turns):
                 for name, source in sources.items():
                     rates[name].append(separately(options, source, side, augmented))
-                rates[theirs].append(torchvision(options, photographs, side, augmented) if options.torchvision else
+                rates[reference].append(torchvision(options, photographs, side, augmented) if options.torchvision else
                                      separately(options, photographs, side, augmented, '--plain'))
             medians = {name: statistics.median(values) for name, values in rates.items()}
             figures |= {f'{side} pixels{what}: {name}, images/s': value for name, value in medians.items()}
-            figures |= {f'{side} pixels{what}: {name}, times as fast as {theirs}': medians[name] / medians[theirs]
+            figures |= {f'{side} pixels{what}: {name}, times as fast as {reference}': medians[name] / medians[reference]
                         for name in sources}
 
 

@@ -258,7 +258,7 @@ def test_a_pixel_store_holds_what_the_models_read(folder, tmp_path, capsys):
     source, rows = open_source(folder), np.arange(len(SIZES) + 1)
     mirrored = rows % 2 == 1
     for name, flags, transform in (('square', ['--size', '32', '--square'], ALBEFTransform(32)),
-                                   ('vlbert', ['--size', '30', '--longest', '50', '--filter', 'bilinear'], SMALL),
+                                   ('vlbert', ['--size', '30', '--longest', '50'], SMALL),
                                    ('large', ['--size', '999'], TRAINING)):
         out = tmp_path / f'{name}.pixels'
         assert convert(zipped(folder) if name == 'vlbert' else folder, out, *flags) == 0
@@ -301,6 +301,8 @@ def test_a_pixel_store_that_is_older_than_its_images_is_refused(folder, tmp_path
     picture(20, 20).save(folder / 'new.png')
     with pytest.raises(PictureError, match=r'\(a1\) and 1 are new \(new\)'):
         open_source(out)
+    with pytest.raises(PictureError, match='named by --ids path, found those of --ids stem'):
+        open_source(out, ids='path')
     os.rename(folder, tmp_path / 'gone')
     assert same(open_source(out).batch([1], SMALL), expected)
     break_pictures(tmp_path / 'gone')

@@ -13,7 +13,7 @@ from conftest import SHARED
 from PIL import Image, ImageOps
 
 from images import rand_augment as ra
-from images.source import open_source
+from images.source import STREAM, open_source
 from images.transforms import ALBEFTransform, VLBertTransform, random_crop, resized
 from vlbert.modeling import original_boxes
 from vlbert.modeling import resized as resized_tensor
@@ -128,7 +128,7 @@ def test_a_crop_is_cut_before_it_is_resized(tmp_path):
     transform = ALBEFTransform(32, (0.2, 0.9), flip=True)
     mirrored = 0
     for position in range(20):
-        rng = np.random.default_rng([5, 2, position])
+        rng = np.random.default_rng([5, 2, position, STREAM])
         box = random_crop(120, 160, (0.2, 0.9), rng)
         expected = np.asarray(picture.crop(box).resize((32, 32), Image.Resampling.BICUBIC))
         if rng.random() < 0.5:

@@ -36,13 +36,17 @@ class PixelStore:
     there is opened as it is.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, ids=None):
+        """ids: how images must be named in it, as of `images.ids.ImageIds`; None: in any way."""
         self.folder, self.name = Path(folder), str(folder)
         self.meta = read_json(self.folder / 'meta.json', 'the description of a pixel store', dict)
         if self.meta.get('version') != VERSION:
             raise PictureError(f'{folder}/meta.json: expected version {VERSION}, found {shown(self.meta.get("version"))}')
         if wrong := [key for key, kind in META.items() if not isinstance(self.meta.get(key), kind)]:
             raise PictureError(f'{folder}/meta.json: expected the key "{wrong[0]}" of a pixel store, found none; make it again')
+        if ids is not None and self.meta['ids'] != (ids := absolute(ids)):
+            raise PictureError(f'{folder}: expected images named by --ids {ids}, found those of --ids {self.meta["ids"]}; choose '
+                               'the same, or make it again')
         try:
             table = np.load(self.folder / 'table.npy', allow_pickle=False)
             self.ids, self.paths, self.sizes, self.stored, self.start, self.crc, self.digests = (
@@ -92,8 +96,8 @@ class PixelStore:
                 f'{self.name}: was made from {source}, where {len(names):,} images have changed or are gone ({some(names)}) and '
                 f'{len(new):,} are new ({some(new)}); make it again: bash run/images.bash convert'))
         if copied:
-            here, there = np.array(copied).T
-            self.states[here] = files.states[there]
+            rows, places = np.array(copied).T
+            self.states[rows] = files.states[places]
             with contextlib.suppress(OSError), atomic_file(self.folder / 'states.npy') as file:  # a read-only store is as good
                 np.save(file, self.states)
 
@@ -124,6 +128,11 @@ class PixelStore:
             yield '' if intact else f'{self.where(i)}: expected the pixels that were written, found others; make the store again'
 
 
+def absolute(ids):
+    """--ids as meta.json holds it: a file by its path from the root."""
+    return str(ids) if str(ids) in ('stem', 'path') else os.path.abspath(ids)
+
+
 def digest(table):
     return hashlib.sha256(np.ascontiguousarray(table)).hexdigest()
 
@@ -138,12 +147,13 @@ def stored_size(height, width, size, longest=None, square=False):
     return (height, width) if min(height, width) <= size else resized(height, width, size, float('inf'))
 
 
-def write(source, out, size, longest=None, square=False, resample='bicubic', ids='stem', allow_broken=False, reduced=False):
+def write(source, out, size, longest=None, square=False, resample=None, ids='stem', allow_broken=False, reduced=False):
     """Make a pixel store of a folder, list or zip, in as many processes as there are processors; it replaces an older one when it
     is complete. Other arguments as of `stored_size`, `image_files.open_files` and `pictures.open_resized`. Returns the number of
     images. Raises OSError, DataError, or PictureError, and then writes nothing."""
-    ids = str(ids) if str(ids) in ('stem', 'path') else os.path.abspath(ids)
-    files, out = open_files(source, ids, allow_broken), Path(os.path.abspath(out))
+    resample = resample or ('bilinear' if longest else 'bicubic')
+    ids, out = absolute(ids), Path(os.path.abspath(out))
+    files = open_files(source, ids, allow_broken)
     count = len(files.ids)
     stored = np.array([stored_size(*sides, size, longest, square) for sides in files.sizes.tolist()], np.int64)
     needed = stored.prod(1) * 3

@@ -29,6 +29,8 @@ from images import image_files
 from images.pixel_store import PixelStore
 from regions.placement import check_gpu_memory
 
+STREAM = 5  # of random draws
+
 
 class ImageSource:
     """n images of one or several Folders, Zips or PixelStores. An image that is in several is taken from the first.
@@ -85,7 +87,7 @@ class ImageSource:
             if row < 0:
                 pictures.append(None)
                 continue
-            rng = None if epoch is None else np.random.default_rng([seed, epoch, int(positions[i])])
+            rng = None if epoch is None else np.random.default_rng([seed, epoch, int(positions[i]), STREAM])
             box, size = transform.plan(height, width, rng)
             picture = self.picture(row, box, size, transform.resample, reduced)
             pictures.append(transform.augment(picture, rng, mirrored is not None and bool(mirrored[i])))
@@ -152,5 +154,5 @@ def open_source(paths, ids='stem', allow_broken=False, index_root=None):
     `images.ids.ImageIds` takes it; others: as of `image_files.open_files`. Raises OSError, DataError or PictureError that lists
     what cannot be used."""
     paths = [paths] if isinstance(paths, str | Path) else paths
-    return ImageSource([PixelStore(path) if PixelStore.is_store(path) else
+    return ImageSource([PixelStore(path, ids) if PixelStore.is_store(path) else
                         image_files.open_files(path, ids, allow_broken, index_root) for path in paths])

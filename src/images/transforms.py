@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
 from images.rand_augment import rand_augment
@@ -41,7 +40,7 @@ class VLBertTransform:
         return None, resized(height, width, self.short, self.longest)
 
     def batch_size(self, sizes, static_shape=False):
-        """(height, width) that resized pictures are padded to. sizes (m, 2): theirs; static_shape: the same for any batch."""
+        """(height, width) that resized pictures are padded to. sizes (m, 2) of these; static_shape: the same for any batch."""
         if static_shape:
             return self.longest, self.longest
         if self.fixed:
@@ -58,7 +57,7 @@ class VLBertTransform:
         pixels = batch['pixels'].flip(1).float()
         pixels.sub_(pixels.new_tensor(self.means)[:, None, None])
         (h, w), size = pixels.shape[2:], batch['pixel_size'][:, :, None]  # (m, 2, 1)
-        rows, columns = torch.arange(h, device=pixels.device) < size[:, 0], torch.arange(w, device=pixels.device) < size[:, 1]
+        rows, columns = (pixels.new_ones(side).cumsum(0) <= size[:, i] for i, side in enumerate((h, w)))  # (m, h), (m, w)
         return batch | {'pixels': pixels.mul_(rows[:, None, :, None] & columns[:, None, None])}
 
 

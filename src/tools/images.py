@@ -66,10 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument('--size', type=positive, required=True, metavar='N', help='pixels of the shorter side; smaller images '
                          'stay as they are')
     command.add_argument('--longest', type=positive, metavar='N', help="resize as VL-BERT does, with at most N pixels of the "
-                         'longer side: --size 600 --longest 1000 --filter bilinear (VCR 1200) stores exactly its input')
+                         'longer side: --size 600 --longest 1000 (VCR 1200) stores exactly its input')
     command.add_argument('--square', action='store_true', help='resize to size x size, as ALBEF does outside of training: --size '
                          '384 --square stores exactly its input')
-    command.add_argument('--filter', choices=tuple(FILTERS), default='bicubic', help='default: %(default)s')
+    command.add_argument('--filter', choices=tuple(FILTERS), help='default: bicubic, as in ALBEF; with --longest bilinear')
     command.add_argument('--reduced', action='store_true', help='decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves '
                          'enough pixels: faster for large photographs, but pixels change')
     command.add_argument('--allowBroken', action='store_true', help='leave out images that cannot be used, and list them')
