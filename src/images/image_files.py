@@ -46,9 +46,11 @@ class Folder:
         return self.states[:, 0]
 
     def relative(self, path):
+        """A path from `root`, if it lies there: the index stays valid where the folder is named otherwise or moved."""
         return path.relative_to(self.root) if path.is_relative_to(self.root) else path
 
     def state(self, path):
+        """What changes with a file: its bytes, -1 if it is no file, and its time in nanoseconds."""
         try:
             status = os.stat(os.path.join(self.root, path))
         except OSError:
@@ -89,7 +91,6 @@ class Folder:
         if (width, height) != original:
             raise PictureError(printable(f'{self.where(i)}: expected {width} x {height} pixels as in the index of {self.name}, '
                                          f'found {original[0]} x {original[1]}; remove the index'))
-
 
     def faults(self):
         """Yields of each image the message of what is wrong with it, '' for none; all are decoded."""
