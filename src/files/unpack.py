@@ -22,9 +22,11 @@ MAX_DIRECTORY = 8_000_000  # bytes that the names of the members take; in memory
 class LimitedFile(io.FileIO):
     """A zip, whose directory zipfile reads at once."""
 
+    most = MAX_DIRECTORY
+
     def read(self, size=-1):
-        if size > MAX_DIRECTORY:
-            raise DataError(f'expected at most {MAX_DIRECTORY:,} bytes of names, found {size:,}')
+        if size > self.most:
+            raise DataError(f'expected at most {self.most:,} bytes of names, found {size:,}')
         return super().read(size)
 
 

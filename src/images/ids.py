@@ -81,8 +81,9 @@ def without_ending(path):
     return path[:-len(suffix)] if (suffix := PurePosixPath(path).suffix).lower() in FILE_ENDINGS else path
 
 
-def find_pictures(source, split=None, ids='stem'):
-    """{image id: path} of a folder with all its subfolders, in the order of the paths, or of a list, in its order.
+def find_pictures(source, split=None, ids='stem', members=None):
+    """{image id: path} of a folder with all its subfolders, in the order of the paths, or of a list, in its order, or of a zip
+    with the names `members`, sorted.
 
     A list is a text file with one path per line, relative to its own folder, or with lines id<TAB>path. split: a key of SPLITS,
     whose file names are then required. ids: as ImageIds takes it; paths are relative to the folder of pictures, or of the list.
@@ -90,7 +91,10 @@ def find_pictures(source, split=None, ids='stem'):
     files of one id, or names that do not fit.
     """
     source, id_of = Path(source), ImageIds(ids)
-    paths = _pictures_in_folder(source) if source.is_dir() else _pictures_in_list(source)
+    if members is not None:
+        paths = sorted(path for path in map(PurePosixPath, members) if path.suffix.lower() in ENDINGS and path.name[0] != '.')
+    else:
+        paths = _pictures_in_folder(source) if source.is_dir() else _pictures_in_list(source)
     if not paths:
         raise DataError(f'{source}: expected pictures ({", ".join(ENDINGS)}), found none; correct --images')
     pictures = {}

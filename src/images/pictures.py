@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 
 import numpy as np
@@ -15,6 +17,7 @@ from files.text import printable
 from images import decoder
 from images.decoder import PictureError
 
+AHEAD = 4  # pictures for each decoder that are requested before a result is awaited
 PATIENCE = 120  # seconds until a picture that cannot even be read is given up
 
 
@@ -27,8 +30,18 @@ def open_picture(source):
     cannot be decoded at all.
     """
     if isinstance(source, bytes):
-        return _decoder.decode('the picture', source)
-    return _decoder.decode(str(source), os.path.abspath(source))
+        return _decoder.decode('the picture', source)[0]
+    return _decoder.decode(str(source), os.path.abspath(source))[0]
+
+
+def open_resized(source, name, box, size, resample, reduced=False):
+    """Part of a picture, resized in the process that decodes it: uint8 (h, w, 3) RGB, and the (width, height) of the picture.
+
+    source: a path or the bytes of a file; name: for messages; box: left, upper, right, lower in pixels, None for all; size:
+    (w, h); resample: a filter of Pillow; reduced: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that leaves no fewer pixels
+    than `size`, which is faster for large photographs, but changes pixels. Raises as `open_picture`.
+    """
+    return _decoder.decode(name, source, (box, size, resample, reduced))
 
 
 class Decoder:
@@ -57,23 +70,34 @@ class Decoder:
             process.kill()
             process.wait()
 
-    def decode(self, name, source):
-        """The picture as `open_picture` returns it. source: a path or bytes; name: for messages."""
+    def decode(self, name, source, fit=None):
+        """The picture as `open_picture` returns it, or as `decoder.decode` fits it, and the (width, height) that it has in the
+        file. source: a path or bytes; name: for messages."""
+        picture, original = self._request(name, source, fit)
+        return picture, tuple(original)
+
+    def measure(self, name, source):
+        """The (width, height) of a picture, from its header if it seems complete. Raises PictureError as `decode`."""
+        return tuple(self._request(name, source, 'size')[1])
+
+    def _request(self, name, source, what):
         with self.lock:
             if self.process is None:
                 self.start()
             try:
-                self.connection.send((name, source))
+                self.connection.send((name, source, what))
                 if not self.connection.poll(PATIENCE):
                     raise PictureError(f'{name}: expected a picture that is read within {PATIENCE} seconds, found one that takes '
                                        'longer; leave it out')
                 reply = json.loads(self.connection.recv_bytes())
-                if 'size' in reply:
+                if 'original' in reply and 'size' not in reply:
+                    return None, reply['original']
+                if 'original' in reply:
                     width, height = reply['size']
                     picture = np.empty((height, width, 3), np.uint8)
                     self.pixels.seek(0)
                     self.pixels.readinto(picture.data.cast('B'))
-                    return picture
+                    return picture, reply['original']
             except (EOFError, ConnectionError):
                 reply = {'error': self.fault(name, self.process.wait())}
                 self.stop()
@@ -96,6 +120,33 @@ class Decoder:
         self.stop()
         raise ChildProcessError(f'{name}: the process that decodes pictures ended with status {status} (out of memory?); try '
                                 'again')
+
+
+def in_parallel(work, items):
+    """Yields work(Decoder, item) of each item, in their order, computed in as many threads as there are processors, each with a
+    Decoder of its own. Raises what `work` raises."""
+    count, decoders, local, pending = len(os.sched_getaffinity(0)), [], threading.local(), deque()
+
+    def one(item):
+        if not hasattr(local, 'decoder'):
+            local.decoder = Decoder()
+            decoders.append(local.decoder)
+        return work(local.decoder, item)
+
+    try:
+        with ThreadPoolExecutor(count) as threads:
+            try:
+                for item in items:
+                    pending.append(threads.submit(one, item))
+                    if len(pending) > AHEAD * count:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                threads.shutdown(cancel_futures=True)
+    finally:
+        for decoder_ in decoders:
+            decoder_.stop()
 
 
 _decoder = Decoder()

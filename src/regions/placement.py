@@ -196,13 +196,13 @@ class Table:
         self.arrays = ({'features': features} if store.feature_size else {}) | {'boxes': boxes}
 
 
-def check_gpu_memory(size: int, name, device: torch.device) -> None:
-    """Raise RegionError if a GPU has less than `size` + RESERVED bytes free."""
+def check_gpu_memory(size: int, name, device: torch.device, what: str = '--featDevice cuda: the regions of',
+                     form: str = ' in half precision', advice: str = 'give --featDevice cpu or ram') -> None:
+    """Raise RegionError if a GPU has less than `size` + RESERVED bytes free. what, name, form, advice: for its message."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else np.inf
     if size > free - RESERVED:
-        raise RegionError(f'--featDevice cuda: the regions of {name} take {size / 1e9:.1f} GB in half precision, and '
-                          f'{free / 1e9:.1f} GB of {device} are free, of which {RESERVED / 1e9:.1f} GB are kept for the model; '
-                          'give --featDevice cpu or ram, or a GPU with more memory')
+        raise RegionError(f'{what} {name} take {size / 1e9:.1f} GB{form}, and {free / 1e9:.1f} GB of {device} are free, of which '
+                          f'{RESERVED / 1e9:.1f} GB are kept for the model; {advice}, or a GPU with more memory')
 
 
 def _size(store: RegionArrays) -> int:
