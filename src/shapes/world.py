@@ -84,7 +84,7 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'max_position_embeddings': 40, 'type_vocab_size': 2,
           'visual_feat_dim': features.FEATURE_DIM, 'visual_pos_dim': 4,
           'num_object_labels': len(simulate_regions.CLASSES), 'num_attr_labels': len(simulate_regions.ATTRIBUTES),
-          # A single-stream model with as many parameters, 1.0 million, which sees images from the start: without BERT's weights
+          # A single-stream model of 0.75 million parameters, which sees images from the start: without BERT's weights
           # the published initial scales of 0 grow too slowly (experience_in_pretraining.md).
           'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9, 'geometry_size': 128,
           'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES)}
