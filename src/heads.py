@@ -224,7 +224,28 @@ class Head(nn.Module):
 
     def logits(self, batch) -> torch.Tensor:
         """Float32 logits. By output: 'answer' (b, answers), 'choice' (b, c), 'region' (b, o), 'match' (b,)."""
+        return self.logits_of(batch, self.encoder(batch))
+
+    def logits_of(self, batch, states) -> torch.Tensor:
+        """`logits` from the States of a batch."""
         raise NotImplementedError
+
+    def explain(self, batch, places=None):
+        """(logits (b, m), places (b,), [(Attention, gradient or None)]): the gradients of one logit per example with respect to
+        the attention probabilities.
+
+        places: (b,) int64, which of the m logits (`logits`; 'match' has one); None: the highest. Raises NotImplementedError if
+        the encoder records no attention.
+        """
+        with torch.enable_grad():
+            states = self.encoder(batch, record_attention=True)
+            logits = self.logits_of(batch, states)
+            logits = logits[:, None] if logits.ndim == 1 else logits
+            places = logits.argmax(1) if places is None else places
+            explained = logits.gather(1, places[:, None]).sum()  # examples are independent, so one backward pass serves all
+            probabilities = [attention.probabilities for attention in states.attentions]
+            gradients = torch.autograd.grad(explained, probabilities, allow_unused=True)
+        return logits.detach(), places, list(zip(states.attentions, gradients, strict=True))
 
     def probabilities(self, logits) -> torch.Tensor:
         """Probabilities of the same shape as the logits."""
@@ -278,23 +299,8 @@ class Answers(Head):
         self.answers = answers
         self.classifier = encoder.classifier(answers, recipe.images)
 
-    def logits(self, batch):
-        return self.classifier(self.encoder(batch).pooled).float()
-
-    def explain(self, batch, answers=None):
-        """(logits (b, answers), answers (b,), [(Attention, gradient or None)]): the gradients of one logit per example with
-        respect to the attention probabilities.
-
-        answers: (b,) int64 indices; None: the highest logits. Raises NotImplementedError if the encoder records no attention.
-        """
-        with torch.enable_grad():
-            states = self.encoder(batch, record_attention=True)
-            logits = self.classifier(states.pooled)
-            answers = logits.argmax(1) if answers is None else answers
-            explained = logits.gather(1, answers[:, None]).sum()  # examples are independent, so one backward pass serves all
-            probabilities = [attention.probabilities for attention in states.attentions]
-            gradients = torch.autograd.grad(explained, probabilities, allow_unused=True)
-        return logits.detach(), answers, list(zip(states.attentions, gradients, strict=True))
+    def logits_of(self, batch, states):
+        return self.classifier(states.pooled).float()
 
     def probabilities(self, logits):
         return logits.sigmoid() if self.recipe.loss == 'BCE' else logits.softmax(1)
@@ -345,10 +351,7 @@ class Choices(Head):
         self.encoder.returns_visual = mode and self.classes is not None
         return super().train(mode)
 
-    def logits(self, batch):
-        return self.choice_logits(batch, self.encoder(batch))
-
-    def choice_logits(self, batch, states):
+    def logits_of(self, batch, states):
         return self.classifier(states.pooled).view(batch['examples'], -1).float()  # (e, 1) -> (b, c)
 
     def counts(self, micro_batches):
@@ -363,7 +366,7 @@ class Choices(Head):
 
     def forward(self, batch, counts):
         states = self.encoder(batch)
-        logits, choice, name = self.choice_logits(batch, states), batch['choice'], self.recipe.loss
+        logits, choice, name = self.logits_of(batch, states), batch['choice'], self.recipe.loss
         if name == 'BCE':
             target = F.one_hot(choice, logits.shape[1]).to(logits.dtype)
             losses = {'BCE': F.binary_cross_entropy_with_logits(logits, target, reduction='sum')}
@@ -386,8 +389,8 @@ class Regions(Head):
         encoder.returns_visual = True
         self.classifier = encoder.region_classifier()
 
-    def logits(self, batch):
-        logits = self.classifier(self.encoder(batch).visual)[..., 0].float()  # (b, o)
+    def logits_of(self, batch, states):
+        logits = self.classifier(states.visual)[..., 0].float()  # (b, o)
         mask = batch.get('visual_attention_mask')
         return logits if mask is None else logits.masked_fill(mask == 0, -torch.inf)
 
@@ -420,8 +423,8 @@ class Match(Head):
         super().__init__(encoder, recipe)
         self.classifier = encoder.match_classifier(recipe.images)
 
-    def logits(self, batch):
-        scores = self.classifier(self.encoder(batch).pooled).float()
+    def logits_of(self, batch, states):
+        scores = self.classifier(states.pooled).float()
         return scores[:, 1] - scores[:, 0]  # (b,)
 
     def match_logits(self, batch):

@@ -1,4 +1,4 @@
-"""What an answer rests on: `bash run/show.bash attention`."""
+"""What an answer, a chosen region or a match rests on: `bash run/show.bash attention`."""
 
 import json
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from heads import Attention
 from images.ids import without_ending
 from regions import readers
 from regions.class_names import ClassNames
-from tasks.predictor import Predictor
+from tasks import snapshots
 
 TOP = 5  # words and regions that are named
 SPECIAL = (CLS, MASK, SEP)  # drawn, but not named among the most relevant
@@ -26,11 +26,11 @@ WHOLE_IMAGE = -1  # class of the region that is the image as a whole
 
 @dataclass(frozen=True)
 class Explanation:
-    """A question answered and explained. Its k images, their t words and o regions, of which the first is the image as a whole if
-    `whole_image`."""
+    """A question answered, an expression's region chosen or a sentence matched, and explained. Its k images, their t words and o
+    regions, of which the first is the image as a whole if `whole_image`."""
 
     question: str
-    answer: str
+    answer: str  # as of `name_of`
     probability: float
     best: str  # the model's own answer, which `answer` may differ from
     words: list  # the t tokens
@@ -38,6 +38,7 @@ class Explanation:
     region_relevance: list  # of each image (o,)
     attentions: list  # of heads.Attention; probabilities (k, h, queries, keys), or of layers that read only the text (1, h, t, t)
     whole_image: bool = False
+    chosen: int | None = None  # of the o regions, by a model that chooses one
 
     def cross_layers(self):
         """{layer: {'lang_to_visn': Attention of words to regions, 'visn_to_lang': of regions to words}}; of a layer of a joint
@@ -68,11 +69,24 @@ def with_whole_image(image):
         name: np.concatenate([np.array(first[name], array.dtype), array]) for name, array in arrays.items()})
 
 
-def explain(predictor, images, question, answer=None):
-    """The Explanation of a Predictor's answer to a question about k ImageRegions. answer: None: the model's own.
+def name_of(predictor, place, images, names):
+    """What a model predicts for k ImageRegions, as text: the answer at a place in its logits; of a Grounder the name and box of
+    the region at that place; of a Matcher that they match."""
+    if predictor.output == 'region':
+        image, = images
+        image = with_whole_image(image) if 'whole' in predictor.head.encoder.needs else image
+        return f'{title(image, place, names)} [{", ".join(f"{side:.0f}" for side in image.boxes[place])}]'
+    return 'match' if predictor.output == 'match' else predictor.answers[place]
+
+
+def explain(predictor, images, question, answer=None, names=None):
+    """The Explanation of what a Predictor, Grounder or Matcher predicts for a question about k ImageRegions. answer: of a
+    Predictor, None: the model's own; names: ClassNames, None: regions have numbers.
 
     Raises ValueError for an answer that the model does not know, and what `Predictor.answer` does.
     """
+    if answer is not None and predictor.output != 'answer':
+        raise ValueError(f'--answer: expected only with a model that answers questions, found {answer!r}; leave it out')
     if answer is not None and answer not in predictor.answers:
         raise ValueError(f'--answer: expected one of the {len(predictor.answers):,} answers of the model '
                          f'({some(predictor.answers)}), found {answer!r}')
@@ -82,15 +96,17 @@ def explain(predictor, images, question, answer=None):
     place, = result.answers.tolist()
     whole_image = result.image is not None
     of_regions = result.regions if result.image is None else torch.cat([result.image[..., None], result.regions], -1)
+    answer, best = (name_of(predictor, i, images, names or ClassNames()) for i in (place, int(result.logits.argmax())))
     return Explanation(
-        question, predictor.answers[place], float(predictor.head.probabilities(result.logits)[0, place]),
-        predictor.answers[int(result.logits.argmax())], predictor.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
+        question, answer, float(predictor.head.probabilities(result.logits)[0, place]), best,
+        predictor.tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist()),
         result.words[0].cpu().numpy(), [weights[:len(image.boxes) + whole_image] for weights, image in
-                                        zip(of_regions[0].cpu().numpy(), images, strict=True)], result.attentions, whole_image)
+                                        zip(of_regions[0].cpu().numpy(), images, strict=True)],
+        result.attentions, whole_image, place if predictor.output == 'region' else None)
 
 
 def draw_explanation(explanation, images, photos, names):
-    """Yields of each image ({region: '1 red star 57%'} of its TOP most relevant regions, their drawing).
+    """Yields of each image ({region: '1 red star 57%'} of its TOP most relevant regions, their drawing), with the chosen region.
 
     Of several images the shares are of the relevance of all, and brightness is relative to the most relevant region of all: which
     of them an answer rests on is half of the explanation. photos: of each a PIL image or None; names: ClassNames.
@@ -100,7 +116,9 @@ def draw_explanation(explanation, images, photos, names):
     for image, photo, weights in zip(explanation.shown(images), photos, explanation.region_relevance, strict=True):
         texts = {region: f'{rank} {title(image, region, names)} {weights[region] / total:.0%}'
                  for rank, region in enumerate(most_relevant_regions(weights), 1)}
-        yield texts, drawing.draw_relevance(image, weights / most, texts, photo)
+        chosen = explanation.chosen
+        label = None if chosen is None else f'chosen: {title(image, chosen, names)} {explanation.probability:.0%}'
+        yield texts, drawing.draw_relevance(image, weights / most, texts, photo, label and (chosen, label))
 
 
 def most_relevant_regions(weights):
@@ -154,7 +172,7 @@ def choose(flag, wanted, existing):
 
 def run(flags):
     """Writes the drawings and the numbers, and prints the answer; returns the exit status."""
-    predictor = Predictor.from_snapshot(flags.load)
+    predictor = snapshots.load(flags.load)
     k = predictor.images
     if len(flags.image) != k:
         raise ValueError(f'--image: {flags.load} answers about {k} picture{"s" * (k > 1)} at a time, found {len(flags.image)}')
@@ -162,14 +180,15 @@ def run(flags):
         raise ValueError('--question: expected words, found none')
     names = ClassNames(flags.names)
     images, photos = zip(*find_images(flags.features, flags.image), strict=True)
-    explanation = explain(predictor, images, flags.question, flags.answer)
+    explanation = explain(predictor, images, flags.question, flags.answer, names)
     cross = explanation.cross_layers()
     layers = choose('layers', flags.layers, list(cross))
     count = explanation.attentions[0].probabilities.shape[1]
     heads = [int(head) for head in choose('heads', flags.heads, [str(i) for i in range(1, count + 1)])]
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
-    print(printable(f'{explanation.question} {explanation.answer} ({explanation.probability:.3f}{other})'))
+    question = explanation.question + ':' * (predictor.output != 'answer')
+    print(printable(f'{question} {explanation.answer} ({explanation.probability:.3f}{other})'))
     for line in predictor.unread(flags.question):
         print(printable(line))
     print(printable(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}'))
@@ -185,7 +204,7 @@ def run(flags):
         for layer in layers:
             to_regions, to_words = (cross[layer][direction].probabilities[i].float().cpu().numpy()[[head - 1 for head in heads]]
                                     for direction in cross[layer])
-            about = f'{layer} of "{explanation.question}" {explanation.answer}'
+            about = f'{layer} of "{question}" {explanation.answer}'
             drawing.save(drawing.draw_heads(about, explanation.words, explanation.word_relevance[i], to_regions, to_words, heads,
                                             order), flags.out / f'{prefix}{layer}.png')
     write_text(flags.out / 'attention.json', json.dumps(numbers(explanation, images, names, layers)) + '\n')
@@ -204,7 +223,8 @@ def numbers(explanation, images, names, layers):
 
     return {
         'question': explanation.question, 'answer': explanation.answer, 'probability': round(explanation.probability, 6),
-        'own answer': explanation.best, 'words': explanation.words,
+        'own answer': explanation.best, **({} if explanation.chosen is None else {'chosen region': explanation.chosen}),
+        'words': explanation.words,
         'images': [{
             'img_id': image.img_id, 'relevance of words': rounded(explanation.word_relevance[i]),
             'regions': [{'box': rounded(box), 'name': title(image, region, names),
@@ -229,8 +249,9 @@ def add_arguments(parser):
                         help='a picture, called by its id, or only the id: then on a blank canvas; of NLVR2 two')
     parser.add_argument('--features', required=True, metavar='X.tsv',
                         help='its regions: a TSV, its zip, or, much faster, a store')
-    parser.add_argument('--question', required=True, metavar='TEXT', help='or a statement')
-    parser.add_argument('--answer', metavar='TEXT', help="the answer to explain (the model's own)")
+    parser.add_argument('--question', required=True, metavar='TEXT',
+                        help='or a statement, an expression that describes a region (RefCOCO), a sentence (retrieval)')
+    parser.add_argument('--answer', metavar='TEXT', help="of a model that answers: the answer to explain (its own)")
     parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='for the PNGs and attention.json')
     parser.add_argument('--layers', type=names, default=[], metavar='cross1,...', help='layers to draw (all): of LXMERT the '
                         'cross layers cross1, ..., of a model with one stream layer1, ...')

@@ -23,6 +23,8 @@ GAP = 4  # pixels around the text of a label
 ATTRIBUTE = 0.15  # confidence above which an attribute is named
 ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
 RELEVANT = (213, 62, 10)  # colour of what is relevant
+CHOSEN = (0, 160, 255)  # colour of the region that a model chose, inside a white line
+FRAME = 6  # pixels of the line in this colour
 DIM = 0.4  # brightness where no region has any weight
 DPI = 110
 NO_MATH = {'parse_math': False}  # dollars in a question are no formula
@@ -184,11 +186,12 @@ def shade():
     return LinearSegmentedColormap.from_list('relevance', ['white', [part / 255 for part in RELEVANT]])
 
 
-def draw_relevance(image, strength, texts, photo=None):
+def draw_relevance(image, strength, texts, photo=None, chosen=None):
     """The regions of an ImageRegions on its photograph, or on a blank canvas where it is None; RGB.
 
     strength (o,), 0 to 1: the larger, the brighter is what a region shows and the thicker and denser its line; texts {region:
-    label}, the most important first. Raises RegionError if the photograph has not the shape that the regions were found in.
+    label}, the most important first; chosen: (region, label) of the one that the model chose, drawn over all others, or None.
+    Raises RegionError if the photograph has not the shape that the regions were found in.
     """
     canvas, boxes = canvas_of(image, photo)
     light = np.full((canvas.height, canvas.width), DIM)
@@ -203,7 +206,15 @@ def draw_relevance(image, strength, texts, photo=None):
                                        width=1 + round(7 * strength[region]))
         lines = Image.alpha_composite(lines, over)
     canvas = Image.alpha_composite(canvas.convert('RGBA'), lines).convert('RGB')
-    draw_labels(ImageDraw.Draw(canvas), [boxes[region] for region in texts], list(texts.values()), [RELEVANT] * len(texts))
+    paint, labels = ImageDraw.Draw(canvas), [(region, text, RELEVANT) for region, text in texts.items()]
+    if chosen:
+        labels.insert(0, (*chosen, CHOSEN))
+        for margin, colour in ((FRAME + 2, 'white'), (FRAME, CHOSEN)):  # around the line that shows its relevance
+            (x1, y1, x2, y2), (width, height) = boxes[chosen[0]], canvas.size
+            around = max(0, x1 - margin), max(0, y1 - margin), min(width - 1, x2 + margin), min(height - 1, y2 + margin)
+            paint.rectangle(around, outline=colour, width=margin)
+    draw_labels(paint, [boxes[region] for region, _, _ in labels], [text for _, text, _ in labels],
+                [colour for _, _, colour in labels])
     return canvas
 
 
@@ -215,7 +226,7 @@ def draw_words(figure, place, words, weights):
         dark = weight > 0.6 * max(weights)
         axes.text(i, 0, word, ha='center', va='center', fontsize=9, color='white' if dark else 'black', **NO_MATH)
     axes.set(xticks=[], yticks=[])
-    axes.set_title('relevance of the words for the answer', fontsize=9, loc='left')
+    axes.set_title('relevance of the words', fontsize=9, loc='left')
 
 
 def draw_heads(title, words, relevance, to_regions, to_words, heads, regions):

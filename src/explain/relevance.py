@@ -1,7 +1,7 @@
-"""Which words and regions an answer rests on: gradient-weighted relevance (Chefer, Gur & Wolf, ICCV 2021: "Generic
+"""Which words and regions a prediction rests on: gradient-weighted relevance (Chefer, Gur & Wolf, ICCV 2021: "Generic
 Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers"). Numbers of equations are theirs.
 
-Shapes: b examples of k images each, n = b * k pairs of a text and an image, t words, o regions, h heads.
+Shapes: b examples of c texts and k images each, n = b * c * k pairs of a text and an image, t words, o regions, h heads.
 """
 
 from dataclasses import dataclass
@@ -13,23 +13,24 @@ import torch
 class Relevance:
     """Of b examples; 0 at padding."""
 
-    logits: torch.Tensor  # (b, answers)
-    answers: torch.Tensor  # (b,) int64: the answer that is explained
-    words: torch.Tensor  # (b, k, t), from 0 up
+    logits: torch.Tensor  # (b, m): of answers, choices or regions, or one that text and image match
+    answers: torch.Tensor  # (b,) int64: the place of the logit that is explained
+    words: torch.Tensor  # (b, k, t), from 0 up; of a choice those of its text
     regions: torch.Tensor  # (b, k, o), likewise
     attentions: list  # of heads.Attention, detached
     image: torch.Tensor | None = None  # (b, k): of the image as a whole, if it is a further region of the encoder
 
 
 def relevance(head, batch, answers=None):
-    """The Relevance of words and regions for one answer of each example.
+    """The Relevance of words and regions for one logit of each example.
 
-    head: a heads.Answers; batch: of annotations.dataset.ExampleDataset; answers (b,) int64, None: those with the highest logits.
-    An attention that the images of an example share, as in layers that read the text alone, counts for each with the gradient of
-    all.
+    head: a heads.Head; batch: of annotations.dataset.ExampleDataset; answers (b,) int64: the places of the logits, None: the
+    highest. An attention that the images of an example share, as in layers that read the text alone, counts for each with the
+    gradient of all.
     """
     logits, answers, recorded = head.explain(batch, answers)
-    (b, t), n, o = batch['input_ids'].shape, len(batch['features']), batch['features'].shape[1]
+    b, (texts, t), (images, o) = len(logits), batch['input_ids'].shape, batch['features'].shape[:2]
+    n = texts * images // b
     weighted, after = [], o  # tokens after the words: a joint sequence may have more of them than regions
     for attention, gradient in recorded:
         probabilities = attention.probabilities.detach()
@@ -38,12 +39,17 @@ def relevance(head, batch, answers=None):
         weighted.append((attention, mean.repeat_interleave(n // len(mean), 0)))
         if attention.keys == 'all':
             after = probabilities.shape[-1] - t
-    tt, ti, _, _ = relevance_maps(weighted, n, t, after, logits.device)
-    rows = torch.arange(n, device=logits.device)
-    # The answer is read from one token, whose own 1 of equation 1 is taken off.
-    read = batch['slot'].repeat_interleave(n // b) if 'slot' in batch else torch.zeros_like(rows)
-    words = (tt[rows, read] - torch.eye(t, device=logits.device)[read]).unflatten(0, (b, -1))
-    regions = ti[rows, read, :o].unflatten(0, (b, -1))
+    tt, ti, it, ii = relevance_maps(weighted, n, t, after, logits.device)
+    # The logit is read from one token or region, whose own 1 of equation 1 is taken off.
+    rows = torch.arange(n, device=logits.device).view(b, texts // b, -1)  # (b, c, k)
+    rows = rows[torch.arange(b), answers] if texts > b else rows[:, 0]  # of several texts each has a logit
+    if head.recipe.output == 'region':
+        read = answers[:, None]  # (b, 1)
+        words, regions = it[rows, read], ii[rows, read] - torch.eye(after, device=logits.device)[read]
+    else:
+        read = batch['slot'][:, None] if 'slot' in batch else torch.zeros_like(rows)
+        words, regions = tt[rows, read] - torch.eye(t, device=logits.device)[read], ti[rows, read]
+    regions = regions[..., :o]
     image, regions = (regions[..., 0], regions[..., 1:]) if 'whole' in head.encoder.needs else (None, regions)
     return Relevance(logits, answers, words, regions, [attention.detached() for attention, _ in recorded], image)
 

@@ -1,4 +1,5 @@
-"""Answers questions about pictures, and draws which words and regions are relevant. The program behind run/ask.bash."""
+"""Answers questions about pictures, chooses the regions that expressions describe or scores whether sentences match, and draws
+which words and regions are relevant. The program behind run/ask.bash."""
 
 import argparse
 import os
@@ -17,7 +18,7 @@ from bert.tokenization import TextWarning
 from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
-from explain.attention import TOP, draw_explanation, explain, most_relevant_words
+from explain.attention import TOP, draw_explanation, explain, most_relevant_words, name_of
 from files.json_files import DataError, field, read_json
 from files.text import printable
 from images.ids import ENDINGS
@@ -25,17 +26,21 @@ from images.pictures import open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
 from run_folder import read_run
+from tasks import snapshots
 from tasks.checkpoints import SNAPSHOT, find_weights
-from tasks.predictor import Predictor
 
 FASTER_RCNN_FEATURES = 2048  # per region
 EPILOG = '''
+A snapshot of RefCOCO takes expressions in the place of questions, and answers with the regions that they describe; one of
+retrieval takes sentences, and answers with the probability that picture and sentence match.
+
 The detector is the one whose regions the snapshot was trained on: that of its --dataset or of the sample world below its
 --dataRoot, else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
 
 Examples:
   bash run/ask.bash cpu photo.jpg "What is the man holding?" "Is it raining?" --load snap/vqa/vqa_lxr955/BEST
   bash run/ask.bash cpu left.jpg right.jpg "Both have a dog." --load snap/nlvr2/nlvr2_lxr955/BEST
+  bash run/ask.bash cpu photo.jpg "the dog on the left" --load snap/refcoco/mine/BEST
 
 Exit status: 0 success, 1 invalid input, 2 wrong usage.
 '''
@@ -53,7 +58,8 @@ class ExplainedAnswer:
 
 
 class Pipeline:
-    """A detector and a Predictor: from pictures and questions to answers. predictor.images pictures belong to a question."""
+    """A detector and a Predictor, Grounder or Matcher: from pictures and questions, expressions or sentences to answers.
+    predictor.images pictures belong to a question."""
 
     def __init__(self, predictor, detector, names=None, min_boxes=36, max_boxes=36):
         """names: folder of the names of the detector's classes; None: they are numbered."""
@@ -62,13 +68,13 @@ class Pipeline:
 
     @classmethod
     def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **boxes):
-        """From a snapshot, as Predictor.from_snapshot takes it.
+        """From a snapshot, as tasks.snapshots.load takes it.
 
         detector: its name; None: that of the regions that the snapshot was trained on. weights, bf16: of the Faster R-CNN. names:
         as for Pipeline; None: below the run's --dataRoot, for the Faster R-CNN also below data. Raises what
-        Predictor.from_snapshot and load_detector do, and DataError.
+        snapshots.load and load_detector do, and DataError.
         """
-        predictor, options = Predictor.from_snapshot(snapshot, device), run_options(snapshot)
+        predictor, options = snapshots.load(snapshot, device), run_options(snapshot)
         detector = detector or detector_of(options)
         if detector == FASTER_RCNN:
             check_feature_size(predictor, detector, FASTER_RCNN_FEATURES)  # before its weights are asked for
@@ -86,10 +92,12 @@ class Pipeline:
         return images
 
     def answer(self, question, images, best=TOP):
-        """(the `best` answers as (answer, probability), Explanation of the first). images: the ImageRegions of the pictures."""
+        """(the `best` answers as (explain.attention.name_of, probability), Explanation of the first). images: the ImageRegions of
+        the pictures."""
         images = tuple(images)
-        answers, = self.predictor.answer([images], [question], best)
-        return answers, explain(self.predictor, images, question)
+        row, = self.predictor.predict([images], [question], best)
+        answers = [(name_of(self.predictor, place, images, self.names), probability) for place, probability in row]
+        return answers, explain(self.predictor, images, question, names=self.names)
 
     def ask(self, question, pictures, images, best=TOP):
         """An ExplainedAnswer. pictures: those of one question; images: their ImageRegions, as `detect` returns them."""

@@ -35,6 +35,9 @@ def load(flags):
         flags.names = flags.names or names_folder(flags.world)
         flags.detector = flags.detector or detector_of({'dataRoot': flags.world})
     snapshot, pipeline = load_pipeline(flags)
+    if pipeline.predictor.output != 'answer':
+        raise DataError(f'--load {snapshot}: expected a model that answers questions, found one of another task; name another, '
+                        'or use it with run/ask.bash')
     pipeline.detect([], [])  # checks --minBoxes and --maxBoxes
     task = pipeline.predictor.task
     root = flags.world or Path(run_options(snapshot).get('dataRoot') or 'data')

@@ -212,7 +212,7 @@ def run(flags):
     if flags.pairs and not flags.pairs.is_file():
         raise FileNotFoundError(f'--pairs {flags.pairs}: no such file; correct its name')
     matcher = Matcher.from_pretrained(flags.load, device, flags.maxLength, flags.bert)
-    print(printable(f'Pre-trained weights: {matcher.source}'))
+    print(printable(f'Weights: {matcher.source}'))
     rows = (match_pairs if flags.pairs else match_items)(flags, matcher, Images(flags, matcher))
     if flags.out:
         write_rows(flags.out, rows)
@@ -233,7 +233,7 @@ def main(argv=None):
     parser.add_argument('--pairs', type=Path, metavar='FILE', help='the pairs to score')
     parser.add_argument('--out', type=Path, metavar='X.csv|X.json', help='file for the scores (overwritten)')
     parser.add_argument('--best', type=int, default=5, help='how many words to print for a [MASK] (5)')
-    parser.add_argument('--maxLength', type=int, default=20, help='maximum tokens of a sentence (20)')
+    parser.add_argument('--maxLength', type=int, help='maximum tokens of a sentence (20; of retrieval as in its training)')
     parser.add_argument('--detector', metavar='NAME', help=f'{HELP} (the one whose regions the weights were trained on)')
     parser.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     parser.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')
@@ -244,7 +244,7 @@ def main(argv=None):
         parser.error('expected images and sentences, or --pairs FILE')
     if flags.out and (flags.out.suffix not in ('.csv', '.json') or not flags.out.parent.is_dir()):
         parser.error(f'--out {flags.out}: expected a name ending in .csv or .json, in a folder that exists')
-    if flags.best < 1 or flags.maxLength < 3 or flags.batchSize < 1:
+    if flags.best < 1 or flags.batchSize < 1 or (flags.maxLength is not None and flags.maxLength < 3):
         parser.error('--best, --batchSize: expected at least 1; --maxLength: at least 3')
     if flags.detector not in (None, FASTER_RCNN) and (flags.weights or flags.bf16):
         parser.error(f'--weights and --bf16 are those of --detector {FASTER_RCNN}; leave them out with {flags.detector}')

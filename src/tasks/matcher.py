@@ -10,7 +10,7 @@ from bert.weights import WeightsError
 from param import Options
 from run_folder import read_run
 from tasks import checkpoints
-from tasks.predictor import MAX_LENGTH, Inference
+from tasks.predictor import MAX_LENGTH, Inference, max_length_of
 from tasks.registry import TASKS, task_class
 
 
@@ -21,18 +21,19 @@ class Matcher(Inference):
     run, {} where they are not known.
     """
 
-    texts = 'sentences'
+    output, texts = 'match', 'sentences'
 
     def __init__(self, head, max_length=MAX_LENGTH, options=None, source='the model'):
         self.head, self.max_length, self.options, self.source = head, max_length, options or {}, source
 
     @classmethod
-    def from_pretrained(cls, path, device='cpu', max_length=MAX_LENGTH, bert=Options.bert):
+    def from_pretrained(cls, path, device='cpu', max_length=None, bert=Options.bert):
         """Loads pre-trained weights, such as snap/pretrained/model, with or without _LXRT.pth, or a Hugging Face folder; or the
         snapshot of a run of retrieval, which cannot fill [MASK].
 
-        bert: folder of vocab.txt and config.json where these do not lie beside the weights. Raises FileNotFoundError for a
-        missing file, and WeightsError, DataError or ValueError for files that do not match, such as a fine-tuned snapshot.
+        max_length: tokens of a sentence; None: of retrieval that of its dataset, else 20. bert: folder of vocab.txt and
+        config.json where these do not lie beside the weights. Raises FileNotFoundError for a missing file, and WeightsError,
+        DataError or ValueError for files that do not match, such as the snapshot of another task.
         """
         options = Options(load=str(path), bert=str(bert))
         weights = checkpoints.starting_weights(options)
@@ -40,7 +41,6 @@ class Matcher(Inference):
         package = models.package(model := checkpoints.model_type(weights))
         config = package.config_from_json(folder / 'config.json')
         checkpoints.check_size(config, folder, weights)
-        checkpoints.check_max_length(max_length, config)
         tokenizer = checkpoints.read_tokenizer(folder, config)
         checkpoints.check_sidecars(model, weights, config, tokenizer)
         run = read_run(weights.parent)
@@ -48,8 +48,11 @@ class Matcher(Inference):
             head = models.build(model, run['task'], config)
             head.load_original(package.read_task(weights), str(weights))
             head.encoder.blank = False
+            max_length = max_length or max_length_of(weights, run['options'], head, task_class(run['task']))
         else:
             head, _ = package.load_pretrained(weights, config)
+        max_length = max_length or MAX_LENGTH
+        checkpoints.check_max_length(max_length, config)
         head.encoder.tokenizer = tokenizer
         return cls(head.to(device).eval(), max_length, run.get('options'), weights)
 

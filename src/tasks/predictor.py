@@ -1,6 +1,7 @@
-"""Inference from Python: a fine-tuned snapshot predicts answers and probabilities for regions and questions (tasks/matcher.py: a
-pre-trained one scores pairs)."""
+"""Inference from Python: a fine-tuned snapshot predicts answers and probabilities for regions and questions (tasks/grounder.py:
+regions for expressions; tasks/matcher.py: one of retrieval or a pre-trained one scores pairs)."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from run_folder import read_run
 from tasks import checkpoints
 from tasks.registry import TASKS, task_class
 
-MAX_LENGTH = 20  # maximum tokens of a sentence in all published datasets
+MAX_LENGTH = 20  # maximum tokens of a sentence in VQA, GQA, NLVR2 and pre-training
 
 
 class Inference:
-    """What Predictor and Matcher share: from regions and texts to batches. head: a heads.Head in evaluation mode, whose encoder
-    has a tokenizer; max_length: tokens of a text."""
+    """What Predictor, Grounder and Matcher share: from regions and texts to batches. head: a heads.Head in evaluation mode, whose
+    encoder has a tokenizer; max_length: tokens of a text."""
+
+    output = 'answer'  # heads.Recipe.output
 
     texts = 'questions'  # for messages
     images = 1  # per text
@@ -55,6 +58,20 @@ class Inference:
             dataset, options = self._dataset(images, questions), Options(batchSize=batch_size)
             device = next(self.head.eval().parameters()).device
             yield from load_batches(dataset, evaluation_batches(len(dataset), options), options, device)
+
+    def predict(self, regions, questions, best=1, batch_size=32):
+        """For each question, a list of the `best` most probable (place in the logits of the head, probability). Other arguments
+        and errors: as for Predictor.answer."""
+        if best < 1:
+            raise ValueError(f'best: expected at least 1, found {best}')
+        predictions = []
+        if questions and all(isinstance(question, str) for question in questions):  # else an error of `batches`
+            self.text_statistics(questions).warn(self.tokenizer.vocab_file)
+        with torch.no_grad():
+            for batch in self.batches(regions, questions, batch_size):
+                places, probabilities = (tensor.tolist() for tensor in self.head.predict(batch, best))
+                predictions += [list(zip(*row, strict=True)) for row in zip(places, probabilities, strict=True)]
+        return predictions
 
     def truncated(self, question):
         """The part of a question that is cut off after max_length - 2 word pieces, or ''."""
@@ -123,25 +140,16 @@ class Predictor(Inference):
         Raises FileNotFoundError for a missing file, and WeightsError, DataError or ValueError for files that do not match.
         """
         path = checkpoints.find_weights(str(path), checkpoints.SNAPSHOT)
-        run = read_run(path.parent)
-        if (kind := run.get('task')) in TASKS and (output := task_class(kind).output) != 'answer':
-            launcher = 'match' if output == 'match' else f'{kind}_test'
-            raise WeightsError(f'{path}: is a snapshot of the task {kind}, which does not answer questions; name one that does, '
-                               f'or use it with run/{launcher}.bash')
-        package = models.package(model := checkpoints.model_type(path))
-        config = package.config_from_json(path.with_name('config.json'))
-        checkpoints.check_size(config, path.parent, path)
-        state = package.read_task(path)
-        tokenizer, answers = checkpoints.read_tokenizer(path.parent, config), checkpoints.answers_beside(path)
+        run = run_of(path, cls.output, 'does not answer questions')
+        model, config, state, tokenizer = read_snapshot(path)
+        answers, options = checkpoints.answers_beside(path), run.get('options', {})
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
-        options = run.get('options', {})
-        task = task_of(path, run.get('task'), package.answers_and_images(state, config), answers)
+        task = task_of(path, run.get('task'), models.package(model).answers_and_images(state, config), answers)
         head = models.build(model, task.kind, config, answers, Options(mceLoss=bool(options.get('mceLoss'))))
         head.load_original(state, str(path))
         head.encoder.tokenizer = tokenizer
-        length = max_length or max_length_of(path, options, head)
-        return cls(head.to(device).eval(), task, answers, length)
+        return cls(head.to(device).eval(), task, answers, max_length or max_length_of(path, options, head, task))
 
     @property
     def images(self):
@@ -158,29 +166,42 @@ class Predictor(Inference):
         does not know.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
-        if best < 1:
-            raise ValueError(f'best: expected at least 1, found {best}')
-        predictions = []
-        if questions and all(isinstance(question, str) for question in questions):  # else an error of `batches`
-            self.text_statistics(questions).warn(self.tokenizer.vocab_file)
-        with torch.no_grad():
-            for batch in self.batches(regions, questions, batch_size):
-                indices, probabilities = (tensor.tolist() for tensor in self.head.predict(batch, best))
-                for row in map(zip, indices, probabilities):
-                    predictions.append([(self.answers[index], probability) for index, probability in row])
-        return predictions
+        return [[(self.answers[place], probability) for place, probability in row]
+                for row in self.predict(regions, questions, best, batch_size)]
 
 
-def max_length_of(path, options, head):
-    """The max_length of the dataset that a snapshot, loaded into `head`, was trained on. options: those of its run. Raises
-    FileNotFoundError."""
+def run_of(path, output, refusal):
+    """What the run of a snapshot recorded, see run_folder.read_run. Raises WeightsError if its task has another output; refusal:
+    what it cannot do."""
+    run = read_run(path.parent)
+    if (kind := run.get('task')) in TASKS and task_class(kind).output != output:
+        launcher = {'answer': 'ask', 'region': 'ask', 'match': 'match'}.get(task_class(kind).output, f'{kind}_test')
+        raise WeightsError(f'{path}: is a snapshot of the task {kind}, which {refusal}; name one that does, or use it with '
+                           f'run/{launcher}.bash')
+    return run
+
+
+def read_snapshot(path):
+    """(name of the model, config, {name: tensor}, tokenizer) of a task's snapshot and the files beside it."""
+    package = models.package(model := checkpoints.model_type(path))
+    config = package.config_from_json(path.with_name('config.json'))
+    checkpoints.check_size(config, path.parent, path)
+    return model, config, package.read_task(path), checkpoints.read_tokenizer(path.parent, config)
+
+
+def max_length_of(path, options, head, task):
+    """The max_length of the dataset that a snapshot of a Task class, loaded into `head`, was trained on. options: those of its
+    run. Raises FileNotFoundError."""
     dataset = options.get('dataset')
     if dataset and not Path(dataset).is_file():
         raise FileNotFoundError(f'{path}: was trained on --dataset {dataset}, which defines max_length and does not exist; give '
                                 'max_length')
     if dataset:
         return DatasetSpec.from_json(dataset).max_length
-    return head.recipe.max_length(head.encoder.config, MAX_LENGTH)
+    length = MAX_LENGTH
+    with suppress(ValueError, OSError):  # of a task whose datasets are all given by --dataset
+        length = task.spec(Path(options.get('dataRoot') or 'data')).max_length
+    return head.recipe.max_length(head.encoder.config, length)
 
 
 def task_of(path, kind, sizes, answers):
