@@ -187,8 +187,8 @@ def run(flags):
     heads = [int(head) for head in choose('heads', flags.heads, [str(i) for i in range(1, count + 1)])]
     flags.out.mkdir(parents=True, exist_ok=True)
     other = '' if explanation.answer == explanation.best else f'; the model answers {explanation.best}'
-    question = explanation.question + ':' * (predictor.output != 'answer')
-    print(printable(f'{question} {explanation.answer} ({explanation.probability:.3f}{other})'))
+    arrow = '' if predictor.output == 'answer' else '-> '
+    print(printable(f'{explanation.question} {arrow}{explanation.answer} ({explanation.probability:.3f}{other})'))
     for line in predictor.unread(flags.question):
         print(printable(line))
     print(printable(f'words:   {", ".join(most_relevant_words(explanation.words, explanation.word_relevance.sum(0)))}'))
@@ -204,7 +204,7 @@ def run(flags):
         for layer in layers:
             to_regions, to_words = (cross[layer][direction].probabilities[i].float().cpu().numpy()[[head - 1 for head in heads]]
                                     for direction in cross[layer])
-            about = f'{layer} of "{question}" {explanation.answer}'
+            about = f'{layer} of "{explanation.question}" {arrow}{explanation.answer}'
             drawing.save(drawing.draw_heads(about, explanation.words, explanation.word_relevance[i], to_regions, to_words, heads,
                                             order), flags.out / f'{prefix}{layer}.png')
     write_text(flags.out / 'attention.json', json.dumps(numbers(explanation, images, names, layers)) + '\n')

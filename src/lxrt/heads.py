@@ -272,10 +272,11 @@ def load_match(head, path):
 def load_pretrained(path, config):
     """(a PretrainedHeads with the weights of a pre-trained file, the LoadReport). Raises WeightsError for another file."""
     state = read_lxmert(path)
-    if not any(name.startswith('cls.') for name in state):
+    if not any(name.startswith('cls.predictions.') for name in state):
         raise WeightsError(f'{path}: has no pre-trained heads of matching and masked words (cls.seq_relationship, '
                            'cls.predictions): a fine-tuned snapshot or an encoder alone; name pre-trained weights, such as '
-                           'snap/pretrained/model or an epoch of run/lxmert_pretrain.bash')
+                           'snap/pretrained/model or an epoch of run/lxmert_pretrain.bash, or a snapshot of retrieval with its '
+                           'options.json beside it')
     head = PretrainedHeads(config)
     return head, fill(head, state, str(path), (re.escape(DECODER),), (*PRETRAINING_HEADS, POSITION_IDS), head.original_name)
 

@@ -8,9 +8,8 @@ import models
 from bert.tokenization import MASK
 from bert.weights import WeightsError
 from param import Options
-from run_folder import read_run
 from tasks import checkpoints
-from tasks.predictor import MAX_LENGTH, Inference, max_length_of
+from tasks.predictor import MAX_LENGTH, Inference, max_length_of, run_of
 from tasks.registry import TASKS, task_class
 
 
@@ -37,14 +36,14 @@ class Matcher(Inference):
         """
         options = Options(load=str(path), bert=str(bert))
         weights = checkpoints.starting_weights(options)
+        run = run_of(weights, cls.output, 'does not score whether image and sentence match')
         folder = checkpoints.bert_folder(options, weights)
         package = models.package(model := checkpoints.model_type(weights))
         config = package.config_from_json(folder / 'config.json')
         checkpoints.check_size(config, folder, weights)
         tokenizer = checkpoints.read_tokenizer(folder, config)
         checkpoints.check_sidecars(model, weights, config, tokenizer)
-        run = read_run(weights.parent)
-        if run.get('task') in TASKS and task_class(run['task']).output == 'match':
+        if run.get('task') in TASKS:
             head = models.build(model, run['task'], config)
             head.load_original(package.read_task(weights), str(weights))
             head.encoder.blank = False
