@@ -28,6 +28,7 @@ case $task in
     vcr) ending=csv output=predict.csv dump=() ;;
     retrieval) echo "retrieval: predictions are ranks, of which there is no mean; test one snapshot with run/retrieval_test.bash" >&2; exit 2 ;;
     nlvr2) ending=csv output=probs.json dump=(--dumpProbs 10) ;;
+    refcoco) ending=json output=probs.json dump=(--dumpProbs 1000000) ;;  # all regions
     *) ending=json output=probs.json dump=(--dumpProbs 10) ;;
 esac
 for i in "${!snapshots[@]}"; do

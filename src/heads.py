@@ -394,6 +394,13 @@ class Regions(Head):
         mask = batch.get('visual_attention_mask')
         return logits if mask is None else logits.masked_fill(mask == 0, -torch.inf)
 
+    def predict(self, batch, k=1):
+        """As Head.predict; what an image lacks of k regions has the probability 0."""
+        indices, probabilities = super().predict(batch, k)
+        lacking = (0, k - indices.shape[1])  # batches differ in their most regions
+        # An image without regions has logits of -inf alone, whose softmax is no number.
+        return F.pad(indices, lacking, value=2 ** 31 - 1), F.pad(probabilities.nan_to_num(), lacking)
+
     def counts(self, micro_batches):
         """The number of regions that are not padding."""
         return {'BCE': sum(self.mask(batch).sum() for batch in micro_batches)}

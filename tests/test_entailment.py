@@ -4,6 +4,7 @@ import importlib.util
 import json
 import random
 import re
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -157,6 +158,13 @@ def test_train_test_evaluate_and_ensemble(world, tmp_path, capsys, model):
         capsys.readouterr()
         report.main([str(world), str(tmp_path / 'dev/dev_predict.json'), '--task', 'entailment'])
         assert f'Score {100 * right / len(items):.1f}, the better baseline' in capsys.readouterr().out
+
+
+def test_a_world_made_before_the_task_is_named(world, tmp_path, capsys):
+    shutil.rmtree(world / 'entailment')
+    assert run(world, tmp_path / 'run', '--train', 'train', '--valid', 'dev', '--fromScratch', '--epochs', '1') == 1
+    error = capsys.readouterr().err
+    assert 'entailment/train.json: no such file; the sample world in ' in error and 'bash run/shapes.bash --out FOLDER' in error
 
 
 def test_pictures_without_regions_are_skipped_and_counted(world, tmp_path, capsys):

@@ -771,8 +771,9 @@ def test_relative_paths_are_image_ids(tmp_path, run):
     assert list(find_pictures(tmp_path / 'photos', ids='path')) == ['a/source', 'b/source', 'c/source']
     (tmp_path / 'ids.txt').write_text(''.join(f'{name}\tphotos/{name}/source.jpg\n' for name in 'abc'))
     assert list(find_pictures(tmp_path / 'ids.txt', ids=tmp_path / 'ids.txt')) == ['a', 'b', 'c']
-    assert run('show', tmp_path / 'x.tsv', '--ids', 'a/source', 'c/source', '--photos', tmp_path / 'photos', '--out',
-               tmp_path / 'out')[0] == 0
+    status, printed = run('show', tmp_path / 'x.tsv', '--ids', 'a/source', 'c/source', '--photos', tmp_path / 'photos', '--out',
+                          tmp_path / 'out')
+    assert status == 0, printed
     assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['a_source.png', 'c_source.png']
     store.open_regions(tmp_path / 'x.tsv')
     for path in (tmp_path / 'x.tsv', tmp_path / 'x.store'):

@@ -19,7 +19,7 @@ from batches import MicroBatch
 from bert.tokenization import BertTokenizer
 from bert.weights import WeightsError
 from files.json_files import DataError
-from heads import overlaps
+from heads import Regions, overlaps
 from lxrt.config import LxrtConfig
 from regions import tsv
 from regions.arrays import RegionArrays
@@ -327,11 +327,15 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
         assert sorted(boxes) == sorted(expected)
         assert sum(probabilities) == pytest.approx(1, abs=1e-4) and list(probabilities) == sorted(probabilities, reverse=True)
     files = str(tmp_path / 'test/val_probs.json'), str(tmp_path / 'other.json')
-    save(tmp_path / 'other.json', [{'id': row['id'], 'answers': [[row['answers'][1][0], 1.0]]} for row in best])
+    save(tmp_path / 'other.json', [
+        {'id': row['id'], 'answers': [[box, float(i == 1)] for i, (box, _) in enumerate(row['answers'])]} for row in best])
     assert ensemble.main(['refcoco', files[0], files[0], '--out', str(tmp_path / 'same.json')]) == 0
     assert load(tmp_path / 'same.json') == predictions
     assert ensemble.main(['refcoco', *files, '--out', str(tmp_path / 'second.json')]) == 0
     assert [row['box'] for row in load(tmp_path / 'second.json')] == [row['answers'][1][0] for row in best]
+    save(tmp_path / 'other.json', [{'id': row['id'], 'answers': row['answers'][:1]} for row in best])
+    assert ensemble.main(['refcoco', *files, '--out', str(tmp_path / 'second.json')]) == 1
+    assert 'expected the same boxes as in the other files' in capsys.readouterr().err
 
     package = models.package(model)
     encoder, _ = package.load_encoder(tmp_path / 'run/BEST.pth', package.config_from_json(tmp_path / 'run/config.json'))
@@ -355,8 +359,24 @@ def test_trains_tests_and_is_evaluated(world, tmp_path, capsys, model):
     again = [*flags, '--test', 'val', '--load', str(tmp_path / 'run/BEST'), '--output', str(tmp_path / 'again')]
     assert main(RefCOCO, again) == 1
     assert 'are about 1 images without regions (unknown)' in capsys.readouterr().err
-    assert main(RefCOCO, [*again, '--allowMissing']) == 0
+    assert main(RefCOCO, [*again, '--allowMissing', '--dumpProbs', '50', '--evalBatchSize', '1']) == 0
+    assert load(tmp_path / 'again/val_probs.json')[0]['answers'] == [[[0, 0, 0, 0], 0]]
     assert load(tmp_path / 'again/val_predict.json') == [{**predictions[0], 'box': [0, 0, 0, 0]}, *predictions[1:]]
+
+
+def test_what_an_image_lacks_of_the_best_regions_has_the_probability_0():
+    class Fixed(Regions):
+        def __init__(self):
+            pass
+
+        def logits(self, batch):
+            return batch
+
+    logits = torch.tensor([[1.0, 3.0, -torch.inf], [-torch.inf] * 3])
+    indices, probabilities = Fixed.predict(Fixed(), logits, 5)
+    assert indices[0, :2].tolist() == [1, 0] and (indices[:, 3:] >= 3).all() and indices.shape == probabilities.shape == (2, 5)
+    torch.testing.assert_close(probabilities[0], torch.tensor([*logits[0, [1, 0]].softmax(0), 0, 0, 0]))
+    assert (probabilities[1] == 0).all()
 
 
 def test_wrong_flags_and_boxes_are_errors(world, tmp_path, capsys):

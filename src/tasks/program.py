@@ -239,7 +239,11 @@ class TaskProgram(Program):
 
     def examples(self, names):
         """The Examples of splits separated by commas. Raises DataError."""
-        paths = [split.annotations for split in self.spec.named(names)]
+        paths, world = [split.annotations for split in self.spec.named(names)], Path(self.options.dataRoot)
+        missing = [path for path in paths if not path.is_file()]
+        if missing and not self.options.dataset and (world / 'world.json').is_file():
+            raise FileNotFoundError(f'{missing[0]}: no such file; the sample world in {world} has none, perhaps as it was made '
+                                    'before: bash run/shapes.bash --out FOLDER makes another; or correct the name')
         return read_examples(paths, self.task_class.schema, self.answers)
 
     def labelled(self, flag, names, advice='; name a split that has'):

@@ -19,14 +19,12 @@ from tasks.task import Task, warn_same_predictions
 
 SPLITS = ('train', 'val', 'testA', 'testB', 'plus_train', 'plus_val', 'plus_testA', 'plus_testB', 'g_train', 'g_val', 'g_test')
 TYPES = {'answer_type': 'answer type', 'question_type': 'question type'}
-BOX = '[x1, y1, x2, y2] in pixels'
 STRICT = 'with areas without "+1"'  # the second accuracy
 
 
 class RefCOCO(Task):
-    """Chooses the region that an expression describes. It is right if its intersection over union with the annotated box is at
-    least 0.5, where sides are one pixel longer, as in the test program of VL-BERT's code; also reported without that."""
-
+    """Chooses the region that an expression describes. It is right if its intersection over union with the annotated box is 0.5
+    or more, with sides one pixel longer as in the test program of VL-BERT's code; also reported without that."""
     kind, output = 'refcoco', 'region'
     schema = ExampleSchema('ref_id', int, box='box')
 
@@ -36,12 +34,15 @@ class RefCOCO(Task):
         return DatasetSpec.from_dict({
             'kind': 'refcoco', 'name': 'refcoco', 'max_length': 20,
             'splits': {split: {'annotations': f'refcoco/{split}.json', 'features': ['mscoco_imgfeat/train2014_obj36.tsv']}
-                       for split in SPLITS},
-        }, root, root)
+                       for split in SPLITS}}, root, root)
 
     @staticmethod
     def submission(key, box):
         return {'ref_id': key, 'box': box}
+
+    def predict(self, head, dataset, options, device, text='Evaluating'):
+        self.k = min(self.k, dataset.regions.max_regions + dataset.whole_image)
+        return super().predict(head, dataset, options, device, text)
 
     def validate(self, head, dataset, options, device):
         predictions = self.predict(head, dataset, options, device, 'Validating')
@@ -65,8 +66,8 @@ class RefCOCO(Task):
         expressions of one object are answered in this order; subset: a scoring.Subset of ids REF_ID-0, REF_ID-1, ..."""
         faults, scores, strict, count = PredictionFaults(predictions), Scores(), 0, 0
         boxes, numbers = read_predictions(predictions, faults), Counter()
-        questions = read_split(annotations, cls.schema, TYPES)
-        questions = (question._replace(id=numbered(question.id, numbers)) for question in questions)
+        questions = (question._replace(id=numbered(question.id, numbers))
+                     for question in read_split(annotations, cls.schema, TYPES))
         for question, score in match_predictions(questions, boxes, annotations, faults, is_right, subset):
             count += 1
             if score is not None:
@@ -100,7 +101,7 @@ def read_predictions(path, faults):
                 type(side) in (int, float) and math.isfinite(side) for side in box):
             boxes[numbered(key, numbers)] = box
         else:
-            faults.add(f'predictions that are not {{"ref_id": a whole number, "box": {BOX}}}',
+            faults.add('predictions that are not {"ref_id": a whole number, "box": [x1, y1, x2, y2] in pixels}',
                        f'number {i} is {json.dumps(item)[:100]}', CORRECT)
     return boxes
 

@@ -1,7 +1,8 @@
 """Writes a submission from the mean of several models' probabilities (run/ensemble.bash): of files written by --dumpProbs, and
 of VCR of the predictions, which have all probabilities.
 
-An answer or region that a file does not list has probability 0, so --dumpProbs should be at least 10, or the number of answers.
+An answer that a file does not list has probability 0, so --dumpProbs should be at least 10, or the number of answers. Of regions
+all files list the same ones.
 """
 
 import argparse
@@ -51,6 +52,12 @@ def mean(paths):
                     raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer or box, probability '
                                     f'from 0 to 1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
                 total[pair[0] if isinstance(pair[0], str) else tuple(pair[0])] += pair[1] / len(paths)
+        for path, row in zip(paths, rows, strict=True):
+            boxes = {tuple(name) for name, _ in row['answers'] if isinstance(name, list)}
+            lacking = {name for name in total if isinstance(name, tuple)} - boxes
+            if any(box[:2] != (0, 0) for box in lacking) or len(lacking) > 1:  # VL-BERT's first region is the whole image
+                raise DataError(f'{path}: prediction {number}: expected the same boxes as in the other files, found others; make '
+                                'the files from the same regions, with all of them (--dumpProbs 1000)')
         yield rows[0]['id'], total
 
 
