@@ -21,6 +21,7 @@ import cli
 import dist
 import launch
 import run_folder
+from images import pictures
 from param import Options
 from run_folder import RunFolder
 
@@ -185,6 +186,7 @@ def run_launch(monkeypatch):
 
     def run(work):
         os.environ.pop(dist.SIGNAL_STATUS, None)
+        pictures._decoder.stop()  # earlier tests leave one, a child of this process, which signals are passed on to
         monkeypatch.setattr(torchrun, 'main', lambda arguments: work())
         return launch.main([])
 
