@@ -289,6 +289,7 @@ def test_the_process_that_decodes(rgb, tmp_path, monkeypatch):
     assert np.array_equal(open_picture(data), rgb)  # not the answer about none.png
     with monkeypatch.context() as patch:
         patch.setattr(pictures, 'PATIENCE', 0)
+        os.kill(pictures._decoder.process.pid, signal.SIGSTOP)  # else it may answer before this process looks
         refused(data, 'is read within 0 seconds')
     code = ('import sys, images.pictures as it; it.open_picture(sys.argv[1]); print(it._decoder.process.pid, flush=True)'
             '; input()')
