@@ -1,7 +1,7 @@
 """The same images by torchvision's ImageFolder and transforms: prints images per second. Run by bench/images.py with the Python
 of an environment with torchvision, such as
 
-    python3 -m venv tv && tv/bin/pip install torch==2.13.0 torchvision --index-url https://download.pytorch.org/whl/cpu
+    python3 -m venv tv && tv/bin/pip install torch==2.13.0 torchvision
 
 Arguments: folder (with a subfolder), side, workers, batch size, whether with RandAugment (0 or 1)."""
 

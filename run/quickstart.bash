@@ -25,12 +25,15 @@ case $task in
         question="${picture}1.png ${picture}2.png \"Both pictures show a star.\"" ;;
     entailment) labelled=dev unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 4)
         question="${picture}1.png \"The star is red.\"" ;;
-    refcoco) labelled=val unlabelled= flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
+    refcoco) labelled=val unlabelled= flags=(--fromScratch --lr 5e-4 --epochs 6)
+        question="${picture}1.png \"the yellow cross\"" ;;
     vcr) labelled=val unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 6) ;;
-    retrieval) labelled=coco_test unlabelled= flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2) ;;
+    retrieval) labelled=coco_test unlabelled= flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
+        question="${picture}1.png \"There is a yellow cross.\"" ;;
     *) usage ;;
 esac
 [ $model = lxmert ] || flags+=(--model $model --batchSize 32)
+[ $task$model != vcrvlbert ] || flags+=(--optim adamw)  # the published SGD needs more steps
 step() { printf '\n== %s\n' "$*"; }
 
 step "Installing packages in .venv"
@@ -62,12 +65,11 @@ step "Results"
 files=("$results"/*_predict.*)
 PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
 next=() legend=
-case $task in
-    refcoco|vcr|retrieval) ;;
-    *) legend=$'\nmajority: always the most frequent answer; text only: the best answer to the question without the picture.\n'
-        next=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST"
-              "  bash run/show.bash errors --task $task --test $labelled --dataRoot data/shapes --load snap/$task/$run/BEST") ;;
-esac
+[ $task = vcr ] || next+=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST")
+if [[ ! $task =~ ^(refcoco|vcr|retrieval)$ ]]; then
+    legend=$'\nmajority: always the most frequent answer; text only: the best answer to the question without the picture.\n'
+    next+=("  bash run/show.bash errors --task $task --test $labelled --dataRoot data/shapes --load snap/$task/$run/BEST")
+fi
 cat <<TEXT
 $legend
 Pictures             data/shapes/images/            sentences  data/shapes/$task/
