@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import report
-from cli import run_main
+from cli import positive, run_main
 from detector.faster_rcnn import Detector
 from images.ids import ENDINGS
 from images.pictures import open_picture
@@ -22,7 +22,7 @@ MODES = ('fp32', 'bf16')
 def main(argv=None) -> int:
     parser = report.parser('detector', __doc__.split('\n')[0], folder=False)
     parser.add_argument('--images', type=Path, help='a folder of photographs (default: noise of 640 x 480)')
-    parser.add_argument('--count', type=report.positive, default=3, help='number of images, after one to warm up (3)')
+    parser.add_argument('--count', type=positive, default=3, help='number of images, after one to warm up (3)')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='where to compute (cpu)')
     options = parser.parse_args(argv)
     if options.part:

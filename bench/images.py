@@ -19,7 +19,7 @@ from PIL import Image
 
 from batches import load_batches, training_batches
 from bench import report
-from cli import end_with_parent, run_main
+from cli import end_with_parent, positive, run_main
 from images import pixel_store
 from images.pictures import in_parallel
 from images.source import open_source
@@ -33,10 +33,10 @@ SIDES = 256, 384
 def main(argv=None) -> int:
     parser = report.parser('images', __doc__)
     parser.add_argument('--images', type=Path, help='a folder of .jpg, copied until there are --count (default: generated)')
-    parser.add_argument('--count', type=report.positive, default=600, help='number of images (600)')
-    parser.add_argument('--batchSize', type=report.positive, default=32)
-    parser.add_argument('--numWorkers', type=report.positive, default=2)
-    parser.add_argument('--turns', type=report.positive, default=3, help='of which the median counts (3)')
+    parser.add_argument('--count', type=positive, default=600, help='number of images (600)')
+    parser.add_argument('--batchSize', type=positive, default=32)
+    parser.add_argument('--numWorkers', type=positive, default=2)
+    parser.add_argument('--turns', type=positive, default=3, help='of which the median counts (3)')
     parser.add_argument('--torchvision', metavar='PYTHON', help='the Python of an environment with torchvision, see '
                         'bench/images_torchvision.py (default: a plain loop with Pillow)')
     options = parser.parse_args(argv)

@@ -17,7 +17,7 @@ import torch
 from batches import load_batches, training_batches
 from bench import report
 from bench.model import timed
-from cli import end_with_parent, run_main
+from cli import end_with_parent, positive, run_main
 from files.json_files import read_json
 from optimizer import OptimizerStep
 from param import Options
@@ -48,9 +48,9 @@ def main(argv=None) -> int:
     parser.add_argument('--models', default='lxmert,vlbert', help='default: %(default)s')
     parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
     parser.add_argument('--seeds', default='9595,1,2', help='default: %(default)s')
-    parser.add_argument('--pretrainEpochs', type=report.positive, default=6,
+    parser.add_argument('--pretrainEpochs', type=positive, default=6,
                         help=f'of {REFERENCE} in pre-training (%(default)s)')
-    parser.add_argument('--jobs', type=report.positive, default=2, help='runs at the same time, a core each (%(default)s)')
+    parser.add_argument('--jobs', type=positive, default=2, help='runs at the same time, a core each (%(default)s)')
     options = parser.parse_args(argv)
     options.models, options.tasks, options.seeds = (getattr(options, name).split(',') for name in ('models', 'tasks', 'seeds'))
     if options.part:

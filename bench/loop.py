@@ -18,7 +18,7 @@ from bench import report
 from bench.model import ANSWERS, MODES, SMALL, add_device_flags, question_lengths, timed
 from bench.regions import make_store
 from bert.tokenization import SPECIAL_TOKENS
-from cli import run_main
+from cli import positive, run_main
 from optimizer import OptimizerStep
 from param import Options
 from pretrain.program import PretrainingProgram
@@ -42,10 +42,10 @@ def main(argv=None) -> int:
     add_device_flags(parser)
     parser.add_argument('--task', choices=tuple(SPLIT), default='vqa')
     parser.add_argument('--mode', choices=tuple(MODES), default='bf16', help='compiled: bf16 with --compile')
-    parser.add_argument('--steps', type=report.positive, default=5, help='steps of a turn')
-    parser.add_argument('--turns', type=report.positive, default=3, help='turns, after one that warms up')
+    parser.add_argument('--steps', type=positive, default=5, help='steps of a turn')
+    parser.add_argument('--turns', type=positive, default=3, help='turns, after one that warms up')
     parser.add_argument('--featDevice', choices=('cpu', 'ram', 'cuda'), default='cpu', help='where features are kept')
-    parser.add_argument('--processes', type=report.positive, default=2, help='of the last measurement; 1: none')
+    parser.add_argument('--processes', type=positive, default=2, help='of the last measurement; 1: none')
     parser.add_argument('--GBps', type=float, default=100.0, help='GB per second that a device sends while it receives as many')
     options = parser.parse_args(argv)
     if options.part:  # one of several processes

@@ -22,7 +22,7 @@ from bench import report
 from bert import layers
 from bert.speed import accelerate
 from bert.tokenization import BertTokenizer
-from cli import run_main
+from cli import positive, run_main
 from files.progress import ProgressBar
 from lxrt.config import LxrtConfig
 from lxrt.hugging_face import architecture_of, hf_config, hf_tensors
@@ -56,11 +56,11 @@ def main(argv=None) -> int:
     add_device_flags(parser)
     parser.add_argument('--model', choices=tuple(TASKS), default=models.DEFAULT)
     parser.add_argument('--tasks', help=f'some of {TASKS["lxmert"]}; of VL-BERT {TASKS["vlbert"]}')
-    parser.add_argument('--regions', type=report.positive, help='of each image, for VL-BERT (default: 10 to 100, on average 36)')
+    parser.add_argument('--regions', type=positive, help='of each image, for VL-BERT (default: 10 to 100, on average 36)')
     parser.add_argument('--modes', default='fp32,bf16', help=f'some of {",".join(MODES)}; compiled: bf16 with --compile; '
                         f'bf16/SWITCH: with one of {", ".join(SWITCHES)} (src/bert/layers.py) inverted for this device')
     parser.add_argument('--evalBatchSize', type=int, default=256, help='examples in a step of inference; 0: none')
-    parser.add_argument('--runs', type=report.positive, default=5, help='measured steps, after one that warms up')
+    parser.add_argument('--runs', type=positive, default=5, help='measured steps, after one that warms up')
     parser.add_argument('--alone', action='store_true', help="without Hugging Face's model")
     options = parser.parse_args(argv)
     options.tasks = options.tasks or TASKS[options.model]
@@ -77,7 +77,7 @@ def add_device_flags(parser):
     """The flags that bench.loop has too."""
     parser.add_argument('--world', type=Path, default=Path('data/shapes'), help='a sample world, for the lengths of its '
                         'questions, if there are none of VQA')
-    parser.add_argument('--batchSize', type=report.positive, default=32, help='examples in a step of training')
+    parser.add_argument('--batchSize', type=positive, default=32, help='examples in a step of training')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--small', action='store_true', help='a very small model, to try the program')
 

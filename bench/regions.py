@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import report
-from cli import run_main
+from cli import positive, run_main
 from files.atomic import check_free_space
 from files.progress import ProgressBar
 from regions import store, tsv
@@ -28,9 +28,9 @@ RAM_BYTES = 4e9  # size of the array that is compared with the store
 
 def main(argv=None) -> int:
     parser = report.parser('regions', __doc__)
-    parser.add_argument('--images', type=report.positive, default=123_000, help='images of the large store (147 KB each)')
-    parser.add_argument('--convert', type=report.positive, default=5_000, help='images to convert (0.4 MB of TSV each)')
-    parser.add_argument('--batches', type=report.positive, default=1_000, help='random batches of 32 in each measurement')
+    parser.add_argument('--images', type=positive, default=123_000, help='images of the large store (147 KB each)')
+    parser.add_argument('--convert', type=positive, default=5_000, help='images to convert (0.4 MB of TSV each)')
+    parser.add_argument('--batches', type=positive, default=1_000, help='random batches of 32 in each measurement')
     options = parser.parse_args(argv)
     if options.part:
         name, path, *workers = options.part.split(':')

@@ -22,13 +22,6 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def positive(text):
-    """Type of a flag: an integer above 0."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
 def parser(module, text, folder=True):
     """The command line of `bash run/bench.bash MODULE`, to which it adds its own flags. folder: whether it makes data."""
     flags = Parser(prog=f'bash run/bench.bash {module}', description=text, allow_abbrev=False)

@@ -12,7 +12,7 @@ from annotations.dataset import ExampleDataset
 from annotations.examples import Examples
 from bench import report
 from bench.regions import make_store
-from cli import run_main
+from cli import positive, run_main
 from param import Options
 from regions import store
 from tasks import ranking
@@ -51,9 +51,9 @@ class Product(torch.nn.Module):
 
 def main(argv=None) -> int:
     parser = report.parser('retrieval', __doc__)
-    parser.add_argument('--images', type=report.positive, default=1000)
-    parser.add_argument('--captions', type=report.positive, default=5000)
-    parser.add_argument('--batchSize', type=report.positive, default=256, help='pairs that are scored at once')
+    parser.add_argument('--images', type=positive, default=1000)
+    parser.add_argument('--captions', type=positive, default=5000)
+    parser.add_argument('--batchSize', type=positive, default=256, help='pairs that are scored at once')
     options = parser.parse_args(argv)
 
     def work():

@@ -29,6 +29,13 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP; its argument is the number of the signal."""
 
 
+def positive(text):
+    """Type of a flag of argparse: an integer above 0."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def end_with_parent(parent):
     """Makes the system kill this process, a child of process id `parent`, as soon as its parent ends, in whatever way (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

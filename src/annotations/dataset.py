@@ -13,6 +13,7 @@ from dist import print0
 from files.json_files import DataError, some
 from heads import overlaps
 from regions import placement
+from regions.image_regions import with_whole_image
 from regions.readers import id_difference
 
 LABELS = ('label_example', 'label_answer', 'label_score')
@@ -190,7 +191,7 @@ class ExampleDataset(torch.utils.data.Dataset):
             boxes = self.regions.image(row).boxes if row >= 0 else np.zeros((1, 4))
             if row >= 0 and self.whole_image:
                 height, width = self.regions.image_sizes([row])[0].tolist()
-                boxes = np.concatenate([[[0, 0, width - 1, height - 1]], boxes])
+                boxes = with_whole_image(boxes, height, width)
             yield boxes[[place for place in places if place < len(boxes)] if row >= 0 else [0]].tolist()
 
     def region_boxes(self, predictions):

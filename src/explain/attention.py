@@ -15,7 +15,7 @@ from files.json_files import some
 from files.text import printable
 from heads import Attention
 from images.ids import without_ending
-from regions import readers
+from regions import image_regions, readers
 from regions.class_names import ClassNames
 from tasks import snapshots
 
@@ -62,10 +62,10 @@ class Explanation:
 
 def with_whole_image(image):
     """An ImageRegions, for drawing, whose region 0 is the image as a whole, of class WHOLE_IMAGE."""
-    first = {'boxes': [[0, 0, image.width - 1, image.height - 1]], 'classes': [WHOLE_IMAGE], 'class_conf': [1], 'attributes': [0],
-             'attribute_conf': [0]}
+    first = {'classes': [WHOLE_IMAGE], 'class_conf': [1], 'attributes': [0], 'attribute_conf': [0]}
     arrays = {name: getattr(image, name) for name in first}
-    return replace(image, features=None, class_probabilities=None, **{
+    boxes = image_regions.with_whole_image(image.boxes, image.height, image.width)
+    return replace(image, features=None, class_probabilities=None, boxes=boxes, **{
         name: np.concatenate([np.array(first[name], array.dtype), array]) for name, array in arrays.items()})
 
 

@@ -200,6 +200,11 @@ def _seeming_form(boxes: np.ndarray, height: int, width: int) -> str:
     return ''
 
 
+def with_whole_image(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes in pixels (o, 4) after that of the image as a whole, region 0 of a model that reads it: (1 + o, 4), same dtype."""
+    return np.concatenate([np.array([[0, 0, width - 1, height - 1]], boxes.dtype), boxes])
+
+
 def array_sizes(image: ImageRegions) -> dict[str, int]:
     """Numbers a region of the arrays that may be missing or of any size; 0 of those that are missing."""
     arrays = {name: getattr(image, name) for name in ('features', *OPTIONAL)}

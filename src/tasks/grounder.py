@@ -1,8 +1,7 @@
 """Finds the region of an image that an expression describes, by a snapshot of RefCOCO."""
 
-import numpy as np
-
 import models
+from regions.image_regions import with_whole_image
 from tasks import checkpoints
 from tasks.predictor import Inference, max_length_of, read_snapshot, run_of
 from tasks.registry import task_class
@@ -55,4 +54,4 @@ class Grounder(Inference):
         """The boxes that the logits of an ImageRegions score: where the model reads it, the image as a whole is the first."""
         if 'whole' not in self.head.encoder.needs:
             return image.boxes
-        return np.concatenate([np.array([[0, 0, image.width - 1, image.height - 1]], image.boxes.dtype), image.boxes])
+        return with_whole_image(image.boxes, image.height, image.width)

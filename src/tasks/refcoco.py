@@ -57,7 +57,7 @@ class RefCOCO(Task):
     def table(self, dataset, predictions):
         return f'{super().table(dataset, predictions)}\n{STRICT}: {self.strict(dataset, predictions):.2f}'
 
-    def names(self, dataset, indices):
+    def predicted(self, dataset, indices):
         return dataset.box_lists(indices)
 
     @classmethod

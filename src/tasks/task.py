@@ -93,20 +93,21 @@ class Task:
         """The files of predictions: {name: function of (dataset, predictions, path) that writes it}."""
         return {f'{split}_predict.{self.suffix}': self.dump}
 
-    def names(self, dataset, indices):
+    def predicted(self, dataset, indices):
         """Yields for each example what is written for its predicted indices (n, k): a list of k answers, or of choices."""
         for row in indices.tolist():
             yield [dataset.answers[index] for index in row] if self.output == 'answer' else row
 
     def dump(self, dataset, predictions, path):
         """Writes the submission file."""
-        rows = zip(dataset.examples.names(), self.names(dataset, predictions[0][:, :1]), strict=True)
+        rows = zip(dataset.examples.names(), self.predicted(dataset, predictions[0][:, :1]), strict=True)
         self.write(path, ((key, name) for key, (name,) in ProgressBar(rows, 'Writing', len(dataset), delay=3)))
 
     def dump_probabilities(self, dataset, predictions, path, best):
         """Writes the `best` best predictions of each example: [{"id": ..., "answers": [[answer, probability], ...]}, ...]."""
         indices, probabilities = (array[:, :best] for array in predictions)
-        rows = zip(dataset.examples.names(), self.names(dataset, indices), probabilities, strict=True)
+        rows = zip(dataset.examples.names(), self.predicted(dataset, indices), probabilities, strict=True)
+        # An image may have fewer regions than `best`: the lists of answers are shorter then.
         write_list(path, ({'id': key, 'answers': [[name, round(p, 6)] for name, p in zip(names, values.tolist(), strict=False)]}
                           for key, names, values in ProgressBar(rows, 'Writing', len(dataset), delay=3)))
 

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from cli import run_main
+from cli import positive, run_main
 from files.progress import ProgressBar
 from images import pixel_store
 from images.ids import HELP as IDS_HELP
@@ -41,12 +41,6 @@ def check(options) -> int:
         print(f'{path}: {len(files.ids):,} images, {faults:,} broken')
         status |= bool(faults)
     return status
-
-
-def positive(text) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
