@@ -8,7 +8,7 @@
 # 3000 --convert 300 --batches 100 takes half a minute). detector: regions of photographs, random weights (2 minutes; --images DIR).
 # images: decoding, augmenting and batching of images from a folder, a zip and a pixel store (10 minutes; --torchvision PYTHON).
 # retrieval: ranking of 1,000 images and 5,000 captions without the model (half a minute).
-# learning: LXMERT and VL-BERT on a tenth of the sample world, from random weights and pre-trained (1 hour on 2 CPU cores).
+# learning: LXMERT and VL-BERT on the tasks of the sample world, from random weights and pre-trained (hours on 2 CPU cores; --tasks).
 source "$(dirname "$0")/launch.bash"
 export PYTHONPATH=$PYTHONPATH:.
 case ${1:-} in
