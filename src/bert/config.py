@@ -75,7 +75,7 @@ class BertConfig:
         """Raises DataError that names the largest size if `copies` of the weights, in float32, exceed this machine's memory."""
         parameters = self.parameters(answers)
         smaller = {'answers': self.parameters()}
-        for field in fields(self):
+        for field in (field for field in fields(self) if field.type is not bool):
             setattr(other := copy.copy(self), field.name, field.default)
             smaller[field.name] = other.parameters(answers)
         largest = min(smaller, key=smaller.get)

@@ -63,7 +63,7 @@ class VLBertConfig(BertConfig):
     def parameters(self, answers=0):
         d, layer = self.hidden_size, sum(self.layer_parameters())
         embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 1 + 2 + 1 + 1 + 1) * d
-        regions = (self.visual_feat_dim + self.geometry_size + 1) * d + self.visual_feat_dim
+        regions = (self.visual_feat_dim + self.geometry_size + 1) * d + self.visual_feat_dim * (not self.pixels)
         pooler = d * d + d if self.with_pooler or self.with_relationship else 0
         heads = 2 * d * d + 4 * d + self.vocab_size + self.num_region_classes * (d + 1) + 2 * (d + 1) * self.with_relationship
         answer_head = d * d + 3 * d + answers * (d + 1) if answers else 0

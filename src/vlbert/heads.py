@@ -12,9 +12,10 @@ from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError, fill
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
+from images.transforms import VLBertTransform
 from vlbert.cnn import original_name
 from vlbert.config import VLBertConfig
-from vlbert.modeling import LONG_SIDE, VLBertModel, cut_boxes, fixed_dropout, original_boxes, resized
+from vlbert.modeling import LONG_SIDE, SHORT_SIDE, VLBertModel, cut_boxes, fixed_dropout, original_boxes, resized
 from vlbert.pretraining import Pretraining, RegionTransform
 from vlbert.weights import (
     PIXELS,
@@ -74,6 +75,7 @@ def build(task, config, answers=None, options=None):
         config = dataclasses.replace(config, with_pooler=True)
         return head_for(ChoiceEncoder(config, task_recipe.mirror), task_recipe)
     head = head_for(VLBertEncoder(config, task_recipe.mirror), task_recipe, answers and len(answers))
+    head.encoder.one_orientation = task_recipe.output == 'region'  # as in the original code
     head.answer_texts = answers
     return head
 
@@ -118,12 +120,19 @@ class VLBertEncoder(Encoder):
     vectors are joined."""
 
     longest = LONG_SIDE  # pixels of an image's long side, after which boxes are cut
+    one_orientation = False  # whether the images of a training step are all upright, or none is
+    fixed_size = False  # whether pixels are padded to the longest side in every batch
 
     def __init__(self, config, mirror='', text_only=False, masked_features=False):
         super().__init__()
         self.config, self.mirror = config, mirror
         self.needs = frozenset({'pixels' if config.pixels else 'regions', 'boxes', 'whole', 'word_regions'})
         self.model = VLBertModel(config, text_only, masked_features)
+
+    def transform(self, training):
+        """The transform by which pictures become pixels, of images.transforms."""
+        short = self.config.image_side
+        return VLBertTransform(self.longest * short // SHORT_SIDE, self.fixed_size, short)
 
     def write(self, texts, max_length, blank=False):
         """[CLS] text [SEP], or [CLS] text [SEP] [MASK] [SEP] with a blank, whose two tokens max_length does not count."""
@@ -252,7 +261,7 @@ class VLBertEncoder(Encoder):
 class ChoiceEncoder(VLBertEncoder):
     """Of VCR: the pooled vector is that of [CLS], and regions have classes."""
 
-    longest = CHOICE_SIDE
+    longest, fixed_size = CHOICE_SIDE, True
 
     def choice_classifier(self, images):
         layer = nn.Linear(self.pooled_size(images), 1)
