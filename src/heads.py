@@ -19,7 +19,8 @@ from param import ENCODERS
 
 # Keys of a batch with tensors (n, ...), and with tensors (m, ...).
 TEXT_KEYS = ('input_ids', 'token_type_ids', 'slot', 'word_regions')
-IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
+IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels', 'pixel_size', 'masks',
+              'image_states')
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Start:
     known: int = 0  # number of answers of the file's answer head
     absent: float = 0.0  # bias of answers whose row is -1
     bert: Path | None = None  # of kind 'encoder': BERT's weights, for what the file lacks
+    resnet: Path | None = None  # weights of the ResNet of a model that reads pixels
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class Encoder(nn.Module):
         """The pooled vector must be computed from the state of the token batch['slot'] (n,), of batches without it from that of
         the first token: explain.relevance starts there."""
         raise NotImplementedError
+
+    def encode_images(self, batch) -> dict:
+        """The batch with what the encoder computes from each image alone, such as `image_states` in place of pixels. `forward`
+        computes it if it is not done; heads that use an image with several texts call this first."""
+        return batch
 
     def pooled_size(self, images) -> int:
         """The size p of the pooled vector of a text and that many images."""
@@ -360,8 +367,8 @@ class Choices(Head):
         choices = len(micro_batches[0]['input_ids']) // micro_batches[0]['examples']
         size *= choices if self.recipe.loss == 'BCE' else 1
         counts = {self.recipe.loss: first.new_full((), size, dtype=torch.float32)}
-        if self.classes is not None and 'region_class' in micro_batches[0]:
-            counts['Classes'] = choices * sum((batch['region_class'] >= 0).sum() for batch in micro_batches).float()
+        if self.classes is not None and 'region_labels' in micro_batches[0]:
+            counts['Classes'] = choices * sum((batch['region_labels'] >= 0).sum() for batch in micro_batches).float()
         return counts
 
     def forward(self, batch, counts):
@@ -372,8 +379,8 @@ class Choices(Head):
             losses = {'BCE': F.binary_cross_entropy_with_logits(logits, target, reduction='sum')}
         else:
             losses = {'CE': F.cross_entropy(logits, choice, reduction='sum')}
-        if states.visual is not None and 'region_class' in batch:
-            classes = batch['region_class'].repeat_interleave(logits.shape[1], 0)  # (b, o) -> (e, o)
+        if states.visual is not None and 'region_labels' in batch:
+            classes = batch['region_labels'].repeat_interleave(logits.shape[1], 0)  # (b, o) -> (e, o)
             losses['Classes'] = F.cross_entropy(self.classes(states.visual).flatten(0, 1).float(), classes.flatten(),
                                                 ignore_index=-1, reduction='sum')
         score = (logits.detach().argmax(1) == choice).sum()
@@ -480,7 +487,7 @@ class Match(Head):
         return (scores + noise[0]).argmax(1), (scores + noise[1]).argmax(0)
 
     def forward(self, batch, counts):
-        candidates = self.candidates(batch)
+        batch, candidates = self.encoder.encode_images(batch), self.candidates(batch)
         pairs, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
         positive = self.logits(batch)
         negative = self.logits(self.pairs(batch, torch.cat([pairs, texts]), torch.cat([images, pairs])))  # (2 * b,)

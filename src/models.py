@@ -7,7 +7,7 @@ A model's package has a module `heads` with
     check_config(path, config)                        raises ValueError if the config.json at path contradicts `config`
     recipe(task, options) -> heads.Recipe             of a task, or of 'pretrain'; raises ValueError for a task without one
     build(task, config, answers, options) -> Head     with random weights
-    load_start(head, start) -> list of LoadReport     loads the weights that a heads.Start describes
+    load_start(head, start) -> list                   loads the weights that a heads.Start describes; reports to print
     layer_names(config) -> (names, names)             the layers of Encoder.hidden_states for words and for regions
     load_encoder(path, config) -> (Encoder, report)   the encoder from a file of weights of any kind
     load_pretrained(path, config) -> (Head, report)   with match_logits and word_logits, from a pre-trained file

@@ -48,6 +48,11 @@ class Options:
     loadVLBERT: str | None = flag(None, 'Model', 'The same for VL-BERT, such as vl-bert-base-prec.model of the original code; '
                                   'chooses --model vlbert.')
     loadLXMERTQA: str | None = flag(None, 'Model', 'As --loadLXMERT; also copy the rows of its answer head, matched by answer.')
+    features: str | None = flag(None, 'Model', 'What VL-BERT reads of images: precomputed (region features) or pixels (end to '
+                                "end, by a ResNet that is trained too); default: the config's, else precomputed.",
+                                choices=('precomputed', 'pixels'))
+    loadResNet: str | None = flag(None, 'Model', "With --features pixels: start the ResNet from this file with torchvision's "
+                                  'names, such as resnet101-pt-vgbua-0000.model of the original VL-BERT.')
     transferAnswers: bool = flag(False, 'Model', 'With --load of a snapshot that has other answers: copy the rows of its answer '
                                  'head, matched by answer. With --test the answers that it lacks are never predicted.')
     fromScratch: bool = flag(False, 'Model', "Start from random weights instead of BERT's.")
@@ -114,6 +119,8 @@ class Options:
             raise ValueError('--transferAnswers: is valid only with --load; --loadLXMERTQA always matches answers by name')
         if self.tiny and self.fast:
             raise ValueError('--tiny and --fast: give only one of them')
+        if self.loadResNet and self.load:
+            raise ValueError('--loadResNet and --load: a snapshot has its ResNet in it; leave --loadResNet out')
         million, workers = 10 ** 6, max(64, 4 * os.cpu_count())
         for name, least, most in (
                 ('batchSize', 1, million), ('epochs', 1, million), ('accumulate', 1, million), ('saveSteps', 0, 10 ** 9),

@@ -33,7 +33,7 @@ MAY_CHANGE = {'output', 'resume', 'saveSteps', 'tqdm', 'numWorkers', 'featDevice
               'storeRoot', 'deterministic', 'dataRoot', 'accumulate', 'compile', 'checkpointing', 'offline'}
 SCHEDULE = ('epochs', 'batchSize')  # may change too; train.begin_or_resume says what follows
 ANNOTATIONS = 'annotations'  # what a run reads besides regions
-PATHS = ('bert', 'load', *ENCODERS, 'loadLXMERTQA', 'dataset')  # options that name a file or folder
+PATHS = ('bert', 'load', *ENCODERS, 'loadLXMERTQA', 'loadResNet', 'dataset')  # options that name a file or folder
 # Options that may differ between the processes of a run.
 MAY_DIFFER = {'output', 'tqdm', 'numWorkers', 'featDevice', 'device', 'storeRoot', 'dataRoot', 'offline', *PATHS}
 

@@ -112,7 +112,7 @@ def batch_of(b=2, o=3, t=7):
     return {'examples': b, 'input_ids': torch.randint(5, 40, (4 * b, t)), 'token_type_ids': torch.zeros(4 * b, t).long(),
             'word_regions': torch.randint(0, o - 1, (4 * b, t)), 'features': torch.randn(b, o, 6), 'boxes': torch.rand(b, o, 4),
             'visual_attention_mask': mask, 'image_size': torch.tensor([[30, 40]] * b), 'choice': torch.tensor([3, 0])[:b],
-            'region_class': torch.tensor([[0, 17, -1], [0, 1, 80]])[:b]}
+            'region_labels': torch.tensor([[0, 17, -1], [0, 1, 80]])[:b]}
 
 
 def random_head(task='vcr', **sizes):
@@ -141,7 +141,7 @@ def test_the_head_has_the_original_names_and_losses():
         target = torch.zeros(2, 4)
         target[0, 3] = target[1, 0] = 1
         torch.testing.assert_close(losses['BCE'], F.binary_cross_entropy_with_logits(logits, target))
-        classes = batch['region_class'].repeat_interleave(4, 0)
+        classes = batch['region_labels'].repeat_interleave(4, 0)
         known = classes >= 0
         torch.testing.assert_close(losses['Classes'], F.cross_entropy(head.classes(states.visual)[known], classes[known]))
         assert states.visual.shape == (8, 3, 32) and not states.visual[0, 2].any()
@@ -154,7 +154,7 @@ def test_the_head_has_the_original_names_and_losses():
 
 def test_without_classes_the_loss_is_left_out():
     head, batch = random_head(), batch_of()
-    del batch['region_class']
+    del batch['region_labels']
     assert set(head.counts([batch])) == {'BCE'} and set(head.train()(batch, head.counts([batch]))[0]) == {'BCE'}
 
 

@@ -33,7 +33,7 @@ class ExampleDataset(torch.utils.data.Dataset):
     target_size (b, 2) int64, height and width of the image, which `to_device` turns into region_target (b, o) float32, 1 for
     regions that overlap the box by more than half (Encoder.region_overlaps); 'match': image_id (b,) int64, the row of the image.
     Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them, and, where the
-    examples have them, region_class (b, o) int64, the class of each region, -1 at padding.
+    examples have them, region_labels (b, o) int64, the class of each region, -1 at padding.
     """
 
     def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0):
@@ -98,7 +98,7 @@ class ExampleDataset(torch.utils.data.Dataset):
         if self.examples.labelled:
             batch |= self.labels(indices)
         if self.examples.classes is not None and self.whole_image:
-            batch['region_class'] = self.region_classes(indices, mask)
+            batch['region_labels'] = self.region_classes(indices, mask)
         if (mirrored := self.mirroring.draw(micro_batch)) is not None:
             batch['mirrored'] = np.repeat(mirrored, rows.shape[1])
             if self.mirroring.words:

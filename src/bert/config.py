@@ -40,6 +40,11 @@ class BertConfig:
                 valid, expected = type(value) is int and 0 <= value <= MAX_LAYERS, f'a whole number from 0 to {MAX_LAYERS}'
             elif field.type is int:
                 valid, expected = type(value) is int and 0 < value <= MAX_SIZE, f'a whole number from 1 to {MAX_SIZE}'
+            elif field.type is tuple:
+                count = len(field.default)
+                valid = type(value) is tuple and len(value) == count and all(
+                    type(one) is int and 0 < one <= MAX_LAYERS for one in value)
+                expected = f'{count} whole numbers from 1 to {MAX_LAYERS}'
             elif field.type is float:
                 valid, expected = type(value) in (int, float) and 0 <= value < 1, 'a number from 0 to below 1'
             else:
@@ -70,12 +75,13 @@ class BertConfig:
         """Raises DataError that names the largest size if `copies` of the weights, in float32, exceed this machine's memory."""
         parameters = self.parameters(answers)
         smaller = {'answers': self.parameters()}
-        for field in fields(self):
+        for field in (field for field in fields(self) if field.type is not bool):
             setattr(other := copy.copy(self), field.name, field.default)
             smaller[field.name] = other.parameters(answers)
         largest = min(smaller, key=smaller.get)
+        value = getattr(self, largest, answers)
         check_memory(4 * copies * parameters, f'{largest}: expected a size that fits this machine, found '
-                     f'{getattr(self, largest, answers):,}; the model of {parameters:,} parameters')
+                     f'{f"{value:,}" if isinstance(value, int) else shown(value)}; the model of {parameters:,} parameters')
 
     @classmethod
     def from_json(cls, path):
@@ -87,9 +93,10 @@ class BertConfig:
 
     @classmethod
     def from_values(cls, values, path):
-        known = {field.name for field in fields(cls)}
+        known = {field.name: field.type for field in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            return cls(**{name: tuple(value) if known[name] is tuple and isinstance(value, list) else value
+                          for name, value in values.items() if name in known})
         except ValueError as error:
             raise DataError(f'{path}: {error}') from None
 

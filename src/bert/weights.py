@@ -24,6 +24,7 @@ DIRECTORY = 0x10  # external attribute of a folder in a zip archive
 MOST_LEAVES = 1_000_000  # values in a file
 LONGEST_INDEX = 100_000_000  # bytes of the names in a .safetensors file
 MALFORMED = (None, errno.EINVAL, errno.EOVERFLOW)  # errors of a read that the content of the file causes, as an offset below 0
+COUNTERS = r'.*\.num_batches_tracked$'  # of batches that a batch norm has been trained with, not a weight
 POSITION_IDS = r'(.*\.)?embeddings\.position_ids$'  # a buffer in old Hugging Face files, not a weight
 
 
@@ -304,8 +305,8 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
     """The LoadReport of filling `model` with `state`. Copies nothing; the model may be on the meta device.
 
     may_miss: regular expressions, matched at the start of a name, for parameters that the file may lack; may_have: for tensors of
-    the file that the model may ignore. Any other difference raises WeightsError. The weight of a module with a true attribute
-    `zeros_allowed` may consist of zeros. rename: from the model's names to those in `state`.
+    the file that the model may ignore, beside COUNTERS. Any other difference raises WeightsError. The weight of a module with a
+    true attribute `zeros_allowed` may consist of zeros. rename: from the model's names to those in `state`.
     """
     expected, report = {rename(name): p for name, p in model.state_dict(keep_vars=True).items()}, LoadReport(source)
     zeros_allowed = {rename(f'{name}.weight') for name, module in model.named_modules()
@@ -321,7 +322,7 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
             report.matched.append(name)
     report.unexpected = [name for name in state if name not in expected]
     not_allowed = [name for name in report.missing if not any(re.match(p, name) for p in may_miss)]
-    no_place = [name for name in report.unexpected if not any(re.match(p, name) for p in may_have)]
+    no_place = [name for name in report.unexpected if not any(re.match(p, name) for p in (*may_have, COUNTERS))]
     reasons = [
         f'{len(names)} {what} (such as {names[0]})'
         for names, what in (

@@ -16,8 +16,8 @@ from bert.weights import WeightsError, fill, read_state
 from detector.faster_rcnn import ANCHORS, Detector, FasterRCNN, FasterRCNNConfig
 from files.atomic import sha256
 
-# What a file may have and the network has not: counters of training, layers for relations between regions.
-IGNORED = (r'.*\.num_batches_tracked$', r'(heatmap_|fc_rel|fc_subject|fc_object|rel_merge|rel_score)')
+# What a file may have and the network has not: layers for relations between regions.
+IGNORED = (r'(heatmap_|fc_rel|fc_subject|fc_object|rel_merge|rel_score)',)
 PUBLISHED = FasterRCNNConfig()  # the sizes of all published weights
 FETCH = 'bash run/download.bash detector fetches them'
 

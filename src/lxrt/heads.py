@@ -70,6 +70,9 @@ def read_config(folder, options):
     """The config.json of a folder (BERT base and lxr955 if there is none), with --llayers, --xlayers, --rlayers and --dropout."""
     path = folder / 'config.json'
     config = LxrtConfig.from_json(path) if path.is_file() else LxrtConfig()
+    if options.loadResNet or options.features == 'pixels':
+        raise ValueError(f'--{"loadResNet" if options.loadResNet else "features pixels"}: LXMERT reads region features; leave it '
+                         'out, or give --model vlbert')
     flags = {'l_layers': options.llayers, 'x_layers': options.xlayers, 'r_layers': options.rlayers,
              'hidden_dropout_prob': options.dropout, 'attention_probs_dropout_prob': options.dropout}
     try:

@@ -78,6 +78,14 @@ def starting_weights(options, load=PRETRAINED):
     return None
 
 
+def resnet_weights(options):
+    """The file that --loadResNet names, or None. Raises FileNotFoundError that names the flag."""
+    try:
+        return find_weights(options.loadResNet, PUBLISHED, options.offline) if options.loadResNet else None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'--loadResNet {options.loadResNet}: {error}') from None
+
+
 def bert_weights(folder):
     """The file of BERT's weights in a folder. Raises FileNotFoundError with advice."""
     if path := weights_in(folder):
@@ -245,11 +253,12 @@ def start_of(options, weights, bert, answers):
     Precedence: 1. a run state (--resume; loaded later), 2. --load, 3. ENCODERS and --loadLXMERTQA, 4. --fromScratch,
     5. BERT's weights.
     """
+    resnet = resnet_weights(options)
     if not weights:
-        return Start('scratch') if options.fromScratch else Start('bert', bert_weights(bert))
+        return Start('scratch', resnet=resnet) if options.fromScratch else Start('bert', bert_weights(bert), resnet=resnet)
     known = answers_beside(weights) if options.load or options.loadLXMERTQA else None
     if options.encoder:
-        return Start('encoder', weights, bert=weights_in(bert))
+        return Start('encoder', weights, bert=weights_in(bert), resnet=resnet)
     if options.load and (not options.transferAnswers or known == answers):
         return Start('all', weights)
     known = known or read_table(Path(options.dataRoot) / 'lxmert/all_ans.json')  # the answers of the published pre-trained file
@@ -263,6 +272,8 @@ def load_start(model, head, options, weights, bert, answers):
     try:
         reports = models.package(model).load_start(head, start)
     except WeightsError as error:
+        if start.resnet and str(error).startswith(str(start.resnet)):
+            raise WeightsError(f'--loadResNet: {error}') from None
         place = mismatch(model, options, start, error) or ('' if str(start.path) in str(error) else str(start.path))
         raise WeightsError(f'{place}: {error}' if place else str(error)) from None
     for report in reports:

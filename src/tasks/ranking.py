@@ -83,6 +83,9 @@ def scores_of_images(head, dataset, examples, texts, size, options, device, text
                      per_step=images_at_once * per_batch * dist.world_size(), rate_unit='pairs', leave=False) as bar:
         for part, batch in zip(places, images, strict=True):
             scores = torch.empty(len(part), len(texts), device=device)
+            if 'pixels' in batch:
+                with autocast(options, device):
+                    batch = head.encoder.encode_images(batch)
             pixels_or_regions = {key: batch[key] for key in IMAGE_KEYS if key in batch}
             for chunk, columns in zip(chunks, written, strict=True):
                 pairs = {key: column.repeat(len(part), *[1] * (column.ndim - 1)) for key, column in columns.items()}

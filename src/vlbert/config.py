@@ -38,12 +38,19 @@ class VLBertConfig(BertConfig):
     visual_scale_text_init: float = 0.0  # initial weight of visual_ln_text; at 0 the model starts as BERT without an image
     visual_scale_object_init: float = 0.0  # the same of visual_ln_object
     with_pooler: bool = False
+    pixels: bool = False  # end to end: features of regions are computed from pixels; visual_feat_dim follows resnet_width
+    image_side: int = 600  # pixels of an image's short side, from which features are computed
+    resnet_width: int = 64  # channels of its first layer
+    resnet_blocks: tuple = (3, 4, 23, 3)  # of its stages, ResNet-101
+    resnet_frozen: bool = True  # its first stage and all its norms are not trained
     with_relationship: bool = False  # the head that tells whether caption and image belong together; off in all published runs
 
     MODEL: ClassVar[str] = 'VL-BERT'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
     def __post_init__(self):
+        if self.pixels is True and type(self.resnet_width) is int:
+            self.visual_feat_dim = 32 * self.resnet_width
         super().__post_init__()
         if self.geometry_size % 8:
             raise DataError(f'geometry_size: expected a multiple of 8, sines and cosines of four numbers, found '
@@ -56,11 +63,25 @@ class VLBertConfig(BertConfig):
     def parameters(self, answers=0):
         d, layer = self.hidden_size, sum(self.layer_parameters())
         embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 1 + 2 + 1 + 1 + 1) * d
-        regions = (self.visual_feat_dim + self.geometry_size + 1) * d + self.visual_feat_dim
+        regions = (self.visual_feat_dim + self.geometry_size + 1) * d + self.visual_feat_dim * (not self.pixels)
         pooler = d * d + d if self.with_pooler or self.with_relationship else 0
         heads = 2 * d * d + 4 * d + self.vocab_size + self.num_region_classes * (d + 1) + 2 * (d + 1) * self.with_relationship
         answer_head = d * d + 3 * d + answers * (d + 1) if answers else 0
-        return embeddings + 4 * d + regions + self.num_hidden_layers * layer + pooler + heads + answer_head
+        layers = self.num_hidden_layers * layer + pooler
+        return embeddings + 4 * d + regions + self.resnet_parameters() + layers + heads + answer_head
+
+    def resnet_parameters(self):
+        """The number of parameters of the convolutional branch of a model that reads pixels, else 0."""
+        if not self.pixels:
+            return 0
+        width, inputs = self.resnet_width, self.resnet_width
+        weights, norms = 3 * 49 * width, width
+        for stage, blocks in enumerate(self.resnet_blocks):
+            inner = width * 2 ** stage
+            weights += 4 * inner * inputs + blocks * 13 * inner ** 2 + (inputs + (blocks - 1) * 4 * inner) * inner
+            norms += 4 * inner + blocks * 6 * inner
+            inputs = 4 * inner
+        return weights if self.resnet_frozen else weights + 2 * norms
 
     @classmethod
     def from_values(cls, values, path):

@@ -12,16 +12,20 @@ from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError, fill
 from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
+from images.transforms import VLBertTransform
+from vlbert.cnn import original_name
 from vlbert.config import VLBertConfig
-from vlbert.modeling import LONG_SIDE, VLBertModel, fixed_dropout, original_boxes, resized
+from vlbert.modeling import LONG_SIDE, SHORT_SIDE, VLBertModel, cut_boxes, fixed_dropout, original_boxes, resized
 from vlbert.pretraining import Pretraining, RegionTransform
 from vlbert.weights import (
+    PIXELS,
     RELATIONSHIP,
     VCR_PREFIX,
     WORDS,
     file_name_of,
     load_bert,
     load_encoder_weights,
+    load_resnet,
     read_vlbert,
     vlbert_name,
 )
@@ -71,6 +75,7 @@ def build(task, config, answers=None, options=None):
         config = dataclasses.replace(config, with_pooler=True)
         return head_for(ChoiceEncoder(config, task_recipe.mirror), task_recipe)
     head = head_for(VLBertEncoder(config, task_recipe.mirror), task_recipe, answers and len(answers))
+    head.encoder.one_orientation = task_recipe.output == 'region'  # as in the original code
     head.answer_texts = answers
     return head
 
@@ -80,15 +85,19 @@ def config_from_json(path):
 
 
 def read_config(folder, options):
-    """The config.json of a folder (the base model if there is none), with --dropout."""
+    """The config.json of a folder (the base model if there is none), with --dropout and --features."""
     path = folder / 'config.json'
     config = VLBertConfig.from_json(path) if path.is_file() else VLBertConfig()
     for flag in ('llayers', 'xlayers', 'rlayers'):
         if getattr(options, flag) is not None:
             raise ValueError(f'--{flag}: VL-BERT has one kind of layers, num_hidden_layers in {path}; leave the flag out')
-    if options.dropout is None:
-        return config
-    return dataclasses.replace(config, hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)
+    flags = {'hidden_dropout_prob': options.dropout, 'attention_probs_dropout_prob': options.dropout,
+             'pixels': options.features and options.features == 'pixels'}
+    config = dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})
+    if options.loadResNet and not config.pixels:
+        raise ValueError('--loadResNet: this model reads region features, and has no ResNet; give --features pixels, or leave it '
+                         'out')
+    return config
 
 
 def answers_and_images(state, config):
@@ -110,13 +119,20 @@ class VLBertEncoder(Encoder):
     a blank it is that of [CLS], through the pooler where there is one. Each of k images is encoded with the text, and their
     vectors are joined."""
 
-    needs = frozenset({'regions', 'boxes', 'whole', 'word_regions'})
     longest = LONG_SIDE  # pixels of an image's long side, after which boxes are cut
+    one_orientation = False  # whether the images of a training step are all upright, or none is
+    fixed_size = False  # whether pixels are padded to the longest side in every batch
 
     def __init__(self, config, mirror='', text_only=False, masked_features=False):
         super().__init__()
         self.config, self.mirror = config, mirror
+        self.needs = frozenset({'pixels' if config.pixels else 'regions', 'boxes', 'whole', 'word_regions'})
         self.model = VLBertModel(config, text_only, masked_features)
+
+    def transform(self, training):
+        """The transform by which pictures become pixels, of images.transforms."""
+        short = self.config.image_side
+        return VLBertTransform(self.longest * short // SHORT_SIDE, self.fixed_size, short)
 
     def write(self, texts, max_length, blank=False):
         """[CLS] text [SEP], or [CLS] text [SEP] [MASK] [SEP] with a blank, whose two tokens max_length does not count."""
@@ -133,21 +149,51 @@ class VLBertEncoder(Encoder):
 
     def states(self, batch, places=None, **options):
         """VLBertModel.forward for a batch: each of n texts with each of its k images, n * k sequences."""
-        images, n = images_of_entries(batch), len(batch['input_ids'])
-        boxes = images['boxes']
-        if 'image_size' in images:
-            boxes = original_boxes(boxes, images['image_size'], images.get('mirrored'), self.longest)
+        images, n = images_of_entries(self.encode_images(batch)), len(batch['input_ids'])
+        boxes, features = self.boxes(images), images['image_states' if self.config.pixels else 'features']
         texts = {key: batch.get(key) for key in ('input_ids', 'token_type_ids', 'word_regions')}
         if 'pictures' not in batch and len(boxes) > n:
             texts = {key: value if value is None else value.repeat_interleave(len(boxes) // n, 0) for key, value in texts.items()}
         return self.model(
-            texts['input_ids'], texts['token_type_ids'], images['features'], boxes, images.get('visual_attention_mask'),
+            texts['input_ids'], texts['token_type_ids'], features, boxes, images.get('visual_attention_mask'),
             batch.get('pictures'), texts['word_regions'], batch.get('masked_regions'), places, **options)
+
+    def boxes(self, batch):
+        """The boxes (m, o, 4) of a batch as the original code sees them, scaled to 0..1."""
+        if 'pixel_size' in batch:
+            return cut_boxes(batch['boxes'], batch['pixel_size'], batch.get('mirrored'))
+        if 'image_size' in batch:
+            return original_boxes(batch['boxes'], batch['image_size'], batch.get('mirrored'), self.longest)
+        return batch['boxes']
+
+    def encode_images(self, batch):
+        """Of a model that reads pixels, the batch with image_states (m, o, f), the features of regions, in place of pixels
+        (m, 3, h, w) and masks (m, o, 14, 14). Raises ValueError for a batch of the other kind.
+
+        pixel_size (m, 2): height and width of each image within pixels; without it, all of them.
+        """
+        if not self.config.pixels:
+            if 'pixels' in batch:
+                raise ValueError('expected features of regions in a batch, found pixels: the config of this model says "pixels": '
+                                 'false; give --features pixels, or a batch with features')
+            return batch
+        if 'image_states' in batch:
+            return batch
+        if 'pixels' not in batch:
+            raise ValueError('expected pixels in a batch, found none: the config of this model says "pixels": true; give '
+                             '--features precomputed, or a batch with pixels')
+        pixels, mask, erased = batch['pixels'], batch.get('visual_attention_mask'), batch.get('masked_regions')
+        size = batch.get('pixel_size')
+        size = torch.tensor(pixels.shape[2:], device=pixels.device).expand(len(pixels), 2) if size is None else size
+        batch = {name: value for name, value in batch.items() if name != 'pixels'} | {'pixel_size': size}
+        boxes = self.boxes(batch) * size.flip(1).repeat(1, 2)[:, None]  # in pixels
+        features = self.model.image_feature_extractor.cnn(pixels, boxes, mask, batch.pop('masks', None), erased)
+        return batch | {'image_states': features}
 
     def slots(self, batch):
         """The place of the pooled token in each of n * k sequences, (n * k,)."""
         n = len(batch['input_ids'])
-        k = 1 if 'pictures' in batch else len(images_of_entries(batch)['boxes']) // n
+        k = 1 if 'pictures' in batch else len(batch['boxes']) // batch['examples']
         return batch['slot'].repeat_interleave(k) if 'slot' in batch else batch['input_ids'].new_zeros(n * k)
 
     def pooled(self, batch, states):
@@ -209,13 +255,13 @@ class VLBertEncoder(Encoder):
         return [embeddings, *([layer] for layer in core.encoder.layer), above[1:]]
 
     def original_name(self, name):
-        return name.removeprefix('encoder.').removeprefix('model.').replace('classifier.', 'final_mlp.', 1)
+        return original_name(name.removeprefix('encoder.').removeprefix('model.')).replace('classifier.', 'final_mlp.', 1)
 
 
 class ChoiceEncoder(VLBertEncoder):
     """Of VCR: the pooled vector is that of [CLS], and regions have classes."""
 
-    longest = CHOICE_SIDE
+    longest, fixed_size = CHOICE_SIDE, True
 
     def choice_classifier(self, images):
         layer = nn.Linear(self.pooled_size(images), 1)
@@ -270,6 +316,16 @@ def load_pretrained(path, config):
 
 def load_start(head, start):
     """Loads the weights of a Start; returns the reports to print. Raises WeightsError."""
+    reports = load_model(head, start)
+    if start.resnet:
+        return [*reports, load_resnet(head, start.resnet)]
+    if head.encoder.config.pixels and not any(re.match(PIXELS, name) for report in reports for name in report.matched):
+        reports.append('The ResNet starts from random weights: no file that was loaded has one; --loadResNet names its weights.')
+    return reports
+
+
+def load_model(head, start):
+    """load_start, without the weights of the ResNet alone."""
     if start.kind == 'scratch':
         return []
     if start.kind == 'all':

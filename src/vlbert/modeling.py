@@ -19,6 +19,7 @@ from bert.layers import (
     initialise,
     layer_norm,
 )
+from vlbert.cnn import PixelFeatures
 
 FEATURE_DROPOUT = 0.1  # before obj_downsample, whatever the config's rate is, as in the original code
 REGION_SEGMENT = 2  # of regions and [END]
@@ -46,7 +47,12 @@ def original_boxes(boxes, image_size, mirrored=None, longest=LONG_SIDE):
 
     boxes (m, o, 4) scaled to 0..1; image_size (m, 2) height, width in pixels; mirrored (m,) bool -> (m, o, 4).
     """
-    last = (1 - 1 / resized(image_size, longest)).flip(1).to(boxes.dtype)[:, None]  # (m, 1, 2): x, y
+    return cut_boxes(boxes, resized(image_size, longest), mirrored)
+
+
+def cut_boxes(boxes, size, mirrored=None):
+    """original_boxes of images of which `size` (m, 2) is the height and width after resizing."""
+    last = (1 - 1 / size.double()).flip(1).to(boxes.dtype)[:, None]  # (m, 1, 2): x, y
     x1, y1, x2, y2 = torch.minimum(boxes.clamp(min=0), last.repeat(1, 1, 2)).unbind(-1)
     if mirrored is not None:
         right = last[..., 0]  # (m, 1)
@@ -65,11 +71,13 @@ def geometry(boxes, size=2048):
 
 
 class RegionEmbedding(nn.Module):
-    """A region's vector from its feature and its box. The other parts of the original module read pixels."""
+    """A region's vector from its feature and its box. `cnn`, of models that read pixels, computes the features."""
 
     def __init__(self, config):
         super().__init__()
         self.geometry_size = config.geometry_size
+        if config.pixels:
+            self.cnn = PixelFeatures(config)
         self.obj_downsample = nn.Sequential(
             fixed_dropout(FEATURE_DROPOUT, config),
             nn.Linear(config.geometry_size + config.visual_feat_dim, config.hidden_size), nn.ReLU())
@@ -148,7 +156,7 @@ class VLBertModel(nn.Module):
     compile_as_one_graph = True  # read by bert.speed
 
     def __init__(self, config, text_only=False, masked_features=False):
-        """text_only: sequences may have no image; masked_features: features may be masked, as in pre-training."""
+        """text_only: sequences may have no image; masked_features: regions may be masked, as in pre-training."""
         super().__init__()
         self.config = config
         self.vlbert = VisualLinguisticBert(config)
@@ -157,15 +165,17 @@ class VLBertModel(nn.Module):
         embeddings = [self.object_linguistic_embeddings]
         if masked_features:
             self.object_mask_word_embedding = nn.Embedding(1, config.hidden_size)
+            embeddings.append(self.object_mask_word_embedding)
+        self.masks_features = masked_features and not config.pixels  # else pixels are masked
+        if self.masks_features:
             self.object_mask_visual_embedding = nn.Embedding(1, config.visual_feat_dim)
             self.object_mask_visual_embedding.zeros_allowed = True
-            embeddings.append(self.object_mask_word_embedding)
         if text_only:
             self.aux_text_visual_embedding = nn.Embedding(1, config.hidden_size)
             embeddings.append(self.aux_text_visual_embedding)
         for embedding in embeddings:
             embedding.apply(initialise(config))
-        if masked_features:
+        if self.masks_features:
             nn.init.zeros_(self.object_mask_visual_embedding.weight)
 
     def forward(self, input_ids, token_type_ids, features, boxes, mask=None, pictures=None, word_regions=None,
@@ -174,8 +184,8 @@ class VLBertModel(nn.Module):
         input_ids, token_type_ids (n, t) int64, 0 at padding; token_type_ids None: all 0. features (m, o, f); boxes (m, o, 4)
         scaled to 0..1; mask (m, o), None: no padding. pictures (n,) int64: the image of each sequence, -1 for a text alone; None:
         sequence i has image i. word_regions (n, t): the region that each word names; None: 0, the whole image. masked_regions
-        (m, o): regions whose feature and word are the mask's. places (p,): indices into (n * s) of the states that are needed;
-        one_each: they are one of each sequence, in order.
+        (m, o): regions whose word is the mask's, and so is the feature, unless it comes from pixels, which are masked. places
+        (p,): indices into (n * s) of the states that are needed; one_each: they are one of each sequence, in order.
 
         Returns the states (n, s, d) or those at `places` (p, d), 0 at padding. With hidden_states also [(n, s, d) of the
         embeddings and of each layer], with return_attention also [(n, heads, s, s) of each layer], 0 at padding; either needs
@@ -232,7 +242,7 @@ class VLBertModel(nn.Module):
 
     def _regions(self, features, boxes, mask, masked_regions):
         """The vectors of regions (m, o, d), 0 at padding."""
-        if masked_regions is not None:
+        if masked_regions is not None and self.masks_features:
             features = torch.where(masked_regions[..., None], self.object_mask_visual_embedding.weight, features)
         if mask.device.type not in PACK_SEQUENCES or torch.compiler.is_compiling() or mask.all():
             return self.image_feature_extractor(features, boxes).masked_fill(~mask[..., None], 0)

@@ -5,6 +5,7 @@ import re
 import torch
 
 from bert.weights import POSITION_IDS, WeightsError, canonical_name, fill, read_state, renamed
+from vlbert.cnn import resnet_name
 
 PIXELS = r'image_feature_extractor\.(?!obj_downsample)'  # the convolutional branch of files trained end to end
 HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'aux_text_visual_embedding\.', r'final_mlp\.',
@@ -12,6 +13,7 @@ HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'
 # What starts the first layer of a task's head, as in the original code: the transform of masked words, or of masked regions.
 WORD_TRANSFORM, REGION_TRANSFORM = 'vlbert.mlm_head.predictions.transform.', 'vlbert.mvrc_head.transform.'
 VCR_PREFIX = 'vlbert._module.'  # of VCR's models, where others have vlbert.
+RESNET = 'conv1.weight'  # the first tensor of a ResNet's file
 RELATIONSHIP = 'vlbert.relationsip_head.caption_image_relationship.'
 WORDS, SEGMENTS = 'vlbert.word_embeddings.weight', 'vlbert.token_type_embeddings.weight'
 BERT_NAMES = (  # BERT's prefix, ours; the first that matches counts
@@ -44,7 +46,17 @@ def load_encoder_weights(head, state, path):
     if not hasattr(head, 'mlm_head'):
         transform = transform_of(state, original_state(head))
         state = {name: tensor for name, tensor in state.items() if not re.match('|'.join(HEADS), name)} | transform
-    return fill(head, state, str(path), (*HEADS, r'vlbert\.pooler\.'), (*HEADS, PIXELS, r'vlbert\.pooler\.'), file_name_of(head))
+    may_miss = (*HEADS, r'vlbert\.pooler\.', *([] if any(re.match(PIXELS, name) for name in state) else [PIXELS]))
+    return fill(head, state, str(path), may_miss, (*HEADS, PIXELS, r'vlbert\.pooler\.'), file_name_of(head))
+
+
+def load_resnet(head, path):
+    """Fills the ResNet of a head from a file with the names of torchvision's, whose fc. is left aside. Returns the LoadReport."""
+    state = read_state(path)
+    if RESNET not in state:
+        raise WeightsError(f'{path}: expected a ResNet under the names of torchvision, found no {RESNET}; give a file such as '
+                           'resnet101-pt-vgbua-0000.model')
+    return fill(head.encoder.model.image_feature_extractor.cnn, state, str(path), may_have=(r'fc\.',), rename=resnet_name)
 
 
 def original_state(head):
