@@ -29,12 +29,13 @@ from images import pixel_store
 from images.transforms import ALBEFTransform, VLBertTransform
 from param import Options
 from pretrain.captions import published as published_captions
-from regions import tsv
+from regions import store, tsv
 from regions.tsv import RegionError
 from tasks.program import inputs_of, main
 from tasks.registry import TASKS, task_class
 from tasks.vcr import VCR
 from tasks.vqa import VQA
+from tools import check_dataset
 
 CPU = torch.device('cpu')
 CROPPED = ALBEFTransform(16, (0.5, 1.0), True, True)
@@ -356,6 +357,40 @@ def test_published_images_have_their_places(world, kind):
         assert split.images and all(f'data/{image.relative_to(world)}' in readme for image in split.images), name
         if split.annotations.is_file() and not name.startswith('flickr'):
             assert len(load(world, {'pixels'}, name, task))
+
+
+def test_images_and_boxes_of_a_description_are_checked(world, capsys):
+    split = {'annotations': 'vqa/train.json', 'images': ['images/train2014'], 'features': ['mscoco_imgfeat/train2014_obj36.tsv']}
+    described = {'kind': 'vqa', 'name': 'mine', 'max_length': 20, 'answers': 'vqa/trainval_label2ans.json',
+                 'splits': {'train': split}}
+    paths = sorted((world / 'images/train2014').iterdir())
+
+    def check(**change):
+        save(world / 'mine.json', described | {'splits': {'train': split | change}})
+        status = check_dataset.main([str(world / 'mine.json')])
+        return status, capsys.readouterr().out
+
+    store.open_regions(world / split['features'][0])
+    assert check() == (0, check()[1]) and 'file' not in check()[1]
+    save(world / 'boxes.json', {path.stem: [[0, 0, 9, 9]] for path in paths[1:]})
+    assert f'1 images have no boxes ({paths[0].stem})' in check(boxes='boxes.json')[1]
+    save(world / 'boxes.json', {path.stem: [[0, 0, 999, 9]] for path in paths})
+    assert 'key "splits.train.boxes": image' in check(boxes='boxes.json')[1]
+    paths[0].unlink()
+    status, printed = check()
+    assert status == 0 and f'1 of {len(paths)} images have no file in {world}/images/train2014 ({paths[0].stem})' in printed
+    with Image.open(paths[1]) as picture:
+        picture.resize((80, 60)).save(paths[1])
+    paths[2].write_text('no picture')
+    status, printed = check()
+    assert status == 1 and f'key "splits.train.images": {world}/images/train2014: 1 of ' in printed
+    paths[2].unlink()
+    status, printed = check()
+    assert status == 1 and f'key "splits.train.images": image {paths[1].stem}' in printed
+    status, printed = check(images='images/val2014')
+    assert status == 1 and f'key "splits.train.images": {len(paths)} of {len(paths)} images have no file in' in printed
+    status, printed = check(images='none')
+    assert status == 1 and 'found no such folder, list, .zip or .pixels' in printed
 
 
 # ---- pre-training on captions
