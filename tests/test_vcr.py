@@ -1,5 +1,6 @@
 """VCR: texts whose words name regions, four choices, both models, and the raw data."""
 
+import gzip
 import json
 import random
 import subprocess
@@ -315,10 +316,17 @@ def test_files_of_predictions_are_checked_and_scored(tmp_path, capsys):
     lines = predictions.read_text().splitlines()
     for text, message in (([*lines, lines[1]], 'questions answered again: v-0'), (lines[:-1], 'questions not answered: v-3'),
                           ([*lines[:-1], 'v-3,nan'], 'lines without 20 numbers'), (lines[1:], 'expected the columns annot_id'),
-                          ([*lines, lines[1].replace('v-0', 'x')], 'answers to questions that are not in')):
+                          ([*lines, lines[1].replace('v-0', 'x')], 'answers to questions that are not in'),
+                          ([*lines, 'x' * (1 << 18)], f'{predictions}:6: expected an id and numbers separated by commas')):
         predictions.write_text('\n'.join(text) + '\n')
         assert evaluate.main(['vcr', str(predictions), str(annotations)]) == 1
         assert message in capsys.readouterr().err
+    cut = tmp_path / 'val.csv.gz'
+    cut.write_bytes(gzip.compress('\n'.join(lines).encode())[:-9])
+    assert evaluate.main(['vcr', str(cut), str(annotations)]) == 1
+    assert f'{cut}: incomplete or damaged gzip file' in capsys.readouterr().err
+    predictions.write_text('\ufeff' + '\n'.join(lines))  # as spreadsheets write it
+    assert evaluate.main(['vcr', str(predictions), str(annotations)]) == 0
 
 
 # ---- raw data
