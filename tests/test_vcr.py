@@ -93,7 +93,8 @@ def test_texts_are_cut_as_in_the_original_code(tmp_path, tokenizer):
     ({'answer_choices': [[True]] * 4}, 'key "answer_choices"'),
     ({'answer_label': 4}, 'key "answer_label": expected the index of the right choice, 0 to 3, found 4'),
     ({'classes': [1]}, 'key "classes": expected the class of each of the 2 objects, 1 to 80'),
-    ({'classes': [0, 1]}, 'key "classes"'), ({'annot_id': 3}, 'key "annot_id"'), ({'img_id': ''}, 'key "img_id"')])
+    ({'classes': [0, 1]}, 'key "classes"'), ({'question_type': ['why']}, 'key "question_type": expected a text, or no such key'),
+    ({'annot_id': 3}, 'key "annot_id"'), ({'img_id': ''}, 'key "img_id"')])
 def test_faults_of_examples_are_told(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         examples_of(tmp_path, VCR.schema, EXAMPLE | change)
@@ -340,13 +341,13 @@ def unpacked(mask):
     return np.unpackbits(np.frombuffer(bytes.fromhex(f'{mask}0'), np.uint8))[:196].reshape(14, 14)
 
 
-def raw(folder, objects=('person', 'dog', 'person'), count=5, **metadata):
+def raw(folder, objects=('person', 'dog', 'person'), count=5, image='film/a.b@1.jpg', **metadata):
     """A folder as VCR publishes it: examples about one image."""
     folder.mkdir(exist_ok=True)
     (folder / 'vcr1images').mkdir(exist_ok=True)
     row = {key: value for key, value in EXAMPLE.items() if key not in ('names', 'classes', 'img_id')}
     (folder / 'val.jsonl').write_text('\n'.join(json.dumps(row | {
-        'annot_id': f'val-{i}', 'objects': objects, 'img_fn': 'film/a.b@1.jpg', 'metadata_fn': 'a.json'}) for i in range(count)))
+        'annot_id': f'val-{i}', 'objects': objects, 'img_fn': image, 'metadata_fn': 'a.json'}) for i in range(count)))
     boxes = [[10, 10, 23, 23, 0.9], [0, 0, 99, 49, 0.5], [50, 10, 60, 20, 1]]
     square = [[10, 10], [17, 10], [17, 24], [10, 24]]
     (folder / 'vcr1images/a.json').write_text(json.dumps({
@@ -377,7 +378,9 @@ def test_raw_data_gets_names_boxes_and_masks(tmp_path):
     ({'boxes': [[5, 0, 1, 1, 1]] * 3}, 'a.json: key "boxes[0]": expected x1, y1, x2, y2, score'),
     ({'boxes': [[100, 0, 120, 1, 1]] * 3}, 'key "boxes[0]": expected a box that touches the image of 100 x 50 pixels'),
     ({'segms': [[[1, 2]]] * 3}, 'a.json: key "segms[0]": expected a list of polygons'),
-    ({'width': 0}, 'expected width and height')])
+    ({'width': 0}, 'expected width and height'),
+    ({'image': ''}, 'val.jsonl:1: key "img_id": expected an image id'),
+    ({'image': '/'}, 'val.jsonl:1: key "img_id": expected an image id')])
 def test_faults_of_raw_data_are_told(tmp_path, change, message):
     done = process('--raw', raw(tmp_path / 'raw', **change), '--out', tmp_path / 'out')
     assert done.returncode == 1 and message in done.stderr and not list((tmp_path / 'out').glob('*.json'))

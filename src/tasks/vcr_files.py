@@ -62,8 +62,8 @@ def read_csv(path, faults):
             else:
                 predictions[key] = row
     except csv.Error as error:
-        raise DataError(f'{path}:{rows.line_num}: expected an id and numbers separated by commas, found no csv ({error}); is it a '
-                        'file of run/vcr_test.bash?') from None
+        raise DataError(f'{path}:{rows.line_num}: expected an id and numbers separated by commas, found no csv ({error}); is it '
+                        'a file of run/vcr_test.bash?') from None
     return header[1:], predictions
 
 
