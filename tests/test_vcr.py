@@ -86,6 +86,8 @@ def test_texts_are_cut_as_in_the_original_code(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'names': ['casey', ' ']}, 'key "names": expected a list with a name'),
+    ({'names': ['casey'] * 40000, 'classes': [1] * 40000, 'question': [[39999]]}, 'key "names": .* at most 1,000, found'),
+    ({'rationale_choices': [['so']]}, 'key "rationale_choices": expected a list of 4'), ({'rationale_label': 4}, 'found 4'),
     ({'question': ['Why', [2]]}, r'key "question": expected a list of words, and lists of indices of objects, 0 to 1'),
     ({'question': ['Why', []]}, 'key "question"'), ({'question': 'Why'}, 'key "question"'),
     ({'names': [], 'classes': []}, r'key "question": expected a list of words \(there are no objects\)'),
