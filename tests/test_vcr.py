@@ -23,7 +23,7 @@ from files.json_files import DataError
 from heads import Start
 from shapes import report, scene, tagged_questions
 from tasks import vcr_files
-from tasks.vcr import VCR, Rationale, VCRProgram, given
+from tasks.vcr import VCR, Rationale, VCRProgram, check_snapshot, given
 from tools import ensemble, evaluate
 from vlbert import heads
 from vlbert.config import VLBertConfig
@@ -269,6 +269,11 @@ def test_flags_of_vcr_are_for_vcr(world, tmp_path, capsys):
     assert '--rationale: is for VCR' in capsys.readouterr().err
     assert run('--dataRoot', world, '--train', 'train', '--loadRationale', 'x') != 0
     assert '--loadRationale: is for --test' in capsys.readouterr().err
+    (tmp_path / 'options.json').write_text(json.dumps({'task': 'refcoco', 'options': {}}))
+    with pytest.raises(DataError, match=r'--loadRationale .*BEST\.pth: expected a snapshot of vcr, found one of refcoco'):
+        check_snapshot(tmp_path / 'BEST.pth', 'loadRationale', True)
+    assert run('--dataRoot', world, '--test', 'val', '--load', 'x', '--loadRationale', 'x', '--dumpProbs', 4) == 1
+    assert '--dumpProbs: does not apply with --loadRationale' in capsys.readouterr().err
 
 
 def test_a_word_that_names_a_region_beyond_those_of_the_image(world, tmp_path, capsys):
