@@ -83,6 +83,7 @@ def test_raw_files_of_all_layouts(process, tmp_path, capsys):
     ({'image': '1', 'label': 'neutral'}, 'key sentence2 or sentence: expected a text'),
     ({'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
     ({'image': 'a\n', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
+    ({'image': 'folder/', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
     ({'image': '', 'sentence': 'A.', 'label': 'neutral'}, 'key Flickr30K_ID, Flikr30kID, image: expected an id'),
     ({'image': '1', 'sentence': 'A.', 'label': 'neutral', 'pairID': '0'}, 'key pairID: expected a new one'),
     (['1', 'A.', 'neutral'], 'expected an object, found')])

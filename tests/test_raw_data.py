@@ -234,6 +234,10 @@ def test_outputs_appear_together_or_not_at_all(tmp_path):
     with pytest.raises(FileExistsError, match=r'a\.json: already exists; move it, .* --out'):
         raw_data.Outputs(tmp_path / 'made', ['a.json', 'new.json'])
     assert len(list((tmp_path / 'made').iterdir())) == 3
+    for names in (['../x.json'], ['a/b.json'], ['.json'], ['a\nb.json'], ['x' * 200 + '.json'], ['d.json', 'e.json', 'd.json']):
+        with pytest.raises(json_files.DataError, match='name the split otherwise'):
+            raw_data.Outputs(tmp_path / 'none', names)
+    assert not (tmp_path / 'none').exists()
 
 
 def test_a_full_disk_is_named(tmp_path):

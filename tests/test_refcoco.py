@@ -128,8 +128,9 @@ def nested(levels):
     (b'\x80\x02](K\x01b.', 'pickle of lists'), (pickle.dumps(REFS)[:-20], 'pickle of lists'), (b'', 'pickle of lists'),
     (pickle.dumps({'refs': 1}), 'expected a list of refs'),
     (pickle.dumps([ref(1, 100), ref(1, 101)]), 'expected a new one, found 1 again'),
-    (pickle.dumps([ref(1, 999)]), 'expected the box of annotation 999 in instances.json, found none: an expression without a'),
+    (pickle.dumps([ref(1, 999)]), 'the box of annotation 999 of image 7 in instances.json, found none: an expression without'),
     (pickle.dumps([{**ref(1, 100), 'image_id': '7'}]), 'key "image_id": expected int'),
+    (pickle.dumps([ref(1, 102)]), 'expected the box of annotation 102 of image 7 in instances.json, found it of image 8'),
 ])
 def test_hostile_and_wrong_pickles_are_errors(tmp_path, capsys, content, message):
     folder = refer(tmp_path / 'refcoco')
@@ -152,7 +153,7 @@ def test_wrong_boxes_are_errors(tmp_path, box, message):
     assert message in str(error.value) or 'json' in str(error.value)
 
 
-def test_other_json_forms(tmp_path):
+def test_other_json_forms(tmp_path, capsys):
     expected = [{'ref_id': 3, 'img_id': IMAGE.format(8), 'sent': 'the dog', 'box': [0, 0, 50, 50]}]
     name = f'train2014/{IMAGE.format(8)}.jpg'
 
@@ -171,11 +172,17 @@ def test_other_json_forms(tmp_path):
     assert made({'train': [{'iid': 8, 'bbox': [0, 0, 50, 50], 'refs': ['the dog']}]}, split='train')[0]['box'] == [0, 0, 50, 50]
     for items, message in (([{'text': 'a', 'image': name}], 'expected one of the keys'),
                            ([{**lmms[0], 'answer': []}], 'one or more texts in "answer"'),
-                           ([{**lmms[0], 'file_name': ''}], 'expected an image in "file_name"')):
+                           *(([{**lmms[0], 'file_name': name}], 'expected an image in "file_name"') for name in (
+                               '', 'a\nb', {'x': 1}, 'x' * 256))):
         with pytest.raises(DataError, match=message):
             made(items)
     with pytest.raises(DataError, match='an expression without a target'):
         made([{**albef[0], 'ref_id': 1}], '--refer', str(tmp_path / 'refer'))
+    assert made([{**albef[0], 'text': ' '}, *albef], '--refer', str(tmp_path / 'refer'), file='refcoco_test.json') == expected
+    assert '1 empty expressions, left out (such as 3)' in capsys.readouterr().out
+    detections = save(tmp_path / 'dets.json', {'8': [[1, 1, 2, 2]]})  # one line, but no json lines
+    assert made(lmms, '--detections', str(detections))[0]['sent'] == 'the dog'
+    assert made([{**lmms[0], 'file_name': 'x_²'}], '--coco', str(tmp_path / 'refer/instances.json'))[0]['img_id'] == 'x_²'
 
 
 # ---- labels

@@ -415,6 +415,9 @@ def test_json_lines_and_albefs_json(process, tmp_path, capsys):
 @pytest.mark.parametrize(('items', 'fault'), [
     ([{'image': '1.jpg'}], 'item 0: a text or an image alone'), ([{'sentences': ['a']}], 'item 0: key "img_path": expected str'),
     ([{'image': '1.jpg', 'caption': 3}], 'item 0: key "caption": expected a text or a list'), ([7], 'item 0: a text or an image'),
+    ([{'image': 'a/1.jpg', 'caption': 'a'}, {'image': 'b/1.png', 'caption': 'b'}],
+     "item 1: expected a new image id, found 1 of 'b/1.png', which is that of 'a/1.jpg'"),
+    ([{'image': 'a/', 'caption': 'a'}], "item 0: expected the name of an image, found 'a/'"),
     ([{'image': '1.jpg', 'caption': [' ']}], 'one: 1 images have no caption'),
     ([{'image': 'z/2.jpg', 'caption': 'a'}], 'image 2: expected in one split, found in zero and in one')])
 def test_faulty_raw_data_leaves_nothing(process, tmp_path, items, fault):

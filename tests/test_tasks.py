@@ -239,9 +239,12 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
     assert '2 predictions of 2 models' in capsys.readouterr().out
     for rows, message in (([(5, [['red', 1]])], 'expected as many predictions as in the other files, found 1'),
                           ([(5, [['red', 1]]), (7, [['red', 1]])], 'prediction 1: key "id": expected 6 as in'),
-                          ([(5, [['red', 1]]), (6, [])], 'prediction 1: expected {"id"')):
+                          ([(5, [['red', 1]]), (6, [])], 'prediction 1: expected {"id"'),
+                          ([(5, [[[1, 2, 3, 4], 1]])], 'prediction 0: key "answers": expected pairs [answer, probability')):
         assert ensemble.main(['vqa', one, write('3.json', *rows), '--out', str(out)]) == 1
         assert message in capsys.readouterr().err
+    assert ensemble.main(['vqa', one, str(tmp_path / 'x.json'), '--out', str(out)]) == 1
+    assert f'error: {tmp_path / "x.json"}: no such file' in capsys.readouterr().err
     assert ensemble.main(['vqa', one, str(out), '--out', str(out)]) == 1  # what the leaderboard takes
     assert 'give a _probs.json' in capsys.readouterr().err and len(json.loads(out.read_text())) == 2
     pair = write('4.json', ('d-0-0-0', [['False', .7], ['True', .3]]))

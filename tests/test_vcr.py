@@ -1,5 +1,6 @@
 """VCR: texts whose words name regions, four choices, both models, and the raw data."""
 
+import gzip
 import json
 import random
 import subprocess
@@ -22,7 +23,7 @@ from files.json_files import DataError
 from heads import Start
 from shapes import report, scene, tagged_questions
 from tasks import vcr_files
-from tasks.vcr import VCR, Rationale, VCRProgram, given
+from tasks.vcr import VCR, Rationale, VCRProgram, check_snapshot, given
 from tools import ensemble, evaluate
 from vlbert import heads
 from vlbert.config import VLBertConfig
@@ -85,6 +86,8 @@ def test_texts_are_cut_as_in_the_original_code(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'names': ['casey', ' ']}, 'key "names": expected a list with a name'),
+    ({'names': ['casey'] * 40000, 'classes': [1] * 40000, 'question': [[39999]]}, 'key "names": .* at most 1,000, found'),
+    ({'rationale_choices': [['so']]}, 'key "rationale_choices": expected a list of 4'), ({'rationale_label': 4}, 'found 4'),
     ({'question': ['Why', [2]]}, r'key "question": expected a list of words, and lists of indices of objects, 0 to 1'),
     ({'question': ['Why', []]}, 'key "question"'), ({'question': 'Why'}, 'key "question"'),
     ({'names': [], 'classes': []}, r'key "question": expected a list of words \(there are no objects\)'),
@@ -92,7 +95,8 @@ def test_texts_are_cut_as_in_the_original_code(tmp_path, tokenizer):
     ({'answer_choices': [[True]] * 4}, 'key "answer_choices"'),
     ({'answer_label': 4}, 'key "answer_label": expected the index of the right choice, 0 to 3, found 4'),
     ({'classes': [1]}, 'key "classes": expected the class of each of the 2 objects, 1 to 80'),
-    ({'classes': [0, 1]}, 'key "classes"'), ({'annot_id': 3}, 'key "annot_id"'), ({'img_id': ''}, 'key "img_id"')])
+    ({'classes': [0, 1]}, 'key "classes"'), ({'question_type': ['why']}, 'key "question_type": expected a text, or no such key'),
+    ({'annot_id': 3}, 'key "annot_id"'), ({'img_id': ''}, 'key "img_id"')])
 def test_faults_of_examples_are_told(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         examples_of(tmp_path, VCR.schema, EXAMPLE | change)
@@ -265,6 +269,11 @@ def test_flags_of_vcr_are_for_vcr(world, tmp_path, capsys):
     assert '--rationale: is for VCR' in capsys.readouterr().err
     assert run('--dataRoot', world, '--train', 'train', '--loadRationale', 'x') != 0
     assert '--loadRationale: is for --test' in capsys.readouterr().err
+    (tmp_path / 'options.json').write_text(json.dumps({'task': 'refcoco', 'options': {}}))
+    with pytest.raises(DataError, match=r'--loadRationale .*BEST\.pth: expected a snapshot of vcr, found one of refcoco'):
+        check_snapshot(tmp_path / 'BEST.pth', 'loadRationale', True)
+    assert run('--dataRoot', world, '--test', 'val', '--load', 'x', '--loadRationale', 'x', '--dumpProbs', 4) == 1
+    assert '--dumpProbs: does not apply with --loadRationale' in capsys.readouterr().err
 
 
 def test_a_word_that_names_a_region_beyond_those_of_the_image(world, tmp_path, capsys):
@@ -315,10 +324,17 @@ def test_files_of_predictions_are_checked_and_scored(tmp_path, capsys):
     lines = predictions.read_text().splitlines()
     for text, message in (([*lines, lines[1]], 'questions answered again: v-0'), (lines[:-1], 'questions not answered: v-3'),
                           ([*lines[:-1], 'v-3,nan'], 'lines without 20 numbers'), (lines[1:], 'expected the columns annot_id'),
-                          ([*lines, lines[1].replace('v-0', 'x')], 'answers to questions that are not in')):
+                          ([*lines, lines[1].replace('v-0', 'x')], 'answers to questions that are not in'),
+                          ([*lines, 'x' * (1 << 18)], f'{predictions}:6: expected an id and numbers separated by commas')):
         predictions.write_text('\n'.join(text) + '\n')
         assert evaluate.main(['vcr', str(predictions), str(annotations)]) == 1
         assert message in capsys.readouterr().err
+    cut = tmp_path / 'val.csv.gz'
+    cut.write_bytes(gzip.compress('\n'.join(lines).encode())[:-9])
+    assert evaluate.main(['vcr', str(cut), str(annotations)]) == 1
+    assert f'{cut}: incomplete or damaged gzip file' in capsys.readouterr().err
+    predictions.write_text('\ufeff' + '\n'.join(lines))  # as spreadsheets write it
+    assert evaluate.main(['vcr', str(predictions), str(annotations)]) == 0
 
 
 # ---- raw data
@@ -332,13 +348,13 @@ def unpacked(mask):
     return np.unpackbits(np.frombuffer(bytes.fromhex(f'{mask}0'), np.uint8))[:196].reshape(14, 14)
 
 
-def raw(folder, objects=('person', 'dog', 'person'), count=5, **metadata):
+def raw(folder, objects=('person', 'dog', 'person'), count=5, image='film/a.b@1.jpg', **metadata):
     """A folder as VCR publishes it: examples about one image."""
     folder.mkdir(exist_ok=True)
     (folder / 'vcr1images').mkdir(exist_ok=True)
     row = {key: value for key, value in EXAMPLE.items() if key not in ('names', 'classes', 'img_id')}
     (folder / 'val.jsonl').write_text('\n'.join(json.dumps(row | {
-        'annot_id': f'val-{i}', 'objects': objects, 'img_fn': 'film/a.b@1.jpg', 'metadata_fn': 'a.json'}) for i in range(count)))
+        'annot_id': f'val-{i}', 'objects': objects, 'img_fn': image, 'metadata_fn': 'a.json'}) for i in range(count)))
     boxes = [[10, 10, 23, 23, 0.9], [0, 0, 99, 49, 0.5], [50, 10, 60, 20, 1]]
     square = [[10, 10], [17, 10], [17, 24], [10, 24]]
     (folder / 'vcr1images/a.json').write_text(json.dumps({
@@ -369,7 +385,9 @@ def test_raw_data_gets_names_boxes_and_masks(tmp_path):
     ({'boxes': [[5, 0, 1, 1, 1]] * 3}, 'a.json: key "boxes[0]": expected x1, y1, x2, y2, score'),
     ({'boxes': [[100, 0, 120, 1, 1]] * 3}, 'key "boxes[0]": expected a box that touches the image of 100 x 50 pixels'),
     ({'segms': [[[1, 2]]] * 3}, 'a.json: key "segms[0]": expected a list of polygons'),
-    ({'width': 0}, 'expected width and height')])
+    ({'width': 0}, 'expected width and height'),
+    ({'image': ''}, 'val.jsonl:1: key "img_id": expected an image id'),
+    ({'image': '/'}, 'val.jsonl:1: key "img_id": expected an image id')])
 def test_faults_of_raw_data_are_told(tmp_path, change, message):
     done = process('--raw', raw(tmp_path / 'raw', **change), '--out', tmp_path / 'out')
     assert done.returncode == 1 and message in done.stderr and not list((tmp_path / 'out').glob('*.json'))

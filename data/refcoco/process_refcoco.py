@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
-from annotations.examples import MAX_SIDE
+from annotations.examples import MAX_SIDE, is_id
 from annotations.raw_data import Outputs, examples_of, run
 from files.json_files import MAX_DEPTH, DataError, field, first_duplicate, layout, stream
 from files.text import printable, shown
@@ -20,6 +20,7 @@ from files.text import printable, shown
 SOURCE = 'https://github.com/lichengunc/refer'
 PREFIXES = {'refcoco': '', 'refcoco+': 'plus_', 'refcocog': 'g_'}
 IMAGES = 'COCO_train2014_{:012d}'
+EMPTY = 'empty expressions, left out'
 MAX_PICKLE = 1 << 28  # bytes; the largest published one has some 20 MB
 MEMO = {'PUT', 'BINPUT', 'LONG_BINPUT'}  # opcodes whose argument is a place in a table, which takes memory up to it
 # Json with boxes: (key that tells the form, key of the image, of the texts, of the box, whether it is x, y, width, height).
@@ -112,8 +113,8 @@ def corners(box, place, wide=True):
 
 
 def read_boxes(path, images=None):
-    """({annotation id: box}, {image id: boxes}) of a COCO instances json, as corners, in its order. images: a set, of which boxes
-    are read; None: all. Raises DataError for a box outside its image by more than a pixel."""
+    """({annotation id: (image id, box)}, {image id: boxes}) of a COCO instances json, as corners, in its order. images: a set, of
+    which boxes are read; None: all. Raises DataError for a box outside its image by more than a pixel."""
     sizes = {field(item, 'id', int, path): (field(item, 'width', int, path), field(item, 'height', int, path))
              for item in stream(path, 'images.item', 'images')}
     by_id, by_image = {}, defaultdict(list)
@@ -128,22 +129,27 @@ def read_boxes(path, images=None):
         if min(box[:2]) < -1 or box[2] > width + 1 or box[3] > height + 1:
             raise DataError(f'{path}: annotation {key}: key "bbox": expected a box inside image {image}, {width} x {height} '
                             f'pixels, found the corners {box}; correct it, or get the file again')
-        by_id[key] = box
+        if key in by_id:
+            raise DataError(f'{path}: annotation {key}: key "id": expected a new one, found it again; get the file again')
+        by_id[key] = image, box
         by_image[image].append(box)
     return by_id, by_image
 
 
 def examples_of_refs(path, boxes, report):
-    """Yields (split, example) of refs. boxes: {annotation id: box}, of instances.json beside. Raises DataError."""
+    """Yields (split, example) of refs. boxes: {annotation id: (image id, box)}, of instances.json
+    beside. Raises DataError."""
     known = set()
     for number, ref in enumerate(read_refs(path)):
         place = f'{path}: ref {number}'
         ref_id, ann_id, image = (field(ref, key, int, place) for key in ('ref_id', 'ann_id', 'image_id'))
         if ref_id in known:
             raise DataError(f'{place}: key "ref_id": expected a new one, found {ref_id} again; get the file again from {SOURCE}')
-        if ann_id not in boxes:
-            raise DataError(f'{place}: ref_id {ref_id}: expected the box of annotation {ann_id} in instances.json, found none: '
-                            'an expression without a target; are the two files of one dataset?')
+        of_image, box = boxes.get(ann_id, (None, None))
+        if of_image != image:
+            raise DataError(f'{place}: ref_id {ref_id}: expected the box of annotation {ann_id} of image {image} in '
+                            f'instances.json, found {"none" if box is None else f"it of image {of_image}"}: an expression '
+                            'without a target; are the two files of one dataset?')
         known.add(ref_id)
         sentences = field(ref, 'sentences', list, place)
         if not sentences:
@@ -152,14 +158,14 @@ def examples_of_refs(path, boxes, report):
             words = sentence.get('tokens') if isinstance(sentence, dict) else None
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 words = field(sentence, 'sent', str, place).split()
-            if not words:
-                report['empty expressions, left out'].append(ref_id)
+            if not ''.join(words).strip():
+                report[EMPTY].append(ref_id)
                 continue
             yield field(ref, 'split', str, place), {
-                'ref_id': ref_id, 'img_id': IMAGES.format(image), 'sent': ' '.join(words), 'box': boxes[ann_id]}
+                'ref_id': ref_id, 'img_id': IMAGES.format(image), 'sent': ' '.join(words), 'box': box}
 
 
-def examples_of_albef(path, refs):
+def examples_of_albef(path, refs, report):
     """Yields (split, example) of ALBEF's json. refs: {ref_id: (split, image id, box)} of the refs of the same dataset, which tell
     testA from testB. Raises DataError."""
     for number, item in enumerate(stream(path, 'item', 'expressions')):
@@ -169,8 +175,10 @@ def examples_of_albef(path, refs):
         if ref_id not in refs or refs[ref_id][1] != image:
             raise DataError(f'{place}: expected ref_id {ref_id} with image {image} in the refs of --refer, found '
                             f'{refs[ref_id][1] if ref_id in refs else "no such ref"}: an expression without a target')
-        yield refs[ref_id][0], {
-            'ref_id': ref_id, 'img_id': image, 'sent': field(item, 'text', str, place).strip(), 'box': refs[ref_id][2]}
+        if not (text := field(item, 'text', str, place).strip()):
+            report[EMPTY].append(ref_id)
+            continue
+        yield refs[ref_id][0], {'ref_id': ref_id, 'img_id': image, 'sent': text, 'box': refs[ref_id][2]}
 
 
 def examples_of_rows(path, split):
@@ -188,10 +196,10 @@ def examples_of_rows(path, split):
         _, image_key, text_key, box_key, wide = form
         image, texts = row.get(image_key), row.get(text_key)
         image = image[0] if isinstance(image, list) and image else image
-        image = IMAGES.format(image) if type(image) is int else PurePosixPath(str(image or '')).stem
+        image = IMAGES.format(image) if type(image) is int else PurePosixPath(image).stem if isinstance(image, str) else ''
         image = re.sub(r'^(COCO_\w+_\d{12})_\d+$', r'\1', image)  # the number of an object of that image
         texts = [texts] if isinstance(texts, str) else texts
-        if not image or not isinstance(texts, list) or not texts or not all(
+        if not is_id(image) or not isinstance(texts, list) or not texts or not all(
                 isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f'{place}: expected an image in "{image_key}" and one or more texts in "{text_key}", found '
                             f'{shown(row)}; correct it, or leave it out')
@@ -204,9 +212,9 @@ def examples_of_rows(path, split):
 def read_detections(path):
     """{image id: boxes} of MAttNet's list [{image_id, box}], or of ALBEF's {image id: boxes}. Raises DataError."""
     boxes = defaultdict(list)
-    if layout(path) == 'object':
+    if layout(path) != 'list' and next(stream(path, '', 'detections', pairs=True))[0].isdigit():  # no json lines
         for image, of_image in stream(path, '', 'detections', pairs=True):
-            if not image.isdigit() or not isinstance(of_image, list):
+            if not re.fullmatch('[0-9]{1,18}', image) or not isinstance(of_image, list):
                 raise DataError(f'{path}: expected {{image id: boxes}}, found {shown(image)}: {shown(of_image)}')
             boxes[int(image)] += [corners(box, f'{path}: image {image}') for box in of_image]
         return boxes
@@ -251,7 +259,7 @@ def main(argv):
         examples = []
         for path in options.files:
             split = options.split or path.name.removesuffix('.gz').rpartition('.')[0].rpartition('_')[2]
-            examples += examples_of_albef(path, refs) if options.refer else examples_of_rows(path, split)
+            examples += examples_of_albef(path, refs, report) if options.refer else examples_of_rows(path, split)
     if twice := first_duplicate((split, item['ref_id'], item['sent']) for split, item in examples):
         count = sum(n - 1 for n in Counter((split, item['ref_id'], item['sent']) for split, item in examples).values())
         report['expressions that their object has already, kept'] += [twice[2]] * count
@@ -261,7 +269,7 @@ def main(argv):
                         f'"_", "-" and ".", which becomes that of a file, found {shown(wrong[0])}; correct it, or give --split')
     images = dict.fromkeys(item['img_id'] for _, item in examples)
 
-    number = {img_id: int(img_id.rpartition('_')[2]) for img_id in images if img_id.rpartition('_')[2].isdigit()}
+    number = {img_id: int(digits[0]) for img_id in images if (digits := re.search(r'(?<![^_])[0-9]{1,18}$', img_id))}
     if options.coco:
         of_images = read_boxes(options.coco, set(number.values()))[1]
     boxes = {'gt': of_images} if of_images else {}

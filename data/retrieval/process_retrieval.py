@@ -9,8 +9,10 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+from annotations.examples import is_id
 from annotations.raw_data import Outputs, examples_of, image_ids, run
 from files.json_files import DataError, field, some, stream
+from files.text import shown
 from images.ids import ImageIds
 from regions.readers import id_difference
 
@@ -28,26 +30,41 @@ def texts(item, key, place):
     return value
 
 
+def image_id(name, names, place):
+    """The image id of a file name, also with folders. names: {image id: its file name so far}. Raises DataError for one that has
+    no id, or that of another."""
+    img_id = ImageIds()(name)
+    if not is_id(img_id):
+        raise DataError(f'{place}: expected the name of an image, found {shown(name)}; correct the file')
+    if (other := names.setdefault(img_id, name)) != name:
+        raise DataError(f'{place}: expected a new image id, found {img_id} of {shown(name)}, which is that of {shown(other)}; '
+                        'rename one of them')
+    return img_id
+
+
 def read_karpathy(path):
     """Yields (split, image id, captions) of a file of Karpathy's. Raises DataError that names the image and key."""
+    names = {}
     for number, item in enumerate(stream(path, 'images.item', 'images')):
         place = f'{path}: image {number}'
         split = field(item, 'split', str, place)
         if split not in KARPATHY:
             raise DataError(f'{place}: key "split": expected {", ".join(KARPATHY)}, found {split!r}; get the file from {SOURCE}')
-        name = field(item, 'filename', str, place)
-        yield KARPATHY[split], ImageIds()(name), [field(sentence, 'raw', str, place) for sentence in
+        name = f'{item.get("filepath", "")}/{field(item, "filename", str, place)}'
+        yield KARPATHY[split], image_id(name, names, place), [field(sentence, 'raw', str, place) for sentence in
                                                   field(item, 'sentences', list, place)]
 
 
 def read_split(path):
     """Yields (image id, captions) of a file of FORMS, several times for an image if the file does. Raises DataError."""
+    names = {}
     for number, item in enumerate(stream(path, 'item', 'images')):
         place = f'{path}: item {number}'
         if not isinstance(item, dict) or not ({'sentences', 'caption'} & item.keys()):
             raise DataError(f'{place}: a text or an image alone: expected {FORMS}, found {item!r:.200}; correct the file')
         key = 'image' if 'caption' in item else 'id' if 'id' in item else 'img_path'
-        yield ImageIds()(field(item, key, str, place)), texts(item, 'caption' if 'caption' in item else 'sentences', place)
+        captions = texts(item, 'caption' if 'caption' in item else 'sentences', place)
+        yield image_id(field(item, key, str, place), names, place), captions
 
 
 def report(name, by_image, empty, without_regions):

@@ -37,7 +37,8 @@ def read(path):
         objects = field(row, 'objects', list, place)
         if wrong := [one for one in objects if one not in CLASSES]:
             raise DataError(f'{place}: key "objects": expected classes of COCO without blanks, found {shown(wrong[0])}')
-        example = {'annot_id': row['annot_id'], 'img_id': str(PurePosixPath(field(row, 'img_fn', str, place)).with_suffix('')),
+        image = PurePosixPath(field(row, 'img_fn', str, place))
+        example = {'annot_id': row['annot_id'], 'img_id': str(image.with_suffix('')) if image.name else '',
                    'names': [next(names) if one == 'person' else one for one in objects],
                    'classes': [1 + CLASSES.index(one) for one in objects]}
         example |= {key: row[key] for key in ('question', 'answer_choices', 'rationale_choices', *LABELS) if key in row}

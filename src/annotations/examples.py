@@ -59,6 +59,9 @@ class ExampleSchema:
             image = example.get(key)
             if not is_id(image):
                 return key, f'an image id (text of 1 to {MAX_ID} characters)'
+        for key in ('answer_type', 'question_type'):
+            if not isinstance(example.get(key, ''), str):
+                return key, 'a text, or no such key'
         return self._fault_of_texts(example) or self._fault_of_label(example, answers)
 
     def _fault_of_texts(self, example):
@@ -77,9 +80,6 @@ class ExampleSchema:
         if type(key) not in kinds or not is_id(str(key)):
             text = f'a text of 1 to {MAX_ID} characters'
             return self.id, ' or '.join('a whole number' if kind is int else text for kind in kinds)
-        for key in ('answer_type', 'question_type'):
-            if not isinstance(example.get(key, ''), str):
-                return key, 'a text, or no such key'
         return None
 
     def _fault_of_label(self, example, answers):

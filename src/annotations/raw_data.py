@@ -11,8 +11,11 @@ from pathlib import Path
 
 from cli import run_main
 from files.atomic import atomic_file, naming
-from files.json_files import DataError, field, numbered_lines, parse_json
+from files.json_files import DataError, field, first_duplicate, numbered_lines, parse_json
+from files.text import shown
 from regions import store, tsv
+
+MAX_NAME = 120  # characters of the name of a file
 
 
 def find(folder, name):
@@ -51,11 +54,18 @@ class Outputs:
     """The json files that a script writes to one folder, lists one item at a time.
 
     Used in a `with`: the files get their names when all are complete; after an error none is left. Raises FileExistsError if one
-    of them exists already, OSError that names the file where the disk is full.
+    of them exists already, DataError for a name that is no file in the folder and for one name of two files, OSError that names
+    the file where the disk is full.
     """
 
     def __init__(self, folder, names):
         self.folder, self.counts, self.values = Path(folder), Counter(), set()
+        for name in names:
+            if '/' in name or name[0] == '.' or len(name) > MAX_NAME or not name.isprintable():
+                raise DataError(f'{shown(name)}: expected the name of a file in {folder}, of at most {MAX_NAME} characters, '
+                                'that does not begin with a dot; name the split otherwise')
+        if twice := first_duplicate(names):
+            raise DataError(f'{self.folder / twice}: expected one file of this name, found two; name the split otherwise')
         existing = [str(self.folder / name) for name in names if (self.folder / name).exists()]
         if existing:
             raise FileExistsError(f'{", ".join(existing)}: already exists; move it, or name another --out')

@@ -36,6 +36,8 @@ def read_pairs(path):
                  'image': next((item[key] for key in IMAGE_KEYS if key in item),
                           caption.partition('#')[0] if isinstance(caption, str) else caption),
                  'sentence': item.get('sentence2', item.get('sentence'))}
+        if is_id(texts['image']):
+            texts['image'] = name(texts['image'])
         for key, value in texts.items():
             if not (is_id(value) if key in ('id', 'image') else isinstance(value, str)):
                 names = {'id': 'pairID', 'label': 'gold_label or label', 'sentence': 'sentence2 or sentence',
@@ -48,7 +50,7 @@ def read_pairs(path):
             raise DataError(f'{where}: key pairID: expected a new one, found {shown(texts["id"])} again; number the pairs anew')
         ids.add(texts['id'])
         label = None if texts['label'] in NONE else texts['label']
-        yield Pair(texts['id'], name(texts['image']), texts['sentence'].strip(), label)
+        yield Pair(texts['id'], texts['image'], texts['sentence'].strip(), label)
 
 
 def has_labels(path):

@@ -15,6 +15,7 @@ from bert.tokenization import CLS, SEP
 from files.progress import ProgressBar
 
 CLASSES = 80  # of objects, numbered from 1; 0 is the whole image
+MAX_OBJECTS = 1000  # of an image; a word's object is a number of 16 bits
 SPECIAL = 3  # [CLS], [SEP], [SEP]
 TAG = re.compile('\t[0-9]+')  # behind a word: its region
 
@@ -34,8 +35,9 @@ class TaggedSchema(ExampleSchema):
 
     def _fault_of_texts(self, example):
         names = example.get('names')
-        if not isinstance(names, list) or not all(isinstance(name, str) and name.split() for name in names):
-            return 'names', 'a list with a name, a text, for each object'
+        if not isinstance(names, list) or len(names) > MAX_OBJECTS or not all(
+                isinstance(name, str) and name.split() for name in names):
+            return 'names', f'a list with a name, a text, for each object, of which there are at most {MAX_OBJECTS:,}'
 
         def is_text(value):
             return isinstance(value, list) and all(isinstance(word, str) or (isinstance(word, list) and word and all(
@@ -44,7 +46,7 @@ class TaggedSchema(ExampleSchema):
         what = f'words, and lists of indices of objects, 0 to {len(names) - 1}' if names else 'words (there are no objects)'
         if not is_text(example.get('question')):
             return 'question', f'a list of {what}'
-        for key in ('answer_choices', 'rationale_choices')[:1 + self.rationale]:
+        for key in ('answer_choices', 'rationale_choices')[:1 + (self.rationale or 'rationale_choices' in example)]:
             value = example.get(key)
             if not isinstance(value, list) or len(value) != self.num_choices or not all(map(is_text, value)):
                 return key, f'a list of {self.num_choices} lists of {what}'
@@ -57,7 +59,8 @@ class TaggedSchema(ExampleSchema):
         return None
 
     def _fault_of_label(self, example, answers):
-        keys = [self.label_key] * (self.label_key in example) + ['answer_label'] * (self.rationale and self.given is None)
+        keys = [key for key in ('answer_label', 'rationale_label') if key in example]
+        keys += ['answer_label'] * (self.rationale and self.given is None)
         for key in keys:
             if type(example.get(key)) is not int or not 0 <= example[key] < self.num_choices:
                 return key, f'the index of the right choice, 0 to {self.num_choices - 1}'

@@ -63,8 +63,11 @@ def probabilities(predictions):
 
 
 def check_snapshot(path, flag, rationale):
-    """Raises DataError if the snapshot that a flag names chooses the other kind of text."""
-    if (run := read_run(path.parent)) and run.get('task') == 'vcr' and bool(run['options'].get('rationale')) != rationale:
+    """Raises DataError if the snapshot that a flag names is of another task, or chooses the other kind of text."""
+    run = read_run(path.parent)
+    if (task := run.get('task')) not in (None, 'vcr'):
+        raise DataError(f'--{flag} {path}: expected a snapshot of vcr, found one of {task}; name one of run/vcr_finetune.bash')
+    if task and bool(run['options'].get('rationale')) != rationale:
         kinds = 'rationales', 'answers'
         raise DataError(f'--{flag} {path}: expected a model that chooses {kinds[not rationale]}, found {kinds[rationale]}; '
                         'give --load that of answers, --loadRationale that of rationales; or --load the latter and --rationale')
@@ -75,6 +78,8 @@ class VCRProgram(TaskProgram):
 
     @classmethod
     def prepare(cls, options, device):
+        if options.loadRationale and options.dumpProbs:
+            raise ValueError('--dumpProbs: does not apply with --loadRationale, whose file has all probabilities; leave it out')
         program = super().prepare(Rationale if options.rationale else VCR, options, device)
         if options.load:
             check_snapshot(program.weights, 'load', options.rationale)

@@ -1,13 +1,11 @@
 """The file of predictions of VCR, as its leaderboard takes it, and its metrics: Q->A, QA->R and Q->AR."""
 
 import csv
-import gzip
-import io
 import math
 
 import numpy as np
 
-from files.json_files import DataError, stream
+from files.json_files import DataError, numbered_lines, stream
 from files.text import shown
 from tasks.scoring import CORRECT, KEEP_ONE, PredictionFaults, Question, Scores, match_predictions
 
@@ -43,10 +41,10 @@ def summary(right):
 
 
 def read_csv(path, faults):
-    """(one of HEADERS, {annot_id: probabilities}) of a file of predictions. Raises DataError for another header."""
-    opened = gzip.open if path.suffix == '.gz' else open
-    with opened(path, 'rb') as binary, io.TextIOWrapper(binary, encoding='utf-8', errors='replace', newline='') as file:
-        rows = csv.reader(file)
+    """(one of HEADERS, {annot_id: probabilities}) of a file of predictions. Raises DataError for another header, and for a file
+    that is no csv."""
+    rows = csv.reader(line.decode(errors='replace') for _, line in numbered_lines(path))
+    try:
         header = tuple(next(rows, ()))
         if header[1:] not in HEADERS or header[0] != 'annot_id':
             raise DataError(f'{path}: expected the columns annot_id, {ANSWERS[0]}, ..., {GIVEN[-1][-1]}, or only the former, or '
@@ -63,6 +61,9 @@ def read_csv(path, faults):
                 faults.add('questions answered again', key, KEEP_ONE)
             else:
                 predictions[key] = row
+    except csv.Error as error:
+        raise DataError(f'{path}:{rows.line_num}: expected an id and numbers separated by commas, found no csv ({error}); is it '
+                        'a file of run/vcr_test.bash?') from None
     return header[1:], predictions
 
 

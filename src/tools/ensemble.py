@@ -26,8 +26,8 @@ from tasks.scoring import PredictionFaults
 TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr', 'entailment', 'refcoco', 'vcr')  # retrieval predicts ranks
 
 
-def mean(paths):
-    """Yields (id, Counter of {answer: mean probability}) for each example.
+def mean(paths, regions):
+    """Yields (id, Counter of {answer: mean probability}) for each example. regions: whether answers are boxes; else texts.
 
     Raises DataError for an invalid item, or if the files do not have the same examples in the same order.
     """
@@ -47,10 +47,11 @@ def mean(paths):
                 raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
                                 f'{shown(row["id"])}; make the files from one split')
             for pair in row['answers']:
-                if not (isinstance(pair, list) and len(pair) == 2 and (isinstance(pair[0], str) or is_box(pair[0]))
+                if not (isinstance(pair, list) and len(pair) == 2 and (is_box(pair[0]) if regions else isinstance(pair[0], str))
                         and type(pair[1]) in (int, float) and 0 <= pair[1] <= 1):
-                    raise DataError(f'{path}: prediction {number}: key "answers": expected pairs [answer or box, probability '
-                                    f'from 0 to 1], found {shown(pair)}; give a _probs.json written by --dumpProbs')
+                    raise DataError(f'{path}: prediction {number}: key "answers": expected pairs '
+                                    f'[{"box" if regions else "answer"}, probability from 0 to 1], found {shown(pair)}; give a '
+                                    '_probs.json of this task, written by --dumpProbs')
                 total[pair[0] if isinstance(pair[0], str) else tuple(pair[0])] += pair[1] / len(paths)
         for path, row in zip(paths, rows, strict=True):
             boxes = {tuple(name) for name, _ in row['answers'] if isinstance(name, list)}
@@ -87,13 +88,16 @@ def mean_csv(paths):
 
 def ensemble(options):
     """Writes the submission; returns the exit status."""
+    for path in options.files:
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: no such file; correct the path')
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.task == 'vcr':
         ids, columns = mean_csv(options.files)
         write_atomically(options.out, partial(vcr_files.write_csv, ids=ids, columns=columns))
         print(f'{len(ids):,} predictions of {len(options.files)} models: {options.out}')
         return 0
-    rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files))
+    rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files, task_class(options.task).output == 'region'))
     bar, count = ProgressBar(rows, 'Averaging', unit=' predictions', delay=3), []
     write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
     print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
