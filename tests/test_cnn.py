@@ -529,6 +529,15 @@ def test_a_snapshot_has_the_last_stage_twice_and_loads_strictly(tmp_path):
         other.load_original(changed)
 
 
+@pytest.mark.parametrize('pixels', [True, False])
+def test_a_snapshot_of_the_other_kind_is_refused_with_the_flag(tmp_path, pixels):
+    state = (random_head() if pixels else models.build('vlbert', 'vcr', config())).original_state()
+    torch.save(state, tmp_path / 'x.pth')
+    other = models.build('vlbert', 'vcr', config()) if pixels else random_head()
+    with pytest.raises(WeightsError, match=f'x.pth: .* give --features {"pixels" if pixels else "precomputed"}$'):
+        heads.load_start(other, Start('all', tmp_path / 'x.pth'))
+
+
 @pytest.mark.parametrize(('source', 'target'), [(True, True), (False, True), (True, False)])
 def test_fine_tuning_starts_from_either_pretraining(tmp_path, source, target):
     def built(task, pixels):
