@@ -10,6 +10,7 @@ from conftest import SHARED
 from test_vlbert import ANSWERS, config, encode, linear, pretraining_batch, question_batch, ragged, sample
 
 import models
+from bench import pixels
 from bert.speed import accelerate
 from bert.weights import WeightsError, read_state
 from files.json_files import DataError
@@ -448,6 +449,26 @@ def test_checkpointing_computes_the_same_gradients(task, monkeypatch):
         assert gradient is None if results[1][name] is None else torch.equal(results[1][name], gradient), name
 
 
+def test_autocast_computes_nearly_the_same_features():
+    head, batch = random_head().train(), choice_batch()
+    expected = head.encoder.encode_images(batch)['image_states']
+    head.encoder.model.image_feature_extractor.cnn.gradient_checkpointing = True
+    with torch.autocast('cpu', torch.bfloat16):
+        features = head.encoder.encode_images(batch)['image_states']
+        loss = sum(head.losses(batch, head.counts([batch])).values())
+    loss.backward()
+    assert (features.float() - expected).norm() < 0.03 * expected.norm() and torch.isfinite(loss)
+
+
+def test_steps_are_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pixels.report, 'run_separately', lambda name, part, mode, *flags: dict.fromkeys(
+        (f'{mode}, {what}' for what in ('s a step', 'peak memory, MB', 'peak memory beside weights and gradients, MB')), 2.0))
+    assert pixels.main(['--out', str(tmp_path / 'x.json')]) == 0 and 'checkpointing, times s a step' in capsys.readouterr().out
+    options = SimpleNamespace(images=None, batchSize=2, regions=3, runs=1, device='cpu', small=True)
+    figures = pixels.measure('checkpointing', options)
+    assert figures['checkpointing, s a step'] > 0 and figures['checkpointing, trained parameters'] > 2e6
+
+
 def test_gradients_are_those_of_the_plain_restatement():
     head, batch = random_head().double(), image_batch()
     batch['pixels'], batch['boxes'] = batch['pixels'].double(), batch['boxes'].double()
@@ -506,6 +527,15 @@ def test_a_snapshot_has_the_last_stage_twice_and_loads_strictly(tmp_path):
     del changed[f'{IMAGE}.head.0.0.bn1.bias']
     with pytest.raises(WeightsError, match='1 tensors that the model needs are missing'):
         other.load_original(changed)
+
+
+@pytest.mark.parametrize('pixels', [True, False])
+def test_a_snapshot_of_the_other_kind_is_refused_with_the_flag(tmp_path, pixels):
+    state = (random_head() if pixels else models.build('vlbert', 'vcr', config())).original_state()
+    torch.save(state, tmp_path / 'x.pth')
+    other = models.build('vlbert', 'vcr', config()) if pixels else random_head()
+    with pytest.raises(WeightsError, match=f'x.pth: .* give --features {"pixels" if pixels else "precomputed"}$'):
+        heads.load_start(other, Start('all', tmp_path / 'x.pth'))
 
 
 @pytest.mark.parametrize(('source', 'target'), [(True, True), (False, True), (True, False)])

@@ -330,6 +330,9 @@ def load_model(head, start):
         return []
     if start.kind == 'all':
         state, source = read_vlbert(start.path), str(start.path)
+        if (pixels := any(re.match(PIXELS, name) for name in state)) != head.encoder.config.pixels:
+            raise WeightsError(f'{source}: is of a model that reads {"pixels" if pixels else "region features"}; give --features '
+                               f'{"pixels" if pixels else "precomputed"}')
         if isinstance(head, Pretraining):  # with or without the embedding of texts
             return [head.load_original(state, source)]
         return [fill(head, state, source, rename=file_name_of(head))]
