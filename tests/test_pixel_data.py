@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,16 +27,20 @@ from bert.tokenization import BertTokenizer
 from files.json_files import DataError
 from heads import Encoder, Recipe, States, head_for
 from images import pixel_store
+from images.pictures import open_picture
+from images.source import open_source
 from images.transforms import ALBEFTransform, VLBertTransform
 from param import Options
+from predict.ask import Pipeline
 from pretrain.captions import published as published_captions
-from regions import store, tsv
+from regions import placement, store, tsv
 from regions.tsv import RegionError
+from tasks.predictor import Predictor
 from tasks.program import inputs_of, main
 from tasks.registry import TASKS, task_class
 from tasks.vcr import VCR
 from tasks.vqa import VQA
-from tools import check_dataset
+from tools import check_dataset, encode
 
 CPU = torch.device('cpu')
 CROPPED = ALBEFTransform(16, (0.5, 1.0), True, True)
@@ -172,6 +177,16 @@ def test_the_order_of_groups(counts, size):
     assert len(set(np.concatenate(steps))) >= min(sum(whole), len(steps) * size)
     assert np.array_equal(np.concatenate(order(0, 1) or [[]]), np.concatenate(steps[1:] or [[]]))
     assert len(steps) < 3 or not np.array_equal(order(1), steps)
+
+
+def test_boxes_on_the_device_are_kept_apart_from_features(world):
+    features, boxes = (load(world, {'boxes', *others}) for others in ({'regions'}, {'pixels'}))
+    expected = [evaluated(features, 0, 9), evaluated(boxes, 0, 9)]
+    for dataset in (features, boxes):
+        dataset.regions = placement.OnDevice(dataset.regions, CPU)
+    for dataset, batch in zip((features, boxes), expected, strict=True):
+        other = evaluated(dataset, 0, 9)
+        assert batch.keys() == other.keys() and torch.equal(batch['boxes'], other['boxes'])
 
 
 def test_images_that_are_kept_on_the_device_are_the_same(world):
@@ -439,7 +454,8 @@ class PixelStream(SingleStream):
         return CROPPED if training else ALBEFTransform(16)
 
     def forward(self, batch, record_attention=False):
-        words = self.words(batch['input_ids']).mean(1)
+        mask = (batch['input_ids'] != 0)[..., None]
+        words = (self.words(batch['input_ids']) * mask).sum(1) / mask.sum(1)
         return States(words + self.colour(batch['pixels'].mean((2, 3))))
 
     def parts(self):
@@ -522,6 +538,71 @@ def test_broken_and_changed_images_end_the_run_with_their_names(world, run, monk
         assert any(path.name in printed.err for path in paths) and 'Traceback' not in printed.err
         for path, content in contents.items():
             path.write_bytes(content)
+
+
+# ---- pictures from outside of datasets
+
+def answer_head(world, *needs):
+    """An Answers head of PixelStream, which says that it `needs` these."""
+    torch.manual_seed(1)
+    config = models.package('single_stream').config_from_json(world / 'bert/config.json')
+    head = head_for(PixelStream(config), Recipe('answer'), 5).eval()
+    head.encoder.needs, head.encoder.tokenizer = frozenset(needs), BertTokenizer.from_pretrained(world / 'bert')
+    return head
+
+
+def test_a_predictor_reads_pictures(world, monkeypatch):
+    monkeypatch.setitem(models.MODELS, 'single_stream', 'single_stream')
+    files = sorted((world / 'images/val2014').iterdir())[:3]
+    pictures, answers, questions = [open_picture(file) for file in files], list('abcde'), ['is it red', 'how many', 'is it red']
+    predictor = Predictor(answer_head(world, 'pixels'), VQA, answers)
+    pipeline = Pipeline(predictor, None)
+    images = pipeline.detect(pictures, ['the picture'] * 3)
+    expected = predictor.answer(images, questions, best=5, batch_size=2)
+    source = open_source(files[0].parent)
+    for image, question, row, file in zip(images, questions, expected, files, strict=True):
+        ids = predictor.tokenizer.encode([question], 20)
+        batch = source.batch(source.rows([file.stem]), predictor.head.encoder.transform(False))
+        batch = {name: torch.from_numpy(array) for name, array in (batch | {'input_ids': ids.astype(np.int64)}).items()}
+        places, values = predictor.head.predict(ALBEFTransform(16).normalize(batch) | {'examples': 1}, 5)
+        assert [answer for answer, _ in row] == [answers[place] for place in places[0]]
+        np.testing.assert_allclose([value for _, value in row], values[0].detach(), atol=1e-6)
+        assert pipeline.answer(question, [image], 1)[1] is None
+    (_, result), *_ = pipeline.ask_files(files, questions[:1])
+    assert result.regions == [[]] and result.words == [] and result.drawings[0].size == (160, 120)
+
+    both = Predictor(answer_head(world, 'pixels', 'boxes', 'whole'), VQA, answers)
+    regions = [image for _, image in tsv.read(world / 'mscoco_imgfeat/val2014_obj36.tsv')][:2]
+    whole = [replace(image, picture=open_picture(world / f'images/val2014/{image.img_id}.png')) for image in regions]
+    batch, = both.batches(whole, questions[:2])
+    assert batch['pixels'].shape[0] == 2 and batch['boxes'].shape == (2, 37, 4) and 'features' not in batch
+    with pytest.raises(RegionError, match=r'image .*: expected a `picture`, .* uint8 \(120, 160, 3\), found None'):
+        both.answer(regions, questions[:2])
+    with pytest.raises(RegionError, match=r'found uint8 \(60, 80, 3\)'):
+        both.answer(replace(regions[0], picture=np.zeros((60, 80, 3), np.uint8)), 'is it red')
+
+
+def test_pairs_are_encoded_from_pixels(world, tmp_path, monkeypatch, capsys):
+    from single_stream import heads
+
+    monkeypatch.setitem(models.MODELS, 'single_stream', 'single_stream')
+    loaded = answer_head(world, 'pixels').encoder
+    monkeypatch.setattr(heads, 'load_encoder', lambda path, config: (loaded, 'loaded'), raising=False)
+    monkeypatch.setattr(heads, 'layer_names', lambda config: (['words'], ['regions']), raising=False)
+    config = json.loads((world / 'bert/config.json').read_text())
+    save(world / 'bert/config.json', config | {'model_type': 'single_stream'})
+    torch.save({}, world / 'bert/x.pth')
+    image = sorted((world / 'images/val2014').iterdir())[0].stem
+    (tmp_path / 'pairs.tsv').write_text(f'{image}\tis it red\n')
+    flags = [str(tmp_path / 'pairs.tsv'), '--load', str(world / 'bert/x.pth'), '--bert', str(world / 'bert'), '--device', 'cpu',
+             '--out', str(tmp_path / 'x.npz')]
+    assert encode.main([*flags, '--images', str(world / 'images/val2014')]) == 0, capsys.readouterr().err
+    with np.load(tmp_path / 'x.npz') as arrays:
+        assert arrays['pooled'].shape == (1, 32) and arrays['num_regions'].tolist() == [0]
+    assert encode.main([*flags, '--features', str(world / 'mscoco_imgfeat/val2014_obj36.tsv')]) == 1
+    assert 'reads no regions; leave it out' in capsys.readouterr().err
+    assert encode.main([*flags, '--images', str(world / 'images/train2014')]) == 1
+    assert '1 images without files in ' in capsys.readouterr().err
 
 
 def test_the_digest_of_the_images_belongs_to_the_run(world):

@@ -15,7 +15,7 @@ from dist import print0
 from files.json_files import DataError, some
 from heads import overlaps
 from regions import placement
-from regions.image_regions import with_whole_image
+from regions.image_regions import ImageRegions, with_whole_image
 from regions.readers import id_difference
 
 LABELS = ('label_example', 'label_answer', 'label_score')
@@ -180,6 +180,12 @@ class ExampleDataset(torch.utils.data.Dataset):
     def used_rows(self):
         """The rows of the images, each once, in `regions` or, without these, in `images`."""
         return np.unique(self.rows[self.rows >= 0])
+
+    def image(self, row):
+        """The ImageRegions of one of `used_rows`."""
+        if self.regions is not None:
+            return self.regions.image(row)
+        return ImageRegions.without_regions(self.images.ids[row].decode(), *self.images.image_sizes(row).tolist())
 
     def nonfinite_images(self, indices):
         """Ids of images of some examples whose features are not finite."""

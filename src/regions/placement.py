@@ -12,7 +12,7 @@ from regions.tsv import OPTIONAL, RegionError
 
 CHUNK = 1 << 14  # regions that are copied to the device at once
 RESERVED = 1 << 30  # bytes of GPU memory that stay free for the model
-_LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, device) -> its Table, shared by splits
+_LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, feature size, device) -> its Table, shared by splits
 
 
 def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDevice':
@@ -228,4 +228,4 @@ def _size(store: RegionArrays) -> int:
 
 def _key(store: RegionArrays, device: torch.device):
     # Regions in RAM (read for --tiny) have no stamp, and are never shared.
-    return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), str(device)
+    return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), store.feature_size, str(device)
