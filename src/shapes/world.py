@@ -59,7 +59,7 @@ from shapes import (
     tagged_questions,
 )
 
-FORMAT = 3  # raise it when the same settings give other bytes, world.json aside
+FORMAT = 4  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
 
 # GQA and NLVR2 use the pictures of VQA: the folder of each split's pictures, and the folders whose regions each TSV holds.
@@ -91,7 +91,9 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           # A single-stream model of 0.75 million parameters, which sees images from the start: without BERT's weights
           # the published initial scales of 0 grow too slowly (experience_in_pretraining.md).
           'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9, 'geometry_size': 128,
-          'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES)}
+          'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES),
+          # With --features pixels: a ResNet that learns shapes and colours from random weights, at the size of the pictures.
+          'image_side': scene.HEIGHT, 'resnet_width': 4, 'resnet_blocks': [1, 1, 1, 1], 'resnet_frozen': False}
 SCENES = 100  # of the corpus that one process describes at once
 
 
