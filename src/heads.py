@@ -495,7 +495,9 @@ class Match(Head):
         return (scores + noise[0]).argmax(1), (scores + noise[1]).argmax(0)
 
     def forward(self, batch, counts):
-        batch, candidates = self.encoder.encode_images(batch), self.candidates(batch)
+        if 'pixels' in batch:
+            batch = self.encoder.encode_images(batch)
+        candidates = self.candidates(batch)
         pairs, (images, texts) = torch.arange(len(candidates), device=candidates.device), self.hard(batch, candidates)
         positive = self.logits(batch)
         negative = self.logits(self.pairs(batch, torch.cat([pairs, texts]), torch.cat([images, pairs])))  # (2 * b,)
