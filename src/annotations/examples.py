@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from annotations.albef_files import example_of
 from files.json_files import DataError, some, stream
 from files.text import printable, shown
 from images.ids import ImageIds
@@ -225,7 +226,7 @@ class Column:
 def read_examples(paths, schema, answers):
     """The Examples of annotation files. answers: the answer vocabulary.
 
-    Raises DataError that names the file, the example's number (from 0) and the key.
+    Files of ALBEF are read too (albef_files). Raises DataError that names the file, the example's number (from 0) and the key.
     """
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
@@ -237,7 +238,7 @@ def read_examples(paths, schema, answers):
     for number, path in enumerate(paths):
         starts.append(n)
         for i, item in enumerate(stream(path, 'item', 'examples')):
-            item = schema.renamed(item)
+            item = schema.renamed(example_of(item, i, path))
             fault = schema.first_fault(item, place)
             if not i and not fault:
                 labelled.append(schema.label_key in item)

@@ -4,11 +4,24 @@ An example is {"img_id", "sentf": {source: [sentence, ...]}, "labelf": {source: 
 source in `labelf` has a label for each of its sentences, in the same order; captions have none, and `labelf` may be missing.
 """
 
+from annotations.albef_files import example_of
 from annotations.examples import is_id
+from files.json_files import DataError, stream
 from files.text import shown
 
 KIND, CAPTIONS = 'lxmert', 'captions'  # of a --dataset of such text, with and without answers
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
+
+
+def read(path):
+    """Yields the examples of a file, also of ALBEF's captions of images. Raises DataError that names the example and the key."""
+    for number, example in enumerate(stream(path, 'item', 'images with sentences')):
+        example = example_of(example, number, path)
+        if isinstance(example, dict) and isinstance(example.get('sent'), list):
+            example = {'img_id': example['img_id'], 'sentf': {CAPTIONS: example['sent']}}
+        if fault := first_fault(example):
+            raise DataError(f'{path}: example {number}: key "{fault[0]}": expected {fault[1]}; correct the file')
+        yield example
 
 
 def first_fault(example):
