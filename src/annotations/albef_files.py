@@ -14,7 +14,8 @@ PROJECT = {'img_id', 'img0', 'sent', 'sentf'}  # keys of this project's examples
 
 
 def example_of(item, number, path):
-    """The example of an item of ALBEF's files; any other item as it is. An image id is the path without its ending.
+    """The example of an item of ALBEF's files; None for a pair on whose label the annotators did not agree; another item as it is.
+    An image id is the path without its ending.
 
     number: the item's place in the file, the id of what has none; path: of the file, for messages. The items, which may have
     further keys:
@@ -22,7 +23,7 @@ def example_of(item, number, path):
         pre-training, retrieval   image, caption: a text or a list of texts
         VQA                       image, question, question_id, answer: the texts of ten annotators, or one text
         Visual Genome             image, question, answer: a text, dataset: vg
-        SNLI-VE                   image, sentence, label
+        SNLI-VE                   image, sentence, label: the annotators did not agree on "-"
         NLVR2                     images: two, sentence, label: True or False
         RefCOCO                   image, text, ref_id
 
@@ -60,6 +61,8 @@ def example_of(item, number, path):
         return example | ({'label': weights(value('answer', lambda one: isinstance(one, str) or is_texts(one),
                                                   'a text or a list of texts'), item.get('dataset'))} if 'answer' in item else {})
     if form == 'sentence':
+        if item.get('label') == '-':
+            return None
         return example | {'pairID': str(number), 'sent': text('sentence')} | ({'label': text('label')} if 'label' in item else {})
     return example | {'ref_id': value('ref_id', lambda one: type(one) is int, 'a whole number'), 'sent': text('text')}
 
