@@ -260,7 +260,7 @@ def test_expressions(tmp_path, form):
     ('nlvr2', {'dev.json': {'identifier': 'x', 'sentence': 'y'}}, 'key "identifier": expected a text like dev-354-0-1'),
     ('nlvr2', {'dev.json': {'identifier': 'dev-1-0-0', 'sentence': 5}}, 'key "sentence": expected str, found 5'),
     ('snliVe', {'dev.json': [{'image': '1', 'sentence': 'x', 'label': 3}]}, 'key gold_label or label'),
-    ('refcoco', {'refs.json': [{'ref_id': 'x', 'sentences': []}]}, 'key "ref_id": expected int'),
+    ('refcoco', {'refs.json': [{'ref_id': 'x', 'split': 'val', 'sentences': []}]}, 'key "ref_id": expected int'),
     ('refcoco', {'refs.json': [ref(1, 'train', 'x') | {'raw_anns': '{', 'raw_image_info': '{}'}]}, 'incomplete or invalid json'),
     ('genome', {'question_answers.json': [{'qas': [{'image_id': 1}]}], 'image_data.json': [{'image_id': 2, 'url': 'x/y'}]},
      'found image_id 1'),

@@ -14,7 +14,7 @@ PROJECT = {'img_id', 'img0', 'sent', 'sentf'}  # keys of this project's examples
 
 
 def example_of(item, number, path):
-    """The example of an item of ALBEF's files; None for a pair on whose label the annotators did not agree; another item as it is.
+    """The example of an item of ALBEF's files; None for a pair without a label that annotators agreed on; another item as it is.
     An image id is the path without its ending.
 
     number: the item's place in the file, the id of what has none; path: of the file, for messages. The items, which may have
