@@ -147,6 +147,13 @@ class Program:
     tokenizer: BertTokenizer
     answers: list  # of str, in the order of the answer head
 
+    folder_class = RunFolder
+
+    @classmethod
+    def read_config(cls, model, folder, options):
+        """The config of a model. folder: Path of its config.json."""
+        return models.package(model).read_config(folder, options)
+
     @classmethod
     def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED, task=None):
         """Reads and checks the small files, so that errors appear before large files are loaded. Completes the options.
@@ -162,7 +169,7 @@ class Program:
             options.lr = lr if isinstance(lr, float) else None
         options.complete(recipe)
         schedule_name(recipe, options)  # fail early
-        config = models.package(model).read_config(bert, options)
+        config = cls.read_config(model, bert, options)
         if first := weights or weights_in(bert):
             checkpoints.check_size(config, bert, first)
         copies = 4 if options.test is None and device.type == 'cpu' else 2  # gradients and the optimizer's two averages
@@ -176,7 +183,7 @@ class Program:
         checkpoints.check_max_length(spec.max_length, config, task)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        folder = RunFolder(options.output)
+        folder = cls.folder_class(options.output)
         check_same_options(options, checkpoints.sidecar_files(model, config, tokenizer, answers))
         return cls(spec.kind, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
 
@@ -275,9 +282,9 @@ class TaskProgram(Program):
             print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
         elif options.valid:
             task, head, _, valid_set = trained
-            print0('', head.load_original(read_state(folder.path / 'BEST.pth'), 'BEST.pth'))
+            print0('', head.load_original(read_state(folder.path / task.best_name), task.best_name))
             predictions = task.predict(head, valid_set, options, self.device)
-            print0('', f'BEST.pth on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
+            print0('', f'{task.best_name} on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
 
     def make(self):
         """(task, head, training set, validation set or None)."""
