@@ -1,6 +1,7 @@
 """Batches of a dataset, in the order of an epoch, loaded in this process or in data workers.
 
-A dataset has the methods dataset[MicroBatch] -> {name: tensor} and to_device(batch) -> batch.
+A dataset has the methods dataset[MicroBatch] -> {name: tensor}, to_device(batch) -> batch, and groups() -> (examples,) int64, the
+group of each example, where those of a training step must be of one group, else None.
 """
 
 import contextlib
@@ -43,15 +44,32 @@ def steps_per_epoch(examples, batch_size):
     return max(examples // batch_size, 1)
 
 
-def training_batches(examples, epoch, first_step, options):
-    """Yields this rank's MicroBatches of an epoch, --accumulate of them for each optimizer step."""
-    order = np.random.default_rng([options.seed, epoch]).permutation(examples)
+def training_batches(examples, epoch, first_step, options, groups=None):
+    """Yields this rank's MicroBatches of an epoch, --accumulate of them for each optimizer step. groups: of a dataset."""
+    rng = np.random.default_rng([options.seed, epoch])
+    order = rng.permutation(examples)
+    if groups is not None:
+        order = grouped(order, groups, options.batchSize, rng)
     for step in range(first_step, steps_per_epoch(examples, options.batchSize)):
         start = step * options.batchSize
         batch = order[start:start + options.batchSize]
         parts = np.array_split(np.arange(len(batch)), dist.world_size() * options.accumulate)
         for part in parts[dist.rank()::dist.world_size()]:
             yield MicroBatch(batch[part], start + int(part[0]), epoch, options.compile)
+
+
+def grouped(order, groups, size, rng):
+    """The order of an epoch in which the examples of each step, `size` of them, are of one group. There are as many steps as
+    without groups: where the rests of groups would make one together, it is the largest, filled up with others of its group."""
+    steps, whole, rests = steps_per_epoch(len(order), size), [], []
+    for group in np.unique(groups):
+        members = order[groups[order] == group]
+        end = len(members) // size * size
+        whole += np.split(members[:end], end // size) if end else []
+        rests.append((len(members) - end, np.resize(np.concatenate([members[end:], members[:end]]), min(size, len(order)))))
+    rests = [batch for _, batch in sorted(rests, key=lambda rest: -rest[0])]
+    batches = (whole + rests)[:steps]
+    return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
 
 
 def evaluation_batches(examples, options):
@@ -136,7 +154,10 @@ def load_batches(dataset, micro_batches, options, device):
         with worker_errors(workers):
             batch = next(batches)
         if isinstance(batch, Exception):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # else frame and error form a cycle, and the workers, which outlive their queues, are awaited for 10 s
         if options.compile:
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may overwrite the outputs of the previous batch
         yield dataset.to_device({name: value.to(device, non_blocking=pin) if isinstance(value, torch.Tensor) else value

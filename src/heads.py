@@ -19,7 +19,7 @@ from param import ENCODERS
 
 # Keys of a batch with tensors (n, ...), and with tensors (m, ...).
 TEXT_KEYS = ('input_ids', 'token_type_ids', 'slot', 'word_regions')
-IMAGE_KEYS = ('features', 'boxes', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels')
+IMAGE_KEYS = ('features', 'boxes', 'masks', 'visual_attention_mask', 'image_size', 'mirrored', 'pixels', 'pixel_size')
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ class Encoder(nn.Module):
     """The interface between an encoder and the heads. What raises NotImplementedError is for subclasses; region_classifier only
     for models with a recipe of output 'region'."""
 
-    needs: frozenset = frozenset()  # inputs of a batch: some of 'regions', 'boxes', 'whole', 'pixels', 'word_regions'
+    # Inputs of a batch: some of 'regions' (features), 'boxes', 'whole', 'pixels', 'word_regions'. Datasets read no features
+    # without 'regions', no regions at all without 'regions' and 'boxes', and no images without 'pixels'.
+    needs: frozenset = frozenset()
+    one_orientation: bool = False  # whether the images of a training step are all upright, or none is
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
     returns_visual: bool = False  # whether `forward` returns States.visual; a head that reads them sets it
@@ -115,6 +118,11 @@ class Encoder(nn.Module):
         from BertTokenizer.encode_counted, which are no part of a batch.
         """
         raise NotImplementedError
+
+    def transform(self, training):
+        """The transform of images.transforms by which pictures become `pixels`, in training or evaluation; None without 'pixels'
+        in `needs`."""
+        return None
 
     def forward(self, batch, record_attention=False) -> States:
         """The pooled vector must be computed from the state of the token batch['slot'] (n,), of batches without it from that of

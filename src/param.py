@@ -29,7 +29,9 @@ class Options:
     fast: bool = flag(False, 'Data', 'Use only the first 5,000 images that each split refers to.')
     dumpProbs: int = flag(0, 'Data', 'With --test: also write this many best answers per example with their probabilities.')
     allowMissing: bool = flag(False, 'Data', 'With --test: answer questions about images without regions from the text alone.')
-    featDevice: str = flag('cpu', 'Data', 'Where features are kept: cpu (memory-mapped), ram, or cuda (in half precision).',
+    allowBroken: bool = flag(False, 'Data', 'Leave out images that cannot be read, which are listed, and what is about them.')
+    featDevice: str = flag('cpu', 'Data', 'Where features are kept: cpu (memory-mapped), ram, or cuda (in half precision; there '
+                           'also images, resized, unless training cuts them at random).',
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 

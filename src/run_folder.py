@@ -144,8 +144,9 @@ class RunFolder:
                      if digest and (what in before or 'inputs' in state) and before.get(what, [None])[0] not in ('', digest)]
         different += [what for what in before if what not in inputs]
         if different:
-            raise ValueError(f'--resume: the run in {self.path} was trained on other questions or regions or another corpus than '
-                             f'are here now: {", ".join(different)}; bring those back, or start a new run in another --output')
+            raise ValueError(f'--resume: the run in {self.path} was trained on other questions, regions or images or another '
+                             f'corpus than are here now: {", ".join(different)}; bring those back, or start a new run in another '
+                             '--output')
 
     def check_best(self, state, name):
         """Raises FileNotFoundError, OSError or WeightsError unless the snapshot of the best score of a resumed run is complete.

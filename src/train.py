@@ -132,7 +132,7 @@ def train_epoch(model, optimizer_step, train_set, options, progress, folder, dev
     model.train()
     sums, deferred = progress.sums, DeferredMetrics(device)
     first = progress.step
-    micro_batches = list(training_batches(len(train_set), progress.epoch, first, options))
+    micro_batches = list(training_batches(len(train_set), progress.epoch, first, options, train_set.groups()))
     batches = load_batches(train_set, micro_batches, options, device)
 
     def read_metrics(flush):

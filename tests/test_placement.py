@@ -28,8 +28,9 @@ def load(world):
     """load('train', **options): the dataset of some splits of a world."""
     spec = VQA.spec(world)
     tokenizer = BertTokenizer.from_pretrained(world / 'bert')
-    encoder = SimpleNamespace(needs=(), mirror='', blank=False, write=lambda texts, max_length, blank: {
-        'input_ids': tokenizer.encode([text for text, in texts], max_length)})
+    encoder = SimpleNamespace(needs=frozenset({'boxes', 'regions'}), mirror='', blank=False,
+                              write=lambda texts, max_length, blank: {
+                                  'input_ids': tokenizer.encode([text for text, in texts], max_length)})
 
     def dataset(names, **options):
         answers = spec.read_answers()

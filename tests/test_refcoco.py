@@ -92,7 +92,8 @@ def test_expressions_and_boxes_of_the_official_files(tmp_path, capsys, protocol)
         [3, 3, 13, 13], [1, 2, 31, 43], [1, 2, 31, 42], [50.5, 2, 70.5, 32]]  # detections, then ground truth
     splits = load(out / 'plus_detected.json')['splits']
     assert splits['train']['features'] == ['../refcoco_imgfeat/plus_train_detected.tsv']
-    assert splits['val'] == {'annotations': 'plus_val.json', 'features': ['../refcoco_imgfeat/plus_detected.tsv']}
+    assert splits['val'] == {'annotations': 'plus_val.json', 'features': ['../refcoco_imgfeat/plus_detected.tsv'],
+                             'images': ['../images/train2014'], 'boxes': 'plus_boxes_detected.json'}
     printed = capsys.readouterr().out
     assert 'plus_train.json: 2 expressions for 1 objects of 1 images' in printed
     assert f"1 images without detected boxes (such as '{IMAGE.format(8)}')" in printed

@@ -375,7 +375,7 @@ def test_pictures_with_their_regions_and_two_of_nlvr2(reports, view):
                     "['x', 'y', 'width', 'height'].map(key => Number(each.getAttribute(key))))")
     assert sorted(seen) == sorted([x1, y1, max(x2 - x1, 1), max(y2 - y1, 1)] for x1, y1, x2, y2, _ in boxes)
     photos = world.parent / 'photos'
-    for part in (world / 'images').iterdir():
+    for part in (world / 'images').glob('*/'):
         shutil.copytree(part, photos, dirs_exist_ok=True)
     assert main(flags(world, folder, NLVR2, '--images', photos, '--out', folder / 'photos.html')) == 0
     page = view(folder / 'photos.html')

@@ -425,7 +425,7 @@ def test_a_state_of_an_older_version_is_resumed_and_says_what_it_cannot_check(ru
     read = folder.read_state(options_of(run), {})
     folder.check_inputs(read, {'annotations of --train': ['abc', ''], 'annotations of --valid': ['x', '']}, head)
     assert 'older version' in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r'other questions or regions.*annotations of --train'):
+    with pytest.raises(ValueError, match=r'other questions, regions or images.*annotations of --train'):
         folder.check_inputs(read, {'annotations of --train': ['abd', '']}, head)
     folder.close()
 
@@ -526,7 +526,7 @@ def test_a_run_is_not_resumed_on_changed_regions_or_another_validation_set(vqa, 
         run = vqa('--resume')
         path.write_bytes(content)
         assert run.returncode == 1, run.stdout
-        assert re.search(f'other questions or regions.*{what}', run.stderr), run.stderr
+        assert re.search(f'other questions, regions or images.*{what}', run.stderr), run.stderr
     assert before == {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != '.lock'}
     shutil.move(world, tmp_path / 'elsewhere')  # the same data in another folder
     (tmp_path / 'shapes').mkdir()

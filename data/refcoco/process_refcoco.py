@@ -64,12 +64,13 @@ def examples_of_rows(path, split):
 
 
 def description(name, prefix, kind, splits):
-    """The json for --dataset: the splits with the features of gt or detected boxes."""
-    def features(split):
-        return f'../refcoco_imgfeat/{prefix}{"train_" if kind == "detected" and split == "train" else ""}{kind}.tsv'
+    """The json for --dataset: the splits with gt or detected boxes, and their features."""
+    def of(split):
+        return f'{"train_" if kind == "detected" and split == "train" else ""}{kind}'
 
     return {'kind': 'refcoco', 'name': f'{name}, {kind} boxes', 'max_length': 64, 'splits': {
-        split: {'annotations': f'{prefix}{split}.json', 'features': [features(split)]} for split in splits}}
+        split: {'annotations': f'{prefix}{split}.json', 'features': [f'../refcoco_imgfeat/{prefix}{of(split)}.tsv'],
+                'images': ['../images/train2014'], 'boxes': f'{prefix}boxes_{of(split)}.json'} for split in splits}}
 
 
 def main(argv):

@@ -6,8 +6,7 @@ import argparse
 import itertools
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
+from annotations.object_masks import mask, packed
 from annotations.raw_data import Outputs, examples_of, find, json_lines, run
 from annotations.tagged_texts import TaggedSchema
 from files.json_files import DataError, field, read_json
@@ -27,7 +26,6 @@ laptop mouse remote keyboard cellphone microwave oven toaster sink refrigerator 
 hairdrier toothbrush
 '''
 CLASSES = CLASSES.split()  # COCO's, in their order, as VCR writes them; the first has number 1
-GRID = 14  # cells of a mask in each direction
 SCHEMAS = TaggedSchema('annot_id', str), TaggedSchema('annot_id', str, choices='rationale_choices', rationale=True, given=0)
 
 
@@ -92,32 +90,6 @@ def is_box(value):
 def is_polygons(value):
     return isinstance(value, list) and all(isinstance(polygon, list) and all(
         isinstance(point, list) and len(point) == 2 and all(map(is_number, point)) for point in polygon) for polygon in value)
-
-
-def mask(polygons, box):
-    """The union of polygons in the cells of their box x1, y1, x2, y2: (14, 14) bool, rows from the top. A cell is inside if its
-    integer place is, by the even-odd rule with half-open sides, as in the original code of VL-BERT in 2019."""
-    x1, y1, x2, y2 = box[:4]
-    columns, rows = np.meshgrid(np.arange(GRID), np.arange(GRID))
-    result = np.zeros((GRID, GRID), bool)
-    for polygon in polygons:
-        if len(polygon) < 3:
-            continue
-        points = np.array(polygon, np.float32)
-        points = np.stack([(points[:, 0] - np.float32(x1)) * GRID / np.float32(x2 - x1 + 1),
-                           (points[:, 1] - np.float32(y1)) * GRID / np.float32(y2 - y1 + 1)], 1).clip(0, GRID - 1)
-        inside = np.zeros_like(result)
-        for (xa, ya), (xb, yb) in zip(points, np.roll(points, -1, 0), strict=True):
-            crosses = (min(ya, yb) <= rows) & (rows < max(ya, yb))
-            if ya != yb:
-                inside ^= crosses & (columns < xa + (rows - ya) * (xb - xa) / (yb - ya))
-        result |= inside
-    return result
-
-
-def packed(values):
-    """A mask as 49 hexadecimal digits, its bits row by row."""
-    return np.packbits(np.asarray(values, bool).ravel()).tobytes().hex()[:GRID * GRID // 4]
 
 
 def main(argv):

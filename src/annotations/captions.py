@@ -12,6 +12,7 @@ from annotations.pretraining import image_limit
 from annotations.pretraining_columns import open_columns
 from annotations.pretraining_text import CAPTIONS as KIND  # noqa: F401, of a --dataset
 from annotations.sentences import NO_LABEL, ImageSentences, choose, open_images
+from annotations.split_images import open_split_images
 from annotations.split_regions import PROBABILITIES, check_probabilities
 from bert.tokenization import SPECIAL_TOKENS
 from regions import placement
@@ -29,7 +30,8 @@ class CaptionDataset(ImageSentences):
     (n * t,) of the words that are predicted. visual_attention_mask, masked_regions (m, o) bool: what are regions, and which of
     them the model does not see; regions_at (q,) int64: indices in (m * o,) of the regions that are predicted; in training
     mirrored (m,) bool. `to_device` adds features (m, o, f), boxes (m, o, 4), image_size (m, 2) as `placement.to_device`, and
-    region_classes (m, o, classes) float32: the class probabilities of the regions that are predicted, 0 for the others.
+    region_classes (m, o, classes) float32: the class probabilities of the regions that are predicted, 0 for the others. For a
+    model that reads pixels also pixels (m, 3, h, w) float32 and pixel_size (m, 2) as of images.source, and no features.
     """
 
     def __init__(self, columns, regions, rows, tokenizer, limit, options, corpus=None):
@@ -58,7 +60,11 @@ class CaptionDataset(ImageSentences):
         batch |= self.words(micro_batch, captions)
         if micro_batch.epoch is not None:
             batch['mirrored'] = self.draw(micro_batch, MIRRORED, 1)[:, 0] < 0.5
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        if self.images is not None:
+            image_rows = self.image_row[self.image_of(micro_batch.indices)]
+            batch |= self.pixels.batch(micro_batch, image_rows[:, None], batch.get('mirrored'))
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+                   for name, array in batch.items()}
         return {'examples': len(rows), **tensors}
 
     def cut(self, captions, regions):
@@ -111,7 +117,7 @@ class CaptionDataset(ImageSentences):
                 'regions_at': np.flatnonzero(predicted), 'region_labels': probabilities[image, region - 1]}
 
     def to_device(self, batch):
-        """A batch whose tensors are on the device, with features, boxes and region_classes.
+        """A batch whose tensors are on the device, with features or pixels, boxes and region_classes.
 
         The feature of the whole image is the mean of the regions that are not masked, among them those that were cut off; it is
         (sum of all - masked) / (number of these + 1e-5) in the original code.
@@ -119,11 +125,14 @@ class CaptionDataset(ImageSentences):
         batch = placement.to_device(self.regions, batch)
         m, o = batch['masked_regions'].shape
         averaged, labels = batch.pop('averaged').float(), batch.pop('region_labels').float()
-        features = batch['features']  # (m, all regions, f)
-        features[:, 0] = torch.bmm(averaged[:, None], features)[:, 0] / (averaged.sum(1, keepdim=True) + 1e-5)
+        if 'features' in batch:
+            features = batch['features']  # (m, all regions, f)
+            features[:, 0] = torch.bmm(averaged[:, None], features)[:, 0] / (averaged.sum(1, keepdim=True) + 1e-5)
+            batch['features'] = features[:, :o].contiguous()
+        if self.images is not None:
+            batch = self.pixels.to_device(batch)
         classes = labels.new_zeros(m * o, labels.shape[1]).index_copy_(0, batch['regions_at'], labels)
-        return batch | {'features': features[:, :o].contiguous(), 'boxes': batch['boxes'][:, :o].contiguous(),
-                        'region_classes': classes.view(m, o, -1)}
+        return batch | {'boxes': batch['boxes'][:, :o].contiguous(), 'region_classes': classes.view(m, o, -1)}
 
 
 def cut_lengths(words, regions, length):
@@ -134,18 +143,29 @@ def cut_lengths(words, regions, length):
     return cut_words, np.minimum(regions, np.maximum(length - cut_words, 1))
 
 
-def load_captions(spec, names, tokenizer, options, device, corpus=None):
+def load_captions(spec, names, tokenizer, options, device, corpus=None, encoder=None):
     """The CaptionDataset of some splits; what was left out is printed.
 
-    names: the value of --train or --valid. Raises FileNotFoundError, RegionError or DataError.
+    names: the value of --train or --valid; encoder: a heads.Encoder, whose `needs` say whether features or pixels are read; None:
+    features. Raises FileNotFoundError, RegionError, DataError or PictureError.
     """
     splits = {name: spec.splits[name] for name in spec.names(names)}
     texts = {name: open_columns(split.annotations, tokenizer, spec.max_length, options.storeRoot, 'captions')
              for name, split in splits.items()}
     columns = list(texts.values())
-    regions, rows = open_images(splits.values(), columns, names, image_limit(options), options.storeRoot)
+    images, needs = None, encoder.needs if encoder else {'regions'}
+    if 'pixels' in needs:
+        wanted = np.concatenate([file.image_ids for file in columns])
+        images = open_split_images(list(splits.values()), wanted, names, options)
+    regions, rows = open_images(splits.values(), columns, names, image_limit(options), options.storeRoot, images)
     check_probabilities(regions)
+    if 'regions' not in needs:
+        regions = placement.without_features(regions)
     dataset = CaptionDataset(columns, placement.place(regions, options.featDevice, device), rows, tokenizer,
                              max(LIMIT, spec.max_length), options, corpus)
+    if images is not None:
+        dataset.read_images(images, encoder)
+        if options.featDevice == 'cuda':
+            dataset.pixels.keep_on(device)
     dataset.describe(names, texts, tokenizer.vocab_file)
     return dataset

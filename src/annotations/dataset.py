@@ -1,4 +1,4 @@
-"""Datasets: from examples and regions on disk to batches. Text is tokenised once; a batch is an indexing of columns."""
+"""Datasets: from examples, regions and images on disk to batches. Text is tokenised once; a batch is an indexing of columns."""
 
 import hashlib
 
@@ -7,13 +7,15 @@ import torch
 
 from annotations import tagged_texts
 from annotations.mirroring import Mirroring
+from annotations.object_masks import unpacked
+from annotations.split_images import MASKS, Pixels, check_sizes, given_regions, open_split_images
 from annotations.split_regions import open_regions, warn_duplicate_images
 from bert.tokenization import TextStatistics
 from dist import print0
 from files.json_files import DataError, some
 from heads import overlaps
 from regions import placement
-from regions.image_regions import with_whole_image
+from regions.image_regions import ImageRegions, with_whole_image
 from regions.readers import id_difference
 
 LABELS = ('label_example', 'label_answer', 'label_score')
@@ -34,13 +36,24 @@ class ExampleDataset(torch.utils.data.Dataset):
     regions that overlap the box by more than half (Encoder.region_overlaps); 'match': image_id (b,) int64, the row of the image.
     Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them, and, where the
     examples have them, region_class (b, o) int64, the class of each region, -1 at padding.
+
+    For an encoder that needs pixels: pixels (b * k, 3, h, w) uint8, which `to_device` normalises to float32, pixel_size and
+    image_size (b * k, 2) int64, as in images.source, mirrored where `mirrored` is True; features only if it needs 'regions' too,
+    boxes and all that belongs to regions only if it needs 'regions' or 'boxes'. With boxes, of texts whose words name regions
+    also masks (b * k, o, 14, 14) float32, 0 and 1, of the objects, 1 everywhere for the image as a whole, 0 at padding.
     """
 
-    def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0):
-        """examples: an Examples; regions: a store; rows (n, k): each image's row there, or -1 for one without regions; encoder:
-        a heads.Encoder, which writes the texts; seed: of the random draws of training."""
+    def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0, images=None):
+        """examples: an Examples; regions: a store, or None; rows (n, k): each image's row there, without regions that in the
+        images, or -1 for one that is lacking; encoder: a heads.Encoder, which writes the texts; seed: of the random draws of
+        training; images: an images.source.ImageSource, where the encoder needs pixels."""
         self.examples, self.regions, self.rows, self.answers = examples, regions, rows, answers
+        self.images, self.one_orientation = images, images is not None and encoder.one_orientation
+        if images is not None:
+            self.image_rows = rows if regions is None else np.where(rows >= 0, rows_of(images, examples.images), -1)
+            self.pixels = Pixels(images, self.image_rows, encoder, seed)
         self.whole_image = 'whole' in encoder.needs
+        self.columns = (MASKS,) if regions is not None and images is not None and regions.size_of(MASKS) else ()
         self.region_overlaps = encoder.region_overlaps if examples.schema.box else None
         if isinstance(examples.schema, tagged_texts.TaggedSchema):
             self.text = self.write_tagged(encoder, max_length)
@@ -87,30 +100,55 @@ class ExampleDataset(torch.utils.data.Dataset):
     def __getitem__(self, micro_batch):
         indices, static_shape = micro_batch.indices, micro_batch.static_shape
         sentence, rows = self.sentence[indices].ravel(), self.rows[indices]
-        regions = placement.gather_batch(self.regions, rows.ravel(), static_shape, whole_image=self.whole_image)
-        mask = regions.pop('mask')
         length = self.input_ids.shape[1] if static_shape else self.lengths[sentence].max()
         batch = {name: column[sentence, :length].astype(np.int64) if column.ndim > 1 else column[sentence]
                  for name, column in self.text.items()}
-        batch |= regions
-        if not mask.all():
-            batch['visual_attention_mask'] = mask.astype(bool)
+        if self.regions is not None:
+            batch |= placement.gather_batch(self.regions, rows.ravel(), static_shape, self.columns, self.whole_image)
+            mask = batch.pop('mask')
+            if not mask.all():
+                batch['visual_attention_mask'] = mask.astype(bool)
+            if self.examples.classes is not None and self.whole_image:
+                batch['region_class'] = self.region_classes(indices, mask)
         if self.examples.labelled:
             batch |= self.labels(indices)
-        if self.examples.classes is not None and self.whole_image:
-            batch['region_class'] = self.region_classes(indices, mask)
         if (mirrored := self.mirroring.draw(micro_batch)) is not None:
             batch['mirrored'] = np.repeat(mirrored, rows.shape[1])
-            if self.mirroring.words:
-                batch['input_ids'] = self.mirroring.texts(batch['input_ids'], np.repeat(mirrored, self.sentence[0].size))
-                if 'label_answer' in batch:
-                    batch |= self.mirroring.labels({name: batch[name] for name in LABELS}, mirrored)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        if self.images is not None:
+            batch |= self.pixels.batch(micro_batch, self.image_rows[indices], batch.get('mirrored'))
+        if MASKS in batch:
+            batch[MASKS] = self.masks(batch[MASKS], rows.ravel(), batch.get('mirrored'))
+        if mirrored is not None and self.mirroring.words:
+            batch['input_ids'] = self.mirroring.texts(batch['input_ids'], np.repeat(mirrored, self.sentence[0].size))
+            if 'label_answer' in batch:
+                batch |= self.mirroring.labels({name: batch[name] for name in LABELS}, mirrored)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+                   for name, array in batch.items()}
         return {'examples': len(indices), **tensors}
 
+    def masks(self, packed, rows, mirrored):
+        """The masks of a batch, (b * k, o, 14, 14), from those of `regions`; rows, mirrored: (b * k,) or None."""
+        masks = unpacked(packed)
+        masks[rows >= 0, :int(self.whole_image)] = 1
+        if mirrored is not None:
+            masks[mirrored] = masks[mirrored][..., ::-1]
+        return masks
+
+    def groups(self):
+        """Whether the image of each example is upright, (n,) bool, if the encoder needs steps of one orientation; else None."""
+        if not self.one_orientation:
+            return None
+        height, width = self.images.image_sizes(self.image_rows[:, 0]).T
+        return height > width
+
     def to_device(self, batch):
-        """A batch whose tensors are on the device, with features and boxes of regions that are kept there."""
-        batch = placement.to_device(self.regions, batch)
+        """A batch whose tensors are on the device, with features and boxes of regions that are kept there, and float32 pixels."""
+        if self.regions is not None:
+            batch = placement.to_device(self.regions, batch)
+        if self.images is not None:
+            batch = self.pixels.to_device(batch)
+        if 'target_box' in batch and 'boxes' not in batch:
+            del batch['target_box'], batch['target_size']
         if 'target_box' in batch:
             # Mirroring changes no overlap, so that boxes and target are compared as they are in the image.
             overlap = self.region_overlaps(batch['boxes'], batch.pop('target_box'), batch.pop('target_size'))
@@ -130,7 +168,7 @@ class ExampleDataset(torch.utils.data.Dataset):
             print0(*statistics.lines(name, self.vocabulary))
 
     def digest(self):
-        """Tells whether two datasets hold the same texts, labels and images."""
+        """Tells whether two datasets hold the same texts, labels and image ids."""
         digest, examples = hashlib.sha256(), self.examples
         columns = [self.input_ids, self.sentence, examples.images, self.rows >= 0, examples.label_example, examples.label_answer,
                    examples.label_score, examples.choice, examples.boxes]
@@ -140,12 +178,18 @@ class ExampleDataset(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def used_rows(self):
-        """The rows in `regions` of the images, each once."""
+        """The rows of the images, each once, in `regions` or, without these, in `images`."""
         return np.unique(self.rows[self.rows >= 0])
+
+    def image(self, row):
+        """The ImageRegions of one of `used_rows`."""
+        if self.regions is not None:
+            return self.regions.image(row)
+        return ImageRegions.without_regions(self.images.ids[row].decode(), *self.images.image_sizes(row).tolist())
 
     def nonfinite_images(self, indices):
         """Ids of images of some examples whose features are not finite."""
-        return self.regions.nonfinite(self.rows[indices])
+        return [] if self.regions is None else self.regions.nonfinite(self.rows[indices])
 
     def labels(self, indices):
         """The labels of some examples, as in a batch."""
@@ -153,7 +197,8 @@ class ExampleDataset(torch.utils.data.Dataset):
         if examples.choice is not None:
             return {'choice': examples.choice[indices]}
         if examples.boxes is not None:
-            sizes = self.regions.image_sizes(np.maximum(self.rows[indices, 0], 0)).astype(np.int64)  # (b, 2): height, width
+            sized = self.images if self.regions is None else self.regions
+            sizes = sized.image_sizes(np.maximum(self.rows[indices, 0], 0)).astype(np.int64)  # (b, 2): height, width
             return {'target_box': (examples.boxes[indices] / sizes[:, [1, 0, 1, 0]]).astype(np.float32), 'target_size': sizes}
         if examples.schema.captions:
             return {'image_id': self.rows[indices, 0]}
@@ -211,6 +256,12 @@ class ExampleDataset(torch.utils.data.Dataset):
         return 100 * best.mean()
 
 
+def rows_of(source, images):
+    """The rows in a source of image ids (n, k) bytes, (n, k) int64; -1 for unknown ones."""
+    ids, place = np.unique(images, return_inverse=True)
+    return source.rows([img_id.decode() for img_id in ids.tolist()])[place.reshape(images.shape)]
+
+
 def check_target_boxes(examples, sizes, splits):
     """Raises DataError for a target box that reaches beyond its image by more than a pixel. sizes: (n, 2), height and width."""
     outside = (examples.boxes < -1) | (examples.boxes > sizes[:, [1, 0, 1, 0]] + 1)
@@ -223,30 +274,61 @@ def check_target_boxes(examples, sizes, splits):
                         'boxes and regions of the same image size?')
 
 
+def open_inputs(splits, wanted, limits, names, ids, needs, options, schema):
+    """(the regions, or None; the ImageSource, or None; whether all regions of the files are there) that an encoder with `needs`
+    reads of some splits. ids: (n,) bytes, the image ids of all; schema: of the examples; others: as of `open_regions` and
+    `open_split_images`. Raises DataError where a split lacks what is needed."""
+    images = open_split_images(splits, ids, names, options) if 'pixels' in needs else None
+    if not needs & {'regions', 'boxes'}:
+        return None, images, True
+    with_masks = images is not None and isinstance(schema, tagged_texts.TaggedSchema)
+    if images is not None and 'regions' not in needs and (with_masks or any(split.boxes for split in splits)):
+        if lacking := [split.annotations for split in splits if not split.boxes]:
+            what = 'boxes and masks of the objects' if with_masks else 'boxes, as other splits do'
+            raise DataError(f'{names}: the split of {lacking[0]} names no file of {what}; add the key "boxes" '
+                            '(data/README.md, "A dataset of your own")')
+        return given_regions(splits, images, with_masks), images, True
+    regions, complete = open_regions(splits, wanted, limits, options.storeRoot)
+    return regions if 'regions' in needs else placement.without_features(regions), images, complete
+
+
 def load_examples(spec, names, examples, encoder, answers, options, submit=False, device=None):
     """The ExampleDataset of some splits; what was left out is printed.
 
-    names: the value of --train and the like; examples: all examples of these splits; encoder: a heads.Encoder. submit: the
-    predictions are to be submitted, so that no example may be left out and --tiny and --fast do not apply; an image without
-    regions is then an error unless --allowMissing. device: where regions go with --featDevice cuda.
+    names: the value of --train and the like; examples: all examples of these splits; encoder: a heads.Encoder, whose `needs` say
+    whether regions and images are opened. submit: the predictions are to be submitted, so that no example may be left out and
+    --tiny and --fast do not apply; an image without regions (or a file of pixels) is then an error unless --allowMissing. device:
+    where regions and images go with --featDevice cuda.
     """
     splits = spec.named(names)
     limits = [None if submit or split.whole else options.image_limit for split in splits]
     wanted = [np.unique(examples.images[examples.split == number]) for number in range(len(splits))]
     wanted = [ids[ids != b''] for ids in wanted]
-    regions, complete = open_regions(splits, wanted, limits, options.storeRoot)
     ids, image = np.unique(examples.images, return_inverse=True)
-    ids = [img_id.decode() for img_id in ids.tolist()]
-    rows = regions.rows(ids)[image.reshape(examples.images.shape)]  # (n, k)
-    warn_duplicate_images(regions, ids, names)
+    regions, images, complete = open_inputs(splits, wanted, limits, names, ids, encoder.needs, options, examples.schema)
+    ids, image = [img_id.decode() for img_id in ids.tolist()], image.reshape(examples.images.shape)
+    source, what = (images, 'files') if regions is None else (regions, 'regions')
+    rows = source.rows(ids)
+    if regions is not None:
+        warn_duplicate_images(regions, ids, names)
+    if regions is not None and images is not None:
+        check_sizes(ids, regions, images)
+        rows, what = np.where(images.rows(ids) >= 0, rows, -1), 'regions or files'
+    rows = rows[image]  # (n, k)
     text_only = (examples.images == b'').all(1)
     with_regions, keep, missing = (rows >= 0).all(1) | text_only, np.ones(len(rows), bool), np.zeros(len(rows), bool)
     for number, (split, limit) in enumerate(zip(splits, limits, strict=True)):
         of_split = examples.split == number
         lacking = of_split & ~with_regions
         if not (rows[of_split] >= 0).any() and not text_only[of_split].any() and not options.allowMissing:
-            named = [ids[i] for i in np.unique(image.reshape(rows.shape)[of_split])]
-            raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
+            named = [ids[i] for i in np.unique(image[of_split])]
+            if images is not None and not (images.rows(named) >= 0).any():
+                others = some(img_id.decode() for img_id in images.ids[:100].tolist())
+                raise DataError(f'{split.annotations}: none of its images is in {images.name}: it names images such as '
+                                f'{some(named)}, there are such as {others}; do they belong together?')
+            existing = None if split.features else [img_id.decode() for img_id in regions.ids.tolist()]
+            raise DataError(f'{split.annotations}: none of its images has {what}: '
+                            f'{id_difference(named, split.features[0] if split.features else split.boxes, existing)}')
         if not submit:
             keep &= ~lacking
         if limit is not None:
@@ -257,13 +339,13 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
                 lacking = np.zeros_like(of_split)  # the part of the file that was not read may have their regions
         missing |= lacking
     if missing.any():
-        lost = [ids[i] for i in np.unique(image.reshape(rows.shape)[missing][rows[missing] < 0])]
-        what = (f'{missing.sum():,} of {len(examples):,} questions of {names} are about {len(lost):,} images without regions '
-                f'({some(lost)})')
+        lost = [ids[i] for i in np.unique(image[missing][rows[missing] < 0])]
+        about = (f'{missing.sum():,} of {len(examples):,} questions of {names} are about {len(lost):,} images without {what} '
+                 f'({some(lost)})')
         if submit and not options.allowMissing:
-            raise DataError(f'{what}; all must be answered: add their regions, or give --allowMissing to answer them '
+            raise DataError(f'{about}; all must be answered: add their {what}, or give --allowMissing to answer them '
                             'from the words alone')
-        print0(f'{what}: ' + ('answered from the words alone.' if submit else 'skipped.'))
+        print0(f'{about}: ' + ('answered from the words alone.' if submit else 'skipped.'))
     if not keep.any():
         raise DataError(f'{names}: no question is left whose images are all among those used; leave out --tiny or --fast')
     if unknown := examples.unknown:
@@ -271,9 +353,14 @@ def load_examples(spec, names, examples, encoder, answers, options, submit=False
     if not keep.all():
         examples, rows = examples.select(keep), rows[keep]
     if examples.boxes is not None:
-        check_target_boxes(examples, regions.image_sizes(np.maximum(rows[:, 0], 0)), splits)
-    regions = placement.place(regions, options.featDevice, device)
-    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length, options.seed)
+        check_target_boxes(examples, source.image_sizes(np.maximum(rows[:, 0], 0)), splits)
+    if regions is not None:
+        regions = placement.place(regions, options.featDevice, device)
+    elif options.featDevice == 'cuda':
+        placement.check_gpu(device)
+    dataset = ExampleDataset(examples, regions, rows, encoder, answers, spec.max_length, options.seed, images)
+    if images is not None and options.featDevice == 'cuda':
+        dataset.pixels.keep_on(device, submit)
     print0(f'{names}: {len(dataset):,} questions on {len(np.unique(dataset.rows[dataset.rows >= 0])):,} images.')
     for number, split in enumerate(splits):
         of_split = np.flatnonzero(examples.split == number)

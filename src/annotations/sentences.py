@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 import torch
 
+from annotations.split_images import Pixels, check_sizes
 from annotations.split_regions import open_regions, warn_duplicate_images
 from dist import print0
 from files.json_files import DataError, some
@@ -41,6 +42,8 @@ class ImageSentences(torch.utils.data.Dataset):
     columns: the Columns of each file; rows: of each file the row in `regions` of each image, or -1 for one that is left out.
     """
 
+    images = None  # an images.source.ImageSource
+
     def __init__(self, columns, regions, rows, options):
         self.columns, self.regions, self.options = columns, regions, options
         # Examples are counted through the images that are used; an image is a block of sentences of one file, at least one.
@@ -68,6 +71,16 @@ class ImageSentences(torch.utils.data.Dataset):
     def nonfinite_images(self, indices):
         """Ids of images of some examples whose features are not finite."""
         return self.regions.nonfinite(self.row[self.image_of(indices)])
+
+    def read_images(self, images, encoder):
+        """Adds pixels to the batches, of an ImageSource that has all images, by the transforms of an encoder."""
+        self.images = images
+        self.image_row = images.rows([img_id.decode() for img_id in self.regions.ids[self.row].tolist()])
+        self.pixels = Pixels(images, self.image_row, encoder, self.options.seed)
+
+    def groups(self):
+        """None: a training step may have any examples."""
+        return None
 
     def draw(self, micro_batch, stream, width):
         """(b, width) random numbers of a stream for the positions of a batch."""
@@ -103,26 +116,33 @@ class ImageSentences(torch.utils.data.Dataset):
             print0(*columns.text.lines(name, vocabulary))
 
 
-def open_images(splits, columns, names, limit, store_root):
+def open_images(splits, columns, names, limit, store_root, images=None):
     """(the regions of some splits, for each split the row of each of its images, or -1 for one that is left out); what has no
-    regions is printed.
+    regions, or no file, is printed.
 
-    columns: the Columns of each split; names: the value of --train and the like; limit: images of a split that are used, or None.
+    columns: the Columns of each split; names: the value of --train and the like; limit: images of a split that are used, or None;
+    images: an ImageSource of their files, if these are read, too.
     """
     limits = [None if split.whole else limit for split in splits]
     regions, complete = open_regions(splits, [np.unique(file.image_ids) for file in columns], limits, store_root)
     ids = [[img_id.decode() for img_id in file.image_ids.tolist()] for file in columns]
     if any(len(split.features) > 1 for split in splits):  # COCO and VG share images across splits
         warn_duplicate_images(regions, list(set().union(*ids)), names)
-    rows, lost = [], []
+    rows, lost, what = [], [], 'regions' if images is None else 'regions or files'
     for split, named, most in zip(splits, ids, limits, strict=True):
         row = regions.rows(named)
         if not (row >= 0).any():
             raise DataError(f'{split.annotations}: none of its images has regions: {id_difference(named, split.features[0])}')
+        if images is not None:
+            check_sizes(named, regions, images)
+            row = np.where(images.rows(named) >= 0, row, -1)
+            if not (row >= 0).any():
+                raise DataError(f'{split.annotations}: none of its images that have regions ({some(named)}) is in {images.name}; '
+                                'do they belong together?')
         chosen = np.unique(row[row >= 0])[:most]  # rows are in file order
         if complete or most is None or len(chosen) < most:
             lost += [named[i] for i in np.flatnonzero(row < 0)]
         rows.append(np.where(np.isin(row, chosen), row, -1))
     if lost:
-        print0(f'{len(lost):,} images of {names} have no regions ({some(lost)}): their sentences are skipped.')
+        print0(f'{len(lost):,} images of {names} have no {what} ({some(lost)}): their sentences are skipped.')
     return regions, rows

@@ -10,7 +10,7 @@ from regions.store import tsv_of
 
 KEYS = ('kind', 'name', 'max_length', 'answers', 'splits', 'detector', 'made_from')  # the last: anything, for the record
 KEYS_OF_KIND = {'captions': ('corpus',)}  # further keys
-SPLIT_KEYS = ('annotations', 'features', 'images', 'whole')
+SPLIT_KEYS = ('annotations', 'features', 'images', 'boxes', 'whole')
 UNKNOWN = '<unk>'  # an answer of published vocabularies that stands for all others
 MAX_LENGTH = 1000  # tokens; BERT has 512 position embeddings
 EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', list: 'a list of paths'}
@@ -18,16 +18,17 @@ EXPECTED = {str: 'a text', int: 'a whole number above 0', dict: 'an object', lis
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: a file of annotations, and the TSV files with the regions of its images, or the folder of the
-    images, or both.
+    """One split of a dataset: a file of annotations, and the TSV files with the regions of its images, or the images, or both.
 
-    `whole`: --tiny and --fast do not cut it.
+    `whole`: --tiny and --fast do not cut it. `images`: for models that read pixels, folders, lists, zips or pixel stores.
+    `boxes`: a file of boxes in them, and masks, which such models read in place of the regions of `features`.
     """
 
     annotations: Path
     features: tuple = ()
     whole: bool = False
-    images: Path | None = None
+    images: tuple = ()
+    boxes: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,15 @@ class DatasetSpec:
 
         def read_split(split, path):
             check_keys(split, SPLIT_KEYS, path)
-            images = root / get(split, 'images', str, path) if isinstance(split, dict) and 'images' in split else None
-            features = paths(split, 'features', path) if images is None or 'features' in split else []
+            images = split.get('images', [])
+            images = [images] if isinstance(images, str) and images else paths(split, 'images', path) if 'images' in split else []
+            boxes = root / get(split, 'boxes', str, path) if 'boxes' in split else None
+            features = paths(split, 'features', path) if not images or 'features' in split else []
             if not isinstance(whole := split.get('whole', False), bool):
                 raise DataError(f'{where}: key "{path}whole": expected true or false, found {shown(whole)}; correct it')
             annotations = root / get(split, 'annotations', str, path)
-            return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole, images)
+            return Split(annotations, tuple(tsv_of(root / feature) for feature in features), whole,
+                         tuple(root / image for image in images), boxes)
 
         kind = values.get('kind') if isinstance(values, dict) else None
         check_keys(values, KEYS + (KEYS_OF_KIND.get(kind, ()) if isinstance(kind, str) else ()))

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from detector.boxes import CLASS_NMS_THRESHOLD, SCORE_THRESHOLD, apply_deltas, clip, nms, select_regions
+from detector.given_boxes import checked_boxes
 from detector.resnet import ConvNorm, ResNetC4, stage
 from detector.roi_pool import STRIDE, roi_pool
 from regions import tsv
-from regions.image_regions import box_fault
 from regions.tsv import ImageRegions, RegionError
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # of blue, green, red, as in Caffe
@@ -264,19 +264,6 @@ def check_picture(picture, img_id):
             or not picture.size):
         actual = f'{picture.dtype} {picture.shape}' if isinstance(picture, np.ndarray) else type(picture).__name__
         raise RegionError(f'image {img_id}: expected an array of uint8 (height, width, 3), red, green, blue, found {actual}')
-
-
-def checked_boxes(boxes, height, width, img_id):
-    """Given boxes as float32 (o, 4) within the picture. Raises RegionError that names the picture and the box."""
-    boxes = np.asarray(boxes, np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
-        raise RegionError(f'image {img_id}: boxes: expected finite numbers (boxes, 4), found an array {boxes.shape}')
-    fault = box_fault(boxes, height, width)
-    if not fault and (empty := (boxes[:, 2:] <= boxes[:, :2]).any(1)).any():
-        fault = f'expected x1 < x2 and y1 < y2, found {boxes[empty.argmax()].tolist()} in box {empty.argmax()}'
-    if fault:
-        raise RegionError(f'image {img_id}: boxes: {fault}')
-    return np.clip(boxes, 0, np.float32([width, height] * 2))
 
 
 def preprocess(picture, config, device='cpu'):

@@ -6,6 +6,7 @@ import numpy as np
 
 from files.json_files import DataError, layout, numbered_lines, stream
 from files.text import printable, shown
+from regions.image_regions import RegionError, box_fault
 
 EXPECTED = 'a list of boxes, each x1, y1, x2, y2 in pixels'
 
@@ -65,3 +66,16 @@ def _read_lines(path):
     if not boxes:
         raise DataError(f'{path}: expected lines id<TAB>x1<TAB>y1<TAB>x2<TAB>y2, found none')
     return {img_id: np.array(rows, np.float32) for img_id, rows in boxes.items()}
+
+
+def checked_boxes(boxes, height, width, img_id):
+    """Given boxes as float32 (o, 4) within the picture. Raises RegionError that names the picture and the box."""
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or not np.isfinite(boxes).all():
+        raise RegionError(f'image {img_id}: boxes: expected finite numbers (boxes, 4), found an array {boxes.shape}')
+    fault = box_fault(boxes, height, width)
+    if not fault and (empty := (boxes[:, 2:] <= boxes[:, :2]).any(1)).any():
+        fault = f'expected x1 < x2 and y1 < y2, found {boxes[empty.argmax()].tolist()} in box {empty.argmax()}'
+    if fault:
+        raise RegionError(f'image {img_id}: boxes: {fault}')
+    return np.clip(boxes, 0, np.float32([width, height] * 2))

@@ -159,8 +159,9 @@ def find_images(path, wanted):
     files = [Path(name) for name in wanted]
     ids = readers.first_known(path, [possible_ids(file, name) for file, name in zip(files, wanted, strict=True)])
     regions = {image.img_id: image for image in readers.chosen(path, list(dict.fromkeys(ids)))}
-    return [(regions[img_id], drawing.open_photo(file) if file.is_file() else None)
-            for img_id, file in zip(ids, files, strict=True)]
+    photos = [drawing.open_photo(file) if file.is_file() else None for file in files]
+    return [(replace(regions[img_id], picture=photo and np.asarray(photo)), photo)
+            for img_id, photo in zip(ids, photos, strict=True)]
 
 
 def choose(flag, wanted, existing):

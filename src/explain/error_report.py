@@ -88,7 +88,7 @@ def predict_split(args, folder):
     for example, images in zip(shown['examples'], places.reshape(rows.shape).tolist(), strict=True):
         example['images'] = images
     return {'task': args.task, 'split': args.test, 'snapshot': str(program.weights), 'independent': head.recipe.loss == 'BCE',
-            'images': pictures((dataset.regions.image(row) for row in used.tolist()), len(used), names, args.images),
+            'images': pictures((dataset.image(row) for row in used.tolist()), len(used), names, args.images),
             'score': task.score(dataset, predictions), **analysis.figures(task), **shown}
 
 

@@ -29,7 +29,7 @@ def relevance(head, batch, answers=None):
     gradient of all.
     """
     logits, answers, recorded = head.explain(batch, answers)
-    b, (texts, t), (images, o) = len(logits), batch['input_ids'].shape, batch['features'].shape[:2]
+    b, (texts, t), (images, o) = len(logits), batch['input_ids'].shape, batch['boxes'].shape[:2]
     n = texts * images // b
     weighted, after = [], o  # tokens after the words: a joint sequence may have more of them than regions
     for attention, gradient in recorded:

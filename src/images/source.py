@@ -23,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from files.progress import ProgressBar
 from images import image_files
+from images.decoder import fitted
 from images.pixel_store import PixelStore
 from regions.placement import check_gpu_memory
 
@@ -33,7 +35,7 @@ STREAM = 5  # of random draws
 
 
 class ImageSource:
-    """n images of one or several Folders, Zips or PixelStores. An image that is in several is taken from the first.
+    """n images of one or several Folders, Zips, PixelStores or Pictures. An image that is in several is taken from the first.
 
     name: for messages; ids (n,) bytes: the image ids in UTF-8, in the order of the rows.
     """
@@ -97,6 +99,21 @@ class ImageSource:
             if picture is not None:
                 target[:, :height, :width] = picture.transpose(2, 0, 1)
         return {'pixels': pixels, 'pixel_size': pixel_size, 'image_size': sizes}
+
+
+class Pictures:
+    """n pictures in memory, as a part of an ImageSource. pictures: {image id: (h, w, 3) uint8 RGB}."""
+
+    def __init__(self, pictures):
+        self.name, self.pictures = 'the pictures', list(pictures.values())
+        self.ids = np.array([img_id.encode() for img_id in pictures], np.bytes_)
+        self.sizes = np.array([picture.shape[:2] for picture in self.pictures], np.int32)
+        self.lengths = np.array([picture.nbytes for picture in self.pictures], np.int64)
+
+    def resized(self, i, box, size, resample, reduced):
+        """As `pictures.open_resized`."""
+        picture = Image.fromarray(self.pictures[i])
+        return np.asarray(fitted(picture, picture.size, box, size, resample))
 
 
 class ImagesOnDevice:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -25,6 +25,7 @@ from images.ids import ENDINGS
 from images.pictures import open_picture
 from param import add_flags
 from regions.class_names import ClassNames, names_folder
+from regions.image_regions import ImageRegions
 from run_folder import read_run
 from tasks import snapshots
 from tasks.checkpoints import SNAPSHOT, find_weights
@@ -52,14 +53,14 @@ class ExplainedAnswer:
 
     question: str
     answers: list  # (answer, probability), the most probable first
-    words: list  # texts of the most relevant words with their shares
+    words: list  # texts of the most relevant words with their shares; none for a model without regions
     regions: list  # for each picture, texts of its most relevant regions with their shares of the relevance of all pictures
-    drawings: list  # k PIL images
+    drawings: list  # k PIL images; without regions the pictures
 
 
 class Pipeline:
     """A detector and a Predictor, Grounder or Matcher: from pictures and questions, expressions or sentences to answers.
-    predictor.images pictures belong to a question."""
+    predictor.images pictures belong to a question. detector: None for a model that needs no regions."""
 
     def __init__(self, predictor, detector, names=None, min_boxes=36, max_boxes=36):
         """names: folder of the names of the detector's classes; None: they are numbered."""
@@ -70,11 +71,13 @@ class Pipeline:
     def load(cls, snapshot, detector=None, weights=None, device='cpu', bf16=False, names=None, **boxes):
         """From a snapshot, as tasks.snapshots.load takes it.
 
-        detector: its name; None: that of the regions that the snapshot was trained on. weights, bf16: of the Faster R-CNN. names:
-        as for Pipeline; None: below the run's --dataRoot, for the Faster R-CNN also below data. Raises what
-        snapshots.load and load_detector do, and DataError.
+        detector: its name; None: that of the regions that the snapshot was trained on; a model without regions has none. weights,
+        bf16: of the Faster R-CNN. names: as for Pipeline; None: below the run's --dataRoot, for the Faster R-CNN also below data.
+        Raises what snapshots.load and load_detector do, and DataError.
         """
         predictor, options = snapshots.load(snapshot, device), run_options(snapshot)
+        if not predictor.needs_regions:
+            return cls(predictor, None, **boxes)
         detector = detector or detector_of(options)
         if detector == FASTER_RCNN:
             check_feature_size(predictor, detector, FASTER_RCNN_FEATURES)  # before its weights are asked for
@@ -85,24 +88,33 @@ class Pipeline:
         return cls(predictor, load_detector(DetectorConfig(detector, weights, bf16), device), names, **boxes)
 
     def detect(self, pictures, ids):
-        """The ImageRegions of pictures, uint8 (h, w, 3) RGB. Raises ValueError: PictureError, RegionError, DataError."""
-        images = self.detector.regions(list(pictures), list(ids), self.min_boxes, self.max_boxes)
+        """The ImageRegions of pictures, uint8 (h, w, 3) RGB; of a model that reads pixels with the pictures, or with these alone.
+        Raises ValueError: PictureError, RegionError, DataError."""
+        pictures, ids = list(pictures), list(ids)
+        if self.detector is None:
+            return [ImageRegions.without_regions(img_id, *picture.shape[:2], picture)
+                    for img_id, picture in zip(ids, pictures, strict=True)]
+        images = self.detector.regions(pictures, ids, self.min_boxes, self.max_boxes)
         for image in images:
             check_feature_size(self.predictor, self.detector.provenance['detector'], image.features.shape[1])
+        if 'pixels' in self.predictor.needs:
+            images = [replace(image, picture=picture) for image, picture in zip(images, pictures, strict=True)]
         return images
 
     def answer(self, question, images, best=TOP):
-        """(the `best` answers as (explain.attention.name_of, probability), Explanation of the first). images: the ImageRegions of
-        the pictures."""
+        """(the `best` answers as (explain.attention.name_of, probability), Explanation of the first, None without regions).
+        images: the ImageRegions of the pictures."""
         images = tuple(images)
         row, = self.predictor.predict([images], [question], best)
         answers = [(name_of(self.predictor, place, images, self.names), probability) for place, probability in row]
-        return answers, explain(self.predictor, images, question, names=self.names)
+        return answers, explain(self.predictor, images, question, names=self.names) if self.predictor.needs_regions else None
 
     def ask(self, question, pictures, images, best=TOP):
         """An ExplainedAnswer. pictures: those of one question; images: their ImageRegions, as `detect` returns them."""
         answers, explanation = self.answer(question, images, best)
-        photos = map(Image.fromarray, pictures)
+        photos = list(map(Image.fromarray, pictures))
+        if explanation is None:
+            return ExplainedAnswer(question, answers, [], [[] for _ in photos], photos)
         regions, drawings = zip(*draw_explanation(explanation, images, photos, self.names), strict=True)
         words = most_relevant_words(explanation.words, explanation.word_relevance.sum(0))
         return ExplainedAnswer(question, answers, words, [list(texts.values()) for texts in regions], list(drawings))
@@ -139,7 +151,7 @@ def detector_of(options):
 
 def check_feature_size(predictor, detector, size):
     """Raises DataError if a detector's features, so many numbers a region, are not those that a snapshot was trained on."""
-    if size != predictor.feature_size:
+    if size != predictor.feature_size and 'regions' in predictor.needs:
         raise DataError(f'expected regions with {predictor.feature_size} features, as the snapshot was trained on, but the '
                         f'detector {detector} returns {size}; name the detector of the snapshot with --detector')
 
@@ -187,6 +199,8 @@ def run(flags):
             print(printable(f'  {line}'))
         for answer, probability in result.answers:
             print(printable(f'  {probability:6.1%}  {answer}'))
+        if pipeline.detector is None:
+            continue
         print(printable(f'  words: {", ".join(result.words)}'))
         for file, regions, picture in zip(group, result.regions, result.drawings, strict=True):
             path = flags.out / drawing_name(file, result.question, written)

@@ -46,6 +46,10 @@ class Demo:
             answers, explanation = self.pipeline.answer(question, images)
         except (ValueError, OSError) as error:
             raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from None
+        if explanation is None:
+            unread = [(f'({line})', 0) for line in predictor.unread(question)]
+            return {answer or '(no answer)': probability for answer, probability in answers}, unread, *((picture, []) for
+                                                                                                      picture in pictures)
         shares = word_shares(explanation.words, explanation.word_relevance.sum(0))
         words = [(f'{word} {share:.0%}', share / (shares.max() or 1))
                  for word, share in zip(explanation.words, shares.tolist(), strict=True) if word not in SPECIAL]

@@ -5,6 +5,7 @@ import argparse
 import csv
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from images.pictures import open_picture
 from param import add_flags
 from predict.ask import check_feature_size, detector_of, is_file
 from regions import store
+from regions.image_regions import ImageRegions
 from tasks.matcher import Matcher
 
 CHUNK = 256  # pairs whose regions are in memory at a time
@@ -75,6 +77,8 @@ class Images:
     def __init__(self, flags, matcher):
         self.flags, self.matcher, self.detector, self.last = flags, matcher, None, {}
         self.files = [file for file in (flags.features or '').split(',') if file]
+        if self.files and 'pixels' in matcher.needs:
+            raise DataError(f'--features {flags.features}: {flags.load} reads pixels; name pictures, and leave --features out')
         self.store = store.open_all(self.files, flags.storeRoot) if self.files else None
 
     def check(self, names):
@@ -100,13 +104,16 @@ class Images:
         return self.last
 
     def detect(self, name):
+        picture = open_picture(Path(name))
+        if not self.matcher.needs_regions:
+            return ImageRegions.without_regions(name, *picture.shape[:2], picture)
         if self.detector is None:
             kind = self.flags.detector or detector_of(self.matcher.options)
             config = DetectorConfig(kind, self.flags.weights, self.flags.bf16)
             self.detector = load_detector(config, next(self.matcher.head.parameters()).device)
-        image, = self.detector.regions([open_picture(Path(name))], [name], self.flags.minBoxes, self.flags.maxBoxes)
+        image, = self.detector.regions([picture], [name], self.flags.minBoxes, self.flags.maxBoxes)
         check_feature_size(self.matcher, self.detector.provenance['detector'], image.features.shape[1])
-        return image
+        return replace(image, picture=picture) if 'pixels' in self.matcher.needs else image
 
 
 def ranks(scores):

@@ -65,7 +65,8 @@ class PretrainingBase(Program):
         head = self.build_head(KIND)
         if ('whole' in getattr(head.encoder, 'needs', ())) != self.whole_image:
             raise ValueError(f'--model {self.model}: is pre-trained by another program (see run/README.md)')
-        train_set, valid_set = (self.load(names) if names else None for names in (self.options.train, self.options.valid))
+        train_set, valid_set = (self.load(names, head.encoder) if names else None
+                                for names in (self.options.train, self.options.valid))
         if not train_set.learnable():
             raise DataError(f'--train {self.options.train}: nothing to predict: {self.nothing}; raise --wordMaskRate or '
                             '--objMaskRate')

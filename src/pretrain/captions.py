@@ -47,7 +47,8 @@ def published(root):
     """The DatasetSpec of Conceptual Captions and a text corpus in the data folder `root` (Path)."""
     return DatasetSpec.from_dict({
         'kind': KIND, 'name': 'captions', 'max_length': LENGTH, 'corpus': ['corpus/*'],
-        'splits': {split: {'annotations': f'cc/{split}.json', 'features': [f'cc_imgfeat/{split}.store']}
+        'splits': {split: {'annotations': f'cc/{split}.json', 'features': [f'cc_imgfeat/{split}.store'],
+                           'images': f'images/cc_{split}'}
                    for split in ('train', 'val')},
     }, root, root)
 
@@ -76,11 +77,12 @@ class CaptionProgram(PretrainingBase):
     def metrics(self, head, train_set, valid_set):
         return CaptionMetrics()
 
-    def load(self, names):
+    def load(self, names, encoder):
         """The dataset of splits. Raises DataError if features or class probabilities do not fit the model."""
         check_has_features(self.spec.named(names), names)
-        dataset = load_captions(self.spec, names, self.tokenizer, self.options, self.device)
-        check_features(dataset.regions, self.config, names, self.bert)
+        dataset = load_captions(self.spec, names, self.tokenizer, self.options, self.device, encoder=encoder)
+        if 'regions' in encoder.needs:
+            check_features(dataset.regions, self.config, names, self.bert)
         classes, expected = dataset.regions.size_of(PROBABILITIES), self.config.num_region_classes
         if classes != expected:
             raise DataError(f'{PROBABILITIES} of {names} are of {classes} classes, but the model expects {expected} '

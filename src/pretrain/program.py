@@ -89,7 +89,7 @@ class PretrainingProgram(PretrainingBase):
             warn_constant_logits(head, train_set, self.options, self.device)
         return PretrainingTask(head.sources)
 
-    def load(self, names):
+    def load(self, names, encoder):
         """The dataset of splits. Raises DataError if features, classes or attributes do not fit the model."""
         check_has_features(self.spec.named(names), names)
         dataset = load_sentences(self.spec, names, self.tokenizer, self.answers, self.options, self.device)

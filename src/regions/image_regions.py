@@ -60,6 +60,13 @@ class ImageRegions:
     features: np.ndarray | None  # (o, f) float32; None: boxes only
     class_probabilities: np.ndarray | None = None  # (o, num_classes) float16, 0..1
     image_feature: np.ndarray | None = None  # (f,) float32, of the image as a whole
+    picture: np.ndarray | None = None  # (height, width, 3) uint8 RGB, for models that read pixels; no file of regions holds it
+
+    @classmethod
+    def without_regions(cls, img_id: str, height: int, width: int, picture: np.ndarray | None = None) -> 'ImageRegions':
+        """An image for models that read pixels alone."""
+        ids, conf = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return cls(img_id, height, width, ids, conf, ids, conf, np.zeros((0, 4), np.float32), None, picture=picture)
 
 
 def check(image: ImageRegions, f: int | None = None) -> ImageRegions:

@@ -1,5 +1,6 @@
 """Gathers batches from regions on disk (memory mapped), in RAM, or on the GPU (--featDevice)."""
 
+import copy
 import weakref
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from regions.tsv import OPTIONAL, RegionError
 
 CHUNK = 1 << 14  # regions that are copied to the device at once
 RESERVED = 1 << 30  # bytes of GPU memory that stay free for the model
-_LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, device) -> its Table, shared by splits
+_LOADED = weakref.WeakValueDictionary()  # (store's name, stamp, feature size, device) -> its Table, shared by splits
 
 
 def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDevice':
@@ -21,9 +22,24 @@ def place(regions: Regions, where: str, device: torch.device) -> 'Regions | OnDe
     """
     if where == 'ram':
         return in_ram(regions)
-    if where == 'cuda' and device.type != 'cuda':
-        raise RegionError('--featDevice cuda: there is no GPU for the features; give --featDevice cpu or ram')
+    if where == 'cuda':
+        check_gpu(device)
     return OnDevice(regions, device) if where == 'cuda' else regions
+
+
+def check_gpu(device: torch.device) -> None:
+    """Raises RegionError if the device of --featDevice cuda is no GPU."""
+    if device.type != 'cuda':
+        raise RegionError('--featDevice cuda: there is no GPU for the features; give --featDevice cpu or ram')
+
+
+def without_features(regions: Regions) -> Regions:
+    """The same regions as boxes alone, so that no feature is read."""
+    if isinstance(regions, RegionView):
+        return RegionView([without_features(store) for store in regions.stores])
+    boxes = copy.copy(regions)
+    boxes.arrays = {name: array for name, array in regions.arrays.items() if name not in ('features', 'image_features')}
+    return boxes
 
 
 def gather_batch(regions: 'Regions | OnDevice', rows: np.ndarray, static_shape: bool = False,
@@ -84,7 +100,7 @@ def to_device(regions: 'Regions | OnDevice', batch: dict[str, torch.Tensor]) -> 
     if 'places' in batch:
         batch |= regions.look_up(batch.pop('places'))
     batch = batch | {name: batch[name].float() for name in ('features', 'noise', *OPTIONAL) if name in batch}
-    return add_whole_image(batch) if 'image_size' in batch else batch
+    return add_whole_image(batch) if 'region_count' in batch else batch
 
 
 def add_whole_image(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -212,4 +228,4 @@ def _size(store: RegionArrays) -> int:
 
 def _key(store: RegionArrays, device: torch.device):
     # Regions in RAM (read for --tiny) have no stamp, and are never shared.
-    return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), str(device)
+    return str(store.name), getattr(store, 'meta', {}).get('stamp', id(store)), store.feature_size, str(device)

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shapes.scene import COLOURS, HEIGHT, WIDTH, Scene
+from shapes.scene import COLOURS, HEIGHT, WIDTH, Scene, Thing
 
 SUPERSAMPLING = 3  # a picture is drawn at this many times its size and averaged, so that edges are smooth
 
@@ -25,6 +25,12 @@ def _outlines() -> dict[str, list[tuple[float, float]]]:
 
 
 OUTLINES = _outlines()
+CIRCLE = [(math.cos(i * math.pi / 16), math.sin(i * math.pi / 16)) for i in range(32)]
+
+
+def polygon(thing: Thing) -> list[list[float]]:
+    """The corners of a thing in its picture, pixels; a circle has 32."""
+    return [[thing.x + thing.radius * dx, thing.y + thing.radius * dy] for dx, dy in OUTLINES.get(thing.shape, CIRCLE)]
 
 
 def picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:

@@ -35,6 +35,9 @@ def main(argv: list[str]) -> None:
                 for folder, launcher in (('cc', 'vlbert_pretrain'), *((task, f'{task}_finetune') for task in ADDED)):
                     if not (options.out / folder).is_dir():
                         print(f'It was made without data for run/{launcher}.bash; name another --out for a world with them')
+                if not (options.out / 'images/gqa').is_file():
+                    print('It was made without lists of pictures for models that read pixels; name another --out for a world '
+                          'with them')
                 return
             annotations = world.make(options.out, settings)
     except (ValueError, OSError) as error:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from annotations.object_masks import mask, packed
 from regions import tsv
+from shapes.draw import polygon
 from shapes.features import extract
 from shapes.questions import FIELDS, MARGIN, SIDES, clearly_beside, offset
 from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, Thing
@@ -37,6 +39,13 @@ def regions(images: Path, img_id: str, scene: Scene) -> tsv.ImageRegions:
     sure = np.ones(len(boxes), np.float32)
     return tsv.ImageRegions(img_id=img_id, height=HEIGHT, width=WIDTH, classes=classes, class_conf=sure, attributes=attributes,
                             attribute_conf=sure, boxes=boxes, features=extract(pixels, boxes))
+
+
+def boxes_and_masks(image: tsv.ImageRegions, scene: Scene) -> dict:
+    """What a file of boxes holds about the `regions` of a scene."""
+    boxes = image.boxes.tolist()
+    masks = [packed(mask([polygon(thing)], box)) for thing, box in zip(scene.things, boxes, strict=True)]
+    return {'img_id': image.img_id, 'width': image.width, 'height': image.height, 'boxes': boxes, 'masks': masks}
 
 
 def generate(scenes: dict[str, Scene], rng: random.Random, prefix: str) -> Iterator[dict]:

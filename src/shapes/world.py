@@ -9,11 +9,13 @@
     <out>/cc/{train,val}.json, cc_imgfeat/{train,val}.store    the same captions, and regions with class probabilities
     <out>/corpus/shapes.txt                                    text without pictures
     <out>/vcr/{train,val,test}.json, vcr_imgfeat/{train,val,test}.store    answers and rationales, and the regions of all things
+    <out>/vcr/{train,val,test}_boxes.json            their boxes and masks
     <out>/lxmert/{mscoco_train,mscoco_nominival,mscoco_minival,vgnococo}.json, all_ans.json    captions and the same questions
     <out>/mscoco_imgfeat/{train2014,val2014,test2015}_obj36.tsv
     <out>/vg_gqa_imgfeat/{vg_gqa,gqa_testdev}_obj36.tsv, nlvr2_imgfeat/{train,valid,test,hidden}_obj36.tsv    the same regions
     <out>/flickr30k_imgfeat/flickr30k_obj36.tsv      of all pictures
     <out>/images/{train2014,val2014,test2015}/<img_id>.png
+    <out>/images/{gqa,nlvr2,flickr30k,vcr1images,cc_train,cc_val}    lists of the same pictures
     <out>/bert/{vocab.txt,config.json}
     <out>/objects_vocab.txt, attributes_vocab.txt    names of the class and attribute ids
     <out>/world.json                                 its settings, and the name of the detector for new pictures
@@ -67,6 +69,8 @@ FOLDERS = {'gqa': {'train': 'train2014', 'valid': 'val2014', 'testdev': 'test201
 TSVS = {'vg_gqa_imgfeat/vg_gqa': ('train2014', 'val2014'), 'vg_gqa_imgfeat/gqa_testdev': ('test2015',),
         'flickr30k_imgfeat/flickr30k': ('train2014', 'val2014', 'test2015'),
         **{f'nlvr2_imgfeat/{split}': (folder,) for split, folder in FOLDERS['nlvr2'].items()}}
+LISTS = {**dict.fromkeys(('gqa', 'nlvr2', 'flickr30k', 'vcr1images'), ('train2014', 'val2014', 'test2015')),
+         'cc_train': ('train2014',), 'cc_val': ('val2014',)}  # lists of pictures -> folders
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
 TASKS = (*UNLABELLED, 'entailment', 'refcoco')
 LABEL_KEYS = ('label', 'answer_type', 'question_type')
@@ -186,8 +190,10 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
                 tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
             with caption_data.reproducible_store(out / f'vcr_imgfeat/{tagged_questions.SPLITS[folder]}.store') as writer:
                 tagged_regions = partial(_tagged_regions, out / 'images' / folder, folder, settings.seed)
-                for image in pool.map(tagged_regions, indices, chunksize=8):
+                things = list(pool.map(tagged_regions, indices, chunksize=8))
+                for image, _ in things:
                     writer.add(image)
+            _dump(out / f'vcr/{tagged_questions.SPLITS[folder]}_boxes.json', [boxes for _, boxes in things])
         annotations = {task: {split: result.result() for split, result in splits.items()} for task, splits in pending.items()}
         for file, result in captioned.items():
             _dump(out / f'retrieval/{file}.json', result.result())
@@ -201,6 +207,9 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         left_out = tagged_questions.LABELS if split == 'test' else ()
         _dump(out / f'vcr/{split}.json', [{key: value for key, value in item.items() if key not in left_out} for item in items])
 
+    for name, parts in LISTS.items():
+        _write_lines(out / 'images' / name, [f'{folder}/{_img_id(folder, index)}.png' for folder in parts
+                                             for index in folders[folder]])
     for name, parts in TSVS.items():
         _join([tsvs[folder] for folder in parts], out / f'{name}_obj36.tsv')
     for task, splits in annotations.items():
@@ -273,8 +282,10 @@ def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
     return simulate_regions.regions(img_id, truth, pixels, rng, probabilities=True)
 
 
-def _tagged_regions(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
-    return tagged_questions.regions(images, _img_id(folder, index), scene.sample(seed, index))
+def _tagged_regions(images: Path, folder: str, seed: int, index: int) -> tuple[tsv.ImageRegions, dict]:
+    truth = scene.sample(seed, index)
+    image = tagged_questions.regions(images, _img_id(folder, index), truth)
+    return image, tagged_questions.boxes_and_masks(image, truth)
 
 
 def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[str, list[str]]:

@@ -33,7 +33,7 @@ class Entailment(Task):
     def spec(root):
         return DatasetSpec.from_dict({
             'kind': 'entailment', 'name': 'entailment', 'max_length': 32,
-            'splits': {split: {'annotations': f'entailment/{split}.json',
+            'splits': {split: {'annotations': f'entailment/{split}.json', 'images': 'images/flickr30k',
                                'features': ['flickr30k_imgfeat/flickr30k_obj36.tsv']} for split in ('train', 'dev', 'test')},
         }, root, root)
 

@@ -35,6 +35,7 @@ class GQA(Task):
             'splits': {split: {
                 'annotations': f'gqa/{split}.json', 'whole': split in TESTDEV,
                 'features': [f'vg_gqa_imgfeat/{"gqa_testdev" if split in TESTDEV else "vg_gqa"}_obj36.tsv'],
+                'images': 'images/gqa',
             } for split in SPLITS},
         }, root, root)
 

@@ -34,7 +34,8 @@ class NLVR2(Task):
     def spec(root):
         return DatasetSpec.from_dict({
             'kind': 'nlvr2', 'name': 'nlvr2', 'max_length': 20,
-            'splits': {split: {'annotations': f'nlvr2/{split}.json', 'features': [f'nlvr2_imgfeat/{split}_obj36.tsv']}
+            'splits': {split: {'annotations': f'nlvr2/{split}.json', 'features': [f'nlvr2_imgfeat/{split}_obj36.tsv'],
+                               'images': 'images/nlvr2'}
                        for split in SPLITS},
         }, root, root)
 

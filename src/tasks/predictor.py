@@ -15,9 +15,11 @@ from batches import evaluation_batches, load_batches
 from bert.tokenization import MAX_UNKNOWN, TextStatistics
 from bert.weights import WeightsError
 from files.json_files import DataError, some
+from images.source import ImageSource, Pictures
 from param import Options
 from regions import tsv
 from regions.arrays import RegionArrays
+from regions.placement import without_features
 from regions.tsv import ImageRegions, RegionError
 from run_folder import read_run
 from tasks import checkpoints
@@ -42,8 +44,18 @@ class Inference:
 
     @property
     def feature_size(self):
-        """The size of a region's feature vector."""
-        return self.head.encoder.config.visual_feat_dim
+        """The size of a region's feature vector; 0 for a model that reads none."""
+        return self.head.encoder.config.visual_feat_dim if 'regions' in self.needs else 0
+
+    @property
+    def needs(self):
+        """Encoder.needs of the model."""
+        return self.head.encoder.needs
+
+    @property
+    def needs_regions(self):
+        """Whether the model reads regions, or boxes, and so needs a detector."""
+        return bool(self.needs & {'regions', 'boxes'})
 
     def batches(self, regions, questions, batch_size=32):
         """Yields the batches of annotations.dataset.ExampleDataset for questions (a list of str), on the head's device. Other
@@ -108,11 +120,23 @@ class Inference:
         """The dataset of questions and images (a list of n tuples), which stores each ImageRegions once."""
         distinct = {id(image): image for group in images for image in group}
         row_of = {key: row for row, key in enumerate(distinct)}
-        checked = [self._checked(image) for image in distinct.values()]
         rows = np.array([[row_of[id(image)] for image in group] for group in images])  # (n, k)
-        examples = Examples.unlabelled([[image.img_id for image in group] for group in images], questions)
-        return ExampleDataset(examples, RegionArrays.of_images('regions', checked), rows, self.head.encoder, self.answers,
-                              self.max_length)
+        regions = source = None
+        if self.needs_regions:
+            regions = RegionArrays.of_images('regions', [self._checked(image) for image in distinct.values()])
+            regions = regions if 'regions' in self.needs else without_features(regions)
+        if 'pixels' in self.needs:
+            source = ImageSource([Pictures({str(row): self._picture(image) for row, image in enumerate(distinct.values())})])
+        examples = Examples.unlabelled([[str(row) for row in group] for group in rows.tolist()], questions)
+        return ExampleDataset(examples, regions, rows, self.head.encoder, self.answers, self.max_length, images=source)
+
+    def _picture(self, image):
+        picture = image.picture
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != (image.height, image.width, 3):
+            actual = f'{picture.dtype} {picture.shape}' if isinstance(picture, np.ndarray) else picture
+            raise RegionError(f'regions: image {image.img_id}: expected a `picture`, which this model reads, an array of uint8 '
+                              f'({image.height}, {image.width}, 3), found {actual}; images.pictures.open_picture opens one')
+        return picture
 
     def _checked(self, image):
         try:
@@ -161,9 +185,10 @@ class Predictor(Inference):
 
         regions: one ImageRegions (boxes in pixels, as regions.readers reads them from TSV files and stores) for all questions, or
         a list with one for each question (for a task with two images per question, a pair). Images may have different numbers of
-        regions. questions: a list of str, or one str. Raises RegionError for regions that are damaged or do not fit the model,
-        ValueError for other invalid arguments. Issues TextWarning for truncated questions, and for a language that the vocabulary
-        does not know.
+        regions. A model that reads pixels needs their `picture`; for one that reads pixels alone ImageRegions.without_regions
+        makes them of pictures. questions: a list of str, or one str. Raises RegionError for regions and pictures that are damaged
+        or do not fit the model, ValueError for other invalid arguments. Issues TextWarning for truncated questions, and for a
+        language that the vocabulary does not know.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         return [[(self.answers[place], probability) for place, probability in row]

@@ -44,18 +44,22 @@ def check_features(regions, config, names, folder):
                         'another model')
 
 
-def check_has_features(splits, names):
-    """Raises DataError if a split lists no files of region features."""
+def check_has_features(splits, names, boxes=False):
+    """Raises DataError if a split lists no files of region features. boxes: a file of boxes will do."""
     for split in splits:
-        if not split.features:
+        if not split.features and not (boxes and split.boxes):
             raise DataError(f'{names}: the split of {split.annotations} lists no features (regions), which this model needs; add '
                             'them')
 
 
 def inputs_of(dataset, options, flag):
     """{what the run reads for --train or --valid: [digest, name]}, as RunFolder.check_inputs compares them."""
-    regions = dataset.regions
+    regions, images = dataset.regions, dataset.images
     inputs = {f'{ANNOTATIONS} of --{flag}': [dataset.digest(), getattr(options, flag)]}
+    if images is not None:
+        inputs[f'images of --{flag}'] = [images.digest(dataset.pixels.rows), images.name]
+    if regions is None:
+        return inputs
     if options.image_limit:  # the regions may come from a TSV now and from a store later: only those in use are compared
         return inputs | {f'regions of --{flag}': [regions.digest(dataset.used_rows()), str(regions.name)]}
     stores = getattr(regions, 'stores', [regions])
@@ -262,10 +266,11 @@ class TaskProgram(Program):
 
     def load(self, names, examples, head, submit=False):
         """The dataset of splits. Raises DataError if their regions do not fit the model."""
-        if 'regions' in head.encoder.needs:
-            check_has_features(self.spec.named(names), names)
+        needs = head.encoder.needs
+        if needs & {'regions', 'boxes'}:
+            check_has_features(self.spec.named(names), names, boxes='regions' not in needs)
         dataset = load_examples(self.spec, names, examples, head.encoder, self.answers, self.options, submit, self.device)
-        if 'regions' in head.encoder.needs:
+        if 'regions' in needs:
             check_features(dataset.regions, self.config, names, self.bert)
         return dataset
 

@@ -33,7 +33,8 @@ class RefCOCO(Task):
         """Splits of RefCOCO; plus_...: of RefCOCO+; g_...: of RefCOCOg. All images are of train2014."""
         return DatasetSpec.from_dict({
             'kind': 'refcoco', 'name': 'refcoco', 'max_length': 20,
-            'splits': {split: {'annotations': f'refcoco/{split}.json', 'features': ['mscoco_imgfeat/train2014_obj36.tsv']}
+            'splits': {split: {'annotations': f'refcoco/{split}.json', 'features': ['mscoco_imgfeat/train2014_obj36.tsv'],
+                               'images': 'images/train2014'}
                        for split in SPLITS}}, root, root)
 
     @staticmethod

@@ -2,6 +2,7 @@
 captions to an image? The program behind run/retrieval_{finetune,test}.bash."""
 
 import sys
+from pathlib import Path
 
 from annotations.examples import ExampleSchema, read_examples, repeated_captions
 from annotations.spec import DatasetSpec
@@ -38,7 +39,8 @@ class Retrieval(Task):
     def spec(root):
         return DatasetSpec.from_dict({
             'kind': 'retrieval', 'name': 'retrieval', 'max_length': 40,
-            'splits': {split: {'annotations': f'retrieval/{split}.json', 'features': [f'{name}_obj36.tsv' for name in names]}
+            'splits': {split: {'annotations': f'retrieval/{split}.json', 'features': [f'{name}_obj36.tsv' for name in names],
+                               'images': [f'images/{Path(name).name}' for name in names]}
                        for split, names in FEATURES.items()},
         }, root, root)
 

@@ -36,7 +36,8 @@ class VCR(Task):
     def spec(root):
         return DatasetSpec.from_dict({
             'kind': 'vcr', 'name': 'vcr', 'max_length': 67,
-            'splits': {split: {'annotations': f'vcr/{split}.json', 'features': [f'vcr_imgfeat/{split}.store']}
+            'splits': {split: {'annotations': f'vcr/{split}.json', 'features': [f'vcr_imgfeat/{split}.store'],
+                               'images': 'images/vcr1images', 'boxes': f'vcr/{split}_boxes.json'}
                        for split in ('train', 'val', 'test')},
         }, root, root)
 

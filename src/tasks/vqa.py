@@ -33,7 +33,8 @@ class VQA(Task):
     def spec(root):
         return DatasetSpec.from_dict({
             'kind': 'vqa', 'name': 'vqa', 'max_length': 20, 'answers': 'vqa/trainval_label2ans.json',
-            'splits': {split: {'annotations': f'vqa/{split}.json', 'features': [f'mscoco_imgfeat/{images}_obj36.tsv']}
+            'splits': {split: {'annotations': f'vqa/{split}.json', 'features': [f'mscoco_imgfeat/{images}_obj36.tsv'],
+                               'images': f'images/{images}'}
                        for split, images in IMAGES.items()},
         }, root, root)
 

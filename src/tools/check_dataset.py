@@ -1,7 +1,7 @@
 """Checks the files of your own dataset (a --dataset json) without training: `python -m tools.check_dataset`, see --help.
 
-Reports the first fault of each file of annotations. Of boxes and features only the first are checked; run/regions.bash check
-checks all.
+Reports the first fault of each file of annotations. Of boxes and features only the first are checked, and of images whether they
+can be read as far as their sizes; run/regions.bash check and run/images.bash check check all.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from annotations.answer_table import normalise, read_table
 from annotations.corpus import find
 from annotations.examples import read_examples, repeated_captions
 from annotations.spec import DatasetSpec
+from annotations.split_images import check_sizes, given_regions, open_split_images
 from annotations.split_regions import check_probabilities
+from annotations.tagged_texts import TaggedSchema
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
 from cli import run_main
 from files.json_files import DataError, some
 from files.text import printable, printable_lines
-from param import add_flags
+from param import Options, add_flags
 from regions import store, tsv
 from regions.readers import check_start, id_difference
 from tasks.registry import TASKS, task_class
@@ -120,6 +122,25 @@ def findings(contents, with_regions, answers, spec, features=()):
         yield None, f'{len(np.setdiff1d(with_regions, contents.images)):,} images with regions have no sentences'
 
 
+def check_images(name, split, ids, store_root, masks, attempt):
+    """Yields what `findings` does, about the images of a split and given boxes in them. ids: (n,) bytes, as in its annotations;
+    masks: whether the boxes need masks; attempt(key, function, *arguments): reports faults, and returns None for these."""
+    images = attempt('images', open_split_images, [split], ids, name, Options(storeRoot=store_root))
+    if images is None:
+        return
+    ids = [img_id.decode() for img_id in ids.tolist() if img_id]
+    missing = [img_id for img_id, row in zip(ids, images.rows(ids), strict=True) if row < 0]
+    message = f'{len(missing):,} of {len(ids):,} images have no file in {images.name} ({some(missing)})'
+    if missing:
+        yield 'images' if len(missing) == len(ids) else None, message
+    for regions in filter(None, (store.fresh(file, store_root) for file in split.features)):
+        attempt('images', check_sizes, ids, regions, images)
+    if split.boxes and (regions := attempt('boxes', given_regions, [split], images, masks)) is not None:
+        without = [img_id for img_id, row in zip(ids, regions.rows(ids), strict=True) if row < 0]
+        if without:
+            yield 'boxes' if len(without) == len(ids) else None, f'{len(without):,} images have no boxes ({some(without)})'
+
+
 def check(path, tokenizer, store_root, report_fault):
     """Prints the statistics of each split and calls report_fault(message) for each fault. tokenizer: BertTokenizer or None.
     Raises DataError for a fault that prevents further checks."""
@@ -166,7 +187,11 @@ def check(path, tokenizer, store_root, report_fault):
             print(printable_lines('\n'.join(f'  {line}' for line in text.lines('text', tokenizer.vocab_file))))
         ids = [ids_of_file[file] for file in split.features]
         with_regions = np.unique(np.concatenate(ids)) if ids and all(file_ids is not None for file_ids in ids) else None
-        for key, message in findings(contents, with_regions, answers, spec, split.features):
+        lines = list(findings(contents, with_regions, answers, spec, split.features))
+        if split.images:
+            lines += check_images(name, split, contents.images, store_root, isinstance(schema, TaggedSchema),
+                                  lambda key, *call, name=name: attempt(f'splits.{name}.{key}', *call))
+        for key, message in lines:
             if key:
                 report_fault(f'{path}: key "splits.{name}.{key}": {message}')
             else:

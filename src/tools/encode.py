@@ -16,6 +16,7 @@ import dist
 import models
 from annotations.dataset import ExampleDataset
 from annotations.examples import Examples, is_id
+from annotations.split_images import check_sizes
 from batches import evaluation_batches, load_batches
 from bert.speed import accelerate, warn_slow_bf16
 from cli import run_main
@@ -24,6 +25,7 @@ from files.json_files import DataError, field, numbered_lines, some, stream
 from files.memory import check_memory
 from files.progress import ProgressBar
 from files.text import shown
+from images.source import open_source
 from param import Options, add_flags
 from regions import placement, store
 from tasks import checkpoints
@@ -138,18 +140,21 @@ def encode(flags):
     checkpoints.check_sidecars(model, weights, config, tokenizer)
     layers = choose_layers(package.layer_names(config), flags.states, flags.layers)
     img_ids, sentences = read_pairs(flags.pairs)
-    regions, files = store.open_all(flags.features, flags.storeRoot), ', '.join(flags.features)
-    check_features(regions, config, files, bert)
-    rows = regions.rows(img_ids)
-    if unknown := [img_id for img_id, row in zip(img_ids, rows, strict=True) if row < 0]:
-        raise DataError(f'{flags.pairs}: {len(unknown):,} of {len(rows):,} pairs are about {len(set(unknown)):,} images without '
-                        f'regions in {files} ({some(unknown)}); add a file that has them to --features, or leave these pairs out')
+    regions, images = open_inputs(flags, img_ids)
+    if images is None:
+        check_features(regions, config, ', '.join(flags.features), bert)
+    rows = (images if regions is None else regions).rows(img_ids)
     encoder, report = package.load_encoder(weights, config)
     print(report)
     encoder.tokenizer = tokenizer
+    check_inputs(flags, encoder.needs)
+    if regions is not None and images is not None:
+        check_sizes(img_ids, regions, images)
+    if regions is not None and 'regions' not in encoder.needs:
+        regions = placement.without_features(regions)
     accelerate(encoder.to(device).eval(), options)
     examples = Examples.unlabelled([[img_id] for img_id in img_ids], sentences)
-    dataset = ExampleDataset(examples, regions, rows[:, None], encoder, [], flags.maxLength)
+    dataset = ExampleDataset(examples, regions, rows[:, None], encoder, [], flags.maxLength, images=images)
     dataset.text_report(slice(None), flags.pairs)
     check_batch(dataset, options.batchSize, 'batchSize', device)
     check_memory(4 * len(sentences) * max(map(len, sentences)), f'{flags.pairs}: an array of its sentences')
@@ -160,10 +165,35 @@ def encode(flags):
     return 0
 
 
+def open_inputs(flags, img_ids):
+    """(the regions of --features, or None; the ImageSource of --images, or None). Raises DataError for pairs that they lack."""
+    regions = store.open_all(flags.features, flags.storeRoot) if flags.features else None
+    ids = 'path' if any('/' in img_id for img_id in img_ids) else 'stem'
+    images = open_source(flags.images, ids, index_root=flags.storeRoot) if flags.images else None
+    for flag, what, source in (('features', 'regions', regions), ('images', 'files', images)):
+        rows = source.rows(img_ids) if source is not None else ()
+        if unknown := [img_id for img_id, row in zip(img_ids, rows, strict=False) if row < 0]:
+            raise DataError(f'{flags.pairs}: {len(unknown):,} of {len(rows):,} pairs are about {len(set(unknown)):,} images '
+                            f'without {what} in {", ".join(getattr(flags, flag))} ({some(unknown)}); add a file that has them to '
+                            f'--{flag}, or leave these pairs out')
+    return regions, images
+
+
+def check_inputs(flags, needs):
+    """Raises DataError unless the flags name what an encoder `needs`, and nothing else."""
+    for flag, what, needed in (('features', 'regions', needs & {'regions', 'boxes'}), ('images', 'pixels', needs & {'pixels'})):
+        if bool(needed) != bool(getattr(flags, flag)):
+            raise DataError(f'--{flag}: {flags.load} reads {"" if needed else "no "}{what}; '
+                            f'{f"name the {flag} of the images" if needed else "leave it out"}')
+
+
 def layout(dataset, d, pooled, layers):
     """{name: (dtype, shape)} of the numeric arrays of the .npz, in order. d: hidden size; layers: as from choose_layers."""
     n, whole_image = len(dataset), dataset.whole_image and 'regions' in layers
-    length = {'words': int(dataset.lengths[dataset.sentence].max()), 'regions': int(dataset.regions.max_regions)}
+    if dataset.regions is None and 'regions' in layers:
+        raise DataError('--states regions: the model reads no regions; leave it out')
+    length = {'words': int(dataset.lengths[dataset.sentence].max()),
+              'regions': 0 if dataset.regions is None else int(dataset.regions.max_regions)}
     return {
         'num_words': (np.int32, (n,)), 'num_regions': (np.int32, (n,)), 'input_ids': (np.int32, (n, length['words'])),
         **({'pooled': (np.float32, (n, d))} if pooled else {}),
@@ -183,7 +213,8 @@ def hidden_states(encoder, dataset, pooled, layers, options, device):
             else:
                 vectors, by_side = encoder(batch).pooled, ({}, {})
         ids, mask, lead = batch['input_ids'], batch.get('visual_attention_mask'), int(dataset.whole_image)
-        count = torch.full((len(ids),), batch['features'].shape[1]) if mask is None else mask.sum(1)
+        most = batch['boxes'].shape[1] if dataset.regions is not None else lead
+        count = torch.full((len(ids),), most) if mask is None else mask.sum(1)
         arrays = {'input_ids': ids, 'num_words': (ids != 0).sum(1), 'num_regions': count - lead}
         if pooled:
             arrays['pooled'] = vectors.float()
@@ -244,9 +275,11 @@ def parser():
     parser = argparse.ArgumentParser(
         prog='run/encode.bash', allow_abbrev=False, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Writes hidden states and pooled vectors of (image, sentence) pairs to .npz.',
-        usage='bash run/encode.bash GPU|cpu PAIRS --features TSV,... --load FILE --out X.npz [flags]')
+        usage='bash run/encode.bash GPU|cpu PAIRS --features TSV,...|--images FOLDER,... --load FILE --out X.npz [flags]')
     parser.add_argument('pairs', type=Path, metavar='PAIRS', help='lines img_id<TAB>sentence, or a json list of {img_id, sent}')
-    parser.add_argument('--features', type=names, required=True, metavar='A.tsv,B.tsv', help='the regions of the images')
+    parser.add_argument('--features', type=names, default=[], metavar='A.tsv,B.tsv', help='the regions of the images')
+    parser.add_argument('--images', type=names, default=[], metavar='FOLDER|ZIP|X.pixels,...', help='the images, of a model that '
+                        'reads pixels')
     parser.add_argument('--load', required=True, metavar='FILE', help="pre-trained weights or a task's snapshot")
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.npz', help='the file to write (overwritten)')
     parser.add_argument('--states', type=names, default=['pooled'], help=f'some of {",".join(STATES)} (default: pooled)')
@@ -262,7 +295,7 @@ def main(argv=None):
     flags = arguments.parse_args(argv)
     if unknown := [name for name in flags.states if name not in STATES]:
         arguments.error(f'--states: unknown "{unknown[0]}"; expected some of {", ".join(STATES)}')
-    if not flags.states or not flags.features:
+    if not flags.states or not (flags.features or flags.images):
         arguments.error(f'--{"features" if flags.states else "states"}: expected at least one, found none')
     if flags.maxLength < 3:
         arguments.error(f'--maxLength: expected at least 3 ([CLS], a word, [SEP]), found {flags.maxLength}')
