@@ -39,8 +39,8 @@ def config(**changes):
 
 def build(task, seed=1, **changes):
     """A head whose parameters, momentum models' included, are all random."""
-    head = models.build('albef', task, config(**changes), ANSWERS.get(task))
     torch.manual_seed(seed)
+    head = models.build('albef', task, config(**changes), ANSWERS.get(task))
     with torch.no_grad():
         for parameter in head.parameters():
             if parameter.ndim:

@@ -49,6 +49,9 @@ class Pretraining(Contrast):
                                    for rate in (self.mask_rate, 0.8, 0.5))
         pieces = torch.randint(self.config.vocab_size, shape, generator=draws, device=device)
         special = self.encoder.tokenizer.vocab if self.encoder.tokenizer else PUBLISHED_IDS
+        if special[MASK] >= self.config.vocab_size:
+            raise ValueError(f'vocab_size {self.config.vocab_size}: is not that of bert-base-uncased, whose [MASK] is '
+                             f'{special[MASK]}; set encoder.tokenizer')
         for part in step.parts:
             if 'masked_lm_labels' in part.batch:
                 continue
