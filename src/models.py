@@ -19,9 +19,10 @@ A model's package has a module `heads` with
 
 import importlib
 
-MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
+MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert', 'albef': 'albef'}  # name -> package
 DEFAULT = 'lxmert'
-FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
+# Flag -> the model of its weights.
+FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert', 'loadALBEF': 'albef'}
 
 
 def chosen(options):

@@ -132,7 +132,7 @@ def describe_run(head, examples, options, progress, optimizer_step, device):
         lines.append(f'Warning: the schedule {name} gives the only step the learning rate 0: nothing is learned; give a smaller '
                      '--batchSize, more --epochs, or another --schedule.')
     return [*lines, f'  learning rate up to {options.lr:g} ({source}), {optimizer}, {name}, warm-up over '
-            f'{warmup_steps(recipe, total):,.0f} steps; {rate:.3g} at step {progress.total_steps:,}']
+            f'{warmup_steps(recipe, total, name):,.0f} steps; {rate:.3g} at step {progress.total_steps:,}']
 
 
 @dataclass
