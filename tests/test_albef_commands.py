@@ -23,7 +23,8 @@ TINY = SHARED / 'albef_tiny'
 needs_albef = pytest.mark.skipif('albef' not in models.MODELS, reason='needs the model albef')
 BERT = {'vocab_size': 100, 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 32,
         'max_position_embeddings': 64, 'fusion_layer': 1, 'encoder_width': 16}
-MODEL = {'image_res': 16, 'patch_size': 8, 'vision_width': 16, 'vision_depth': 1, 'vision_heads': 2, 'embed_dim': 4, 'queue_size': 8}
+MODEL = {'image_res': 16, 'patch_size': 8, 'vision_width': 16, 'vision_depth': 1, 'vision_heads': 2, 'embed_dim': 4,
+         'queue_size': 8}
 OPTIMIZATION = {'optimizer': {'opt': 'adamW', 'lr': 1e-5, 'weight_decay': 0.03},
                 'schedular': {'sched': 'cosine', 'lr': 2e-5, 'epochs': 3, 'min_lr': 1e-6, 'decay_rate': 1, 'warmup_lr': 1e-5,
                               'warmup_epochs': 4, 'cooldown_epochs': 0}}
@@ -61,7 +62,7 @@ def test_the_configurations_are_those_of_the_recipes(name, monkeypatch, tmp_path
     monkeypatch.chdir(ROOT)
     file = {'Retrieval': 'Retrieval_flickr', 'Pretrain_nlvr': 'NLVR_pretrain'}.get(name, name)
     if name in ('VQA', 'Grounding'):  # whose annotations are read
-        monkeypatch.setattr(albef_options, 'describe_splits', lambda plan: None)
+        monkeypatch.setattr(albef_options, 'describe_splits', lambda plan: plan.splits.update(train={}))
     plan = albef_options.make_plan([name, '--config', f'./configs/{file}.yaml', '--output_dir', str(tmp_path)])
     options, kind = options_of(plan), albef_options.TASK_OF.get(name, plan.program.kind)
     recipe = models.package('albef').recipe(kind, options)
@@ -102,8 +103,9 @@ def test_distributed_false_is_false(text, value):
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--text_encodr', 'x'], '--text_encodr: there is no such flag; did you mean --text_encoder?'),
     (['--distributed', 'maybe'], 'expected True or False, found maybe'), (['--evaluate'], 'give the weights to evaluate'),
-    (['--evaluate', '--resume', '--checkpoint', 'x'], '--evaluate and --resume'), (['--gradcam_mode', 'x'], "invalid choice: 'x'"),
-    (['--text_decoder', 'y'], '--text_decoder y: expected that of --text_encoder'), (['surplus'], 'surplus: there is no such flag'),
+    (['--evaluate', '--resume', '--checkpoint', 'x'], '--evaluate and --resume'),
+    (['--gradcam_mode', 'x'], "invalid choice: 'x'"), (['surplus'], 'surplus: there is no such flag'),
+    (['--text_decoder', 'y'], '--text_decoder y: expected that of --text_encoder'),
 ])
 def test_wrong_flags_are_one_error(capsys, flags, message):
     with pytest.raises(SystemExit) as end:
@@ -120,7 +122,8 @@ def test_wrong_flags_are_one_error(capsys, flags, message):
     ({'schedular': {'epochs': True}}, 'key "schedular.epochs": expected int, found True'),
     ({'schedular': {'sched': 'step'}}, "key \"schedular.sched\": expected 'cosine', the only one that there is, found 'step'"),
     ({'schedular': {'lr': -1}}, 'key "schedular.lr": expected a number of at least 0, found -1'),
-    ({'warm_up': 'yes'}, "key \"warm_up\": expected bool, found 'yes'"), ({'vqa_root': 'x'}, "key 'vqa_root': there is no such key"),
+    ({'warm_up': 'yes'}, "key \"warm_up\": expected bool, found 'yes'"),
+    ({'vqa_root': 'x'}, "key 'vqa_root': there is no such key"),
     ({1: 2}, 'key 1: there is no such key'), ({'bert_config': None}, 'key "bert_config": expected str, found None'),
 ])
 def test_wrong_configurations_are_errors_that_name_file_and_key(tmp_path, change, message):
@@ -133,8 +136,9 @@ def test_wrong_configurations_are_errors_that_name_file_and_key(tmp_path, change
 
 
 def test_damaged_configurations(tmp_path):
-    for text, message in (('a: &x [1]\nb: *x\n', 'aliases are not read'), ('- 1\n', 'keys with values'), ('a: [', 'is not plain yaml'),
-                          ('!!python/object/apply:os.system ["x"]', 'is not plain yaml'), ('image_res: 3\n', 'key "train_file"')):
+    for text, message in (('a: &x [1]\nb: *x\n', 'aliases are not read'), ('- 1\n', 'keys with values'),
+                          ('a: [', 'is not plain yaml'), ('!!python/object/apply:os.system ["x"]', 'is not plain yaml'),
+                          ('image_res: 3\n', 'key "train_file"')):
         (tmp_path / 'x.yaml').write_text(text)
         with pytest.raises(DataError, match=message):
             albef_options.read_config(tmp_path / 'x.yaml', 'VE')
@@ -327,11 +331,12 @@ def test_figures_have_the_names_of_the_original_code():
 # ---- the launcher
 
 def test_the_launcher_says_how_to_use_it():
-    done = subprocess.run(['bash', 'run/albef.bash'], cwd=ROOT, capture_output=True, text=True)
+    def launch(*arguments):
+        return subprocess.run(['bash', 'run/albef.bash', *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    done = launch()
     assert done.returncode == 2 and 'Usage: bash run/albef.bash Retrieval|VQA' in done.stderr
-    done = subprocess.run(['bash', 'run/albef.bash', 'VE', '--config', 'x.yaml', '--output_dir', 'y', '--devise', 'cpu'], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = launch('VE', '--config', 'x.yaml', '--output_dir', 'y', '--devise', 'cpu')
     assert done.returncode == 2 and 'did you mean --device?' in done.stderr
-    done = subprocess.run(['bash', 'run/albef.bash', 'VE', '--config', 'no.yaml', '--output_dir', 'y', '--device', 'cpu'], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = launch('VE', '--config', 'no.yaml', '--output_dir', 'y', '--device', 'cpu')
     assert done.returncode == 1 and done.stderr.startswith('albef.bash: error: no.yaml: no such file; expected a configuration')

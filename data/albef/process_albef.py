@@ -213,7 +213,8 @@ def add_snli_ve(files, folder):
 
 def refs_of(path):
     """Yields (place, ref) of a pickle or json of refs, or of a json with a list for each split."""
-    if path.suffix == '.json' and layout(path) == 'object':
+    form = layout(path) if path.suffix != '.p' else ''
+    if form == 'object' or (form == 'lines' and 'ref_id' not in next(stream(path, 'item', 'refs'))):
         rows = (row for _, of_split in stream(path, '', 'splits', pairs=True) for row in of_split)
     else:
         rows = read_refs(path)

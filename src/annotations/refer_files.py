@@ -150,7 +150,7 @@ def examples_of_refs(path, boxes, report):
 def read_detections(path):
     """{image id: boxes} of MAttNet's list [{image_id, box}], or of ALBEF's {image id: boxes}. Raises DataError."""
     boxes = defaultdict(list)
-    if layout(path) == 'object':
+    if layout(path) != 'list':
         for image, of_image in stream(path, '', 'detections', pairs=True):
             if not image.isdigit() or not isinstance(of_image, list):
                 raise DataError(f'{path}: expected {{image id: boxes}}, found {shown(image)}: {shown(of_image)}')
