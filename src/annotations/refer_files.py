@@ -99,12 +99,23 @@ def corners(box, place, wide=True):
                     'again')
 
 
-def read_boxes(path, images=None):
+def read_sizes(path):
+    """{image id: (width, height)} of a COCO instances json. Raises DataError."""
+    return {field(item, 'id', int, path): (field(item, 'width', int, path), field(item, 'height', int, path))
+            for item in stream(path, 'images.item', 'images')}
+
+
+def clipped(box, size):
+    """The part of a box, as corners, that is within an image of (width, height), or None."""
+    x1, y1, x2, y2 = (min(max(side, 0), size[place % 2]) for place, side in enumerate(box))
+    return [x1, y1, x2, y2] if x1 < x2 and y1 < y2 else None
+
+
+def read_boxes(path, images=None, clip=False):
     """({annotation id: box}, {image id: boxes}) of a COCO instances json, as corners, in its order. images: a set, of which boxes
-    are read; None: all. Raises DataError for a box outside its image by more than a pixel."""
-    sizes = {field(item, 'id', int, path): (field(item, 'width', int, path), field(item, 'height', int, path))
-             for item in stream(path, 'images.item', 'images')}
-    by_id, by_image = {}, defaultdict(list)
+    are read; None: all; clip: cut boxes at the border of their image. Raises DataError for a box outside its image, or, without
+    clip, by more than a pixel."""
+    sizes, by_id, by_image = read_sizes(path), {}, defaultdict(list)
     for item in stream(path, 'annotations.item', 'annotations'):
         key, image = field(item, 'id', int, path), field(item, 'image_id', int, path)
         if images is not None and image not in images:
@@ -113,7 +124,10 @@ def read_boxes(path, images=None):
             raise DataError(f'{path}: annotation {key}: expected an image among its "images", found {image}; get the file again')
         box = corners(item.get('bbox'), f'{path}: annotation {key}: key "bbox"')
         width, height = sizes[image]
-        if min(box[:2]) < -1 or box[2] > width + 1 or box[3] > height + 1:
+        cut = clipped(box, (width, height))
+        if clip and cut:
+            box = cut
+        elif min(box[:2]) < -1 or box[2] > width + 1 or box[3] > height + 1:
             raise DataError(f'{path}: annotation {key}: key "bbox": expected a box inside image {image}, {width} x {height} '
                             f'pixels, found the corners {box}; correct it, or get the file again')
         by_id[key] = box

@@ -77,9 +77,9 @@ class AlbefFolder(RunFolder):
     def log_epoch(self, epoch):
         """Appends the line of an epoch. Numbers are texts of four places, as in the original code."""
         if is_main():
-            best = epoch if self.improved else next((line['best_epoch'] for line in reversed(self.logged())), epoch)
+            best = epoch if self.improved else next((line.get('best_epoch', epoch) for line in reversed(self.logged())), epoch)
             line = {'_'.join(filter(None, original_name(name))): f'{value:.4f}' for name, value in self.figures.items()}
-            self.append({**line, 'epoch': epoch, 'best_epoch': best})
+            self.append(line | {'epoch': epoch} | ({'best_epoch': best} if self.plan.program.best else {}))
 
     def append(self, line):
         with open(self.path / LOG, 'a', encoding='utf-8') as file:

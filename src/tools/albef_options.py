@@ -10,7 +10,7 @@ from pathlib import Path
 
 import models
 from annotations.albef_files import example_of
-from annotations.refer_files import examples_of_refs, find_refs, read_boxes, read_detections
+from annotations.refer_files import clipped, examples_of_refs, find_refs, read_boxes, read_detections, read_sizes
 from annotations.spec import DatasetSpec
 from files.json_files import DataError, stream
 from files.json_files import field as value_of
@@ -287,13 +287,18 @@ def write_images(path, annotations):
 
 def expressions(plan):
     """Yields (split, examples, {image id: boxes}) of Grounding: train, and as in the refs val, testA, testB or test. The boxes of
-    a split for testing are the detected ones, of train those of the expressions, which are not trained on."""
+    a split for testing are the detected ones, of train those of the expressions, which are not trained on. Boxes are cut at the
+    border of their image."""
     values, place = plan.values, plan.args.config
     folder, detections = Path(value_of(values, 'refcoco_data', str, place)) / 'refcoco+', value_of(values, 'det_file', str, place)
-    annotated, _ = read_boxes(folder / 'instances.json')
+    annotated, sizes = read_boxes(folder / 'instances.json', clip=True)[0], read_sizes(folder / 'instances.json')
+    official = folder / 'refs(unc).p'
+    path = official if official.is_file() else find_refs(folder)
     refs = {item['ref_id']: (split, int(item['img_id'][-12:]), item['box'])
-            for split, item in examples_of_refs(find_refs(folder), annotated, defaultdict(list))}
+            for split, item in examples_of_refs(path, annotated, defaultdict(list))}
     detected, examples, boxes = read_detections(detections), defaultdict(list), defaultdict(dict)
+    detected = {image: [cut for box in of_image if (cut := clipped(box, sizes[image]))]
+                for image, of_image in detected.items() if image in sizes}
     for key in ('train_file', 'test_file'):
         for path in values.get(key, []):
             for number, item in enumerate(stream(path, 'item', 'expressions')):
@@ -306,7 +311,7 @@ def expressions(plan):
                 examples[name].append(example | {'box': box})
                 if name == 'train':
                     boxes[name].setdefault(example['img_id'], []).append(box)
-                elif image in detected:
+                elif detected.get(image):
                     boxes[name][example['img_id']] = detected[image]
                 else:
                     raise DataError(f'{detections}: expected boxes of image {image}, of which {path} has expressions, found none')
