@@ -127,8 +127,17 @@ class AlbefTask:
         for name, other in self.others:
             _, of_other, further = super().validate(head, other, options, device)
             print0(f'{name}: {of_other}')
-            figures |= {f'{name}/{key}': value for key, value in further.items()}
-        return score, text, dict(self.original(*figure) for figure in figures.items())
+            figures |= {f'{name}/{key}': value for key, value in self.with_means(further).items()}
+        return score, text, dict(self.original(*figure) for figure in self.with_means(figures).items())
+
+    @staticmethod
+    def with_means(figures):
+        """Figures with the means of the recalls of each direction."""
+        means = {}
+        for what in ('text', 'image'):
+            if recalls := [value for name, value in figures.items() if name.startswith(f'{what} R@')]:
+                means[f'{what} R@_mean'] = sum(recalls) / len(recalls)
+        return figures | means
 
     def original(self, name, value):
         """A figure as in the original code: accuracies are shares there, recalls in per cent."""
