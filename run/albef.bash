@@ -19,7 +19,7 @@ value() {  # value FLAG ARGUMENTS...: the value of --FLAG VALUE or --FLAG=VALUE,
 gpus=${CUDA_VISIBLE_DEVICES:-0} world_size=$(value world_size "$@") flags=(--multiGPU)
 [ -z "$world_size" ] || number world_size 1 1000 'the number of processes, 1 or more'
 [ -z "$world_size" ] || [ -n "${CUDA_VISIBLE_DEVICES-}" ] || gpus=$(seq -s, 0 $((world_size - 1)))
-[ "$(value device "$@")" != cpu ] || gpus=cpu
+[ "$(value device "$@")" != cpu ] || { gpus=cpu NPROC=${world_size:-${NPROC:-1}}; export NPROC; }
 case $(value distributed "$@") in
     false | 0 | no) flags=() ;;
 esac

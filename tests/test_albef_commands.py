@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -326,6 +327,101 @@ def test_figures_have_the_names_of_the_original_code():
             ('entailment', {'score': 80.0}, {'acc': 0.8}), ('refcoco', {'score': 50.0}, {'d': 0.5})):
         base = task_class(kind)
         assert dict(albef.AlbefTask.original(SimpleNamespace(kind=base.kind), *one) for one in figures.items()) == expected
+
+
+# ---- whole runs
+
+TASK_FILES = {  # of albef_tiny, by program
+    'Retrieval': {'train_file': 'retrieval_train', 'val_file': 'retrieval_test', 'test_file': 'retrieval_test', 'k_test': 8},
+    'VQA': {'train_file': 'vqa_train', 'test_file': 'vqa_test'},
+    'NLVR': dict.fromkeys(('train_file', 'val_file', 'test_file'), 'nlvr'),
+    'VE': dict.fromkeys(('train_file', 'val_file', 'test_file'), 've'),
+    'Grounding': {'train_file': 'grounding', 'test_file': 'grounding', 'block_num': 1}}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """tiny(program, *flags): runs it on albef_tiny, with a small model; returns the exit status."""
+    shutil.copytree(TINY, tmp_path / 'tiny')  # beside the pictures an index is written
+    bert = tmp_path / 'bert'
+    bert.mkdir()
+    shutil.copy(SHARED / 'vocab/bert-base-uncased-vocab.txt', bert / 'vocab.txt')
+    save(bert / 'config.json', BERT | {'vocab_size': 30522, 'max_position_embeddings': 512})
+
+    def run(name, *flags):
+        values = {key: str(tmp_path / f'tiny/{value}.json') if isinstance(value, str) else value
+                  for key, value in TASK_FILES[name].items() if key != 'block_num'}
+        images = str(tmp_path / 'tiny/images') + '/ve' * (name == 'VE')
+        if name == 'VQA':
+            values |= dict.fromkeys(('vqa_root', 'vg_root'), images) | {
+                'answer_list': str(save(tmp_path / 'answers.json', ['black', 'white', '2', '3', 'in the street']))}
+        if name == 'Grounding':
+            values |= {'refcoco_data': str(tmp_path / 'tiny'), 'det_file': str(tmp_path / 'tiny/refcoco+/dets.json')}
+        path = configuration(tmp_path, **values, batch_size=2)
+        values = yaml.safe_load(path.read_text()) | {'bert_config': str(bert / 'config.json')}
+        if name in ('VQA',):
+            del values['image_root']
+        else:
+            values['image_root'] = images
+        path.write_text(yaml.safe_dump(values | {'schedular': OPTIMIZATION['schedular'] | {'epochs': 2}}))
+        extra = ['--block_num', '1'] if name == 'Grounding' else []
+        return albef.main([name, '--config', str(path), '--output_dir', str(tmp_path / 'out'), '--textencoder', str(bert),
+                           '--device', 'cpu', '--distributed', 'False', *extra, *flags])
+
+    return run
+
+
+def logged(folder):
+    return (folder / 'out/log.txt').read_text().splitlines()
+
+
+@needs_albef
+@pytest.mark.shared
+def test_the_guides_two_commands(tiny, tmp_path, capsys):
+    assert tiny('Retrieval', '--fromScratch') == 0
+    *epochs, best = logged(tmp_path)
+    epochs = [json.loads(line) for line in epochs]
+    assert [line['epoch'] for line in epochs] == [0, 1] and best == f'best epoch: {epochs[1]["best_epoch"]}'
+    assert {f'{split}_{what}' for split in ('val', 'test') for what in (
+        'txt_r1', 'txt_r5', 'txt_r10', 'txt_r_mean', 'img_r1', 'img_r5', 'img_r10', 'img_r_mean', 'r_mean')} <= set(epochs[0])
+    checkpoint = tmp_path / 'out/checkpoint_best.pth'
+    assert tiny('Retrieval', '--checkpoint', str(checkpoint), '--evaluate') == 0
+    tested, of_best = json.loads(logged(tmp_path)[-1]), epochs[epochs[1]['best_epoch']]
+    assert tested == {key: of_best[key] for key in tested if key != 'epoch'} | {'epoch': 0} and 'test_txt_r1' in tested
+    assert json.loads((tmp_path / 'out/test_predict.json').read_text())[0]['img_id'] == 'flickr30k-images/1007129816'
+    assert yaml.safe_load((tmp_path / 'out/config.yaml').read_text())['k_test'] == 8
+    capsys.readouterr()
+    assert tiny('Retrieval', '--fromScratch') == 1 and 'give --resume to continue it' in capsys.readouterr().err
+    assert tiny('Retrieval', '--fromScratch', '--resume') == 0 and 'nothing to resume' in capsys.readouterr().out
+
+
+@needs_albef
+@pytest.mark.shared
+def test_answers_for_the_server(tiny, tmp_path):
+    assert tiny('VQA', '--fromScratch') == 0
+    result = tmp_path / 'out/result/vqa_result_epoch1.json'
+    answers = json.loads(result.read_text())
+    assert [row['question_id'] for row in answers] == list(range(2000, 2007)) and all(list(row) == [
+        'question_id', 'answer'] for row in answers)
+    assert {path.name for path in (tmp_path / 'out').glob('checkpoint*')} == {'checkpoint_00.pth', 'checkpoint_01.pth'}
+    content = result.read_text()
+    result.unlink()  # the run was killed before it was written
+    assert tiny('VQA', '--fromScratch', '--resume') == 0 and result.read_text() == content
+    assert tiny('VQA', '--checkpoint', str(tmp_path / 'out/checkpoint_01.pth'), '--evaluate') == 0
+    assert (tmp_path / 'out/result/vqa_result_epoch0.json').read_text() == content
+
+
+@needs_albef
+@pytest.mark.shared
+@pytest.mark.parametrize(('name', 'figures'), [
+    ('VE', {'val_acc', 'test_acc'}), ('NLVR', {'val_acc', 'test_acc'}),
+    ('Grounding', {'val_d', 'testA_d', 'testB_d', 'train_loss_ita', 'train_loss_itm'})])
+def test_the_other_tasks(tiny, tmp_path, name, figures):
+    assert tiny(name, '--fromScratch') == 0
+    line = json.loads(logged(tmp_path)[0])
+    assert figures <= set(line) and all(0 <= float(line[key]) <= 1 for key in figures if 'loss' not in key)
+    numbered = {path.name for path in (tmp_path / 'out').glob('checkpoint_0*')}
+    assert (tmp_path / 'out/checkpoint_best.pth').is_file() and bool(numbered) == (name == 'NLVR')
 
 
 # ---- the launcher

@@ -284,7 +284,8 @@ class TaskProgram(Program):
         options, folder = self.options, self.folder
         trained = train(options, folder, self.sidecars(), self.make, self.kind, self.device)
         if trained is None:
-            print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
+            print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load '
+                   f'{folder.path / self.task_class.best_name.removesuffix(".pth")}')
         elif options.valid:
             task, head, _, valid_set = trained
             print0('', head.load_original(read_state(folder.path / task.best_name), task.best_name))

@@ -22,7 +22,7 @@ from tasks.registry import task_class
 from tools.albef_options import make_plan, write_dataset
 
 BEST, EPOCH = 'checkpoint_best.pth', 'checkpoint_{:02d}.pth'  # the second counts from 1 in train.py, from 0 in file names
-LOG, END = 'log.txt', 'best epoch'
+LOG, END = 'log.txt', 'best epoch:'
 LOSSES = {'ITC': 'loss_ita', 'ITM': 'loss_itm', 'MLM': 'loss_mlm'}  # in log.txt; others: loss
 SPLITS = {'valid': 'val'}  # in log.txt
 PRETRAINING = {'Pretrain': 'pretrain.pairs.PairProgram', 'Pretrain_nlvr': 'pretrain.pairs.TextAssignmentProgram'}
@@ -77,7 +77,7 @@ class AlbefFolder(RunFolder):
     def log_epoch(self, epoch):
         """Appends the line of an epoch. Numbers are texts of four places, as in the original code."""
         if is_main():
-            best = epoch if self.improved else next((line.get('best_epoch', epoch) for line in reversed(self.logged())), epoch)
+            best = epoch if self.improved else self.best_epoch(epoch)
             line = {'_'.join(filter(None, original_name(name))): f'{value:.4f}' for name, value in self.figures.items()}
             self.append(line | {'epoch': epoch} | ({'best_epoch': best} if self.plan.program.best else {}))
 
@@ -87,10 +87,13 @@ class AlbefFolder(RunFolder):
             file.write('\n')
 
     def finish(self):
-        """Writes the last line of log.txt."""
-        lines = self.logged()
-        if is_main() and self.plan.program.best and lines:
-            self.append(f'{END}: {lines[-1]["best_epoch"]}')
+        """Writes the last line of log.txt, unless it was written before."""
+        if is_main() and self.plan.program.best and END not in (self.path / LOG).read_text():
+            self.append(f'{END} {self.best_epoch(0)}')
+
+    def best_epoch(self, default):
+        """The best epoch so far."""
+        return next((line['best_epoch'] for line in reversed(self.logged()) if 'best_epoch' in line), default)
 
 
 def original_name(name):
