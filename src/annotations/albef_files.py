@@ -13,6 +13,11 @@ PATHS = ImageIds('path')
 PROJECT = {'img_id', 'img0', 'sent', 'sentf'}  # keys of this project's examples
 
 
+def is_albef(item):
+    """Whether an item is one of ALBEF's files."""
+    return isinstance(item, dict) and bool({'image', 'images'} & item.keys()) and not PROJECT & item.keys()
+
+
 def example_of(item, number, path):
     """The example of an item of ALBEF's files; None for a pair without a label that annotators agreed on; another item as it is.
     An image id is the path without its ending.
@@ -30,7 +35,7 @@ def example_of(item, number, path):
     The label of a question has for each answer the share of the annotators who gave it, of Visual Genome VG_WEIGHT. Raises
     DataError that names the key.
     """
-    if not isinstance(item, dict) or not {'image', 'images'} & item.keys() or PROJECT & item.keys():
+    if not is_albef(item):
         return item
 
     def value(key, valid, expected):
