@@ -334,6 +334,7 @@ def test_figures_have_the_names_of_the_original_code():
 TASK_FILES = {  # of albef_tiny, by program
     'Retrieval': {'train_file': 'retrieval_train', 'val_file': 'retrieval_test', 'test_file': 'retrieval_test', 'k_test': 8},
     'VQA': {'train_file': 'vqa_train', 'test_file': 'vqa_test'},
+    'Pretrain': {'train_file': 'pretrain'}, 'Pretrain_nlvr': {'train_file': 'pretrain'},
     'NLVR': dict.fromkeys(('train_file', 'val_file', 'test_file'), 'nlvr'),
     'VE': dict.fromkeys(('train_file', 'val_file', 'test_file'), 've'),
     'Grounding': {'train_file': 'grounding', 'test_file': 'grounding', 'block_num': 1}}
@@ -348,7 +349,7 @@ def tiny(tmp_path):
     shutil.copy(SHARED / 'vocab/bert-base-uncased-vocab.txt', bert / 'vocab.txt')
     save(bert / 'config.json', BERT | {'vocab_size': 30522, 'max_position_embeddings': 512})
 
-    def run(name, *flags):
+    def run(name, *flags, epochs=2, out='out', batch=2):
         values = {key: str(tmp_path / f'tiny/{value}.json') if isinstance(value, str) else value
                   for key, value in TASK_FILES[name].items() if key != 'block_num'}
         images = str(tmp_path / 'tiny/images') + '/ve' * (name == 'VE')
@@ -357,22 +358,22 @@ def tiny(tmp_path):
                 'answer_list': str(save(tmp_path / 'answers.json', ['black', 'white', '2', '3', 'in the street']))}
         if name == 'Grounding':
             values |= {'refcoco_data': str(tmp_path / 'tiny'), 'det_file': str(tmp_path / 'tiny/refcoco+/dets.json')}
-        path = configuration(tmp_path, **values, batch_size=2)
+        path = configuration(tmp_path, **values, batch_size=batch)
         values = yaml.safe_load(path.read_text()) | {'bert_config': str(bert / 'config.json')}
-        if name in ('VQA',):
+        if name == 'VQA':
             del values['image_root']
         else:
             values['image_root'] = images
-        path.write_text(yaml.safe_dump(values | {'schedular': OPTIMIZATION['schedular'] | {'epochs': 2}}))
+        path.write_text(yaml.safe_dump(values | {'schedular': OPTIMIZATION['schedular'] | {'epochs': epochs}}))
         extra = ['--block_num', '1'] if name == 'Grounding' else []
-        return albef.main([name, '--config', str(path), '--output_dir', str(tmp_path / 'out'), '--textencoder', str(bert),
+        return albef.main([name, '--config', str(path), '--output_dir', str(tmp_path / out), '--textencoder', str(bert),
                            '--device', 'cpu', '--distributed', 'False', *extra, *flags])
 
     return run
 
 
-def logged(folder):
-    return (folder / 'out/log.txt').read_text().splitlines()
+def logged(folder, out='out'):
+    return (folder / out / 'log.txt').read_text().splitlines()
 
 
 @needs_albef
@@ -422,6 +423,23 @@ def test_the_other_tasks(tiny, tmp_path, name, figures):
     assert figures <= set(line) and all(0 <= float(line[key]) <= 1 for key in figures if 'loss' not in key)
     numbered = {path.name for path in (tmp_path / 'out').glob('checkpoint_0*')}
     assert (tmp_path / 'out/checkpoint_best.pth').is_file() and bool(numbered) == (name == 'NLVR')
+
+
+@needs_albef
+@pytest.mark.shared
+def test_pretraining_its_resumption_and_what_follows(tiny, tmp_path, capsys):
+    assert tiny('Pretrain', '--fromScratch', epochs=1, batch=4) == 0
+    assert tiny('Pretrain', '--fromScratch', '--resume', epochs=2, batch=4) == 0
+    lines = [json.loads(line) for line in logged(tmp_path)]
+    assert [line['epoch'] for line in lines] == [0, 1]
+    assert all(float(lines[1][f'train_loss_{name}']) > 0 for name in ('ita', 'itm', 'mlm'))
+    weights = tmp_path / 'out/checkpoint_01.pth'
+    assert weights.is_file()
+    assert tiny('Pretrain_nlvr', '--checkpoint', str(weights), epochs=1, out='assigned', batch=4) == 0
+    assert tiny('NLVR', '--checkpoint', str(tmp_path / 'assigned/checkpoint_00.pth'), epochs=1, out='nlvr') == 0
+    capsys.readouterr()
+    assert tiny('Retrieval', '--checkpoint', str(weights), epochs=1, out='retrieval') == 0
+    assert 'missing        1  idx_queue' in (printed := capsys.readouterr().out) and 'unexpected    14 ' in printed
 
 
 # ---- the launcher

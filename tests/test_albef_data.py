@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from annotations.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
 from annotations.refer_files import read_boxes
 from annotations.snli_ve import LABELS
 from annotations.spec import read_answers
+from batches import MicroBatch
 from files.json_files import DataError
+from pretrain import pairs
 from tasks.entailment import Entailment
 from tasks.refcoco import RefCOCO
 from tasks.retrieval import Retrieval
@@ -127,6 +130,34 @@ def test_the_published_files_are_read():
     assert len(read_examples([SHARED / 'grounding/refcoco_testA_part.json'], RefCOCO.schema, ())) == 14
     texts = list(pretraining_text.read(TINY / 'pretrain.json'))
     assert len(texts) == 10 and {len(item['sentf']['captions']) for item in texts} == {1, 3}
+
+
+def test_one_of_a_pictures_captions_is_drawn_each_time(tmp_path):
+    paths = [save(tmp_path / 'a.json', [{'image': 'x/1.jpg', 'caption': ['a', 'b', 'c']}, {'image': 'x/1.jpg', 'caption': 'd'}]),
+             save(tmp_path / 'b.json', [{'img_id': '7', 'sentf': {'one': ['e', 'f'], 'two': ['g']}}])]  # each is an example
+    examples = pairs.read_pairs(paths)
+    assert examples.ids.tolist() == [0, 0, 0, 1, 2, 3, 4] and examples.split.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert [examples.sentences[place] for place in examples.sentence] == list('abcdefg') and images(examples)[6] == ['7']
+
+    class Captions:
+        to_device = 'of the captions'
+
+        def __init__(self):
+            self.examples = examples
+
+        def __getitem__(self, micro_batch):
+            return micro_batch.indices.tolist()
+
+    dataset = pairs.Pairs(Captions(), seed=3)
+    assert len(dataset) == 5 and dataset.to_device == 'of the captions'
+    drawn = [dataset[MicroBatch(np.arange(5), 0, epoch)] for epoch in range(60)]
+    assert {tuple(batch[1:]) for batch in drawn} == {(3, 4, 5, 6)}
+    counts = Counter(batch[0] for batch in drawn)
+    assert set(counts) == {0, 1, 2} and min(counts.values()) > 8
+    batch = MicroBatch(np.arange(5), 0, 7)  # the same whatever the batch begins with
+    assert dataset[batch] == dataset[batch] and dataset[MicroBatch(np.arange(2, 5), 2, 7)] == dataset[batch][2:]
+    with pytest.raises(DataError, match='example 0: key "caption"'):
+        pairs.read_pairs([save(tmp_path / 'c.json', [{'image': 'x', 'caption': 3}])])
 
 
 # ---- from the official downloads
