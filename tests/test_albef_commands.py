@@ -96,6 +96,15 @@ def test_the_guides_commands_become_ours(tmp_path, monkeypatch):
     assert (options.device, options.bf16, options.seed, options.bert, options.numWorkers) == ('cpu', True, 7, 'b', 0)
 
 
+def test_paths_are_looked_for_below_the_data_and_the_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ('data/albef/configs/a.yaml', 'snap/pretrained/b.pth', 'pretrained/c.pth', 'data/albef/pretrained/c.pth'):
+        save(tmp_path / path, {})
+    for typed, place in (('./configs/a.yaml', 'data/albef/configs/a.yaml'), ('pretrained/b.pth', 'snap/pretrained/b.pth'),
+                         ('pretrained/c.pth', 'pretrained/c.pth'), ('none/x', 'none/x'), ('/none/x', '/none/x')):
+        assert str(albef_options.located(typed)) == place
+
+
 @pytest.mark.parametrize(('text', 'value'), [('False', False), ('false', False), ('0', False), ('True', True), ('1', True)])
 def test_distributed_false_is_false(text, value):
     assert albef_options.parse_args(['VE', '--config', 'x', '--output_dir', 'y', '--distributed', text]).distributed is value

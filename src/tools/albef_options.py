@@ -18,7 +18,8 @@ from files.text import shown
 from files.yaml_files import read_yaml
 from param import add_flags
 
-HOME = Path('data/albef')  # where configurations, files and pictures are that are not where they are said to be
+# Where configurations, files and pictures, and weights, are looked for that are not where they are said to be.
+HOMES = Path('data/albef'), Path('snap')
 YAML = 'a configuration such as data/albef/configs/Retrieval_flickr.yaml'
 NUMBER, FILES = (int, float), (str, list)
 # Keys of a configuration: what their values are. Those of AlbefConfig are checked there.
@@ -92,9 +93,10 @@ class Plan:
 
 
 def located(path):
-    """A path as it is, or below HOME if nothing is there: configurations name ./configs/..., data/... and so on."""
+    """A path as it is, or below one of HOMES if nothing is there: users type ./configs/..., data/..., pretrained/... and so on."""
     path = Path(path)
-    return path if path.exists() or path.is_absolute() or not (HOME / path).exists() else HOME / path
+    places = () if path.is_absolute() else (home / path for home in HOMES)
+    return next((place for place in (path, *places) if place.exists()), path)
 
 
 def known_or_error(key, known, place):
