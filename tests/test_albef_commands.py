@@ -407,10 +407,13 @@ def test_the_guides_two_commands(tiny, tmp_path, capsys):
 
 @needs_albef
 @pytest.mark.shared
-def test_answers_for_the_server(tiny, tmp_path):
+def test_answers_for_the_server(tiny, tmp_path, capsys):
     assert tiny('VQA', '--fromScratch') == 0
+    assert '3 answers beside the 5 candidates' in capsys.readouterr().out
     result = tmp_path / 'out/result/vqa_result_epoch1.json'
     answers = json.loads(result.read_text())
+    candidates = json.loads((tmp_path / 'answers.json').read_text())
+    assert {row['answer'] for row in answers} <= set(candidates) == set(json.loads((tmp_path / 'out/answers.json').read_text()))
     assert [row['question_id'] for row in answers] == list(range(2000, 2007)) and all(list(row) == [
         'question_id', 'answer'] for row in answers)
     assert {path.name for path in (tmp_path / 'out').glob('checkpoint*')} == {'checkpoint_00.pth', 'checkpoint_01.pth'}

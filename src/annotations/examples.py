@@ -224,8 +224,9 @@ class Column:
         self.values = []
 
 
-def read_examples(paths, schema, answers):
-    """The Examples of annotation files. answers: the answer vocabulary.
+def read_examples(paths, schema, answers, further=None):
+    """The Examples of annotation files. answers: the answer vocabulary; further: a list to which answers of labels that are not
+    in it are appended, whose indices follow; None: they are left out.
 
     Files of ALBEF are read too (albef_files). Raises DataError that names the file, the example's number (from 0) and the key.
     """
@@ -268,6 +269,9 @@ def read_examples(paths, schema, answers):
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
                     for answer, score in schema.scores(example, answers).items():
+                        if further is not None and answer not in place:
+                            place[answer] = len(place)
+                            further.append(answer)
                         if answer in place:
                             for column, value in zip(labels, (n, place[answer], score), strict=True):
                                 column.append(value)

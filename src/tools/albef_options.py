@@ -93,7 +93,7 @@ class Plan:
 
 
 def located(path):
-    """A path as it is, or below one of HOMES if nothing is there: users type ./configs/..., data/..., pretrained/... and so on."""
+    """A path as it is, or below one of HOMES if nothing is there: users type ./configs/..., data/... or pretrained/..."""
     path = Path(path)
     places = () if path.is_absolute() else (home / path for home in HOMES)
     return next((place for place in (path, *places) if place.exists()), path)
