@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from test_albef import ANSWERS, BERT, batch_of, build, config
 from transformers import BertConfig, BertForPreTraining
 
@@ -341,3 +341,12 @@ def test_real_captions_are_cut_as_published():
         cleaned = pre_caption(text, 30)
         assert cleaned == cleaned.strip() and '  ' not in cleaned and len(cleaned.split(' ')) <= 30
         assert not set(cleaned) & set(',.\'!?"()*#:;~-/')
+
+
+def test_repairs_are_a_flag_and_documented(tmp_path):
+    (tmp_path / 'config.json').write_text(config().to_json())
+    assert heads.read_config(tmp_path, Options(repairs='separator,first_piece')).repairs == ('separator', 'first_piece')
+    with pytest.raises(ValueError, match='--repairs other: repairs: expected some of separator, '):
+        heads.read_config(tmp_path, Options(repairs='other'))
+    listed = (ROOT / 'docs/weights.md').read_text()
+    assert all(f'| `{name}` | {text} |' in listed for name, text in REPAIRS.items())
