@@ -45,7 +45,8 @@ def package(model, module='heads'):
 
 def of_names(names):
     """The model of a file with tensors of these names; the default if no model recognises them."""
-    return next((model for model in MODELS if names and package(model).recognises(names)), DEFAULT)
+    last = sorted(MODELS, key=DEFAULT.__eq__)  # which may recognise BERT's words in files of others
+    return next((model for model in last if names and package(model).recognises(names)), DEFAULT)
 
 
 def build(model, task, config, answers=None, options=None):

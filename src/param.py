@@ -43,6 +43,8 @@ class Options:
     xlayers: int | None = flag(None, 'Model', 'Number of cross-modality layers; default: the config\'s x_layers, else 5.')
     rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
     dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
+    repairs: str | None = flag(None, 'Model', 'Of ALBEF: behaviour of the original code that is corrected, separated by commas, '
+                               'such as separator,first_piece (docs/weights.md lists all).')
     load: str | None = flag(None, 'Model', 'Start from a snapshot: a path without .pth (in pre-training: without _LXRT.pth), a '
                             'full path of a .pth or .safetensors file, a Hugging Face folder, or the address of one of these.')
     loadLXMERT: str | None = flag(None, 'Model', "Start from the encoder of pre-trained LXMERT or of another task's snapshot: a "

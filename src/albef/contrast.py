@@ -235,6 +235,21 @@ class Retrieval(Contrast):
         self.finish(step)
         return losses, {'score': metrics['right ITM'], 'examples': metrics['predicted ITM']}
 
+    def encode_images(self, pixels):
+        """Pixels (m, 3, side, side) -> (features (m, e), tokens (m, v, w)), for the two stages of ranking."""
+        tokens = self.encoder.model.visual_encoder(pixels)
+        return self.image_features(self.encoder.model, tokens), tokens
+
+    def encode_texts(self, ids, mask):
+        """(n, t) -> (features (n, e), states (n, t, d) of the layers that read text alone)."""
+        states = self.text_states(self.encoder.model, ids, mask)
+        return self.text_features(self.encoder.model, states), states
+
+    def match_scores(self, states, mask, tokens):
+        """Scores (p,) of pairs of text states (p, t, d) and image tokens (p, v, w): the logit that they belong together,
+        alone."""
+        return self.match(states, mask, tokens)[:, 1]
+
     def logits(self, batch):
         """(b,): the log-odds that text and image belong together."""
         return self.match_logits(batch)

@@ -10,7 +10,7 @@ from albef.contrast import Retrieval
 from albef.momentum import mask_of
 
 BLOCK = 8  # of the text encoder (itm) or the image encoder (itc), as in the original code
-ROUNDING = 1e-3  # pixels by which a box that is scaled to 0..1 and back may be too small
+ROUNDING = 1e-4  # pixels by which a box that is scaled to 0..1 and back may be too small
 
 
 def box_scores(map_of_picture, boxes):

@@ -25,6 +25,7 @@ from albef.weights import (
 from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import PackedSequences
 from bert.weights import WeightsError
+from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States
 from images.transforms import ALBEFTransform
 
@@ -95,6 +96,11 @@ def read_config(folder, options):
     for flag in ('llayers', 'xlayers', 'rlayers'):
         if getattr(options, flag) is not None:
             raise ValueError(f'--{flag}: ALBEF has num_hidden_layers, fusion_layer and vision_depth in {path}; leave it out')
+    if options.repairs:
+        try:
+            config = dataclasses.replace(config, repairs=options.repairs.split(','))
+        except DataError as error:
+            raise ValueError(f'--repairs {options.repairs}: {error}') from None
     if options.dropout is None:
         return config
     return config.with_text(hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout)

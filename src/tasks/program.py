@@ -174,6 +174,8 @@ class Program:
         options.complete(recipe)
         schedule_name(recipe, options)  # fail early
         config = cls.read_config(model, bert, options)
+        if options.repairs and not hasattr(config, 'repairs'):
+            raise ValueError(f'--repairs: --model {model} has nothing to repair; leave the flag out')
         if first := weights or weights_in(bert):
             checkpoints.check_size(config, bert, first)
         copies = 4 if options.test is None and device.type == 'cpu' else 2  # gradients and the optimizer's two averages
