@@ -86,6 +86,7 @@ def test_the_guides_commands_become_ours(tmp_path, monkeypatch):
     assert (options.lr, options.epochs, options.batchSize, options.evalBatchSize, options.seed) == (2e-5, 3, 32, 64, 42)
     assert (options.bert, options.device, options.model, options.load) == ('pretrained/bert', None, 'albef', None)
     assert plan.args.distributed is False and plan.config.k_test == 7 and plan.config.image_res == 16
+    assert albef_options.make_plan(command(tmp_path, '--repairs', 'separator', **values)).config.repairs == ('separator',)
     assert plan.recipe == {'weight_decay': 0.03, 'min_lr': 1e-6, 'warmup_lr': 1e-5, 'warmup': 400}
     monkeypatch.setenv('WORLD_SIZE', '4')  # batch sizes are of a process
     assert options_of(albef_options.make_plan(command(tmp_path, *flags, **values))).batchSize == 128

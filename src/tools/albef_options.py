@@ -35,7 +35,7 @@ SCHEDULAR = {'sched': str, 'lr': NUMBER, 'epochs': int, 'min_lr': NUMBER, 'decay
 FIXED = {'eos': '[SEP]', 'optimizer.opt': 'adamW', 'schedular.sched': 'cosine', 'schedular.decay_rate': 1,
          'schedular.cooldown_epochs': 0}
 RISE = 100  # steps of one of warmup_epochs
-OURS = ('fromScratch', 'accumulate', 'numWorkers', 'saveSteps', 'storeRoot', 'tqdm', 'multiGPU', 'bf16', 'fp16', 'compile',
+OURS = ('fromScratch', 'repairs', 'allowBroken', 'accumulate', 'numWorkers', 'saveSteps', 'storeRoot', 'tqdm', 'multiGPU', 'bf16', 'fp16', 'compile',
         'checkpointing', 'deterministic', 'offline')  # flags of this project that are given on
 BOOLEANS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 WORKERS = '4'  # data workers, as in the original code
@@ -193,8 +193,10 @@ def make_plan(argv):
     args = parse_args(argv)
     path, values = read_config(args.config, args.program)
     batch = values.get('batch_size_train', values.get('batch_size'))  # of a process: negatives of each other
-    config = models.package('albef', 'config').AlbefConfig.from_files(
-        path, values['bert_config'], **({'group': batch} if batch and 'group' not in values else {}))
+    changes = {'group': batch} if batch and 'group' not in values else {}
+    if args.repairs:
+        changes['repairs'] = args.repairs.split(',')
+    config = models.package('albef', 'config').AlbefConfig.from_files(path, values['bert_config'], **changes)
     optimizer, schedular = values.get('optimizer', {}), values.get('schedular', {})
     recipe = {'weight_decay': optimizer.get('weight_decay'), 'min_lr': schedular.get('min_lr'),
               'warmup_lr': schedular.get('warmup_lr'),
