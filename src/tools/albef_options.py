@@ -35,8 +35,8 @@ SCHEDULAR = {'sched': str, 'lr': NUMBER, 'epochs': int, 'min_lr': NUMBER, 'decay
 FIXED = {'eos': '[SEP]', 'optimizer.opt': 'adamW', 'schedular.sched': 'cosine', 'schedular.decay_rate': 1,
          'schedular.cooldown_epochs': 0}
 RISE = 100  # steps of one of warmup_epochs
-OURS = ('fromScratch', 'repairs', 'allowBroken', 'accumulate', 'numWorkers', 'saveSteps', 'storeRoot', 'tqdm', 'multiGPU', 'bf16', 'fp16', 'compile',
-        'checkpointing', 'deterministic', 'offline')  # flags of this project that are given on
+OURS = ('fromScratch', 'repairs', 'allowBroken', 'accumulate', 'numWorkers', 'saveSteps', 'storeRoot', 'tqdm', 'multiGPU', 'bf16',
+        'fp16', 'compile', 'checkpointing', 'deterministic', 'offline')  # flags of this project that are given on
 BOOLEANS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 WORKERS = '4'  # data workers, as in the original code
 
