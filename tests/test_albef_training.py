@@ -11,6 +11,7 @@ from test_albef import BERT, answer_ids, batch_of, build, config
 
 import dist
 import models
+from bert.speed import accelerate
 from optimizer import OptimizerStep
 from param import Options
 
@@ -319,8 +320,6 @@ def test_momentum_models_run_with_dropout_unless_repaired():
 
 
 def test_checkpointing_changes_nothing():
-    from bert.speed import accelerate
-
     batch = batch_of()
     results = []
     for checkpointing in (False, True):
@@ -329,3 +328,40 @@ def test_checkpointing_changes_nothing():
         accelerate(head, Options(checkpointing=checkpointing))
         results.append(gradients(head, [batch]))
     compare(*results)
+
+
+def test_compiling_changes_nothing():
+    batch, results = batch_of(), []
+    for compiled in (False, True):
+        head = build('pretrain').train()
+        head.choose_negatives = lambda weights: weights.argmax(1)
+        accelerate(head, Options(compile=compiled), backend='eager')
+        results.append(gradients(head, [batch]))
+    compare(*results)
+
+
+@pytest.mark.parametrize(('choice', 'trained'), [('embeddings', None), ('3', None), ('all', {'cls_head'})])
+def test_frozen_parts(choice, trained):
+    head, batch = build('entailment').train(), batch_of('entailment')
+    head.freeze(choice)
+    _, gradient = gradients(head, [batch])
+    names = {head.original_name(name) for name in gradient}
+    assert not any(name.startswith(('visual_encoder.pos', 'visual_encoder.patch', 'text_encoder.embeddings')) for name in names)
+    assert trained is None or {name.partition('.')[0] for name in names} == trained
+    assert any('blocks.1.' in name for name in names) == (choice == 'embeddings')
+    assert any('layer.1.' in name for name in names) == (choice != 'all')
+    with pytest.raises(ValueError, match='the encoder has 6 layers'):
+        head.freeze('7')
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'vqa', 'nlvr2', 'text_assignment'])
+def test_bfloat16_is_close(task):
+    results, batch = [], batch_of('pretrain' if task == 'text_assignment' else task)
+    for enabled in (False, True):
+        head = build(task).train()
+        head.choose_negatives, head.answer_ids = (lambda weights: (torch.arange(len(weights)) + 1) % len(weights)), answer_ids()
+        head.begin_step(5, 10)
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            results.append({name: loss.item() for name, loss in head.losses(batch, head.counts([batch])).items()})
+    assert results[1] == pytest.approx(results[0], rel=0.1)

@@ -64,7 +64,8 @@ class AlbefConfig:
             raise DataError(f'bert: expected an object with keys of config_bert.json, found {shown(self.bert)}; correct it')
         known = {one.name for one in fields(TextConfig)}
         try:
-            self.text = TextConfig(**{name: value for name, value in self.bert.items() if name in known})
+            values = {'encoder_width': self.vision_width} | self.bert
+            self.text = TextConfig(**{name: value for name, value in values.items() if name in known})
         except DataError as error:
             raise DataError(f'bert: {error}') from None
         self.bert, self.repairs = asdict(self.text), tuple(self.repairs)
@@ -158,8 +159,6 @@ class AlbefConfig:
             text = {one.name: values[one.name] for one in fields(TextConfig) if one.name in values}
             same = {'vision_width': 'hidden_size', 'vision_depth': 'num_hidden_layers', 'vision_heads': 'num_attention_heads'}
             values = {name: text[other] for name, other in same.items() if other in text} | values
-            if 'vision_width' in values:
-                text = {'encoder_width': values['vision_width']} | text
             if type(layers := text.get('num_hidden_layers')) is int:
                 text = {'fusion_layer': layers // 2} | text
             values['bert'] = text

@@ -223,9 +223,7 @@ class ALBEFEncoder(Encoder):
         vision, text = self.model.visual_encoder, self.model.text
         embeddings = [nn.ParameterList([vision.cls_token, vision.pos_embed]), vision.patch_embed, text.embeddings]
         layers = [[block] for block in vision.blocks] + [[layer] for layer in text.encoder.layer]
-        above = [module for name, module in self.model.named_children() if name not in ('visual_encoder', 'text_encoder')]
-        above += [self.model.text_encoder.cls] if text is not self.model.text_encoder else []
-        return [embeddings, *layers, [vision.norm, *above]]
+        return [embeddings, *layers, [vision.norm]]
 
     def original_name(self, name):
         return name.removeprefix('encoder.').removeprefix('model.')
@@ -249,7 +247,7 @@ class Classes(MomentumHead):
 
     def target(self, batch):
         """Soft scores (b, answers), made from the sparse labels of the batch."""
-        target = batch['label_score'].new_zeros(batch['examples'], self.answers)
+        target = batch['label_score'].new_zeros(len(batch['input_ids']), self.answers)
         target[batch['label_example'], batch['label_answer']] = batch['label_score']
         return target
 
@@ -295,7 +293,7 @@ class GeneratedAnswers(MomentumHead):
     def counts(self, micro_batches):
         """The number of questions."""
         first = micro_batches[0]['label_score']
-        return {'LM': first.new_full((), sum(batch['examples'] for batch in micro_batches))}
+        return {'LM': first.new_full((), sum(len(batch['input_ids']) for batch in micro_batches))}
 
     def forward(self, batch, counts):
         """The loss: of each answer the sum over its pieces, times its score. The metrics: 'score', the pieces of the answers that

@@ -67,6 +67,8 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(LayerStack):
+    compile_as_one_graph = True  # read by bert.speed
+
     def __init__(self, config):
         super().__init__()
         self.side, width = config.image_res, config.vision_width
