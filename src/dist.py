@@ -192,3 +192,15 @@ def sum_by_name(sums):
     by_rank = gather({name: float(value) for name, value in sums.items()})
     names = dict.fromkeys(name for rank_sums in by_rank for name in rank_sums)
     return {name: sum(rank_sums.get(name, 0.0) for rank_sums in by_rank) for name in names}
+
+
+def gather_rows(tensor):
+    """The list of all ranks' tensors (n, ...), of which n may differ, on every rank and on its device."""
+    if world_size() == 1:
+        return [tensor]
+    sizes = gather(len(tensor))
+    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+    padded[:len(tensor)] = tensor
+    tensors = [torch.empty_like(padded) for _ in sizes]
+    torch_dist.all_gather(tensors, padded)
+    return [rows[:size] for rows, size in zip(tensors, sizes, strict=True)]

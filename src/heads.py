@@ -35,12 +35,15 @@ class Recipe:
     loss_factor: float | None = None  # multiplies CE; None: the number of answers, as in LXMERT's code
     optim: str = 'bert'  # as --optim
     lr: float | None = 5e-5
+    min_lr: float = 0.0  # of the schedule epochs, in which it starts from warmup_lr
+    warmup_lr: float = 1e-5
     lr_per_example: float | None = None  # if given, the learning rate is this times the examples of a step, and lr is not used
     examples_per_item: int = 1  # examples of a step for each of --batchSize, for lr_per_example
     batch_size: int = 32
     epochs: int = 4
     schedule: str = 'warmup_linear'  # of bert.optimization.SCHEDULES, or as --schedule
-    warmup: float = 0.1  # below 1: a share of all steps; an int: steps, but a tenth of all steps at most, for short runs
+    # Below 1: a share of all steps; an int: steps, but a tenth of all steps at most, for short runs (not of the schedule epochs).
+    warmup: float = 0.1
     warmup_from: float = 0.0  # share of the learning rate that the warm-up of the schedules step and plateau begins with
     milestones: tuple = ()  # of the schedule step: epochs after which the rate is divided by 10; none: after 70 and 90 % of all
     clip: float = 5.0  # maximum gradient norm
@@ -190,6 +193,7 @@ class Head(nn.Module):
     so that it does not depend on the number of processes and micro-batches."""
 
     gradients_in_evaluation = False  # whether `predict` needs autograd, for example for Grad-CAM
+    steps_per_epoch: int | None = None  # of the run; the training loop sets it
 
     def __init__(self, encoder, recipe):
         super().__init__()
@@ -224,10 +228,11 @@ class Head(nn.Module):
         return [{'params': list(self.parameters())}]
 
     def begin_step(self, step, total):
-        """Called once per optimizer step, before its first micro-batch. step: from 0; total: steps of the run."""
+        """Called once per optimizer step, before its first micro-batch and `counts`. step: from 0; total: steps of the run."""
 
     def counts(self, micro_batches) -> dict:
-        """{loss: 0-d float tensor}: the denominator of each loss over the micro-batches of a step."""
+        """{loss: 0-d float tensor}: the denominator of each loss over the micro-batches of a step, which it is called with once;
+        a head may look at the step as a whole here. Without gradients and in evaluation, a batch is a step of its own."""
         raise NotImplementedError
 
     def forward(self, batch, counts):

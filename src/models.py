@@ -19,9 +19,10 @@ A model's package has a module `heads` with
 
 import importlib
 
-MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert'}  # name -> package
+MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert', 'albef': 'albef'}  # name -> package
 DEFAULT = 'lxmert'
-FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert'}  # flag -> the model of its weights
+# Flag -> the model of its weights.
+FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert', 'loadALBEF': 'albef'}
 
 
 def chosen(options):
@@ -44,7 +45,8 @@ def package(model, module='heads'):
 
 def of_names(names):
     """The model of a file with tensors of these names; the default if no model recognises them."""
-    return next((model for model in MODELS if names and package(model).recognises(names)), DEFAULT)
+    last = sorted(MODELS, key=DEFAULT.__eq__)  # which may recognise BERT's words in files of others
+    return next((model for model in last if names and package(model).recognises(names)), DEFAULT)
 
 
 def build(model, task, config, answers=None, options=None):

@@ -7,8 +7,8 @@ from bert.speed import ApexAdam
 from bert.weights import WeightsError
 from files.text import shown
 
-OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'momentum': torch.optim.SGD, 'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam,
-              'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
+OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'adamw_pytorch': torch.optim.AdamW, 'momentum': torch.optim.SGD,
+              'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
 
 
 def schedule_name(recipe, options):
@@ -25,8 +25,10 @@ def schedule_name(recipe, options):
     return 'warmup_linear' if options.optim == 'bert' else 'constant'
 
 
-def warmup_steps(recipe, total_steps):
-    """The length of the warm-up. Only a share of the steps may be a fraction."""
+def warmup_steps(recipe, total_steps, schedule=None):
+    """The length of the warm-up of a schedule. Only a share of the steps may be a fraction."""
+    if schedule == 'epochs':  # whose warm-up may be cut off
+        return int(recipe.warmup * total_steps) if recipe.warmup < 1 else recipe.warmup
     return recipe.warmup * total_steps if recipe.warmup < 1 else min(recipe.warmup, total_steps // 10)
 
 
@@ -49,8 +51,9 @@ def make_optimizer(groups, recipe, options, total_steps):
 def make_schedule(recipe, options, total_steps, epochs):
     """The Schedule of another optimizer."""
     milestones = [int(epoch * (total_steps // epochs)) for epoch in recipe.milestones or (0.7 * epochs, 0.9 * epochs)]
-    name, warmup = schedule_name(recipe, options), warmup_steps(recipe, total_steps)
-    return Schedule(name, total_steps, warmup, milestones, recipe.warmup_from)
+    name = schedule_name(recipe, options)
+    start, least = (recipe.warmup_lr / options.lr, recipe.min_lr / options.lr) if name == 'epochs' else (recipe.warmup_from, 0.0)
+    return Schedule(name, total_steps, warmup_steps(recipe, total_steps, name), milestones, start, least, epochs)
 
 
 class OptimizerStep:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 MAX_LAYERS = 1000  # of each kind
-ENCODERS = ('loadLXMERT', 'loadVLBERT')  # flags of weights whose head is not used
+ENCODERS = ('loadLXMERT', 'loadVLBERT', 'loadALBEF')  # flags of weights whose head is not used
 
 
 def flag(default, group, text, choices=None):
@@ -35,20 +35,24 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 
-    model: str | None = flag(None, 'Model', 'The model: lxmert or vlbert; default: that of the initial weights, else '
-                             'lxmert.')
+    model: str | None = flag(None, 'Model', 'The model: lxmert, vlbert or albef; default: that of the initial weights, '
+                             'else lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
     xlayers: int | None = flag(None, 'Model', 'Number of cross-modality layers; default: the config\'s x_layers, else 5.')
     rlayers: int | None = flag(None, 'Model', 'Number of object relationship layers; default: the config\'s r_layers, else 5.')
     dropout: float | None = flag(None, 'Model', 'Dropout of hidden states and attention; default: the config\'s, else 0.1.')
+    repairs: str | None = flag(None, 'Model', 'Of ALBEF: behaviour of the original code that is corrected, separated by commas, '
+                               'such as separator,first_piece (docs/weights.md lists all).')
     load: str | None = flag(None, 'Model', 'Start from a snapshot: a path without .pth (in pre-training: without _LXRT.pth), a '
                             'full path of a .pth or .safetensors file, a Hugging Face folder, or the address of one of these.')
     loadLXMERT: str | None = flag(None, 'Model', "Start from the encoder of pre-trained LXMERT or of another task's snapshot: a "
                                   'path without _LXRT.pth, or as for --load.')
     loadVLBERT: str | None = flag(None, 'Model', 'The same for VL-BERT, such as vl-bert-base-prec.model of the original code; '
                                   'chooses --model vlbert.')
+    loadALBEF: str | None = flag(None, 'Model', 'The same for ALBEF, such as ALBEF.pth or another file of the original code; '
+                                 'chooses --model albef.')
     loadLXMERTQA: str | None = flag(None, 'Model', 'As --loadLXMERT; also copy the rows of its answer head, matched by answer.')
     features: str | None = flag(None, 'Model', 'What VL-BERT reads of images: precomputed (region features) or pixels (end to '
                                 "end, by a ResNet that is trained too); default: the config's, else precomputed.",
@@ -64,13 +68,13 @@ class Options:
     mceLoss: bool = flag(False, 'Training',
                          'Cross entropy with the best answer instead of binary cross entropy (VQA, GQA); also with --dumpProbs.')
     optim: str | None = flag(None, 'Training', 'The optimizer; default: the recipe of model and task.',
-                             choices=('bert', 'adamw', 'momentum', 'rms', 'adam', 'adamax', 'sgd'))
+                             choices=('bert', 'adamw', 'adamw_pytorch', 'momentum', 'rms', 'adam', 'adamax', 'sgd'))
     lr: float | None = flag(None, 'Training', 'Learning rate; with a schedule the maximum, after the warm-up; default: the '
                             'recipe of model and task.')
     schedule: str | None = flag(
         None, 'Training', "Course of the learning rate: of bert one of warmup_..., of other optimizers one of the others; "
         "default: the recipe's where the optimizer has it, else constant.", choices=(
-            'triangle', 'step', 'plateau', 'constant', 'warmup_linear', 'warmup_constant', 'warmup_cosine'))
+            'triangle', 'step', 'plateau', 'epochs', 'constant', 'warmup_linear', 'warmup_constant', 'warmup_cosine'))
     epochs: int | None = flag(None, 'Training', 'Passes over the training data; default: the recipe of model and task.')
     accumulate: int = flag(1, 'Training', 'Gradient accumulation: split each step into this many micro-batches.')
     seed: int = flag(9595, 'Training', 'Seed of the initial weights, the order of examples and dropout.')

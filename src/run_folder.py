@@ -222,7 +222,8 @@ class RunFolder:
     def save_snapshot(self, name, head):
         """Saves a head's weights: a state dict on the CPU in float32, with the original code's names."""
         if is_main():
-            state = {key: value.detach().float().cpu() for key, value in head.original_state().items()}
+            state = {key: (value.float() if value.is_floating_point() else value).detach().cpu()
+                     for key, value in head.original_state().items()}
             self._write(name, lambda path: torch.save(state, path))
 
     def _write(self, name, write):

@@ -99,8 +99,11 @@ def train_step(model, optimizer_step, batches, options, progress, device, sigter
     SIGTERM) as 0-d tensors on the device, without synchronizing.
     """
     head, step = unwrap(model), progress.total_steps
+    head.steps_per_epoch = progress.steps_per_epoch
     head.begin_step(step, progress.steps_per_epoch * options.epochs)
-    counts = head.counts(batches)
+    seed_step(device, options.seed, step, dist.rank(), len(batches))  # of momentum models with dropout
+    with autocast(options, device):
+        counts = head.counts(batches)
     # One all-reduce for two purposes: each loss is a mean over the global batch, and all ranks stop at the same step.
     totals = dist.sum_over_ranks(torch.stack([*counts.values(), torch.full((), float(sigterm), device=device)]))
     counts = dict(zip(counts, totals, strict=False))
@@ -260,8 +263,8 @@ def evaluate_losses(head, dataset, options, device, text='Validating'):
     local = micro_batches[dist.rank()::dist.world_size()]
     with progress_bar(len(local), 0, text, options, len(dataset) / len(micro_batches) * dist.world_size()) as bar:
         for batch in load_batches(dataset, local, options, device):
-            counts = head.counts([batch])
             with autocast(options, device):
+                counts = head.counts([batch])
                 losses, metrics = head(batch, dict.fromkeys(counts, torch.ones((), device=device)))
             values = metrics | {f'loss/{name}': value for name, value in losses.items()}
             for name, value in (values | {f'count/{name}': value for name, value in counts.items()}).items():
@@ -281,7 +284,8 @@ def fit(task, head, train_set, valid_set, options, folder, progress, optimizer_s
     """
     model = head
     if dist.world_size() > 1:
-        model = DistributedDataParallel(head, find_unused_parameters=True)
+        # Buffers are the same on all ranks: a head gathers what its queues take.
+        model = DistributedDataParallel(head, find_unused_parameters=True, broadcast_buffers=False)
     first = progress.epoch
     with SigtermHandler() as sigterm:
         while progress.epoch < options.epochs:

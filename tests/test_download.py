@@ -510,7 +510,8 @@ def test_the_published_manifest_covers_what_training_reads():
     sets = manifest.read(program.MANIFEST)
     assert {'pretrained', 'bert', 'answers', 'vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat',
             'detector'} <= set(sets)
-    folders = {'answers': ('vqa', 'gqa', 'lxmert'), 'bert': ('bert-base-uncased',)}
+    folders = {'answers': ('vqa', 'gqa', 'lxmert'), 'bert': ('bert-base-uncased',), 'albef': ('albef', 'pretrained'),
+               'albef_tasks': ('pretrained',), 'albef_pretrain': ('albef',)}
     for name, files in sets.items():
         assert {file.path.split('/')[0] for file in files.files} <= set(folders.get(name, [name]))
         assert files.files and len(files.about) < 110
@@ -521,7 +522,8 @@ def test_the_published_manifest_covers_what_training_reads():
     needed |= {str(spec.answers) for spec in specs if spec.answers}
     assert needed - available == {'vqa/valid.json'}  # a name of the original code's, under which nothing was published
     # Users make these from what they have.
-    unpublished = ('shapes/', 'nlvr/', 'cc', 'corpus/', 'entailment/', 'flickr30k', 'refcoco/', 'retrieval/', 'vcr')
+    unpublished = ('shapes/', 'albef/', 'images/', 'nlvr/', 'cc', 'corpus/', 'entailment/', 'flickr30k', 'refcoco/', 'retrieval/',
+                   'vcr')
     listed = {path for path in layout() if not path.startswith(unpublished)}
     assert len(listed) > 30 and listed <= available
     assert all(files.instead for files in sets.values() if files.made)

@@ -9,62 +9,27 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+from annotations.caption_files import FORMS, KARPATHY, read_captions, read_karpathy
 from annotations.examples import is_id
 from annotations.raw_data import Outputs, examples_of, image_ids, run
-from files.json_files import DataError, field, some, stream
+from files.json_files import DataError, some
 from files.text import shown
 from images.ids import ImageIds
 from regions.readers import id_difference
 
-SOURCE = 'https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip'
-KARPATHY = {'train': 'train', 'restval': 'train', 'val': 'valid', 'test': 'test'}
-FORMS = '"sentences" with "id" or "img_path" (Flickr30k), or "image" with "caption" (ALBEF)'
+NAMES = {'val': 'valid'}  # of splits, where they differ from Karpathy's
 
 
-def texts(item, key, place):
-    """The texts of item[key], a text or a list of texts. Raises DataError."""
-    value = item.get(key)
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f'{place}: key "{key}": expected a text or a list of texts, found {value!r:.200}; get the file again')
-    return value
-
-
-def image_id(name, names, place):
+def image_id(name, names, path):
     """The image id of a file name, also with folders. names: {image id: its file name so far}. Raises DataError for one that has
     no id, or that of another."""
     img_id = ImageIds()(name)
     if not is_id(img_id):
-        raise DataError(f'{place}: expected the name of an image, found {shown(name)}; correct the file')
+        raise DataError(f'{path}: expected the name of an image, found {shown(name)}; correct the file')
     if (other := names.setdefault(img_id, name)) != name:
-        raise DataError(f'{place}: expected a new image id, found {img_id} of {shown(name)}, which is that of {shown(other)}; '
+        raise DataError(f'{path}: expected a new image id, found {img_id} of {shown(name)}, which is that of {shown(other)}; '
                         'rename one of them')
     return img_id
-
-
-def read_karpathy(path):
-    """Yields (split, image id, captions) of a file of Karpathy's. Raises DataError that names the image and key."""
-    names = {}
-    for number, item in enumerate(stream(path, 'images.item', 'images')):
-        place = f'{path}: image {number}'
-        split = field(item, 'split', str, place)
-        if split not in KARPATHY:
-            raise DataError(f'{place}: key "split": expected {", ".join(KARPATHY)}, found {split!r}; get the file from {SOURCE}')
-        name = f'{item.get("filepath", "")}/{field(item, "filename", str, place)}'
-        yield KARPATHY[split], image_id(name, names, place), [field(sentence, 'raw', str, place) for sentence in
-                                                  field(item, 'sentences', list, place)]
-
-
-def read_split(path):
-    """Yields (image id, captions) of a file of FORMS, several times for an image if the file does. Raises DataError."""
-    names = {}
-    for number, item in enumerate(stream(path, 'item', 'images')):
-        place = f'{path}: item {number}'
-        if not isinstance(item, dict) or not ({'sentences', 'caption'} & item.keys()):
-            raise DataError(f'{place}: a text or an image alone: expected {FORMS}, found {item!r:.200}; correct the file')
-        key = 'image' if 'caption' in item else 'id' if 'id' in item else 'img_path'
-        captions = texts(item, 'caption' if 'caption' in item else 'sentences', place)
-        yield image_id(field(item, key, str, place), names, place), captions
 
 
 def report(name, by_image, empty, without_regions):
@@ -84,7 +49,7 @@ def report(name, by_image, empty, without_regions):
 
 def main(argv):
     """Makes the files; see `--help`. Raises DataError or OSError that names what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"Karpathy's splits: {SOURCE}.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"Karpathy's splits: {KARPATHY}.")
     parser.add_argument('--karpathy', type=Path, action='append', default=[], metavar='FILE',
                         help='dataset_coco.json or dataset_flickr30k.json')
     parser.add_argument('--split', nargs=2, action='append', default=[], metavar=('NAME', 'FILE'),
@@ -97,11 +62,15 @@ def main(argv):
 
     with_regions, splits = set().union(*map(image_ids, args.features)), {}
     for path in args.karpathy:
+        names = {}
         dataset = path.name.removesuffix('.gz').removesuffix('.json').removeprefix('dataset_')
-        for split, img_id, captions in read_karpathy(path):
-            splits.setdefault(f'{dataset}_{split}', []).append((img_id, captions))
+        for split, picture, captions in read_karpathy(path):
+            splits.setdefault(f'{dataset}_{NAMES.get(split, split)}', []).append(
+                (image_id(picture, names, path), captions))
     for name, path in args.split:
-        splits.setdefault(name, []).extend(read_split(Path(path)))
+        names = {}
+        splits.setdefault(name, []).extend(
+            (image_id(picture, names, path), captions) for picture, captions in read_captions(Path(path)))
     split_of = {}
     with Outputs(args.out, [f'{name}.json' for name in splits]) as out:
         for name, items in splits.items():

@@ -33,9 +33,9 @@ class ExampleDataset(torch.utils.data.Dataset):
     'answer': label_example, label_answer int64 and label_score float32, each (l,): answer label_answer of example label_example
     (0 to b - 1) has this soft score; 'choice': choice (b,) int64; 'region': target_box (b, 4) float32 scaled to 0..1 and
     target_size (b, 2) int64, height and width of the image, which `to_device` turns into region_target (b, o) float32, 1 for
-    regions that overlap the box by more than half (Encoder.region_overlaps); 'match': image_id (b,) int64, the row of the image.
-    Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them, and, where the
-    examples have them, region_labels (b, o) int64, the class of each region, -1 at padding.
+    regions that overlap the box by more than half (Encoder.region_overlaps); 'match' and 'region': image_id (b,) int64, the row
+    of the image. Of texts whose words name regions also word_regions (b * c, t) int64, 0 for none, if the encoder needs them,
+    and, where the examples have them, region_labels (b, o) int64, the class of each region, -1 at padding.
 
     For an encoder that needs pixels: pixels (b * k, 3, h, w) uint8, which `to_device` normalises to float32, pixel_size and
     image_size (b * k, 2) int64, as in images.source, mirrored where `mirrored` is True; features only if it needs 'regions' too,
@@ -199,7 +199,8 @@ class ExampleDataset(torch.utils.data.Dataset):
         if examples.boxes is not None:
             sized = self.images if self.regions is None else self.regions
             sizes = sized.image_sizes(np.maximum(self.rows[indices, 0], 0)).astype(np.int64)  # (b, 2): height, width
-            return {'target_box': (examples.boxes[indices] / sizes[:, [1, 0, 1, 0]]).astype(np.float32), 'target_size': sizes}
+            boxes = (examples.boxes[indices] / sizes[:, [1, 0, 1, 0]]).astype(np.float32)
+            return {'target_box': boxes, 'target_size': sizes, 'image_id': self.rows[indices, 0]}
         if examples.schema.captions:
             return {'image_id': self.rows[indices, 0]}
         counts = self.label_start[indices + 1] - self.label_start[indices]

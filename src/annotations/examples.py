@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from annotations.albef_files import example_of
+from dist import print0
 from files.json_files import DataError, some, stream
 from files.text import printable, shown
 from images.ids import ImageIds
@@ -222,10 +224,11 @@ class Column:
         self.values = []
 
 
-def read_examples(paths, schema, answers):
-    """The Examples of annotation files. answers: the answer vocabulary.
+def read_examples(paths, schema, answers, further=None):
+    """The Examples of annotation files. answers: the answer vocabulary; further: a list to which answers of labels that are not
+    in it are appended, whose indices follow; None: they are left out.
 
-    Raises DataError that names the file, the example's number (from 0) and the key.
+    Files of ALBEF are read too (albef_files). Raises DataError that names the file, the example's number (from 0) and the key.
     """
     ids, split, sentence = Column(np.bytes_ if schema.id_type is str else np.int64), Column(np.int16), Column(np.int32)
     images = [Column(np.bytes_) for _ in schema.images]
@@ -233,13 +236,16 @@ def read_examples(paths, schema, answers):
     choice, boxes, classes = Column(np.int64), Column(np.float64), Column(np.bytes_)
     types = {key: (Column(np.int32), {}) for key in ('answer_type', 'question_type')}
     sentences, place, unknown = {}, {answer: i for i, answer in enumerate(answers)}, Counter()
-    n, starts, labelled = 0, [], []
+    n, starts, labelled, undecided = 0, [], [], 0
     for number, path in enumerate(paths):
         starts.append(n)
         for i, item in enumerate(stream(path, 'item', 'examples')):
-            item = schema.renamed(item)
+            item = schema.renamed(example_of(item, i, path))
+            if item is None:
+                undecided += 1
+                continue
             fault = schema.first_fault(item, place)
-            if not i and not fault:
+            if len(labelled) == number and not fault:
                 labelled.append(schema.label_key in item)
             if not fault and (schema.label_key in item) != labelled[-1]:
                 fault = schema.label_key, 'labels on all examples of a file or on none'
@@ -263,6 +269,9 @@ def read_examples(paths, schema, answers):
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
                     for answer, score in schema.scores(example, answers).items():
+                        if further is not None and answer not in place:
+                            place[answer] = len(place)
+                            further.append(answer)
                         if answer in place:
                             for column, value in zip(labels, (n, place[answer], score), strict=True):
                                 column.append(value)
@@ -271,6 +280,10 @@ def read_examples(paths, schema, answers):
                 if 'names' in example and schema.choices:
                     classes.append(bytes(example.get('classes', ())))
                 n += 1
+        if len(labelled) == number:
+            raise DataError(f'{path}: expected pairs with a label, found only such as the annotators did not agree on ("-")')
+    if undecided:
+        print0(f'{undecided:,} pairs without an agreed label ("-") in {", ".join(map(str, paths))}: left out.')
     if len(set(labelled)) > 1:
         raise DataError(f'{", ".join(map(str, paths))}: some have labels and others have none; train on those with '
                         'labels only')

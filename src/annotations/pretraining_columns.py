@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from annotations import answer_table, pretraining_text
+from annotations import albef_files, answer_table, pretraining_text
 from bert import tokenization
 from files.atomic import atomic_folder, byte_bar, locked, sha256, write_json
-from files.json_files import DataError, field, read_json, stream
+from files.json_files import DataError, field, read_json
 from files.progress import note
 from files.text import shown
 from regions import store_files
@@ -135,8 +135,10 @@ def columns_folder(path, store_root=None, ending='columns'):
 def how_made(tokenizer, max_length, modules=()):
     """All that columns depend on, the file aside. modules: further ones whose code makes them."""
     code, vocabulary = hashlib.sha256(), hashlib.sha256('\n'.join(tokenizer.ids_to_tokens).encode())
-    for module in (__file__, pretraining_text.__file__, answer_table.__file__, tokenization.__file__, *modules):
-        code.update(Path(module).read_bytes())
+    for module in (albef_files, answer_table, pretraining_text, tokenization):
+        code.update(Path(module.__file__).read_bytes())
+    for path in (__file__, *modules):
+        code.update(Path(path).read_bytes())
     return {'code': code.hexdigest(), 'vocabulary': vocabulary.hexdigest(), 'max_length': max_length}
 
 
@@ -184,9 +186,7 @@ def make(folder, path, made_by, tokenizer, max_length):
     stat = path.stat()
     with atomic_folder(folder) as building:
         writer = Writer(building, tokenizer, max_length)
-        for i, example in enumerate(stream(path, 'item', 'images with sentences')):
-            if fault := pretraining_text.first_fault(example):
-                raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
+        for i, example in enumerate(pretraining_text.read(path)):
             if len(writer.sources.keys() | example['sentf'].keys()) > MAX_SOURCES:
                 raise DataError(f'{path}: example {i}: key "sentf": expected at most {MAX_SOURCES:,} sources, found more')
             writer.add(example)

@@ -4,11 +4,29 @@ An example is {"img_id", "sentf": {source: [sentence, ...]}, "labelf": {source: 
 source in `labelf` has a label for each of its sentences, in the same order; captions have none, and `labelf` may be missing.
 """
 
+from annotations.albef_files import example_of, is_albef
 from annotations.examples import is_id
+from files.json_files import DataError, stream
 from files.text import shown
 
 KIND, CAPTIONS = 'lxmert', 'captions'  # of a --dataset of such text, with and without answers
 SHAPES = {'sentf': '{source: [sentence, ...]}', 'labelf': '{source: [{answer: score}, ...]}'}
+
+
+def read(path):
+    """Yields the examples of a file, also of ALBEF's captions of images. Raises DataError that names the example and the key."""
+    yield from (example for example, _ in read_forms(path))
+
+
+def read_forms(path):
+    """Yields (example, whether it is one of ALBEF's files), as `read`."""
+    for number, item in enumerate(stream(path, 'item', 'images with sentences')):
+        example = example_of(item, number, path)
+        if isinstance(example, dict) and isinstance(example.get('sent'), list):
+            example = {'img_id': example['img_id'], 'sentf': {CAPTIONS: example['sent']}}
+        if fault := first_fault(example):
+            raise DataError(f'{path}: example {number}: key "{fault[0]}": expected {fault[1]}; correct the file')
+        yield example, is_albef(item)
 
 
 def first_fault(example):

@@ -36,7 +36,7 @@ class BertConfig:
             if field.name in self.FIXED:
                 only, expected = self.FIXED[field.name]
                 valid = type(value) is type(only) and value == only
-            elif field.name.endswith('_layers'):
+            elif field.name.endswith(('_layers', '_layer')):
                 valid, expected = type(value) is int and 0 <= value <= MAX_LAYERS, f'a whole number from 0 to {MAX_LAYERS}'
             elif field.type is int:
                 valid, expected = type(value) is int and 0 < value <= MAX_SIZE, f'a whole number from 1 to {MAX_SIZE}'

@@ -90,14 +90,14 @@ class PackedSequences:
 
 
 class BertEmbeddings(nn.Module):
-    """Sum of word, position and token type embeddings. As in LXMERT's original code, all three have padding_idx 0: [PAD], the
-    first position and the first token type get no gradient here."""
+    """Sum of word, position and token type embeddings. [PAD] gets no gradient here; as in LXMERT's original code, nor do the
+    first position and the first token type, whose padding_idx is `first`; None: they do, as in BERT."""
 
-    def __init__(self, config):
+    def __init__(self, config, first=0):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=0)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=first)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size, padding_idx=first)
         self.LayerNorm = layer_norm(config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -108,15 +108,16 @@ class BertEmbeddings(nn.Module):
 
 
 class BertAttention(nn.Module):
-    """Multi-head attention."""
+    """Multi-head attention. context_size: of what it attends to, if it is not hidden_size."""
 
-    def __init__(self, config):
+    def __init__(self, config, context_size=None):
         super().__init__()
+        context_size = context_size or config.hidden_size
         self.heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(context_size, config.hidden_size)
+        self.value = nn.Linear(context_size, config.hidden_size)
 
     def forward(self, hidden, context, queries, keys, attentions=None):
         """
@@ -187,18 +188,18 @@ class BertIntermediate(nn.Module):
 
 
 class BertSelfattLayer(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, context_size=None):
         super().__init__()
-        self.self = BertAttention(config)
+        self.self = BertAttention(config, context_size)
         self.output = BertOutput(config, config.hidden_size)
 
     def forward(self, hidden, sequences, attentions=None):
         return self.output(self.self(hidden, hidden, sequences, sequences, attentions), hidden)
 
-    def forward_queries(self, hidden, queries, context, keys):
-        """Self-attention output for a subset of the tokens: hidden (q, d), packed as `queries`. Keys and values are all tokens,
-        context (r, d), packed as `keys`."""
-        return self.output(self.self(hidden, context, queries, keys), hidden)
+    def forward_queries(self, hidden, queries, context, keys, attentions=None):
+        """Attention of some tokens, hidden (q, d), packed as `queries`, to context (s, d), packed as `keys`: a subset of the
+        tokens to all of them, or words to an image."""
+        return self.output(self.self(hidden, context, queries, keys, attentions), hidden)
 
 
 class BertCrossattLayer(nn.Module):
@@ -222,6 +223,21 @@ class BertLayer(nn.Module):
 
     def forward(self, hidden, sequences, attentions=None):
         hidden = self.attention(hidden, sequences, attentions)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class BertFusionLayer(BertLayer):
+    """A layer that also attends to a context of another encoder, as in BERT's decoder: after the self-attention, with a residual
+    and a layer norm of its own."""
+
+    def __init__(self, config, context_size):
+        super().__init__(config)
+        self.crossattention = BertSelfattLayer(config, context_size)
+
+    def forward(self, hidden, sequences, context, keys, attentions=None):
+        """hidden (r, d), packed as `sequences`; context (s, context_size), packed as `keys`."""
+        hidden = self.attention(hidden, sequences, attentions)
+        hidden = self.crossattention.forward_queries(hidden, sequences, context, keys, attentions)
         return self.output(self.intermediate(hidden), hidden)
 
 

@@ -34,17 +34,20 @@ class Schedule:
     triangle: rises to 1 at step `warmup`, then falls to 0 at the last step.
     step: 1, divided by 10 at each of the steps `milestones`.
     plateau: 1, divided by 10 after 2 validations without a better score; not in the 2 validations after that.
-    The shares of step and plateau are multiplied by warmup_from + (1 - warmup_from) * n / warmup while n < warmup.
+    epochs: as in ALBEF's code. In the first epoch the share begins with warmup_from and rises in equal parts, one after the steps
+    101, 201, ..., to 1 after step `warmup` + 1. In epoch e = 1, 2, ... it is least + (1 - least) * (1 + cos(pi * e / epochs)) /
+    2. The shares of step and plateau are multiplied by warmup_from + (1 - warmup_from) * n / warmup while n < warmup.
     """
 
-    NAMES = 'constant', 'triangle', 'step', 'plateau'
+    NAMES = 'constant', 'triangle', 'step', 'plateau', 'epochs'
+    RISE = 100  # steps between two rises of the schedule epochs
 
-    def __init__(self, name, total, warmup=0, milestones=(), warmup_from=0.0):
+    def __init__(self, name, total, warmup=0, milestones=(), warmup_from=0.0, least=0.0, epochs=1):
         """total, warmup, milestones: steps."""
         if name not in self.NAMES:
             raise ValueError(f'schedule {name!r}: expected one of {", ".join(self.NAMES)}')
         self.name, self.total, self.warmup, self.milestones, self.warmup_from = name, total, warmup, milestones, warmup_from
-        self.plateau = None
+        self.least, self.epochs, self.plateau = least, epochs, None
         if name == 'plateau':  # of an optimizer whose rate is the share
             share = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
             self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(share, 'max', factor=0.1, patience=1, cooldown=2, eps=0)
@@ -54,6 +57,11 @@ class Schedule:
             return 1.0
         if self.name == 'triangle':
             return n / self.warmup if n <= self.warmup else max(self.total - n, 0) / (self.total - self.warmup)
+        if self.name == 'epochs':
+            if epoch := (n - 1) // max(self.total // self.epochs, 1):
+                return self.least + (1 - self.least) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            risen, rises = max(n - 2, 0) // self.RISE, self.warmup // self.RISE
+            return 1.0 if risen >= rises else self.warmup_from + (1 - self.warmup_from) * risen / rises
         rise = self.warmup_from * (1 - n / self.warmup) + n / self.warmup if n < self.warmup else 1.0
         if self.plateau:
             return rise * self.plateau.optimizer.param_groups[0]['lr']

@@ -173,7 +173,7 @@ class BertTokenizer:
         starts = range(0, len(texts), CHUNK)
         for start in ProgressBar(starts, 'Tokenising', unit=f' x {CHUNK:,} texts', delay=3):
             chunk = [(item,) if isinstance(item, str) else item for item in texts[start:start + CHUNK]]
-            encodings = self._encodings([SURROGATES.sub('', text[:TEXT]).strip() for item in chunk for text in item])
+            encodings = self.encodings([SURROGATES.sub('', text[:TEXT]).strip() for item in chunk for text in item])
             for row, item in enumerate(chunk, start):
                 parts = [next(encodings).ids for _ in item]
                 length = sum(map(len, parts))
@@ -185,7 +185,7 @@ class BertTokenizer:
                 types[row, len(parts[0]) + 2:len(pieces)] = 1  # nothing for one text
         return ids, types, counts
 
-    def _encodings(self, texts):
+    def encodings(self, texts):
         """Yields the encodings of texts, BATCH characters at a time, since a character may take 300 bytes there."""
         batch, size = [], 0
         for text in texts:

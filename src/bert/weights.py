@@ -316,6 +316,11 @@ def compare(model, state, source, may_miss=(), may_have=(), rename=str):
             report.missing.append(name)
         elif state[name].shape != tensor.shape:
             report.wrong_size.append(f'{name}: expected {tuple(tensor.shape)}, found {tuple(state[name].shape)}')
+        elif not tensor.is_floating_point():  # a buffer of places or numbers
+            if state[name].is_floating_point():
+                report.invalid.append(f'{name}: expected whole numbers, found {state[name].dtype}')
+            else:
+                report.matched.append(name)
         elif reason := why_invalid(name, state[name], name in zeros_allowed):
             report.invalid.append(f'{name}: {reason}')
         else:

@@ -83,8 +83,9 @@ class ALBEFTransform:
     area: tuple | None = None
     flip: bool = False
     randaugment: bool = False
+    mean: tuple = (0.48145466, 0.4578275, 0.40821073)  # red, green, blue
+    std: tuple = (0.26862954, 0.26130258, 0.27577711)
     resample = BICUBIC
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # red, green, blue
 
     @property
     def random(self):

@@ -35,6 +35,7 @@ class PretrainingBase(Program):
 
     dataset_kind: str  # of --dataset
     whole_image: bool  # whether the data has the image itself as a region
+    task = KIND  # of the recipe and the head
 
     @classmethod
     def prepare(cls, options, device):
@@ -43,7 +44,7 @@ class PretrainingBase(Program):
         spec = read_spec(options, [cls.dataset_kind], cls.published)
         for flag in ('train', 'valid') if options.valid else ('train',):
             spec.named(getattr(options, flag), flag)
-        return cls.read(options, device, spec, cls.read_answers(spec, options), task=KIND)
+        return cls.read(options, device, spec, cls.read_answers(spec, options), task=cls.task)
 
     @staticmethod
     def read_answers(spec, options):

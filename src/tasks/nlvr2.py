@@ -70,7 +70,7 @@ class NLVR2(Task):
                 identifiers.append(question.id)
                 correct.append(score == 1)
         figures = scores.figures(count, 'accuracy')
-        if identifiers:
+        if not all(map(str.isdecimal, identifiers)):  # in ALBEF's files examples are only numbered
             try:
                 figures['consistency'] = consistency(identifiers, correct)
             except ValueError as error:

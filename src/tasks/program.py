@@ -132,7 +132,7 @@ def describe_run(head, examples, options, progress, optimizer_step, device):
         lines.append(f'Warning: the schedule {name} gives the only step the learning rate 0: nothing is learned; give a smaller '
                      '--batchSize, more --epochs, or another --schedule.')
     return [*lines, f'  learning rate up to {options.lr:g} ({source}), {optimizer}, {name}, warm-up over '
-            f'{warmup_steps(recipe, total):,.0f} steps; {rate:.3g} at step {progress.total_steps:,}']
+            f'{warmup_steps(recipe, total, name):,.0f} steps; {rate:.3g} at step {progress.total_steps:,}']
 
 
 @dataclass
@@ -151,6 +151,13 @@ class Program:
     tokenizer: BertTokenizer
     answers: list  # of str, in the order of the answer head
 
+    folder_class = RunFolder
+
+    @classmethod
+    def read_config(cls, model, folder, options):
+        """The config of a model. folder: Path of its config.json."""
+        return models.package(model).read_config(folder, options)
+
     @classmethod
     def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED, task=None):
         """Reads and checks the small files, so that errors appear before large files are loaded. Completes the options.
@@ -166,7 +173,9 @@ class Program:
             options.lr = lr if isinstance(lr, float) else None
         options.complete(recipe)
         schedule_name(recipe, options)  # fail early
-        config = models.package(model).read_config(bert, options)
+        config = cls.read_config(model, bert, options)
+        if options.repairs and not hasattr(config, 'repairs'):
+            raise ValueError(f'--repairs: --model {model} has nothing to repair; leave the flag out')
         if first := weights or weights_in(bert):
             checkpoints.check_size(config, bert, first)
         copies = 4 if options.test is None and device.type == 'cpu' else 2  # gradients and the optimizer's two averages
@@ -180,7 +189,7 @@ class Program:
         checkpoints.check_max_length(spec.max_length, config, task)
         if weights:
             checkpoints.check_weights(model, options, weights, config, tokenizer, answers)
-        folder = RunFolder(options.output)
+        folder = cls.folder_class(options.output)
         check_same_options(options, checkpoints.sidecar_files(model, config, tokenizer, answers))
         return cls(spec.kind, model, options, device, folder, spec, weights, bert, config, tokenizer, answers)
 
@@ -277,12 +286,13 @@ class TaskProgram(Program):
         options, folder = self.options, self.folder
         trained = train(options, folder, self.sidecars(), self.make, self.kind, self.device)
         if trained is None:
-            print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load {folder.path / "BEST"}')
+            print0(f'Scores by type of question: --test {options.valid or "SPLIT"} --load '
+                   f'{folder.path / self.task_class.best_name.removesuffix(".pth")}')
         elif options.valid:
             task, head, _, valid_set = trained
-            print0('', head.load_original(read_state(folder.path / 'BEST.pth'), 'BEST.pth'))
+            print0('', head.load_original(read_state(folder.path / task.best_name), task.best_name))
             predictions = task.predict(head, valid_set, options, self.device)
-            print0('', f'BEST.pth on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
+            print0('', f'{task.best_name} on {options.valid}:', *task.table(valid_set, predictions).split('\n'))
 
     def make(self):
         """(task, head, training set, validation set or None)."""

@@ -11,6 +11,7 @@ import dist
 from batches import EVALUATED, MicroBatch, load_batches
 from files.progress import ProgressBar
 from heads import IMAGE_KEYS
+from tasks import two_stage
 from train import autocast
 
 IMAGES = 16  # at a time, with all texts
@@ -35,6 +36,8 @@ def rank(head, dataset, options, device, text='Ranking', most=None):
     captions = np.flatnonzero(np.isin(image, chosen))
     image = np.searchsorted(chosen, image[captions])  # (c,) place in `chosen`
     texts, text_of = np.unique(dataset.sentence[captions], return_inverse=True)
+    if hasattr(head, 'encode_images'):
+        return ranks_of_candidates(head, dataset, first[chosen], captions, image, options, device, text)
     matching = matching_scores(head, dataset, captions, size, options, device)
     ahead = np.zeros((len(captions), 2), np.int64)  # images, and captions of other images, that are not below
     for images, scores in scores_of_images(head, dataset, first[chosen], texts, size, options, device, text):
@@ -48,6 +51,31 @@ def rank(head, dataset, options, device, text='Ranking', most=None):
     ranks, probabilities = np.zeros((len(dataset), 2), np.int64), np.zeros((len(dataset), 1), np.float32)
     ranks[captions] = 1 + ahead
     probabilities[captions] = head.probabilities(torch.from_numpy(matching))[:, None].numpy()
+    return ranks, probabilities
+
+
+def ranks_of_candidates(head, dataset, examples, captions, image, options, device, text):
+    """As of `rank`, by two_stage: only the most similar images and captions are ranked by the score of the pair, the others are
+    equal.
+
+    examples: an example with each image; captions (c,), image (c,): the captions, and the place of their image in `examples`.
+    """
+    batches = load_batches(dataset, [MicroBatch(part, 0, None, options.compile) for part in np.array_split(
+        examples, -(-len(examples) // two_stage.IMAGES))], options, device)
+    texts = [text_batch(dataset, dataset.sentence[part].ravel(), options.compile, device) for part in np.array_split(
+        captions, -(-len(captions) // two_stage.TEXTS))]
+    k = head.encoder.config.k_test
+    dist.print0(f'{text}: {len(examples):,} images, {len(captions):,} captions; of each the {k} most similar ones are compared.')
+    with autocast(options, device):
+        similar = two_stage.similarities(head, (batch['pixels'] for batch in batches), texts)
+        to_texts, to_images = (scores.numpy() for scores in two_stage.rerank(head, similar, k, text))
+    ranks, probabilities = np.zeros((len(dataset), 2), np.int64), np.zeros((len(dataset), 1), np.float32)
+    own = to_texts[image, np.arange(len(captions))]  # (c,)
+    for number, place in enumerate(captions):
+        row = to_texts[image[number], image != image[number]]
+        ranks[place] = 1 + two_stage.best_ranks(to_images[number:number + 1], image[number:number + 1])[0], \
+            1 + (row >= own[number]).sum()
+    probabilities[captions, 0] = torch.from_numpy(own).sigmoid()
     return ranks, probabilities
 
 

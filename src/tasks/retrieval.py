@@ -8,10 +8,12 @@ from annotations.examples import ExampleSchema, read_examples, repeated_captions
 from annotations.spec import DatasetSpec
 from dist import print0, world_size
 from files.json_files import DataError, write_list
+from tasks import ranking
 from tasks.program import main
-from tasks.ranking import RECALLS, rank, recalls
+from tasks.ranking import RECALLS, rank
 from tasks.retrieval_files import numbered, read_ranks
 from tasks.task import Task
+from tasks.two_stage import recalls, rerank, similarities  # noqa: F401, for programs that rank images and texts of their own
 
 FEATURES = {'coco_train': ('mscoco_imgfeat/train2014', 'mscoco_imgfeat/val2014'), 'coco_valid': ('mscoco_imgfeat/val2014',),
             'coco_test': ('mscoco_imgfeat/val2014',),
@@ -56,18 +58,18 @@ class Retrieval(Task):
 
     def validate(self, head, dataset, options, device):
         ranks, _ = self.predict(head, dataset, options, device, 'Validating')
-        figures, mean, _ = recalls(ranks, dataset.examples.images[:, 0])
+        figures, mean, _ = ranking.recalls(ranks, dataset.examples.images[:, 0])
         figures = {f'{what} R@{k}': value for (what, k), value in figures.items()}
         details = ', '.join(f'{name} {value:.2f}' for name, value in figures.items())
         return mean, f'{self.format_score(mean)} ({details})', figures | {'score': mean}
 
     @staticmethod
     def score(dataset, predictions):
-        return recalls(predictions[0], dataset.examples.images[:, 0])[1]
+        return ranking.recalls(predictions[0], dataset.examples.images[:, 0])[1]
 
     def table(self, dataset, predictions):
         """The recalls in both directions."""
-        figures, mean, queries = recalls(predictions[0], dataset.examples.images[:, 0])
+        figures, mean, queries = ranking.recalls(predictions[0], dataset.examples.images[:, 0])
         lines = [f'{"":24s}   queries' + ''.join(f'{f"R@{k}":>8s}' for k in RECALLS)]
         lines += [f'{name:24s} {queries[what]:9,d}' + ''.join(f'{figures[what, k]:8.2f}' for k in RECALLS)
                   for what, name in (('text', 'texts for an image'), ('image', 'images for a text'))]
@@ -85,7 +87,7 @@ class Retrieval(Task):
         if subset is not None and (subset.only is not None or subset.partial):
             raise DataError('--only and --subset: do not apply to retrieval: ranks are those among all captions and images')
         examples = read_examples([annotations], cls.schema, ())
-        figures, mean, queries = recalls(read_ranks(predictions, examples, annotations), examples.images[:, 0])
+        figures, mean, queries = ranking.recalls(read_ranks(predictions, examples, annotations), examples.images[:, 0])
         by = {f'{what} retrieval': {f'R@{k}': {'questions': queries[what], 'accuracy': figures[what, k]} for k in RECALLS}
               for what in queries}
         return {'questions': len(examples), 'accuracy': mean, 'by': by, 'measure': MEASURE, 'notes': repetitions(examples)}

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from annotations.albef_files import example_of
 from files.json_files import DataError, layout, some, stream
 from files.text import printable, shown
 
@@ -97,8 +98,10 @@ def read_json_predictions(path, id_key, id_type, answer_key, faults):
 
 
 def read_split(path, schema, types):
-    """Yields the Questions of this project's json format (data/README.md). types: {json key: name of the type}."""
+    """Yields the Questions of this project's json format (data/README.md), or of ALBEF's. types: {json key: name of the type}."""
     for i, item in enumerate(stream(path, 'item', 'questions')):
+        if (item := example_of(item, i, path)) is None:
+            continue
         if fault := schema.first_fault(item):
             raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}, found {shown(item)}; '
                             'correct it, or name the official annotations')

@@ -2,6 +2,7 @@
 
 import sys
 
+from annotations.albef_files import example_of
 from annotations.examples import QUESTION
 from annotations.spec import DatasetSpec
 from annotations.vqa_answers import normalise, without_punctuation
@@ -60,9 +61,15 @@ class VQA(Task):
 
 
 def read_questions(path):
-    """Yields the Questions of the official annotations, also as a list (VQA-CP), or of this project's json. Raises DataError."""
+    """Yields the Questions of the official annotations, also as a list (VQA-CP), of ALBEF's, or of this project's json. Raises
+    DataError."""
     prefix = 'annotations.item' if layout(path) == 'object' else 'item'
     first = next(stream(path, prefix, 'annotations'))
+    if isinstance(first, dict) and isinstance(first.get('answer'), list) and 'answers' not in first:  # ALBEF's
+        for number, item in enumerate(stream(path, prefix, 'questions')):
+            key = example_of(item, number, path)['question_id']  # which checks the item
+            yield Question(key, field(item, 'answer', list, path), {})
+        return
     if prefix == 'item' and not (isinstance(first, dict) and 'answers' in first):
         yield from read_split(path, QUESTION, TYPES)
         return

@@ -22,7 +22,7 @@ from annotations.split_regions import check_probabilities
 from annotations.tagged_texts import TaggedSchema
 from bert.tokenization import CHUNK, BertTokenizer, TextStatistics
 from cli import run_main
-from files.json_files import DataError, some, stream
+from files.json_files import DataError, some
 from files.text import printable, printable_lines
 from param import Options, add_flags
 from regions import store, tsv
@@ -62,9 +62,7 @@ def read_task(path, schema, answers, count):
 def read_text(path, answers, count):
     """The Contents of pre-training's annotations. answers: set of str."""
     contents, images, chunk = Contents(), set(), []
-    for i, example in enumerate(stream(path, 'item', 'images')):
-        if fault := pretraining_text.first_fault(example):
-            raise DataError(f'{path}: example {i}: key "{fault[0]}": expected {fault[1]}; correct the file')
+    for example in pretraining_text.read(path):
         images.add(example['img_id'].encode())
         for _, sentence, label in pretraining_text.sentences(example):
             chunk.append(sentence)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-import yaml
-
 from bert.config import BertConfig
-from files.json_files import DataError, read_text
+from files.json_files import DataError
 from files.text import shown
+from files.yaml_files import read_yaml
 
 YAML_NAMES = {'visual_region_classes': 'num_region_classes', 'with_rel_head': 'with_relationship'}  # where they differ from ours
 # Keys of NETWORK.VLBERT of which the published models have one value, the only one that is implemented.
@@ -15,15 +14,6 @@ YAML_FIXED = {'type_vocab_size': 3, 'visual_ln': True, 'input_transform_type': 1
               'object_word_embed_mode': 2, 'word_embedding_frozen': False, 'pos_embedding_frozen': False,
               'position_padding_idx': -1}
 YAML_IGNORED = ('visual_size', 'input_size', 'from_scratch', 'with_mlm_head', 'with_mvrc_head')  # the first is checked below
-
-
-class WithoutAliases(yaml.SafeLoader):
-    """Refuses aliases (*name), with which a file of a few lines holds billions of values; no published file has any."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f'aliases are not read, found *{self.peek_event().anchor}; write its value out')
-        return super().compose_node(parent, index)
 
 
 @dataclass
@@ -95,11 +85,7 @@ class VLBertConfig(BertConfig):
         Raises FileNotFoundError, or DataError that names the file and the key: also of a key that is not known, or whose value
         asks for a model that no published run has.
         """
-        text = read_text(path, 'a yaml file of the original VL-BERT')
-        try:
-            section = yaml.load(text, WithoutAliases)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that there is not
-            raise DataError(f'{path}: is not plain yaml ({" ".join(str(error).split())[:200]}); get the file again') from None
+        section = read_yaml(path, 'a yaml file of the original VL-BERT')
         for key in ('NETWORK', 'VLBERT'):
             section = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict):
