@@ -282,7 +282,7 @@ def test_expressions(tmp_path, form):
     if form == 'rows':
         assert load(out / 'refcoco+_refs.json') == refs
         boxes, _ = read_boxes(out / 'refcoco+_instances.json')
-        assert boxes == {number: [1, 2, 4, 6] for number in (1, 2, 3, 4)}
+        assert boxes == {number: (9, [1, 2, 4, 6]) for number in (1, 2, 3, 4)}
     else:
         assert not (out / 'refcoco+_refs.json').exists()
 

@@ -20,14 +20,14 @@ from regions.readers import id_difference
 NAMES = {'val': 'valid'}  # of splits, where they differ from Karpathy's
 
 
-def image_id(name, names, path):
+def image_id(name, names, place):
     """The image id of a file name, also with folders. names: {image id: its file name so far}. Raises DataError for one that has
     no id, or that of another."""
     img_id = ImageIds()(name)
     if not is_id(img_id):
-        raise DataError(f'{path}: expected the name of an image, found {shown(name)}; correct the file')
+        raise DataError(f'{place}: expected the name of an image, found {shown(name)}; correct the file')
     if (other := names.setdefault(img_id, name)) != name:
-        raise DataError(f'{path}: expected a new image id, found {img_id} of {shown(name)}, which is that of {shown(other)}; '
+        raise DataError(f'{place}: expected a new image id, found {img_id} of {shown(name)}, which is that of {shown(other)}; '
                         'rename one of them')
     return img_id
 
@@ -64,13 +64,14 @@ def main(argv):
     for path in args.karpathy:
         names = {}
         dataset = path.name.removesuffix('.gz').removesuffix('.json').removeprefix('dataset_')
-        for split, picture, captions in read_karpathy(path):
+        for number, (split, picture, captions) in enumerate(read_karpathy(path)):
             splits.setdefault(f'{dataset}_{NAMES.get(split, split)}', []).append(
-                (image_id(picture, names, path), captions))
+                (image_id(picture, names, f'{path}: image {number}'), captions))
     for name, path in args.split:
         names = {}
         splits.setdefault(name, []).extend(
-            (image_id(picture, names, path), captions) for picture, captions in read_captions(Path(path)))
+            (image_id(picture, names, f'{path}: item {number}'), captions)
+            for number, (picture, captions) in enumerate(read_captions(Path(path))))
     split_of = {}
     with Outputs(args.out, [f'{name}.json' for name in splits]) as out:
         for name, items in splits.items():
