@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dist
+from albef.modeling import Context
 from albef.momentum import MomentumHead, mask_of
 
 TEMPERATURES = 0.001, 0.5  # limits
@@ -62,9 +63,9 @@ class Contrast(MomentumHead):
         hidden, sequences = model.text.words(ids, mask)
         return sequences.pad_with_zeros(hidden)
 
-    def match(self, states, mask, tokens):
-        """Logits (b, 2) of the states of texts (b, t, d) with image tokens (b, v, w)."""
-        return self.itm_head(self.encoder.fuse(states, mask, [tokens])[:, 0]).float()
+    def match(self, states, mask, tokens, rows=None):
+        """Logits (b, 2) of the states of texts (b, t, d) with image tokens (m, v, w); rows (b,): the image of each text."""
+        return self.itm_head(self.encoder.fuse(states, mask, [Context(tokens, rows=rows)])[:, 0]).float()
 
     # ---- the step
 
@@ -189,12 +190,14 @@ class Contrast(MomentumHead):
         else:
             inputs, extra = step.columns, step.columns['ids'].shape[1] - ids.shape[1]
             states, masks = F.pad(states, (0, 0, 0, extra)), F.pad(mask.long(), (0, extra))
-        negative_tokens = self.rows_of(step, part, tokens, images, lambda at: model.visual_encoder(inputs['pixels'][at]))
-        negative_states = self.rows_of(step, part, states, texts,
-                                       lambda at: self.text_states(model, inputs['ids'][at], inputs['mask'][at]))
-        negative_masks = self.rows_of(step, part, masks, texts, lambda at: inputs['mask'][at])
-        logits = self.match(torch.cat([states, states, negative_states]), torch.cat([masks, masks, negative_masks]),
-                            torch.cat([tokens, negative_tokens, tokens]))  # (3 * b, 2)
+        own = torch.arange(len(ids), device=ids.device)
+        all_tokens, negative = self.with_others(step, part, tokens, images, lambda at: model.visual_encoder(inputs['pixels'][at]))
+        image_rows = torch.cat([own, negative, own])
+        all_states, negative = self.with_others(
+            step, part, states, texts, lambda at: self.text_states(model, inputs['ids'][at], inputs['mask'][at]))
+        all_masks, _ = self.with_others(step, part, masks, texts, lambda at: inputs['mask'][at])
+        rows = torch.cat([own, own, negative])
+        logits = self.match(all_states[rows], all_masks[rows], all_tokens, image_rows)  # (3 * b, 2)
         label = torch.arange(3 * len(ids), device=logits.device) < len(ids)
         weight = torch.cat([torch.ones_like(has_negative), has_negative, has_negative]).float()
         itm = (F.cross_entropy(logits, label.long(), reduction='none') * weight).sum()
@@ -246,9 +249,10 @@ class Retrieval(Contrast):
         return self.text_features(self.encoder.model, states), states
 
     def match_scores(self, states, mask, tokens):
-        """Scores (p,) of pairs of text states (p, t, d) and image tokens (p, v, w): the logit that they belong together,
-        alone."""
-        return self.match(states, mask, tokens)[:, 1]
+        """Scores (p,) of pairs of text states (p, t, d) and image tokens (p, v, w), or of one image (1, v, w): the logit that
+        they belong together, alone."""
+        rows = torch.zeros(len(states), dtype=torch.int64, device=states.device) if len(tokens) == 1 else None
+        return self.match(states, mask, tokens, rows)[:, 1]
 
     def logits(self, batch):
         """(b,): the log-odds that text and image belong together."""

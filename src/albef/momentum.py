@@ -149,19 +149,17 @@ class MomentumHead(Head):
         return torch.cat([parts[i] for i in range(len(rows)) for parts in by_rank])
 
     @staticmethod
-    def rows_of(step, part, states, wanted, encode):
-        """The rows of `states` (b, ...) at places of the step (p,); those of other micro-batches are encoded first by
-        encode(places) -> (states of the places)."""
+    def with_others(step, part, states, wanted, encode):
+        """(states, rows (p,)) so that states[rows] are those at places of the step (p,). To the `states` (b, ...) of the
+        micro-batch those of others are added, which encode(places) computes."""
         b, wanted = len(states), wanted.to(states.device)
-        if step.aligned:
-            return states[wanted - part.first]
-        others = wanted[(wanted < part.first) | (wanted >= part.first + b)].unique()
+        others = wanted.new_zeros(0) if step.aligned else wanted[(wanted < part.first) | (wanted >= part.first + b)].unique()
         if not len(others):
-            return states[wanted - part.first]
+            return states, wanted - part.first
         row = wanted.new_zeros(step.size)
         row[part.first:part.first + b] = torch.arange(b, device=row.device)
         row[others] = b + torch.arange(len(others), device=row.device)
-        return torch.cat([states, encode(others)])[row[wanted]]
+        return torch.cat([states, encode(others)]), row[wanted]
 
     def part_of(self, batch):
         """(the Part of a batch, its Step), which is a new one if `counts` did not name the batch."""

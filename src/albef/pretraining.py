@@ -9,6 +9,7 @@ from torch import nn
 
 import dist
 from albef.contrast import Contrast, soft_cross_entropy
+from albef.modeling import Context
 from albef.momentum import MomentumHead, mask_of
 from bert.tokenization import CLS, MASK
 
@@ -82,7 +83,7 @@ class Pretraining(Contrast):
     @staticmethod
     def word_logits_of(model, ids, mask, tokens, places):
         """Logits (p, vocabulary) of the word pieces at places (p,) of (b * t)."""
-        states = model.text(ids, mask, [(tokens, None)])
+        states = model.encode(ids, mask, [tokens])
         return model.text_encoder.cls.predictions(states.flatten(0, 1)[places]).float()
 
     def logits(self, batch):
@@ -172,19 +173,20 @@ class TextAssignment(MomentumHead):
             pictures += [(start + chosen[place - start][0], start + chosen[place - start][1]) for place in own]
             labels += [right[place - start] for place in own]
         places = torch.tensor(pictures, device=tokens.device).T  # (2, b)
-        first, second = (self.rows_of(step, part, tokens, row, lambda at: self.encoder.model.visual_encoder(
-            step.columns['pixels'][at])) for row in places)
+        tokens, rows = self.with_others(step, part, tokens, places.flatten(), lambda at: self.encoder.model.visual_encoder(
+            step.columns['pixels'][at]))
+        first, second = (Context(tokens, rows=row) for row in rows.chunk(2))
         logits, labels = self.assign(batch, first, second), torch.tensor(labels, device=tokens.device)
         loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction='sum') / counts['TA'].clamp(min=1)
         return {'TA': loss}, {'right TA': (logits.argmax(1) == labels).sum(), 'predicted TA': (labels != NO_LABEL).sum()}
 
     def assign(self, batch, first, second):
-        """Logits (b, 3) of texts with the tokens of two pictures (b, v, w)."""
-        states = self.encoder.model.encode(batch['input_ids'], mask_of(batch), [first, second])
+        """Logits (b, 3) of texts with two pictures, each a Context."""
+        states = self.encoder.model.text(batch['input_ids'], mask_of(batch), [first, second])
         return self.ta_head(states[:, 0]).float()
 
     def logits(self, batch):
         """(b, 3). A batch has two pictures a text, pixels (2 * b, ...); with one picture a text it stands in both places."""
         tokens = self.encoder.model.visual_encoder(batch['pixels'])
         tokens = tokens.unflatten(0, (len(batch['input_ids']), -1))
-        return self.assign(batch, tokens[:, 0], tokens[:, -1])
+        return self.assign(batch, Context(tokens[:, 0]), Context(tokens[:, -1]))
