@@ -90,11 +90,10 @@ class Contrast(MomentumHead):
         step.columns |= {name: self.in_step_order(step, rows) for name, rows in features.items() if rows}
         pairs = sum(len(part.batch['input_ids']) for part in step.parts)
         negatives = 0
-        for start, end in zip(step.bounds, step.bounds[1:], strict=False):
+        for start, end in step.groups:
             has_negative = ~self.same(step, start, end).all(1)
             for part in step.parts:
-                last = part.first + len(part.batch['input_ids'])
-                negatives += has_negative[max(part.first - start, 0):max(last - start, 0)].sum()
+                negatives += has_negative[max(part.first - start, 0):max(part.last - start, 0)].sum()
         ones = self.temp.new_ones((), dtype=torch.float32)
         return {'ITC': ones * pairs, 'ITM': ones * pairs + 2 * negatives}
 
@@ -143,21 +142,24 @@ class Contrast(MomentumHead):
     def align(self, part, step, image, text):
         """(ITC summed over the micro-batch; for each text the place in the step of a negative image; for each image of a negative
         text; whether each example has negatives). image, text: features (b, e)."""
-        columns, first, total = step.columns, part.first, 0.0
-        last, temp = first + len(image), self.temp.float()
+        columns, temp, total = step.columns, self.temp.float(), 0.0
+        # Clones, since the queues change before the backward pass.
+        queues = {'image': self.image_queue.clone(), 'text': self.text_queue.clone()}  # (e, q)
+        to_queue = image @ queues['text'], text @ queues['image']  # (b, q)
         images, texts, has_negative = [], [], []
-        for number, (start, end) in enumerate(zip(step.bounds, step.bounds[1:], strict=False)):
-            if start >= last or end <= first:
+        for number, (start, end) in enumerate(step.groups):
+            if start >= part.last or end <= part.first:
                 continue
-            own = torch.arange(max(start, first), min(end, last), device=image.device)
-            rows = own - first
-            all_images, all_texts = (torch.cat([columns[name][start:end].T, queue], 1) for name, queue in (
-                ('image', self.image_queue), ('text', self.text_queue)))  # (e, g + q)
-            to_texts, to_images = image[rows] @ all_texts / temp, text[rows] @ all_images / temp
+            own = torch.arange(max(start, part.first), min(end, part.last), device=image.device)
+            rows = own - part.first
+            to_texts, to_images = (
+                torch.cat([features[rows] @ columns[other][start:end].T, queue[rows]], 1) / temp for features, other, queue in
+                ((image, 'text', to_queue[0]), (text, 'image', to_queue[1])))  # (rows, g + q)
             with torch.no_grad():
                 hard = self.targets(step, own, start, end)
                 alpha = self.alpha if self.config.distill or self.pretraining else 0.0
-                soft = columns['image'][own] @ all_texts / temp, columns['text'][own] @ all_images / temp
+                twins = (columns['image'][own], 'text'), (columns['text'][own], 'image')
+                soft = (torch.cat([one @ columns[other][start:end].T, one @ queues[other]], 1) / temp for one, other in twins)
                 soft = [alpha * scores.softmax(1) + (1 - alpha) * hard for scores in soft]
             total = total + 0.5 * (soft_cross_entropy(soft[0], to_texts) + soft_cross_entropy(soft[1], to_images)).sum()
             same, g = self.same(step, start, end), end - start

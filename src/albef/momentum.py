@@ -24,6 +24,12 @@ class Part:
     first: int  # place of its first example in the step
     twin_tokens: torch.Tensor | None = None  # of its images, by the momentum model
     masked: tuple | None = None  # (input ids, labels) of masked words (b, t)
+    used: bool = False  # whether its losses were computed
+
+    @property
+    def last(self):
+        """The place after its last example."""
+        return self.first + len(self.batch['input_ids'])
 
 
 @dataclass
@@ -37,6 +43,11 @@ class Step:
     columns: dict = field(default_factory=dict)  # name -> tensor (s, ...)
     left: int = 0  # micro-batches of this process whose losses are still to come
     live: bool = True  # a step of training, not a batch of validation
+
+    @property
+    def groups(self):
+        """[(start, end)] of each group."""
+        return list(zip(self.bounds, self.bounds[1:], strict=False))
 
 
 def group_bounds(size, group, least):
@@ -163,8 +174,10 @@ class MomentumHead(Head):
 
     def part_of(self, batch):
         """(the Part of a batch, its Step), which is a new one if `counts` did not name the batch."""
-        while True:
-            for part in self.step.parts if self.step else ():
-                if part.batch is batch:
-                    return part, self.step
+        parts = [part for part in self.step.parts if part.batch is batch] if self.step else []
+        if not parts:
             self.counts([batch])
+            parts = self.step.parts
+        part = next((part for part in parts if not part.used), parts[0])
+        part.used = True
+        return part, self.step

@@ -57,7 +57,7 @@ class Pretraining(Contrast):
             if 'masked_lm_labels' in part.batch:
                 continue
             ids = part.batch['input_ids']
-            own = slice(part.first, part.first + len(ids)), slice(ids.shape[1])
+            own = slice(part.first, part.last), slice(ids.shape[1])
             predicted = chosen[own] & (ids != 0) & (ids != special[CLS])
             mask = predicted & replaced[own]
             masked = ids.masked_fill(mask, special[MASK])
@@ -124,14 +124,14 @@ class TextAssignment(MomentumHead):
             columns['pixels'] = [part.batch['pixels'] for part in step.parts]
             columns['feature'] = [self.features(self.encoder.visual(part.batch)[0]) for part in step.parts]
         step.columns |= {name: self.in_step_order(step, rows) for name, rows in columns.items() if rows}
-        count = sum(len(self.own(step, part, start, end)) for part in step.parts
-                    for start, end in zip(step.bounds, step.bounds[1:], strict=False) if end - start >= self.least)
+        count = sum(len(self.own(part, start, end)) for part in step.parts
+                    for start, end in step.groups if end - start >= self.least)
         return {'TA': self.temp.new_tensor(float(count))}
 
     @staticmethod
-    def own(step, part, start, end):
+    def own(part, start, end):
         """The places of a group that are in a micro-batch."""
-        return range(max(start, part.first), min(end, part.first + len(part.batch['input_ids'])))
+        return range(max(start, part.first), min(end, part.last))
 
     def features(self, tokens):
         with torch.autocast(tokens.device.type, enabled=False):
@@ -160,8 +160,8 @@ class TextAssignment(MomentumHead):
         part, step = self.part_of(batch)
         tokens = self.encoder.visual(batch)[0]
         pictures, labels = [], []
-        for number, (start, end) in enumerate(zip(step.bounds, step.bounds[1:], strict=False)):
-            if not (own := self.own(step, part, start, end)):
+        for number, (start, end) in enumerate(step.groups):
+            if not (own := self.own(part, start, end)):
                 continue
             features = step.columns['feature'][start:end] if 'feature' in step.columns else \
                 self.features(tokens.detach()[start - part.first:end - part.first])
