@@ -413,3 +413,20 @@ def test_gradients_of_maps():
     gradient, = torch.autograd.grad(head.itm_head(states.pooled)[:, 1].sum(), attention)
     assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)))
     assert F.relu(gradient).any()
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'vqa', 'entailment', 'nlvr2'])
+def test_maps_of_words(task):
+    head, batch = build(task).eval(), batch_of(task)
+    head.answer_ids = answer_ids()
+    logits, places, maps = head.word_maps(batch)
+    assert maps.shape == (4, 9, 4, 4) and (maps >= 0).all() and maps.any() and not maps[batch['attention_mask'] == 0].any()
+    assert torch.equal(places, logits.argmax(1))
+    states = head.encoder(batch, record_attention=True)
+    last = 'text4' if task == 'nlvr2' else 'text3'  # of 6 layers the third with an image, of 4 the last
+    attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == (last, 'visual'))
+    logit = head.logits_of(batch, states).reshape(4, -1).gather(1, places[:, None]).sum()
+    gradient, = torch.autograd.grad(logit, attention)
+    assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)), atol=1e-6)
+    with pytest.raises(ValueError, match='expected a layer that attends to images, from 2 to '):
+        head.word_maps(batch, block=1)

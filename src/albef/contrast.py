@@ -221,7 +221,11 @@ class Contrast(MomentumHead):
         self.queue_ptr.add_(step.size).remainder_(self.config.queue_size)
 
     def match_logits(self, batch):
-        scores = self.itm_head(self.encoder(batch).pooled).float()
+        return self.match_logits_of(self.encoder(batch))
+
+    def match_logits_of(self, states):
+        """(b,) from the States of a batch."""
+        scores = self.itm_head(states.pooled).float()
         return scores[:, 1] - scores[:, 0]
 
 
@@ -256,9 +260,9 @@ class Retrieval(Contrast):
         rows = torch.zeros(len(states), dtype=torch.int64, device=states.device) if len(tokens) == 1 else None
         return self.match(states, mask, tokens, rows)[:, 1]
 
-    def logits(self, batch):
+    def logits_of(self, batch, states):
         """(b,): the log-odds that text and image belong together."""
-        return self.match_logits(batch)
+        return self.match_logits_of(states)
 
     def probabilities(self, logits):
         return logits.sigmoid()

@@ -134,6 +134,29 @@ class MomentumHead(Head):
         """Draws a column for each row of weights (g, g) -> (g,) int64. May be replaced."""
         return torch.cat([torch.multinomial(row, 1, generator=self.draws) for row in weights])
 
+    def gradient_maps(self, probabilities, gradient):
+        """Grad-CAM: attention probabilities (b, h, queries, v) to the image's [CLS] and patches times their positive gradients,
+        the mean over heads: (b, queries, side, side)."""
+        maps = (probabilities.detach() * gradient.clamp(min=0)).float().mean(1)[..., 1:]
+        side = self.config.image_res // self.config.patch_size
+        return maps.unflatten(-1, (side, side))
+
+    def word_maps(self, batch, places=None, block=None):
+        """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
+        logit, by Grad-CAM of the cross attention of a layer of the text encoder.
+
+        places: which of the logits, None: the highest; block: the layer, None: the third that attends to images, as in the
+        original code, or the last."""
+        text = self.encoder.model.text
+        block = min(self.config.text.fusion_layer + 2, len(text.encoder.layer) - 1) if block is None else block
+        logits, places, recorded = self.explain(batch, places)
+        for attention, gradient in recorded:
+            if (attention.layer, attention.keys) == (f'text{block}', 'visual'):
+                gradient = torch.zeros_like(attention.probabilities) if gradient is None else gradient
+                return logits, places, self.gradient_maps(attention.probabilities, gradient)
+        raise ValueError(f'block {block}: expected a layer that attends to images, from {self.config.text.fusion_layer} to '
+                         f'{len(text.encoder.layer) - 1}')
+
     # ---- the step as a whole
 
     @torch.no_grad()

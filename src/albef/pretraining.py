@@ -86,9 +86,9 @@ class Pretraining(Contrast):
         states = model.encode(ids, mask, [tokens])
         return model.text_encoder.cls.predictions(states.flatten(0, 1)[places]).float()
 
-    def logits(self, batch):
+    def logits_of(self, batch, states):
         """Logits (b, 2) that image and text do not, or do, belong together."""
-        return self.itm_head(self.encoder(batch).pooled).float()
+        return self.itm_head(states.pooled).float()
 
     def word_logits(self, batch, places):
         visual = self.encoder.visual(batch)
