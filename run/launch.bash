@@ -74,13 +74,14 @@ launch() {
         [ "$before" != --model ] || model=$flag
         case $flag in
             --load | --load=* | --loadLXMERT | --loadLXMERT=* | --loadLXMERTQA | --loadLXMERTQA=* | --fromScratch) start= ;;
-            --loadVLBERT | --loadVLBERT=*) start= ;;
+            --loadVLBERT | --loadVLBERT=* | --loadALBEF | --loadALBEF=*) start= ;;
             --model=*) model=${flag#*=} ;;
             --multiGPU) several=yes ;;
         esac
         before=$flag
     done
     [[ $model != vlbert || $start != --loadLXMERT* ]] || start="--loadVLBERT snap/pretrained/vl-bert-base-prec"
+    [[ $model != albef || $start != --loadLXMERT* ]] || start="--loadALBEF snap/pretrained/ALBEF"
     # shellcheck disable=SC2206  # a flag and its value are two words
     flags=($start "${flags[@]}")
 

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertLMHeadModel, BertModel, ViTConfig, ViTM
 
 import models
 from albef.config import AlbefConfig
+from albef.modeling import Context
 from bert.layers import PackedSequences
 from optimizer import OptimizerStep
 from param import Options
@@ -255,13 +256,16 @@ def test_texts_as_hugging_faces_bert():
     for layer in bert.encoder.layer[2:]:
         expected = layer(expected, bidirectional(mask), images)
     below, sequences = text.words(ids, mask)
-    above = text(ids, mask, [(images, None)])
+    above = text(ids, mask, [Context(images)])
     real = mask.bool()
     assert torch.allclose(sequences.pad(below)[real], hidden[real], atol=1e-5)
     assert torch.allclose(above[real], expected[real], atol=1e-5)
     head = build('retrieval')
-    fused = head.encoder.fuse(sequences.pad(below), mask, [images])
+    fused = head.encoder.fuse(sequences.pad(below), mask, [Context(images)])
     assert torch.allclose(fused[real], expected[real], atol=1e-5)
+    rows = torch.tensor([2, 0, 1, 2])  # images that texts share
+    shared = head.encoder.fuse(sequences.pad(below), mask, [Context(images[:3], rows=rows)])
+    assert torch.allclose(shared[real], head.encoder.fuse(sequences.pad(below), mask, [Context(images[rows])])[real], atol=1e-6)
     plain = layers(state, '', embed(state, '', ids), mask, 0, 4, [images])
     assert torch.allclose(plain[real], expected[real], atol=1e-5)
 
@@ -275,7 +279,7 @@ def test_the_decoder_as_hugging_faces():
     mask = torch.arange(6) < torch.tensor([6, 2, 3, 6, 5, 4, 1])[:, None]
     expected = bert(ids, (ids != 0).long(), encoder_hidden_states=states, encoder_attention_mask=mask.long()).logits
     real = ids != 0
-    assert torch.allclose(decoder(ids, states, mask)[real], expected[real], atol=1e-5)
+    assert torch.allclose(decoder(ids, Context(states, mask))[real], expected[real], atol=1e-5)
 
 
 def test_pairs_of_layers_see_two_images_and_share_projections():
@@ -291,8 +295,8 @@ def test_pairs_of_layers_see_two_images_and_share_projections():
         assert not torch.equal(one, other)
     sequences = PackedSequences(batch['attention_mask'], 4, 9, torch.device('cpu'))
     attentions = []
-    model.text.layers(sequences.pack(torch.randn(4, 9, 24)), sequences, 2, 6, [(torch.randn(4, 3, 24), None),
-                                                                              (torch.randn(4, 5, 24), None)], attentions)
+    contexts = [Context(torch.randn(4, 3, 24)), Context(torch.randn(4, 5, 24))]
+    model.text.layers(sequences.pack(torch.randn(4, 9, 24)), sequences, 2, 6, contexts, attentions)
     seen = [(number, image, probabilities.shape[-1]) for number, kind, image, probabilities in attentions if kind == 'visual']
     assert seen == [(2, 0, 3), (3, 1, 5), (4, 0, 3), (5, 1, 5)]
 
@@ -310,11 +314,9 @@ def expected_losses(task, state, batch, alpha, distill):
     return classifying(state, batch, alpha, 2 if task == 'nlvr2' else 1, distill)
 
 
-@pytest.mark.parametrize('distill', [True, False])
-@pytest.mark.parametrize('task', [task for task in TASKS if task != 'text_assignment'])
+@pytest.mark.parametrize(('task', 'distill'), [(task, distill) for task in TASKS if task != 'text_assignment'
+                                               for distill in (True, False) if distill or task != 'pretrain'])
 def test_losses_and_three_steps(task, distill):
-    if task == 'pretrain' and not distill:
-        pytest.skip('pre-training always distills')
     head = build(task, distill=distill).train()
     head.choose_negatives = hardest
     if task == 'vqa':
@@ -411,3 +413,20 @@ def test_gradients_of_maps():
     gradient, = torch.autograd.grad(head.itm_head(states.pooled)[:, 1].sum(), attention)
     assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)))
     assert F.relu(gradient).any()
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'vqa', 'entailment', 'nlvr2'])
+def test_maps_of_words(task):
+    head, batch = build(task).eval(), batch_of(task)
+    head.answer_ids = answer_ids()
+    logits, places, maps = head.word_maps(batch)
+    assert maps.shape == (4, 9, 4, 4) and (maps >= 0).all() and maps.any() and not maps[batch['attention_mask'] == 0].any()
+    assert torch.equal(places, logits.argmax(1))
+    states = head.encoder(batch, record_attention=True)
+    last = 'text4' if task == 'nlvr2' else 'text3'  # of 6 layers the third with an image, of 4 the last
+    attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == (last, 'visual'))
+    logit = head.logits_of(batch, states).reshape(4, -1).gather(1, places[:, None]).sum()
+    gradient, = torch.autograd.grad(logit, attention)
+    assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)), atol=1e-6)
+    with pytest.raises(ValueError, match='expected a layer that attends to images, from 2 to '):
+        head.word_maps(batch, block=1)

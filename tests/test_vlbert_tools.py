@@ -294,6 +294,8 @@ def test_weights_with_the_relationship_head_match(made_world, tmp_path):
     ('--loadLXMERT x', '--model vlbert --fromScratch', '--model vlbert --fromScratch'),
     ('--fromScratch', '--model vlbert', '--fromScratch --model vlbert'),
     ('', '--model vlbert --test minival', '--model vlbert --test minival'),
+    ('--loadLXMERT x', '--model albef', '--loadALBEF snap/pretrained/ALBEF --model albef'),
+    ('--loadLXMERT x', '--loadALBEF y', '--loadALBEF y'),
 ])
 def test_a_launcher_starts_from_weights_of_the_model_that_is_typed(default, flags, expected):
     script = f'source run/launch.bash; PYTHON=echo; launch src/tasks/vqa.py "{default}" cpu {flags}'

@@ -1,5 +1,6 @@
 """The configuration of an ALBEF model, read from config.json, or from the yaml and json files of the original code."""
 
+import copy
 import dataclasses
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -136,18 +137,14 @@ class AlbefConfig:
 
     def check_memory(self, answers=0, copies=2):
         """Raises DataError that names the largest size if `copies` of the weights, in float32, exceed this machine's memory."""
-        parameters, default = self.parameters(answers), {one.name: one.default for one in fields(TextConfig)}
-        smaller = {}
-        for name in ('image_res', 'vision_width', 'vision_depth', 'embed_dim', 'queue_size', *default):
-            values = (default if name in default else {one.name: one.default for one in fields(self)})
-            other = object.__new__(AlbefConfig)
-            vars(other).update(vars(self), text=object.__new__(TextConfig))
-            vars(other.text).update(vars(self.text))
-            setattr(other.text if name in default else other, name, values[name])
+        parameters, smaller = self.parameters(answers), {}
+        for name in ('image_res', 'vision_width', 'vision_depth', 'embed_dim', 'queue_size', 'bert'):
+            other = copy.copy(self)
+            setattr(other, 'text' if name == 'bert' else name, TextConfig() if name == 'bert' else getattr(AlbefConfig, name))
             smaller[name] = other.parameters(answers)
         largest = min(smaller, key=smaller.get)
         check_memory(4 * copies * parameters, f'{largest}: expected a size that fits this machine, found '
-                     f'{getattr(self.text if largest in default else self, largest):,}; the model of {parameters:,} parameters')
+                     f'{shown(getattr(self, largest))}; the model of {parameters:,} parameters')
 
     @classmethod
     def from_json(cls, path):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dist
+from albef.modeling import Context
 from albef.momentum import MomentumHead, mask_of
 
 TEMPERATURES = 0.001, 0.5  # limits
@@ -62,9 +63,9 @@ class Contrast(MomentumHead):
         hidden, sequences = model.text.words(ids, mask)
         return sequences.pad_with_zeros(hidden)
 
-    def match(self, states, mask, tokens):
-        """Logits (b, 2) of the states of texts (b, t, d) with image tokens (b, v, w)."""
-        return self.itm_head(self.encoder.fuse(states, mask, [tokens])[:, 0]).float()
+    def match(self, states, mask, tokens, rows=None):
+        """Logits (b, 2) of the states of texts (b, t, d) with image tokens (m, v, w); rows (b,): the image of each text."""
+        return self.itm_head(self.encoder.fuse(states, mask, [Context(tokens, rows=rows)])[:, 0]).float()
 
     # ---- the step
 
@@ -89,11 +90,10 @@ class Contrast(MomentumHead):
         step.columns |= {name: self.in_step_order(step, rows) for name, rows in features.items() if rows}
         pairs = sum(len(part.batch['input_ids']) for part in step.parts)
         negatives = 0
-        for start, end in zip(step.bounds, step.bounds[1:], strict=False):
+        for start, end in step.groups:
             has_negative = ~self.same(step, start, end).all(1)
             for part in step.parts:
-                last = part.first + len(part.batch['input_ids'])
-                negatives += has_negative[max(part.first - start, 0):max(last - start, 0)].sum()
+                negatives += has_negative[max(part.first - start, 0):max(part.last - start, 0)].sum()
         ones = self.temp.new_ones((), dtype=torch.float32)
         return {'ITC': ones * pairs, 'ITM': ones * pairs + 2 * negatives}
 
@@ -142,21 +142,24 @@ class Contrast(MomentumHead):
     def align(self, part, step, image, text):
         """(ITC summed over the micro-batch; for each text the place in the step of a negative image; for each image of a negative
         text; whether each example has negatives). image, text: features (b, e)."""
-        columns, first, total = step.columns, part.first, 0.0
-        last, temp = first + len(image), self.temp.float()
+        columns, temp, total = step.columns, self.temp.float(), 0.0
+        # Clones, since the queues change before the backward pass.
+        queues = {'image': self.image_queue.clone(), 'text': self.text_queue.clone()}  # (e, q)
+        to_queue = image @ queues['text'], text @ queues['image']  # (b, q)
         images, texts, has_negative = [], [], []
-        for number, (start, end) in enumerate(zip(step.bounds, step.bounds[1:], strict=False)):
-            if start >= last or end <= first:
+        for number, (start, end) in enumerate(step.groups):
+            if start >= part.last or end <= part.first:
                 continue
-            own = torch.arange(max(start, first), min(end, last), device=image.device)
-            rows = own - first
-            all_images, all_texts = (torch.cat([columns[name][start:end].T, queue], 1) for name, queue in (
-                ('image', self.image_queue), ('text', self.text_queue)))  # (e, g + q)
-            to_texts, to_images = image[rows] @ all_texts / temp, text[rows] @ all_images / temp
+            own = torch.arange(max(start, part.first), min(end, part.last), device=image.device)
+            rows = own - part.first
+            to_texts, to_images = (
+                torch.cat([features[rows] @ columns[other][start:end].T, queue[rows]], 1) / temp for features, other, queue in
+                ((image, 'text', to_queue[0]), (text, 'image', to_queue[1])))  # (rows, g + q)
             with torch.no_grad():
                 hard = self.targets(step, own, start, end)
                 alpha = self.alpha if self.config.distill or self.pretraining else 0.0
-                soft = columns['image'][own] @ all_texts / temp, columns['text'][own] @ all_images / temp
+                twins = (columns['image'][own], 'text'), (columns['text'][own], 'image')
+                soft = (torch.cat([one @ columns[other][start:end].T, one @ queues[other]], 1) / temp for one, other in twins)
                 soft = [alpha * scores.softmax(1) + (1 - alpha) * hard for scores in soft]
             total = total + 0.5 * (soft_cross_entropy(soft[0], to_texts) + soft_cross_entropy(soft[1], to_images)).sum()
             same, g = self.same(step, start, end), end - start
@@ -189,12 +192,14 @@ class Contrast(MomentumHead):
         else:
             inputs, extra = step.columns, step.columns['ids'].shape[1] - ids.shape[1]
             states, masks = F.pad(states, (0, 0, 0, extra)), F.pad(mask.long(), (0, extra))
-        negative_tokens = self.rows_of(step, part, tokens, images, lambda at: model.visual_encoder(inputs['pixels'][at]))
-        negative_states = self.rows_of(step, part, states, texts,
-                                       lambda at: self.text_states(model, inputs['ids'][at], inputs['mask'][at]))
-        negative_masks = self.rows_of(step, part, masks, texts, lambda at: inputs['mask'][at])
-        logits = self.match(torch.cat([states, states, negative_states]), torch.cat([masks, masks, negative_masks]),
-                            torch.cat([tokens, negative_tokens, tokens]))  # (3 * b, 2)
+        own = torch.arange(len(ids), device=ids.device)
+        all_tokens, negative = self.with_others(step, part, tokens, images, lambda at: model.visual_encoder(inputs['pixels'][at]))
+        image_rows = torch.cat([own, negative, own])
+        all_states, negative = self.with_others(
+            step, part, states, texts, lambda at: self.text_states(model, inputs['ids'][at], inputs['mask'][at]))
+        all_masks, _ = self.with_others(step, part, masks, texts, lambda at: inputs['mask'][at])
+        rows = torch.cat([own, own, negative])
+        logits = self.match(all_states[rows], all_masks[rows], all_tokens, image_rows)  # (3 * b, 2)
         label = torch.arange(3 * len(ids), device=logits.device) < len(ids)
         weight = torch.cat([torch.ones_like(has_negative), has_negative, has_negative]).float()
         itm = (F.cross_entropy(logits, label.long(), reduction='none') * weight).sum()
@@ -216,7 +221,11 @@ class Contrast(MomentumHead):
         self.queue_ptr.add_(step.size).remainder_(self.config.queue_size)
 
     def match_logits(self, batch):
-        scores = self.itm_head(self.encoder(batch).pooled).float()
+        return self.match_logits_of(self.encoder(batch))
+
+    def match_logits_of(self, states):
+        """(b,) from the States of a batch."""
+        scores = self.itm_head(states.pooled).float()
         return scores[:, 1] - scores[:, 0]
 
 
@@ -246,13 +255,14 @@ class Retrieval(Contrast):
         return self.text_features(self.encoder.model, states), states
 
     def match_scores(self, states, mask, tokens):
-        """Scores (p,) of pairs of text states (p, t, d) and image tokens (p, v, w): the logit that they belong together,
-        alone."""
-        return self.match(states, mask, tokens)[:, 1]
+        """Scores (p,) of pairs of text states (p, t, d) and image tokens (p, v, w), or of one image (1, v, w): the logit that
+        they belong together, alone."""
+        rows = torch.zeros(len(states), dtype=torch.int64, device=states.device) if len(tokens) == 1 else None
+        return self.match(states, mask, tokens, rows)[:, 1]
 
-    def logits(self, batch):
+    def logits_of(self, batch, states):
         """(b,): the log-odds that text and image belong together."""
-        return self.match_logits(batch)
+        return self.match_logits_of(states)
 
     def probabilities(self, logits):
         return logits.sigmoid()

@@ -56,14 +56,14 @@ class Grounding(Retrieval):
         with the positive gradients, the mean over heads.
         """
         mode, block = mode or self.mode, self.block if block is None else block
-        text, image = self.config.text, f'image{block}'
+        text = self.config.text
         least, most = (text.fusion_layer, text.num_hidden_layers) if mode == 'itm' else (0, self.config.vision_depth)
         if mode not in ('itm', 'itc') or not least <= block < most:
             raise ValueError(f'mode {mode!r}, block {block}: expected itm or itc, and a block from {least} to {most - 1}')
         with torch.enable_grad():
             states = self.encoder(batch, record_attention=True)
-            wanted = {(f'text{block}', 'visual'), } if mode == 'itm' else {(image, 'visual')}
-            attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) in wanted)
+            wanted = f'text{block}' if mode == 'itm' else f'image{block}', 'visual'
+            attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == wanted)
             if mode == 'itm':
                 score = self.itm_head(states.pooled)[:, 1].sum()
             else:
@@ -71,10 +71,8 @@ class Grounding(Retrieval):
                 texts = self.text_features(model, self.text_states(model, batch['input_ids'], mask_of(batch)))
                 score = (self.image_features(model, states.visual) * texts).sum() / self.temp
             gradient, = torch.autograd.grad(score, attention)
-        maps = (attention.detach() * gradient.clamp(min=0)).float().mean(1)  # (b, t or v, v)
-        maps = maps[:, :, 1:] if mode == 'itm' else maps[:, :1, 1:]  # from words, or from [CLS] of the picture, to patches
-        side = self.config.image_res // self.config.patch_size
-        return maps.unflatten(2, (side, side))
+        maps = self.gradient_maps(attention, gradient)
+        return maps if mode == 'itm' else maps[:, :1]  # from words, or from [CLS] of the picture, to patches
 
     def maps(self, batch, mode=None, block=None):
         """The maps of whole texts (b, side, side): the mean over all places of the batch's texts, padding included."""

@@ -10,7 +10,7 @@ from torch import nn
 from albef.config import AlbefConfig
 from albef.contrast import Retrieval, soft_cross_entropy
 from albef.grounding import Grounding
-from albef.modeling import Decoder, MaskedWordEncoder, TextEncoder
+from albef.modeling import Context, Decoder, MaskedWordEncoder, TextEncoder
 from albef.momentum import MomentumHead, mask_of
 from albef.pretraining import Pretraining, TextAssignment
 from albef.text import encode, encode_answers, pre_caption, pre_question
@@ -142,7 +142,7 @@ class ALBEFModel(nn.Module):
 
     def encode(self, ids, mask, tokens):
         """The states (n, t, d) of texts with image tokens, a list of (n, v, w)."""
-        return self.text(ids, mask, [(one, None) for one in tokens])
+        return self.text(ids, mask, [Context(one) for one in tokens])
 
 
 class ALBEFEncoder(Encoder):
@@ -185,16 +185,15 @@ class ALBEFEncoder(Encoder):
         tokens = tokens.unflatten(0, (-1, self.images))  # (b, k, v, w)
         return list(tokens.repeat_interleave(n // len(tokens), 0).unbind(1))
 
-    def fuse(self, states, mask, tokens, attentions=None):
-        """The layers that attend to images. states (n, t, d) of the layers below; tokens: a list of (n, v, w) -> (n, t, d)."""
+    def fuse(self, states, mask, contexts):
+        """The layers that attend to images. states (n, t, d) of the layers below; contexts: a list of Context -> (n, t, d)."""
         sequences = PackedSequences(mask, *states.shape[:2], states.device)
-        hidden = self.model.text.fuse(sequences.pack(states), sequences, [(one, None) for one in tokens], attentions)
-        return sequences.pad(hidden)
+        return sequences.pad(self.model.text.fuse(sequences.pack(states), sequences, contexts))
 
     def forward(self, batch, record_attention=False):
         images, texts = ([], []) if record_attention else (None, None)
         tokens, mask = self.visual(batch, images), mask_of(batch)
-        states = self.model.text(batch['input_ids'], mask, [(one, None) for one in tokens], texts)
+        states = self.model.text(batch['input_ids'], mask, [Context(one) for one in tokens], texts)
         recorded = [Attention(f'image{i}', 'visual', 'visual', probabilities) for i, probabilities in enumerate(images or ())]
         recorded += [Attention(f'text{i}', 'words', kind, probabilities) for i, kind, _, probabilities in texts or ()]
         return States(states[:, 0], states, torch.stack(tokens, 1).flatten(0, 1), attentions=recorded)
@@ -203,7 +202,7 @@ class ALBEFEncoder(Encoder):
         """(pooled (n, d), {layer: word states (n, t, d)}, {'image': tokens (m, v, w)}), word states 0 at padding."""
         tokens, mask, ids = self.visual(batch), mask_of(batch), batch['input_ids']
         sequences = PackedSequences(mask, *ids.shape, ids.device)
-        hidden, contexts = self.model.text.embed(ids, sequences), [(one, None) for one in tokens]
+        hidden, contexts = self.model.text.embed(ids, sequences), [Context(one) for one in tokens]
         states = [hidden]
         for i in range(len(self.model.text.encoder.layer)):
             hidden = self.model.text.layers(hidden, sequences, i, i + 1, contexts)
@@ -288,7 +287,7 @@ class GeneratedAnswers(MomentumHead):
     @staticmethod
     def answer_logits(decoder, ids, states, mask, questions):
         """Logits of the next piece (n, t - 1, vocabulary) of answers (n, t) to the questions at places (n,)."""
-        return decoder(ids[:, :-1], states[questions], mask[questions])
+        return decoder(ids[:, :-1], Context(states, mask, questions))
 
     def counts(self, micro_batches):
         """The number of questions."""
@@ -320,7 +319,7 @@ class GeneratedAnswers(MomentumHead):
         which counts the first piece twice as in the original code; -inf for the others."""
         ids, mask, b = self.candidates(states.words.device), mask_of(batch), len(states.words)
         decoder = self.encoder.model.text_decoder
-        first = decoder(ids[:1, :1].expand(b, 1), states.words, mask)[:, 0].log_softmax(-1)[:, ids[:, 1]]  # (b, answers)
+        first = decoder(ids[:1, :1].expand(b, 1), Context(states.words, mask))[:, 0].log_softmax(-1)[:, ids[:, 1]]  # (b, answers)
         best = first.topk(min(self.config.k_test, len(ids)))
         candidates = ids[best.indices.flatten()]  # (b * k, t)
         questions = torch.arange(b, device=ids.device).repeat_interleave(best.indices.shape[1])
@@ -338,7 +337,7 @@ class GeneratedAnswers(MomentumHead):
         ids = torch.full((len(states), 1), vocabulary['[CLS]'], device=states.device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(most):
-            logits = self.encoder.model.text_decoder(ids, states, mask)[:, -1]
+            logits = self.encoder.model.text_decoder(ids, Context(states, mask))[:, -1]
             logits[:, 0] = -torch.inf  # [PAD]
             piece = logits.argmax(1)
             ended |= piece == vocabulary['[SEP]']

@@ -4,6 +4,8 @@ Shapes: n texts, t tokens, r tokens of all texts without padding (bert.layers.Pa
 size, w width of image tokens.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -17,6 +19,14 @@ from bert.layers import (
     PackedSequences,
     initialise,
 )
+
+
+class Context(NamedTuple):
+    """What texts attend to."""
+
+    states: torch.Tensor  # (m, v, w)
+    mask: torch.Tensor | None = None  # (m, v); None: no padding
+    rows: torch.Tensor | None = None  # (n,): which of m each text attends to; None: its own
 
 
 class Embeddings(BertEmbeddings):
@@ -68,13 +78,12 @@ class TextEncoder(nn.Module):
         return self.embeddings(ids, positions, torch.zeros_like(ids))
 
     def layers(self, hidden, sequences, start, end, contexts=(), attentions=None):
-        """Layers start to end - 1. hidden (r, d), packed as `sequences`; contexts: of each image of a text its tokens (n, v, w)
-        with their mask (n, v) or None; attentions: a list, to which (layer, 'words' or 'visual', image, probabilities) are
-        appended."""
+        """Layers start to end - 1. hidden (r, d), packed as `sequences`; contexts: a Context for each image of a text;
+        attentions: a list, to which (layer, 'words' or 'visual', image, probabilities) are appended."""
         packed = []
-        for states, mask in contexts:
+        for states, mask, rows in contexts:
             keys = PackedSequences(mask, *states.shape[:2], states.device)
-            packed.append((keys.pack(states), keys))
+            packed.append((keys.pack(states), keys, rows))
         for number in range(start, end):
             recorded, image = None if attentions is None else [], (number - self.encoder.fusion_layer) % max(len(packed), 1)
             inputs = packed[image] if number >= self.encoder.fusion_layer else ()
@@ -135,9 +144,8 @@ class Decoder(nn.Module):
         self.bert = TextEncoder(config, width=config.hidden_size)
         self.cls = WordHead(config, self.bert.embeddings.word_embeddings.weight)
 
-    def forward(self, input_ids, states, mask):
-        """input_ids (n, t), 0 at padding; question states (n, s, d), mask (n, s) -> logits of the next piece (n, t,
-        vocabulary)."""
+    def forward(self, input_ids, question):
+        """input_ids (n, t), 0 at padding; question: the Context of its states -> logits of the next piece (n, t, vocabulary)."""
         sequences = CausalSequences(input_ids != 0, *input_ids.shape, input_ids.device)
-        hidden = self.bert.fuse(self.bert.embed(input_ids, sequences), sequences, [(states, mask)])
+        hidden = self.bert.fuse(self.bert.embed(input_ids, sequences), sequences, [question])
         return self.cls.predictions(sequences.pad(hidden)).float()

@@ -24,6 +24,12 @@ class Part:
     first: int  # place of its first example in the step
     twin_tokens: torch.Tensor | None = None  # of its images, by the momentum model
     masked: tuple | None = None  # (input ids, labels) of masked words (b, t)
+    used: bool = False  # whether its losses were computed
+
+    @property
+    def last(self):
+        """The place after its last example."""
+        return self.first + len(self.batch['input_ids'])
 
 
 @dataclass
@@ -37,6 +43,11 @@ class Step:
     columns: dict = field(default_factory=dict)  # name -> tensor (s, ...)
     left: int = 0  # micro-batches of this process whose losses are still to come
     live: bool = True  # a step of training, not a batch of validation
+
+    @property
+    def groups(self):
+        """[(start, end)] of each group."""
+        return list(zip(self.bounds, self.bounds[1:], strict=False))
 
 
 def group_bounds(size, group, least):
@@ -123,6 +134,29 @@ class MomentumHead(Head):
         """Draws a column for each row of weights (g, g) -> (g,) int64. May be replaced."""
         return torch.cat([torch.multinomial(row, 1, generator=self.draws) for row in weights])
 
+    def gradient_maps(self, probabilities, gradient):
+        """Grad-CAM: attention probabilities (b, h, queries, v) to the image's [CLS] and patches times their positive gradients,
+        the mean over heads: (b, queries, side, side)."""
+        maps = (probabilities.detach() * gradient.clamp(min=0)).float().mean(1)[..., 1:]
+        side = self.config.image_res // self.config.patch_size
+        return maps.unflatten(-1, (side, side))
+
+    def word_maps(self, batch, places=None, block=None):
+        """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
+        logit, by Grad-CAM of the cross attention of a layer of the text encoder.
+
+        places: which of the logits, None: the highest; block: the layer, None: the third that attends to images, as in the
+        original code, or the last."""
+        text = self.encoder.model.text
+        block = min(self.config.text.fusion_layer + 2, len(text.encoder.layer) - 1) if block is None else block
+        logits, places, recorded = self.explain(batch, places)
+        for attention, gradient in recorded:
+            if (attention.layer, attention.keys) == (f'text{block}', 'visual'):
+                gradient = torch.zeros_like(attention.probabilities) if gradient is None else gradient
+                return logits, places, self.gradient_maps(attention.probabilities, gradient)
+        raise ValueError(f'block {block}: expected a layer that attends to images, from {self.config.text.fusion_layer} to '
+                         f'{len(text.encoder.layer) - 1}')
+
     # ---- the step as a whole
 
     @torch.no_grad()
@@ -149,24 +183,24 @@ class MomentumHead(Head):
         return torch.cat([parts[i] for i in range(len(rows)) for parts in by_rank])
 
     @staticmethod
-    def rows_of(step, part, states, wanted, encode):
-        """The rows of `states` (b, ...) at places of the step (p,); those of other micro-batches are encoded first by
-        encode(places) -> (states of the places)."""
+    def with_others(step, part, states, wanted, encode):
+        """(states, rows (p,)) so that states[rows] are those at places of the step (p,). To the `states` (b, ...) of the
+        micro-batch those of others are added, which encode(places) computes."""
         b, wanted = len(states), wanted.to(states.device)
-        if step.aligned:
-            return states[wanted - part.first]
-        others = wanted[(wanted < part.first) | (wanted >= part.first + b)].unique()
+        others = wanted.new_zeros(0) if step.aligned else wanted[(wanted < part.first) | (wanted >= part.first + b)].unique()
         if not len(others):
-            return states[wanted - part.first]
+            return states, wanted - part.first
         row = wanted.new_zeros(step.size)
         row[part.first:part.first + b] = torch.arange(b, device=row.device)
         row[others] = b + torch.arange(len(others), device=row.device)
-        return torch.cat([states, encode(others)])[row[wanted]]
+        return torch.cat([states, encode(others)]), row[wanted]
 
     def part_of(self, batch):
         """(the Part of a batch, its Step), which is a new one if `counts` did not name the batch."""
-        while True:
-            for part in self.step.parts if self.step else ():
-                if part.batch is batch:
-                    return part, self.step
+        parts = [part for part in self.step.parts if part.batch is batch] if self.step else []
+        if not parts:
             self.counts([batch])
+            parts = self.step.parts
+        part = next((part for part in parts if not part.used), parts[0])
+        part.used = True
+        return part, self.step

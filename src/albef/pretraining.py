@@ -9,6 +9,7 @@ from torch import nn
 
 import dist
 from albef.contrast import Contrast, soft_cross_entropy
+from albef.modeling import Context
 from albef.momentum import MomentumHead, mask_of
 from bert.tokenization import CLS, MASK
 
@@ -56,7 +57,7 @@ class Pretraining(Contrast):
             if 'masked_lm_labels' in part.batch:
                 continue
             ids = part.batch['input_ids']
-            own = slice(part.first, part.first + len(ids)), slice(ids.shape[1])
+            own = slice(part.first, part.last), slice(ids.shape[1])
             predicted = chosen[own] & (ids != 0) & (ids != special[CLS])
             mask = predicted & replaced[own]
             masked = ids.masked_fill(mask, special[MASK])
@@ -82,12 +83,12 @@ class Pretraining(Contrast):
     @staticmethod
     def word_logits_of(model, ids, mask, tokens, places):
         """Logits (p, vocabulary) of the word pieces at places (p,) of (b * t)."""
-        states = model.text(ids, mask, [(tokens, None)])
+        states = model.encode(ids, mask, [tokens])
         return model.text_encoder.cls.predictions(states.flatten(0, 1)[places]).float()
 
-    def logits(self, batch):
+    def logits_of(self, batch, states):
         """Logits (b, 2) that image and text do not, or do, belong together."""
-        return self.itm_head(self.encoder(batch).pooled).float()
+        return self.itm_head(states.pooled).float()
 
     def word_logits(self, batch, places):
         visual = self.encoder.visual(batch)
@@ -123,14 +124,14 @@ class TextAssignment(MomentumHead):
             columns['pixels'] = [part.batch['pixels'] for part in step.parts]
             columns['feature'] = [self.features(self.encoder.visual(part.batch)[0]) for part in step.parts]
         step.columns |= {name: self.in_step_order(step, rows) for name, rows in columns.items() if rows}
-        count = sum(len(self.own(step, part, start, end)) for part in step.parts
-                    for start, end in zip(step.bounds, step.bounds[1:], strict=False) if end - start >= self.least)
+        count = sum(len(self.own(part, start, end)) for part in step.parts
+                    for start, end in step.groups if end - start >= self.least)
         return {'TA': self.temp.new_tensor(float(count))}
 
     @staticmethod
-    def own(step, part, start, end):
+    def own(part, start, end):
         """The places of a group that are in a micro-batch."""
-        return range(max(start, part.first), min(end, part.first + len(part.batch['input_ids'])))
+        return range(max(start, part.first), min(end, part.last))
 
     def features(self, tokens):
         with torch.autocast(tokens.device.type, enabled=False):
@@ -159,8 +160,8 @@ class TextAssignment(MomentumHead):
         part, step = self.part_of(batch)
         tokens = self.encoder.visual(batch)[0]
         pictures, labels = [], []
-        for number, (start, end) in enumerate(zip(step.bounds, step.bounds[1:], strict=False)):
-            if not (own := self.own(step, part, start, end)):
+        for number, (start, end) in enumerate(step.groups):
+            if not (own := self.own(part, start, end)):
                 continue
             features = step.columns['feature'][start:end] if 'feature' in step.columns else \
                 self.features(tokens.detach()[start - part.first:end - part.first])
@@ -172,19 +173,20 @@ class TextAssignment(MomentumHead):
             pictures += [(start + chosen[place - start][0], start + chosen[place - start][1]) for place in own]
             labels += [right[place - start] for place in own]
         places = torch.tensor(pictures, device=tokens.device).T  # (2, b)
-        first, second = (self.rows_of(step, part, tokens, row, lambda at: self.encoder.model.visual_encoder(
-            step.columns['pixels'][at])) for row in places)
+        tokens, rows = self.with_others(step, part, tokens, places.flatten(), lambda at: self.encoder.model.visual_encoder(
+            step.columns['pixels'][at]))
+        first, second = (Context(tokens, rows=row) for row in rows.chunk(2))
         logits, labels = self.assign(batch, first, second), torch.tensor(labels, device=tokens.device)
         loss = F.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction='sum') / counts['TA'].clamp(min=1)
         return {'TA': loss}, {'right TA': (logits.argmax(1) == labels).sum(), 'predicted TA': (labels != NO_LABEL).sum()}
 
     def assign(self, batch, first, second):
-        """Logits (b, 3) of texts with the tokens of two pictures (b, v, w)."""
-        states = self.encoder.model.encode(batch['input_ids'], mask_of(batch), [first, second])
+        """Logits (b, 3) of texts with two pictures, each a Context."""
+        states = self.encoder.model.text(batch['input_ids'], mask_of(batch), [first, second])
         return self.ta_head(states[:, 0]).float()
 
     def logits(self, batch):
         """(b, 3). A batch has two pictures a text, pixels (2 * b, ...); with one picture a text it stands in both places."""
         tokens = self.encoder.model.visual_encoder(batch['pixels'])
         tokens = tokens.unflatten(0, (len(batch['input_ids']), -1))
-        return self.assign(batch, tokens[:, 0], tokens[:, -1])
+        return self.assign(batch, Context(tokens[:, 0]), Context(tokens[:, -1]))

@@ -82,6 +82,13 @@ class PackedSequences:
         padded = self.pad(packed)
         return padded if self.mask is None else padded.masked_fill((self.mask == 0)[..., None], 0)
 
+    def select(self, rows):
+        """The masks of some sequences (n,), of which one may occur more than once, for states (n, t, d) that stay padded."""
+        mask = None if self.mask is None else self.mask[rows]
+        selected = PackedSequences(None, len(rows), self.shape[1], rows.device)
+        selected.mask, selected.scores_mask = mask, None if mask is None else self.scores_mask[rows]
+        return selected
+
     def repeat(self, packed, times):
         """Repeat each sequence: (states (r * times, d), their PackedSequences)."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
@@ -119,10 +126,11 @@ class BertAttention(nn.Module):
         self.key = nn.Linear(context_size, config.hidden_size)
         self.value = nn.Linear(context_size, config.hidden_size)
 
-    def forward(self, hidden, context, queries, keys, attentions=None):
+    def forward(self, hidden, context, queries, keys, attentions=None, rows=None):
         """
         hidden (r, d), packed as the PackedSequences `queries`, attends to context (s, d), packed as `keys`. Returns (r, d).
-        attentions: a list, to which the attention probabilities (b, h, n, m) are appended.
+        attentions: a list, to which the attention probabilities (b, h, n, m) are appended. rows (b,): the sequence of the context
+        that each of hidden attends to, None: its own; keys and values of a sequence are computed once.
         """
         if hidden is context:
             query, key, value = project(hidden, self.query, self.key, self.value)
@@ -132,6 +140,8 @@ class BertAttention(nn.Module):
             sequences.pad(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for states, sequences in ((query, queries), (key, keys), (value, keys))
         )
+        if rows is not None:
+            key, value, keys = key[rows], value[rows], keys.select(rows)
         mask = None if keys.scores_mask is None else keys.scores_mask.to(query.dtype)  # the dtype that autocast chose
         rate = self.dropout if self.training else 0.0
         if attentions is None and (query.device.type not in EAGER_ATTENTION or not query.requires_grad):
@@ -196,10 +206,10 @@ class BertSelfattLayer(nn.Module):
     def forward(self, hidden, sequences, attentions=None):
         return self.output(self.self(hidden, hidden, sequences, sequences, attentions), hidden)
 
-    def forward_queries(self, hidden, queries, context, keys, attentions=None):
+    def forward_queries(self, hidden, queries, context, keys, attentions=None, rows=None):
         """Attention of some tokens, hidden (q, d), packed as `queries`, to context (s, d), packed as `keys`: a subset of the
         tokens to all of them, or words to an image."""
-        return self.output(self.self(hidden, context, queries, keys, attentions), hidden)
+        return self.output(self.self(hidden, context, queries, keys, attentions, rows), hidden)
 
 
 class BertCrossattLayer(nn.Module):
@@ -234,10 +244,10 @@ class BertFusionLayer(BertLayer):
         super().__init__(config)
         self.crossattention = BertSelfattLayer(config, context_size)
 
-    def forward(self, hidden, sequences, context, keys, attentions=None):
-        """hidden (r, d), packed as `sequences`; context (s, context_size), packed as `keys`."""
+    def forward(self, hidden, sequences, context, keys, rows=None, attentions=None):
+        """hidden (r, d), packed as `sequences`; context (s, context_size), packed as `keys`; rows: as of BertAttention."""
         hidden = self.attention(hidden, sequences, attentions)
-        hidden = self.crossattention.forward_queries(hidden, sequences, context, keys, attentions)
+        hidden = self.crossattention.forward_queries(hidden, sequences, context, keys, attentions, rows)
         return self.output(self.intermediate(hidden), hidden)
 
 

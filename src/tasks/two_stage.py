@@ -2,7 +2,8 @@
 best candidates are scored by the layers that see both (ALBEF paper, section 4).
 
 Such a head has encode_images(pixels) -> (features (m, e), tokens (m, v, w)), encode_texts(ids, mask) -> (features (n, e), states
-(n, t, d)), and match_scores(states, mask, tokens) -> (pairs,). Tokens and states of all images and texts stay in host memory.
+(n, t, d)), and match_scores(states, mask, tokens) -> (pairs,), also of one image with several texts. Tokens and states of all
+images and texts stay in host memory.
 """
 
 import numpy as np
@@ -71,7 +72,7 @@ def rerank(head, similarities, k, text=''):
             scores[row] = NOT_RANKED
             for places in matrix[row].topk(min(k, matrix.shape[1])).indices.split(PAIRS):
                 same = torch.full_like(places, row)
-                texts, images = (places, same) if by_image else (same, places)
+                texts, images = (places, same[:1]) if by_image else (same, places)  # of one image keys are computed once
                 pairs = (one.to(device) for one in (states[texts], masks[texts], tokens[images]))
                 scores[row, places] = head.match_scores(*pairs).float().cpu()
         results.append(dist.sum_over_ranks(scores.to(device)).cpu())
