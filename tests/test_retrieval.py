@@ -268,8 +268,10 @@ def test_pretrained_weights_rank_without_training_and_start_it(world, tmp_path, 
     for c, row in enumerate(rows):
         own = scores[c // 5, c]
         assert row['match'] == pytest.approx(own, abs=2e-6)
-        assert row['image_rank'] == (scores[:, c] >= own).sum()
-        assert row['text_rank'] == 1 + (np.delete(scores[c // 5], np.arange(c // 5 * 5, c // 5 * 5 + 5)) >= own).sum()
+        others = np.delete(scores[c // 5], np.arange(c // 5 * 5, c // 5 * 5 + 5))
+        # Scores that differ by rounding alone may change places.
+        for rank, column in ((row['image_rank'], np.delete(scores[:, c], c // 5)), (row['text_rank'], others)):
+            assert (column >= own + 1e-5).sum() < rank <= 1 + (column >= own - 1e-5).sum()
 
     assert run(world, tmp_path / 'run', *TRAIN, '--loadLXMERT', path, '--lr', '1e-9') == 0, capsys.readouterr().err
     state = torch.load(tmp_path / 'run/LAST.pth', weights_only=True)
