@@ -122,7 +122,7 @@ def test_faults_of_the_world_are_named(made_world, snapshots, tmp_path, capsys):
     assert status == 1 and 'expected a snapshot of VQA, found one that answers about 2 pictures at a time' in printed
     assert play() == (1, f'show.bash: error: {tmp_path}/world.json: no such file; expected the settings of a sample world; give '
                          '--world the folder that run/shapes.bash made\n')
-    for changes, flags, error in (({'format': 1}, [], 'key "format": expected 3, found 1; make the world again'),
+    for changes, flags, error in (({'format': 1}, [], 'key "format": expected 4, found 1; make the world again'),
                                   ({'seed': 'x'}, [], 'key "seed": expected int, found \'x\''),
                                   ({}, ['--questions', '0'], '--questions: expected at least 1, found 0')):
         (tmp_path / 'world.json').write_text(json.dumps(record | changes))
