@@ -27,6 +27,7 @@ from tasks.registry import task_class
 from vlbert.config import VLBertConfig
 
 ID, OTHER = 'COCO_train2014_000000000001', 'COCO_train2014_000000000002'
+MODELS = 'lxmert', 'vlbert'  # those that read regions
 TEXTS = ['the red star', 'a small circle left of the star']
 ANSWERS = {'vqa': ['yes', 'no', 'red'], 'entailment': list(task_class('entailment').schema.answers)}
 
@@ -46,7 +47,7 @@ def make_head(world, model, task):
 def folder(made_world, tmp_path_factory):
     """Holds the run of each (model, task), FOLDER/MODEL_TASK/BEST."""
     parent = tmp_path_factory.mktemp('explain')
-    for model, task in [(model, task) for model in models.MODELS for task in ('refcoco', 'retrieval', 'vcr', 'vqa')] + [
+    for model, task in [(model, task) for model in MODELS for task in ('refcoco', 'retrieval', 'vcr', 'vqa')] + [
             ('lxmert', 'entailment')]:
         head, place = make_head(made_world, model, task), parent / f'{model}_{task}'
         place.mkdir()
@@ -91,7 +92,7 @@ def score_of(head, place):
 
 @pytest.mark.parametrize('given', [False, True], ids=['best', 'given'])
 @pytest.mark.parametrize('task', ['refcoco', 'retrieval', 'vcr'])
-@pytest.mark.parametrize('model', models.MODELS)
+@pytest.mark.parametrize('model', MODELS)
 def test_relevance_equals_a_restatement_of_each_example_alone(made_world, model, task, given):
     """Two examples whose texts and numbers of regions differ."""
     head = make_head(made_world, model, task)
@@ -127,7 +128,7 @@ def test_relevance_equals_a_restatement_of_each_example_alone(made_world, model,
 # ---- snapshots
 
 
-@pytest.mark.parametrize('model', models.MODELS)
+@pytest.mark.parametrize('model', MODELS)
 def test_regions_are_grounded_as_the_head_scores_them(made_world, folder, model):
     grounder, images = Grounder.from_snapshot(folder / f'{model}_refcoco/BEST'), images_of(made_world, ID, OTHER)
     images = [images[0], cut(images[1], 4)]
@@ -168,7 +169,7 @@ def test_other_tasks_are_refused_with_the_program_that_takes_them(folder):
             (Grounder.from_snapshot, 'retrieval', 'which does not choose a region; .* run/match.bash'),
             (Predictor.from_snapshot, 'refcoco', 'task refcoco, which does not answer questions; .* run/ask.bash'),
             (Matcher.from_pretrained, 'refcoco', 'which does not score whether image and sentence match; .* run/ask.bash')):
-        for model in models.MODELS:
+        for model in MODELS:
             with pytest.raises(WeightsError, match=message):
                 load(folder / f'{model}_{task}/BEST')
 
@@ -197,7 +198,7 @@ def show(made_world, folder, tmp_path, capsys):
     return run
 
 
-@pytest.mark.parametrize('model', models.MODELS)
+@pytest.mark.parametrize('model', MODELS)
 def test_the_chosen_region_is_printed_written_and_drawn(made_world, folder, show, tmp_path, model):
     status, printed, values = show(f'{model}_refcoco', TEXTS[0])
     assert status == 0, printed.err
@@ -220,7 +221,7 @@ def test_the_chosen_region_is_printed_written_and_drawn(made_world, folder, show
         assert (row == drawing.CHOSEN).all(1).sum() >= drawing.FRAME
 
 
-@pytest.mark.parametrize('model', models.MODELS)
+@pytest.mark.parametrize('model', MODELS)
 def test_the_match_of_a_sentence_is_printed_and_explained(made_world, folder, show, model):
     status, printed, values = show(f'{model}_retrieval', TEXTS[1])
     assert status == 0, printed.err
@@ -244,7 +245,7 @@ def test_what_cannot_be_explained_is_one_line(show, snapshot, flags, error):
     assert status == 1 and values is None and error in printed.err and printed.err.count('\n') == 1
 
 
-@pytest.mark.parametrize('model', models.MODELS)
+@pytest.mark.parametrize('model', MODELS)
 def test_a_picture_is_asked_for_regions_and_for_matches(made_world, folder, tmp_path, capsys, model):
     file = made_world / f'images/train2014/{ID}.png'
     for task in ('refcoco', 'retrieval'):

@@ -467,9 +467,10 @@ def shared(function):
 
 @shared
 def test_real_file_equals_csv_and_base64(tmp_path):
-    csv.field_size_limit(2**30)
+    limit = csv.field_size_limit(2**30)  # of the whole process
     with open(COCO, newline='') as file:
         items = list(csv.DictReader(file, tsv.FIELDS, delimiter='\t'))
+    csv.field_size_limit(limit)
     regions = store.open_regions(COCO, tmp_path)
     assert len(regions) == len(items) == 10 and regions.feature_size == 2048 and regions.max_regions == 36
     rows = regions.rows([item['img_id'] for item in items])
