@@ -174,7 +174,7 @@ class ALBEFEncoder(Encoder):
     def transform(self, training):
         """The images.transforms.ALBEFTransform of the task."""
         repaired = IMAGENET if 'imagenet' in self.config.repairs else {}
-        if not training:
+        if not (training and self.config.augment):
             return ALBEFTransform(self.config.image_res, **repaired)
         area = CROPS.get(self.task, (0.5, 1.0))
         return ALBEFTransform(self.config.image_res, area, flip=not self.mirror, randaugment=True, **repaired)
