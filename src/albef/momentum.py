@@ -143,21 +143,25 @@ class MomentumHead(Head):
         side = self.config.image_res // self.config.patch_size
         return maps.unflatten(-1, (side, side))
 
+    @property
+    def map_layer(self):
+        """The layer of the text encoder whose attention Grad-CAM reads: the third that attends to images, as in the original
+        code (8), or the last."""
+        return min(self.config.text.fusion_layer + 2, len(self.encoder.model.text.encoder.layer) - 1)
+
     def word_maps(self, batch, places=None, block=None):
         """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
         logit, by Grad-CAM of the cross attention of a layer of the text encoder.
 
-        places: which of the logits, None: the highest; block: the layer, None: the third that attends to images, as in the
-        original code, or the last."""
-        text = self.encoder.model.text
-        block = min(self.config.text.fusion_layer + 2, len(text.encoder.layer) - 1) if block is None else block
+        places: which of the logits, None: the highest; block: the layer, None: `map_layer`."""
+        block = self.map_layer if block is None else block
         logits, places, recorded = self.explain(batch, places)
         for attention, gradient in recorded:
             if (attention.layer, attention.keys) == (f'text{block}', 'visual'):
                 gradient = torch.zeros_like(attention.probabilities) if gradient is None else gradient
                 return logits, places, self.gradient_maps(attention.probabilities, gradient)
         raise ValueError(f'block {block}: expected a layer that attends to images, from {self.config.text.fusion_layer} to '
-                         f'{len(text.encoder.layer) - 1}')
+                         f'{len(self.encoder.model.text.encoder.layer) - 1}')
 
     # ---- the step as a whole
 
