@@ -6,11 +6,8 @@ import pytest
 import torch
 from processes import run
 
-import models
-from albef.config import AlbefConfig
 from bert.weights import read_state
 from cli import train_main
-from param import Options
 from pretrain.pairs import PairProgram
 from tasks.registry import task_class
 

@@ -96,7 +96,7 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'image_side': scene.HEIGHT, 'resnet_width': 4, 'resnet_blocks': [1, 1, 1, 1], 'resnet_frozen': False,
           # An ALBEF that reads the pictures. Crops, flips and RandAugment would change the places that texts name.
           'image_res': 96, 'patch_size': 12, 'vision_width': 128, 'vision_depth': 3, 'vision_heads': 4, 'fusion_layer': 2,
-          'embed_dim': 64, 'queue_size': 1024, 'momentum': 0.99, 'temp': 0.07, 'augment': False}
+          'embed_dim': 64, 'queue_size': 1024, 'momentum': 0.99, 'k_test': 32, 'augment': False}
 SCENES = 100  # of the corpus that one process describes at once
 
 
