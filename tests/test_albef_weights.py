@@ -241,6 +241,8 @@ def test_transforms_of_tasks():
     assert [one.area for one in transforms.values()] == [(0.2, 1.0), (0.2, 1.0), (0.5, 1.0), (0.5, 1.0), None]
     assert all(one.side == 32 and one.flip and one.randaugment for one in transforms.values())
     assert not models.build('albef', 'vqa', config(), ['a']).encoder.transform(False).random
+    plain = models.build('albef', 'pretrain', config(augment=False, repairs=['mirror_words'])).encoder
+    assert not plain.transform(True).random and not plain.mirror
 
 
 # ---- texts

@@ -155,7 +155,7 @@ class ALBEFEncoder(Encoder):
         super().__init__()
         self.config, self.task, self.training_texts = config, task, training
         self.images = 1 if task == 'text_assignment' else images  # of a text in a batch
-        self.mirror = 'words' if 'mirror_words' in config.repairs else ''
+        self.mirror = 'words' if config.augment and 'mirror_words' in config.repairs else ''
         self.needs = self.needs | ({'boxes'} if task in ('grounding', 'refcoco') else frozenset())
         self.model = ALBEFModel(config, task, images)
 
