@@ -145,9 +145,10 @@ class MomentumHead(Head):
 
     @property
     def map_layer(self):
-        """The layer of the text encoder whose attention Grad-CAM reads: the third that attends to images, as in the original
-        code (8), or the last."""
-        return min(self.config.text.fusion_layer + 2, len(self.encoder.model.text.encoder.layer) - 1)
+        """The layer of the text encoder whose attention Grad-CAM reads: in the middle of those that attend to images, of the
+        published model the third of six, layer 8, as in the original code."""
+        text = self.config.text
+        return text.fusion_layer + (text.num_hidden_layers - text.fusion_layer - 1) // 2
 
     def word_maps(self, batch, places=None, block=None):
         """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
