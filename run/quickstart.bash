@@ -72,7 +72,7 @@ fi
 
 step "Results"
 files=("$results"/*_predict.*)
-PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
+PYTHONPATH=src run_program .venv/bin/python -m shapes.report data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
 next=() legend=
 [ $task = vcr ] || next+=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST")
 if [[ ! $task =~ ^(refcoco|vcr|retrieval)$ ]]; then
