@@ -1,6 +1,7 @@
 """ALBEF on the sample world: pre-training on captions, and each task from there, by the programs behind the launchers."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from processes import run
 
 from bert.weights import read_state
 from cli import train_main
+from predict import ask
 from pretrain.pairs import PairProgram
 from tasks.registry import task_class
 
@@ -58,3 +60,13 @@ def test_each_task_from_pre_trained_weights(small_world, pretrained, task):
     predictions, = (small_world / f'{task}_results').glob(f'{test}_predict.*')
     figures = task_class(task).evaluate(predictions, small_world / f'shapes/{task}/{test}.json')
     assert f'Score on {test}: {figures["accuracy"]:.2f}' in done.stdout
+
+
+def test_a_snapshot_answers_a_picture(small_world, pretrained, capsys):
+    done = run('vqa', flags(small_world, 'asked', '--train', 'nominival', '--valid', '', '--loadALBEF', pretrained))
+    assert done.returncode == 0, done.stderr
+    picture = min((small_world / 'shapes/images/val2014').glob('*.png'))
+    more = '--load', small_world / 'asked/LAST', '--out', small_world / 'drawn', '--device', 'cpu'
+    assert ask.main([str(picture), 'Is there a star?', *map(str, more)]) == 0
+    answers = json.loads((small_world / 'asked/answers.json').read_text())
+    assert re.search(r'^ +\d+\.\d%  (.+)$', capsys.readouterr().out, re.M)[1] in answers

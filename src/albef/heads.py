@@ -107,8 +107,9 @@ def read_config(folder, options):
 
 
 def answers_and_images(state, config):
-    """(how many answers, how many images) the answer layers of a task's snapshot score; None where it has none, as of answers
-    that a decoder writes."""
+    """(how many answers, None if a decoder writes them; how many images) of a task's snapshot; None without answers."""
+    if any(name.startswith('text_decoder.') for name in state):
+        return None, 1
     if 'cls_head.2.weight' not in state:
         return None
     layers = sum(name.startswith('text_encoder.') and name.endswith('.intermediate.dense.bias') for name in state)
