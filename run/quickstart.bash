@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [lxmert|vlbert]
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [lxmert|vlbert|albef]
 # TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval.
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
-# NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first. Expected scores and times: README.md,
-# "Quickstart", and docs/results.md. To resume it, repeat the command.
+# NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first; ALBEF, which reads the pictures and knows
+# no VCR, is pre-trained on their captions first. Expected scores and times: README.md, "Quickstart", and docs/results.md. To resume
+# it, repeat the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [lxmert|vlbert]" >&2; exit 2; }
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [lxmert|vlbert|albef]" >&2; exit 2; }
 [ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
 case $model in
     lxmert) run=quickstart name=LXMERT load=--loadLXMERT ;;
     vlbert) run=quickstart_vlbert name=VL-BERT load=--loadVLBERT ;;
+    albef) run=quickstart_albef name=ALBEF load=--loadALBEF ;;
     *) usage ;;
 esac
+[ $task$model != vcralbef ] || usage
 world=(--dataRoot data/shapes --bert data/shapes/bert)
 picture=data/shapes/images/val2014/COCO_val2014_00000000160
 question="${picture}1.png \"Is there a star?\""
@@ -32,6 +35,8 @@ case $task in
         question="${picture}1.png \"There is a yellow cross.\"" ;;
     *) usage ;;
 esac
+pretrained=snap/pretrain/quickstart_albef
+[ $model != albef ] || flags=($load $pretrained/Epoch10 --lr 5e-4 --schedule triangle --epochs 2)
 [ $model = lxmert ] || flags+=(--model $model --batchSize 32)
 [ $task$model != vcrvlbert ] || flags+=(--optim adamw)  # the published SGD needs more steps
 step() { printf '\n== %s\n' "$*"; }
@@ -40,7 +45,11 @@ step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in data/shapes"
 run_program bash run/shapes.bash
-if [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+if [ $model = albef ]; then
+    step "Pre-training ALBEF on captions ($pretrained)"
+    run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --fromScratch --lr 1e-3 --schedule triangle --batchSize 32 --epochs 10 \
+        --output $pretrained --resume
+elif [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
     run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
 results=snap/$task/${run}_results tested=(--load "snap/$task/$run/BEST")
@@ -63,7 +72,7 @@ fi
 
 step "Results"
 files=("$results"/*_predict.*)
-PYTHONPATH=src run_program .venv/bin/python src/shapes/report.py data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
+PYTHONPATH=src run_program .venv/bin/python -m shapes.report data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
 next=() legend=
 [ $task = vcr ] || next+=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST")
 if [[ ! $task =~ ^(refcoco|vcr|retrieval)$ ]]; then

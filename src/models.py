@@ -14,7 +14,8 @@ A model's package has a module `heads` with
     read_task(path) -> {name: tensor}                 the snapshot of a task, with the names of Head.original_state
     read_weights(path) -> {name: tensor}              any file of weights, with the names of the model's original code
     recognises(names) -> bool                         whether a file with tensors of these names is of this model
-    answers_and_images(state, config) -> (int, int)   numbers of answers and of images per example; None: no answer head
+    answers_and_images(state, config) -> (int, int)   numbers of answers (None: a decoder writes them) and of images per
+                                                      example; None: no answer head
 """
 
 import importlib

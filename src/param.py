@@ -90,7 +90,11 @@ class Options:
         "leaderboard's file.")
 
     taskMaskLM: bool = flag(False, 'Pre-training', 'Masked language modeling.')
-    taskMatched: bool = flag(False, 'Pre-training', 'Predict whether sentence and image match; half of them do not.')
+    taskMatched: bool = flag(False, 'Pre-training', 'Predict whether sentence and image match; half of them do not (of '
+                              'ALBEF two thirds).')
+    taskContrast: bool = flag(False, 'Pre-training', 'Of ALBEF: contrast of images and texts (ITC).')
+    withoutDistillation: bool = flag(False, 'Pre-training', 'Of ALBEF, also in fine-tuning: the predictions of the momentum '
+                                     'models are no targets.')
     taskObjPredict: bool = flag(False, 'Pre-training', 'Masked region prediction with the losses of --visualLosses.')
     taskQA: bool = flag(False, 'Pre-training', 'Question answering, for the sentences that are questions.')
     visualLosses: str = flag('obj,attr,feat', 'Pre-training', 'What to predict of regions: obj (class), attr (attribute), feat '

@@ -423,8 +423,8 @@ def test_maps_of_words(task):
     assert maps.shape == (4, 9, 4, 4) and (maps >= 0).all() and maps.any() and not maps[batch['attention_mask'] == 0].any()
     assert torch.equal(places, logits.argmax(1))
     states = head.encoder(batch, record_attention=True)
-    last = 'text4' if task == 'nlvr2' else 'text3'  # of 6 layers the third with an image, of 4 the last
-    attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == (last, 'visual'))
+    middle = 'text2'  # of two layers with an image the first; of six, as published, the third
+    attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == (middle, 'visual'))
     logit = head.logits_of(batch, states).reshape(4, -1).gather(1, places[:, None]).sum()
     gradient, = torch.autograd.grad(logit, attention)
     assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)), atol=1e-6)

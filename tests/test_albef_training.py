@@ -200,6 +200,29 @@ def test_negatives_are_drawn_by_their_weights():
     assert head.negatives(similarities, torch.eye(4, dtype=torch.bool)).tolist() == expected
 
 
+@pytest.mark.parametrize('flags', [('taskContrast',), ('taskMatched', 'taskMaskLM'), ('taskContrast', 'taskMaskLM')])
+def test_objectives_that_are_left_out(flags):
+    """The others keep their losses and draws, and the queues go on; without ITC wrong images are drawn with equal weights."""
+    names = {'taskContrast': 'ITC', 'taskMatched': 'ITM', 'taskMaskLM': 'MLM'}
+    options = Options(seed=3, **dict.fromkeys(flags, True))
+    complete, some = (models.build('albef', 'pretrain', config(), options=one) for one in (OPTIONS, options))
+    complete.load_original(build('pretrain').original_state())
+    some.load_original(complete.original_state())
+    drawn, results = [], []
+    for head in (complete, some):
+        head.encoder.tokenizer = SimpleNamespace(vocab={'[CLS]': 2, '[MASK]': 3})
+        head.choose_negatives = lambda weights: drawn.append(weights) or (torch.arange(4) + 1) % 4
+        batch = batch_of()
+        results.append({name: loss.item() for name, loss in head.train().losses(batch, head.counts([batch])).items()})
+        assert head.queue_ptr == 4
+    assert results[1] == pytest.approx({names[flag]: results[0][names[flag]] for flag in flags})
+    uniform = torch.full((4, 4), 0.25).fill_diagonal_(0)
+    assert torch.allclose(drawn[-1], uniform) == ('taskContrast' not in flags) and not torch.allclose(drawn[0], uniform)
+    untrained = some.untrained('words', dict.fromkeys(flags, True))
+    assert untrained == ('' if 'taskMaskLM' in flags else 'was pre-trained without --taskMaskLM, so that this head is random')
+    assert not some.untrained('match', {})
+
+
 def test_pictures_without_a_negative():
     batch = batch_of('retrieval') | {'image_id': torch.tensor([4, 4, 4, 4])}
     head = build('retrieval').train()
@@ -310,6 +333,9 @@ def test_alpha_rises_over_the_first_epoch():
         head.begin_step(step, 100)
         assert head.alpha == pytest.approx(expected)
     assert build('entailment').alpha == 0.4
+    head = models.build('albef', 'pretrain', config(), options=Options(withoutDistillation=True))
+    head.begin_step(11, 100)
+    assert head.alpha == 0
 
 
 def test_momentum_models_run_with_dropout_unless_repaired():

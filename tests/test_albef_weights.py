@@ -171,7 +171,7 @@ def test_snapshots_as_other_programs_load_them(tmp_path, pretrained):
     assert len(report.matched) == len(pretrained[1])
     for task in ('nlvr2', 'entailment', 'vqa'):
         state = build(task).original_state()
-        expected = {'nlvr2': (2, 2), 'entailment': (3, 1), 'vqa': None}[task]
+        expected = {'nlvr2': (2, 2), 'entailment': (3, 1), 'vqa': (None, 1)}[task]
         assert heads.answers_and_images(state, config()) == expected
         assert heads.recognises(state)
     torch.save(build('vqa').original_state(), tmp_path / 'vqa.pth')
@@ -241,6 +241,8 @@ def test_transforms_of_tasks():
     assert [one.area for one in transforms.values()] == [(0.2, 1.0), (0.2, 1.0), (0.5, 1.0), (0.5, 1.0), None]
     assert all(one.side == 32 and one.flip and one.randaugment for one in transforms.values())
     assert not models.build('albef', 'vqa', config(), ['a']).encoder.transform(False).random
+    plain = models.build('albef', 'pretrain', config(augment=False, repairs=['mirror_words'])).encoder
+    assert not plain.transform(True).random and not plain.mirror
 
 
 # ---- texts

@@ -29,6 +29,7 @@ QUICK = {
        for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment', 'refcoco', 'retrieval', 'vcr')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/vlbert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
+    'run/albef_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/download.bash': ['--list'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
@@ -127,7 +128,7 @@ def template(made_world, tmp_path_factory):
     if (ROOT / '.venv').exists():
         (folder / '.venv').symlink_to((ROOT / '.venv').resolve())
     for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', 'cc', 'cc_imgfeat',
-                 'corpus', 'entailment', 'flickr30k_imgfeat', 'refcoco', 'retrieval', 'vcr', 'vcr_imgfeat'):
+                 'corpus', 'entailment', 'flickr30k_imgfeat', 'images', 'refcoco', 'retrieval', 'vcr', 'vcr_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
     shutil.copytree(made_world, folder / 'data/shapes')
     for number, picture in enumerate(sorted((folder / 'data/shapes/images/val2014').glob('*.png'))[:2], 1):

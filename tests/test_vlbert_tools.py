@@ -306,7 +306,7 @@ def test_a_launcher_starts_from_weights_of_the_model_that_is_typed(default, flag
 def test_the_quickstart_names_its_models():
     command = ['bash', 'run/quickstart.bash', 'cpu', 'vqa', 'bert']
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2 and '[lxmert|vlbert]' in run.stderr
+    assert run.returncode == 2 and '[lxmert|vlbert|albef]' in run.stderr
 
 
 # ---- run/convert.bash

@@ -56,6 +56,7 @@ class AlbefConfig:
     group: int = 0  # examples of a step that are negatives of each other, 0: those of a GPU of the original code
     k_test: int = 128  # candidates that are ranked: answers of VQA, texts or images of retrieval
     distill: bool = True  # whether the momentum models' predictions are targets in fine-tuning
+    augment: bool = True  # whether images of training are cropped, mirrored and changed by RandAugment
     repairs: tuple = ()  # of REPAIRS
 
     MODEL: ClassVar[str] = 'ALBEF'

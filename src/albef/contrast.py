@@ -31,6 +31,7 @@ class Contrast(MomentumHead):
 
     numbered = False  # whether examples of one picture are no negatives of each other
     pretraining = True  # in fine-tuning the original code does not limit the temperature, and config.distill is an option
+    objectives = frozenset({'ITC', 'ITM'})  # without ITC wrong images and texts are drawn with equal probabilities
 
     def __init__(self, encoder, recipe, options=None, ramp=True, group=64):
         model, config = encoder.model, encoder.config
@@ -163,7 +164,9 @@ class Contrast(MomentumHead):
                 soft = [alpha * scores.softmax(1) + (1 - alpha) * hard for scores in soft]
             total = total + 0.5 * (soft_cross_entropy(soft[0], to_texts) + soft_cross_entropy(soft[1], to_images)).sum()
             same, g = self.same(step, start, end), end - start
-            if step.aligned:
+            if 'ITC' not in self.objectives:
+                whole_images = whole_texts = temp.new_zeros(g, g)
+            elif step.aligned:
                 whole_images, whole_texts = to_texts[:, :g].detach(), to_images[:, :g].detach()
             else:
                 whole_images = columns['model image'][start:end] @ columns['text'][start:end].T / temp
@@ -176,7 +179,7 @@ class Contrast(MomentumHead):
         return total, torch.cat(images), torch.cat(texts), torch.cat(has_negative)
 
     def aligned_losses(self, batch, counts):
-        """({ITC, ITM}, metrics, the Part and Step of the batch, image tokens)."""
+        """(those of ITC and ITM that are objectives, metrics, the Part and Step of the batch, image tokens)."""
         part, step = self.part_of(batch)
         if self.pretraining or 'temperature' in self.config.repairs:
             with torch.no_grad():
@@ -187,6 +190,9 @@ class Contrast(MomentumHead):
         image, text = self.image_features(model, tokens), self.text_features(model, states)
         with torch.autocast(tokens.device.type, enabled=False):
             itc, images, texts, has_negative = self.align(part, step, image, text)
+        losses = {'ITC': itc / counts['ITC'].clamp(min=1)} if 'ITC' in self.objectives else {}
+        if 'ITM' not in self.objectives:
+            return losses, {}, part, step, tokens
         if step.aligned:
             masks = mask
         else:
@@ -204,7 +210,7 @@ class Contrast(MomentumHead):
         weight = torch.cat([torch.ones_like(has_negative), has_negative, has_negative]).float()
         itm = (F.cross_entropy(logits, label.long(), reduction='none') * weight).sum()
         right = ((logits.argmax(1) == label) * weight).sum()
-        losses = {'ITC': itc / counts['ITC'].clamp(min=1), 'ITM': itm / counts['ITM'].clamp(min=1)}
+        losses['ITM'] = itm / counts['ITM'].clamp(min=1)
         return losses, {'right ITM': right, 'predicted ITM': weight.sum()}, part, step, tokens
 
     @torch.no_grad()

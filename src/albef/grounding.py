@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from albef.contrast import Retrieval
 from albef.momentum import mask_of
 
-BLOCK = 8  # of the text encoder (itm) or the image encoder (itc), as in the original code
 ROUNDING = 1e-4  # pixels by which a box that is scaled to 0..1 and back may be too small
 
 
@@ -43,11 +42,16 @@ class Grounding(Retrieval):
     """Trained as retrieval on pictures and expressions; chooses among the boxes of a picture: boxes (b, o, 4) scaled to 0..1,
     image_size (b, 2), visual_attention_mask (b, o) (absent: no padding).
 
-    mode: 'itm' or 'itc', from which score maps are made; block: of which layer.
+    mode: 'itm' or 'itc', from which score maps are made; block: of which layer of the text encoder (itm) or the image encoder
+    (itc); at first it is `map_layer`.
     """
 
     gradients_in_evaluation = True
-    mode, block = 'itm', BLOCK
+    mode = 'itm'
+
+    def __init__(self, encoder, recipe, options=None, group=32):
+        super().__init__(encoder, recipe, options, group)
+        self.block = self.map_layer
 
     def piece_maps(self, batch, mode=None, block=None):
         """Maps of single word pieces (b, t, side, side), 0 at padding; with mode 'itc' one of the text (b, 1, side, side).

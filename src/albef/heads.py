@@ -107,8 +107,9 @@ def read_config(folder, options):
 
 
 def answers_and_images(state, config):
-    """(how many answers, how many images) the answer layers of a task's snapshot score; None where it has none, as of answers
-    that a decoder writes."""
+    """(how many answers, None if a decoder writes them; how many images) of a task's snapshot; None without answers."""
+    if any(name.startswith('text_decoder.') for name in state):
+        return None, 1
     if 'cls_head.2.weight' not in state:
         return None
     layers = sum(name.startswith('text_encoder.') and name.endswith('.intermediate.dense.bias') for name in state)
@@ -155,7 +156,7 @@ class ALBEFEncoder(Encoder):
         super().__init__()
         self.config, self.task, self.training_texts = config, task, training
         self.images = 1 if task == 'text_assignment' else images  # of a text in a batch
-        self.mirror = 'words' if 'mirror_words' in config.repairs else ''
+        self.mirror = 'words' if config.augment and 'mirror_words' in config.repairs else ''
         self.needs = self.needs | ({'boxes'} if task in ('grounding', 'refcoco') else frozenset())
         self.model = ALBEFModel(config, task, images)
 
@@ -174,7 +175,7 @@ class ALBEFEncoder(Encoder):
     def transform(self, training):
         """The images.transforms.ALBEFTransform of the task."""
         repaired = IMAGENET if 'imagenet' in self.config.repairs else {}
-        if not training:
+        if not (training and self.config.augment):
             return ALBEFTransform(self.config.image_res, **repaired)
         area = CROPS.get(self.task, (0.5, 1.0))
         return ALBEFTransform(self.config.image_res, area, flip=not self.mirror, randaugment=True, **repaired)

@@ -68,8 +68,9 @@ class MomentumHead(Head):
     """A head whose encoder's `model` has a copy, the momentum model, that follows it with config.momentum before each step and
     whose predictions are part of the targets. The names in the original code are those of the model's modules with _m.
 
-    alpha: the share of these targets. It rises to config.alpha over the first epoch, if `ramp`. A program sets steps_per_epoch;
-    else an epoch is the run divided by the epochs of the options or the recipe.
+    alpha: the share of these targets. It rises to config.alpha over the first epoch, if `ramp`, and is 0 with
+    options.withoutDistillation. A program sets steps_per_epoch; else an epoch is the run divided by the epochs of the options or
+    the recipe.
 
     seed: of the draws of training, which are then a function of it, the step and the place in the step; None: PyTorch's default
     generator, in the original code's order.
@@ -81,7 +82,8 @@ class MomentumHead(Head):
         """group: examples that are negatives of each other."""
         super().__init__(encoder, recipe)
         config = encoder.config
-        self.config, self.ramp, self.group, self.alpha = config, ramp, config.group or group, config.alpha
+        self.config, self.ramp, self.group = config, ramp, config.group or group
+        self.highest_alpha = self.alpha = 0.0 if options and options.withoutDistillation else config.alpha
         self.epochs, self.seed = (options and options.epochs) or recipe.epochs, options.seed if options else None
         self.twin = copy.deepcopy(encoder.model).requires_grad_(False)
         self.number, self.draws, self.step = 0, None, None
@@ -115,7 +117,7 @@ class MomentumHead(Head):
         torch._foreach_mul_(twins, momentum)
         torch._foreach_add_(twins, followed, alpha=1.0 - momentum)
         epoch = self.steps_per_epoch or max(total // self.epochs, 1)
-        self.number, self.alpha = step, self.config.alpha * (min(1.0, step / epoch) if self.ramp else 1.0)
+        self.number, self.alpha = step, self.highest_alpha * (min(1.0, step / epoch) if self.ramp else 1.0)
 
     def original_name(self, name):
         if name.startswith('twin.'):
@@ -141,21 +143,26 @@ class MomentumHead(Head):
         side = self.config.image_res // self.config.patch_size
         return maps.unflatten(-1, (side, side))
 
+    @property
+    def map_layer(self):
+        """The layer of the text encoder whose attention Grad-CAM reads: in the middle of those that attend to images, of the
+        published model the third of six, layer 8, as in the original code."""
+        text = self.config.text
+        return text.fusion_layer + (text.num_hidden_layers - text.fusion_layer - 1) // 2
+
     def word_maps(self, batch, places=None, block=None):
         """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
         logit, by Grad-CAM of the cross attention of a layer of the text encoder.
 
-        places: which of the logits, None: the highest; block: the layer, None: the third that attends to images, as in the
-        original code, or the last."""
-        text = self.encoder.model.text
-        block = min(self.config.text.fusion_layer + 2, len(text.encoder.layer) - 1) if block is None else block
+        places: which of the logits, None: the highest; block: the layer, None: `map_layer`."""
+        block = self.map_layer if block is None else block
         logits, places, recorded = self.explain(batch, places)
         for attention, gradient in recorded:
             if (attention.layer, attention.keys) == (f'text{block}', 'visual'):
                 gradient = torch.zeros_like(attention.probabilities) if gradient is None else gradient
                 return logits, places, self.gradient_maps(attention.probabilities, gradient)
         raise ValueError(f'block {block}: expected a layer that attends to images, from {self.config.text.fusion_layer} to '
-                         f'{len(text.encoder.layer) - 1}')
+                         f'{len(self.encoder.model.text.encoder.layer) - 1}')
 
     # ---- the step as a whole
 

@@ -18,14 +18,16 @@ PUBLISHED_IDS = {CLS: 101, MASK: 103}  # of bert-base-uncased, for an encoder wi
 NEITHER = 1 / 3  # the probability that neither picture belongs to the text
 SECOND = 0.5  # the probability that the second one does, else
 TEMPERATURE = 0.07  # of the similarities by which wrong pictures are drawn
+FLAGS = {'ITC': 'taskContrast', 'ITM': 'taskMatched', 'MLM': 'taskMaskLM'}  # objective -> flag
 
 
 class Pretraining(Contrast):
-    """ITC, ITM and MLM. A batch has also masked_input_ids and masked_lm_labels (b, t), -1: not predicted; absent: both are
-    drawn."""
+    """ITC, ITM and MLM, or those whose flags are given. A batch has also masked_input_ids and masked_lm_labels (b, t), -1: not
+    predicted; absent: both are drawn."""
 
     def __init__(self, encoder, recipe, options=None, group=64):
         self.mask_rate = options.wordMaskRate if options else 0.15
+        self.objectives = frozenset(name for name, flag in FLAGS.items() if options and getattr(options, flag)) or FLAGS.keys()
         super().__init__(encoder, recipe, options, group=group)
         self.numbered = 'same_picture' in self.config.repairs
 
@@ -67,6 +69,9 @@ class Pretraining(Contrast):
     def forward(self, batch, counts):
         """The losses, and the metrics `right LOSS` and `predicted LOSS` of ITM and MLM."""
         losses, metrics, part, step, tokens = self.aligned_losses(batch, counts)
+        if 'MLM' not in self.objectives:
+            self.finish(step)
+            return losses, metrics
         (ids, labels), mask = part.masked, mask_of(batch)
         places = (labels != NO_LABEL).flatten().nonzero()[:, 0]
         labels = labels.flatten()[places]
@@ -89,6 +94,11 @@ class Pretraining(Contrast):
     def logits_of(self, batch, states):
         """Logits (b, 2) that image and text do not, or do, belong together."""
         return self.itm_head(states.pooled).float()
+
+    def untrained(self, objective, options):
+        flag = FLAGS[{'match': 'ITM', 'words': 'MLM'}[objective]]
+        some = any(options.get(one) for one in FLAGS.values())
+        return f'was pre-trained without --{flag}, so that this head is random' if some and not options.get(flag) else ''
 
     def word_logits(self, batch, places):
         visual = self.encoder.visual(batch)

@@ -14,7 +14,6 @@ from cli import train_main
 from files.json_files import DataError
 from pretrain.base import INVALID, PretrainingBase
 from pretrain.captions import CaptionMetrics, published
-from pretrain.program import OBJECTIVES
 
 CAPTIONS = 4  # a stream of draws
 
@@ -83,7 +82,7 @@ class PairProgram(PretrainingBase):
     """Pre-trains on pairs."""
 
     dataset_kind, published, whole_image = KIND, staticmethod(published), False
-    data, invalid = ' on pairs', (*INVALID, *OBJECTIVES, 'qaSets', 'transferAnswers', 'withoutText')
+    data, invalid = ' on pairs', (*INVALID, 'taskObjPredict', 'taskQA', 'qaSets', 'transferAnswers', 'withoutText')
 
     def make(self):
         head = self.build_head(self.task)
@@ -103,6 +102,7 @@ class TextAssignmentProgram(PairProgram):
     """Pre-trains for two images: to which of them does a text belong?"""
 
     task = 'text_assignment'
+    invalid = (*PairProgram.invalid, 'taskContrast', 'taskMatched', 'taskMaskLM', 'withoutDistillation')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Compares predictions with the baselines: `python src/shapes/report.py data/shapes snap/vqa/NAME/minival_predict.json`."""
+"""Compares predictions with the baselines: `python -m shapes.report data/shapes snap/vqa/NAME/minival_predict.json`."""
 import argparse
 import sys
 from math import prod

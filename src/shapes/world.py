@@ -93,7 +93,10 @@ CONFIG = {'hidden_size': 128, 'num_attention_heads': 4, 'intermediate_size': 256
           'visual_scale_text_init': 0.2, 'visual_scale_object_init': 0.9, 'geometry_size': 128,
           'num_hidden_layers': 5, 'num_region_classes': 1 + len(simulate_regions.CLASSES),
           # With --features pixels: a ResNet that learns shapes and colours from random weights, at the size of the pictures.
-          'image_side': scene.HEIGHT, 'resnet_width': 4, 'resnet_blocks': [1, 1, 1, 1], 'resnet_frozen': False}
+          'image_side': scene.HEIGHT, 'resnet_width': 4, 'resnet_blocks': [1, 1, 1, 1], 'resnet_frozen': False,
+          # An ALBEF that reads the pictures. Crops, flips and RandAugment would change the places that texts name.
+          'image_res': 96, 'patch_size': 12, 'vision_width': 128, 'vision_depth': 3, 'vision_heads': 4, 'fusion_layer': 2,
+          'embed_dim': 64, 'queue_size': 1024, 'momentum': 0.99, 'k_test': 32, 'augment': False}
 SCENES = 100  # of the corpus that one process describes at once
 
 

@@ -233,13 +233,14 @@ def task_of(path, kind, sizes, answers):
     """The Task class of a snapshot: that of `kind`, which its run recorded, else the first task with the same answers and number
     of images (older runs and Hugging Face's files; VQA and GQA predict in the same way).
 
-    sizes: (number of answers, number of images per example), or None without an answer head. Raises WeightsError or DataError.
+    sizes: (number of answers, None: any; number of images per example), or None without an answer head. Raises WeightsError or
+    DataError.
     """
     if sizes is None:
         raise WeightsError(f'{path}: has no answer layers; expected the snapshot of a task, such as the BEST.pth that '
                            'run/vqa_finetune.bash writes')
     count, images = sizes
-    if count != len(answers):
+    if count not in (None, len(answers)):
         raise DataError(f'{path.with_name("answers.json")}: expected {count} answers, as many as {path.name} scores, found '
                         f'{len(answers)}; copy the file from the folder of its run')
     classes = [task_class(kind)] if kind in TASKS else []

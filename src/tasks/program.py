@@ -176,6 +176,8 @@ class Program:
         config = cls.read_config(model, bert, options)
         if options.repairs and not hasattr(config, 'repairs'):
             raise ValueError(f'--repairs: --model {model} has nothing to repair; leave the flag out')
+        if options.withoutDistillation and not hasattr(config, 'alpha'):
+            raise ValueError(f'--withoutDistillation: --model {model} has no momentum models; leave the flag out')
         if first := weights or weights_in(bert):
             checkpoints.check_size(config, bert, first)
         copies = 4 if options.test is None and device.type == 'cpu' else 2  # gradients and the optimizer's two averages

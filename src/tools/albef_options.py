@@ -24,7 +24,7 @@ YAML = 'a configuration such as data/albef/configs/Retrieval_flickr.yaml'
 NUMBER, FILES = (int, float), (str, list)
 # Keys of a configuration: what their values are. Those of AlbefConfig are checked there.
 MODEL = ('image_res', 'patch_size', 'vision_width', 'vision_depth', 'vision_heads', 'embed_dim', 'queue_size', 'momentum', 'temp',
-         'alpha', 'distill', 'k_test', 'group', 'repairs')
+         'alpha', 'distill', 'augment', 'k_test', 'group', 'repairs')
 COMMON = {'bert_config': str, 'batch_size': int, 'batch_size_train': int, 'batch_size_test': int, 'train_file': FILES,
           'image_root': str, 'mlm_probability': NUMBER, 'warm_up': bool, 'eos': str, 'optimizer': dict, 'schedular': dict}
 OF_TASK = {'val_file': FILES, 'test_file': FILES}

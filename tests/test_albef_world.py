@@ -1,0 +1,72 @@
+"""ALBEF on the sample world: pre-training on captions, and each task from there, by the programs behind the launchers."""
+
+import json
+import re
+
+import pytest
+import torch
+from processes import run
+
+from bert.weights import read_state
+from cli import train_main
+from predict import ask
+from pretrain.pairs import PairProgram
+from tasks.registry import task_class
+
+SIZES = {'image_res': 32, 'patch_size': 16, 'vision_width': 32, 'vision_depth': 1, 'vision_heads': 2, 'num_hidden_layers': 2,
+         'fusion_layer': 1, 'embed_dim': 8, 'queue_size': 512}
+SPLITS = {'vqa': ('train', 'minival'), 'nlvr2': ('train', 'valid'), 'entailment': ('train', 'dev'), 'refcoco': ('train', 'val'),
+          'retrieval': ('coco_train', 'coco_valid')}
+
+
+@pytest.fixture(scope='module')
+def small_world(made_world, tmp_path_factory):
+    """A sample world with a very small ALBEF, and flags."""
+    folder = tmp_path_factory.mktemp('albef')
+    (folder / 'shapes').symlink_to(made_world)
+    (folder / 'bert').mkdir()
+    for name in ('vocab.txt', 'config.json'):
+        (folder / 'bert' / name).write_text((made_world / 'bert' / name).read_text())
+    config = json.loads((folder / 'bert/config.json').read_text()) | SIZES
+    (folder / 'bert/config.json').write_text(json.dumps(config))
+    return folder
+
+
+def flags(world, output, *more):
+    """One step of 512 examples of the world, which has fewer of each task."""
+    return [str(flag) for flag in ('--device', 'cpu', '--dataRoot', world / 'shapes', '--bert', world / 'bert', '--epochs', 1,
+                                   '--batchSize', 512, '--model', 'albef', '--output', world / output, *more)]
+
+
+@pytest.fixture(scope='module')
+def pretrained(small_world):
+    """The path of weights that were pre-trained for a step on the project's captions."""
+    more = '--train', 'train', '--valid', 'val', '--lr', '1e-3', '--fromScratch'
+    assert train_main(PairProgram.prepare, flags(small_world, 'pretrain', *more)) == 0
+    return small_world / 'pretrain/Epoch01.pth'
+
+
+@pytest.mark.parametrize('task', SPLITS)
+def test_each_task_from_pre_trained_weights(small_world, pretrained, task):
+    """A step of training from the pre-trained weights, then predictions with a score."""
+    train, test = SPLITS[task]
+    done = run(task, flags(small_world, task, '--train', train, '--valid', test, '--loadALBEF', pretrained))
+    assert done.returncode == 0, done.stderr
+    weights = small_world / task / 'BEST.pth'
+    name = 'visual_encoder_m.patch_embed.proj.weight'
+    assert not torch.equal(read_state(weights)[name], read_state(pretrained)[name])
+    done = run(task, [*flags(small_world, f'{task}_results', '--test', test, '--load', weights)])
+    assert done.returncode == 0, done.stderr
+    predictions, = (small_world / f'{task}_results').glob(f'{test}_predict.*')
+    figures = task_class(task).evaluate(predictions, small_world / f'shapes/{task}/{test}.json')
+    assert f'Score on {test}: {figures["accuracy"]:.2f}' in done.stdout
+
+
+def test_a_snapshot_answers_a_picture(small_world, pretrained, capsys):
+    done = run('vqa', flags(small_world, 'asked', '--train', 'nominival', '--valid', '', '--loadALBEF', pretrained))
+    assert done.returncode == 0, done.stderr
+    picture = min((small_world / 'shapes/images/val2014').glob('*.png'))
+    more = '--load', small_world / 'asked/LAST', '--out', small_world / 'drawn', '--device', 'cpu'
+    assert ask.main([str(picture), 'Is there a star?', *map(str, more)]) == 0
+    answers = json.loads((small_world / 'asked/answers.json').read_text())
+    assert re.search(r'^ +\d+\.\d%  (.+)$', capsys.readouterr().out, re.M)[1] in answers
