@@ -1,8 +1,8 @@
-"""Make a small ALBEF that starts from real pre-trained weights: text layers of all-MiniLM-L6-v2, a ViT-S/14 of DINOv2's architecture.
+"""Make a small ALBEF from real pre-trained weights: the text layers of all-MiniLM-L6-v2, and a ViT-S/14 of DINOv2's architecture.
 
-Both are in Python packages; README.md in this folder has the commands. Cross attention, projections and heads start at random. The
-two models were never aligned: what is made is a start for trying ALBEF on real pixels, texts and weights, with which no published
-result is reached.
+Both are in Python packages; README.md in this folder has the commands. Cross attention, projections and heads start at random.
+The two models were never aligned: what is made is a start for trying ALBEF on real pixels, texts and weights, with which no
+published result is reached.
 """
 import argparse
 import json
@@ -17,7 +17,6 @@ import models
 from albef.config import AlbefConfig
 from albef.weights import load_bert
 from annotations.raw_data import run
-from bert.weights import WeightsError
 from files.atomic import atomic_folder
 from files.json_files import DataError
 
@@ -36,7 +35,7 @@ FLOAT = 1  # of DATA_TYPE
 SIZES = {FIXED64: 8, FIXED32: 4}
 
 BLOCK = 'backbone.encoder.layer'
-# Names of a layer in the ONNX file -> in DeiT's, of vectors, and of matrices (names of their nodes). Layer scales are multiplied in.
+# Names of a layer in the ONNX file -> in DeiT's: of vectors, and of matrices, which have the names of their nodes.
 VECTORS = {'norm1.weight': 'norm1.weight', 'norm1.bias': 'norm1.bias', 'norm2.weight': 'norm2.weight', 'norm2.bias': 'norm2.bias',
            'attention.output.dense.bias': 'attn.proj.bias', 'mlp.fc1.bias': 'mlp.fc1.bias', 'mlp.fc2.bias': 'mlp.fc2.bias'}
 MATRICES = {'attention/output/dense': 'attn.proj.weight', 'mlp/fc1': 'mlp.fc1.weight', 'mlp/fc2': 'mlp.fc2.weight'}
@@ -120,9 +119,10 @@ def read_vision(path):
         block['attn.qkv.weight'] = np.concatenate([matrix(layer, f'{attention}/{one}') for one in ('query', 'key', 'value')])
         block['attn.qkv.bias'] = np.concatenate([array(f'{BLOCK}.{layer}.attention.attention.{one}.bias')
                                                  for one in ('query', 'key', 'value')])
-        for name, scale in SCALES.items():
-            for part, values in (('weight', array(f'{BLOCK}.{layer}.{scale}')[:, None]), ('bias', array(f'{BLOCK}.{layer}.{scale}'))):
-                block[f'{name}.{part}'] = block[f'{name}.{part}'] * values
+        for name, scale in SCALES.items():  # layer scales are multiplied in: DeiT has none
+            values = array(f'{BLOCK}.{layer}.{scale}')
+            block[f'{name}.weight'] = block[f'{name}.weight'] * values[:, None]
+            block[f'{name}.bias'] = block[f'{name}.bias'] * values
         state |= {f'blocks.{layer}.{name}': value for name, value in block.items()}
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
