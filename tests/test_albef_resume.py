@@ -2,19 +2,16 @@
 
 import json
 import random
-import shutil
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 from PIL import Image
 from processes import Ranks
 from test_train import assert_same, signal_in_training, weights
 
 from bert.tokenization import SPECIAL_TOKENS
-from files.text import InputError
 
 WORDS = 'a red blue green dog cat ball tree runs sits on in front of the grass snow water'.split()
 MODEL = {'model_type': 'albef', 'image_res': 16, 'patch_size': 8, 'vision_width': 16, 'vision_depth': 1, 'vision_heads': 2,
@@ -39,21 +36,11 @@ def write_pictures(folder):
     return [*SPECIAL_TOKENS, *WORDS]
 
 
-def write_tiny(folder):
-    """The pictures of albef_tiny, and its captions; returns the vocabulary."""
-    shutil.copytree(SHARED / 'albef_tiny/images', folder / 'images')
-    items = json.loads((SHARED / 'albef_tiny/pretrain.json').read_text())
-    for item in items:
-        item['image'] = f'images/{item["image"]}'
-    (folder / 'pretrain.json').write_text(json.dumps(2 * items))
-    return (SHARED / 'vocab/bert-base-uncased-vocab.txt').read_text().splitlines()
-
-
-@pytest.fixture(params=[write_pictures, pytest.param(write_tiny, marks=pytest.mark.shared)], ids=['generated', 'albef_tiny'])
-def pretrain(request, tmp_path):
+@pytest.fixture
+def pretrain(tmp_path):
     """pretrain(*flags, name, processes=1, wait=True, dropout=0.1, group=0): the program; the finished run or its Ranks."""
-    vocabulary = request.param(tmp_path)
-    (tmp_path / 'dataset.json').write_text(json.dumps({'kind': 'captions', 'name': 'tiny', 'max_length': 20, 'splits': {
+    vocabulary = write_pictures(tmp_path)
+    (tmp_path / 'dataset.json').write_text(json.dumps({'kind': 'captions', 'name': 'noise', 'max_length': 20, 'splits': {
         'train': {'annotations': 'pretrain.json', 'images': ['.']}}}))
 
     def run(*flags, name, processes=1, wait=True, dropout=0.1, group=0):
@@ -85,8 +72,6 @@ def test_a_killed_run_ends_with_the_same_bits(pretrain, tmp_path):
     expected = weights(tmp_path / 'unbroken', LAST)
     assert {'image_queue', 'text_queue', 'queue_ptr', 'text_encoder_m.cls.predictions.bias'} <= expected.keys()
     assert_same(expected, weights(tmp_path / 'killed', LAST))
-    for name in ('optimizer', 'model'):
-        assert torch.load(state, weights_only=True)[name].keys()
 
 
 @pytest.mark.parametrize('group', [4, 0], ids=['groups of a micro-batch', 'groups of the step'])
@@ -100,5 +85,4 @@ def test_processes_and_accumulation_end_with_the_same_weights(pretrain, tmp_path
         state = weights(tmp_path / name, LAST)
         assert torch.equal(state['queue_ptr'], expected['queue_ptr'])
         compared = [key for key in expected if not key.endswith(KEY_BIASES)]
-        print(group, name, max((state[key].float() - expected[key].float()).abs().max().item() for key in compared), max((state[key].float() - expected[key].float()).abs().max().item() for key in expected))
-        assert_same({key: state[key] for key in compared}, {key: expected[key] for key in compared}, 2e-5)
+        assert_same({key: state[key] for key in compared}, {key: expected[key] for key in compared}, 1e-5)

@@ -1,4 +1,4 @@
-"""data/albef/small_start.py, which makes a small ALBEF from two packages: its reader of ONNX, and the names of the image encoder."""
+"""data/albef/small_start.py, which makes a small ALBEF from two packages: its reader of ONNX, names of the image encoder."""
 
 import importlib.util
 
