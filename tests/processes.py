@@ -31,11 +31,12 @@ def main(program, flags):
     """Runs the program of a kind of task, or one of pre-training; returns its exit status."""
     from cli import train_main
     from pretrain.captions import CaptionProgram
+    from pretrain.pairs import PairProgram
     from pretrain.program import PretrainingProgram
     from tasks import program as tasks
     from tasks.registry import task_class
 
-    pretraining = {'pretrain': PretrainingProgram, 'captions': CaptionProgram}
+    pretraining = {'pretrain': PretrainingProgram, 'captions': CaptionProgram, 'pairs': PairProgram}
     return (train_main(pretraining[program].prepare, flags) if program in pretraining
             else tasks.main(task_class(program), flags))
 

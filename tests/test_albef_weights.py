@@ -89,6 +89,21 @@ def test_from_pretraining_to_a_task(pretrained, task, missing, unexpected):
         assert torch.equal(state['image_queue'], before['image_queue']) and (state['idx_queue'] == -100).all()
 
 
+@pytest.mark.parametrize('task', ['retrieval', 'grounding'])
+def test_matching_without_fine_tuning(pretrained, task):
+    path, state = pretrained
+    head, report = started(task, path, 'all')
+    assert report.missing == ['idx_queue'] and len(report.unexpected) == 14
+    result = head.original_state()
+    for name in ('itm_head.weight', 'text_encoder.bert.encoder.layer.1.output.dense.bias', 'vision_proj_m.weight'):
+        assert torch.equal(result[name.replace('bert.', '')], state[name])
+    torch.save({name: tensor for name, tensor in state.items() if name != 'itm_head.bias'}, path)
+    with pytest.raises(WeightsError, match=r'missing \(such as itm_head\.bias\)'):
+        started(task, path, 'all')
+    with pytest.raises(WeightsError, match='does not fit the model'):  # its heads would be random
+        started('entailment', path, 'all')
+
+
 def test_other_sizes_of_pictures_and_queues(pretrained):
     path, before = pretrained
     head, report = started('retrieval', path, image_res=48, queue_size=8)

@@ -1,5 +1,6 @@
 """What makes the model faster computes the same; what measures it measures what it says."""
 
+import argparse
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import loop, model
+from bench import albef, loop, model
 from bench.model import ANSWERS, HUGGING_FACE, LR, SMALL, HuggingFace, Ours, PlainBertAdam, forward_flops, make_batch, make_head
 from bert import speed
 from bert.optimization import BertAdam
@@ -230,6 +231,20 @@ def test_the_steps_of_vl_bert_are_measured(bench, monkeypatch):
     for step in ('vqa, training', 'vqa, inference', 'pretrain, training', 'pretrain, inference'):
         assert figures[f'{step}, fp32: times as fast as {HUGGING_FACE}'] > 0
     assert figures[f'pretrain, training, {HUGGING_FACE}: peak memory, MB'] == 1
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval'])
+def test_the_steps_of_albef_are_measured(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(albef.report, 'run_separately', lambda _, part, mode, *flags: albef.peak_memory(
+        mode, argparse.Namespace(task=task, batchSize=2, device='cpu', imageRes=None, small=True)))
+    assert albef.main(['--out', str(tmp_path / 'x.json'), '--small', '--device', 'cpu', '--runs', '1', '--task', task]) == 0
+    figures = json.loads((tmp_path / 'x.json').read_text())
+    for mode in albef.MODES:
+        assert figures[f'{task}, {mode}: s a step'] > 0
+        fixed = figures[f'{task}, {mode}: of it weights, gradients and optimizer, MB']
+        assert 1 < fixed < figures[f'{task}, {mode}: peak memory, MB']
+    days = figures.get('pretrain, plain: days of 30 epochs of 4,000,000 images', 0)
+    assert days == pytest.approx(30 * 4e6 / 2 * figures[f'{task}, plain: s a step'] / 86400 * (task == 'pretrain'))
 
 
 def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):

@@ -42,11 +42,15 @@ def resized_positions(state, shapes):
 
 
 def fill_head(head, state, source):
-    """Fills a head with the weights of the same task. A file without momentum models, such as refcoco.pth, may also lack queues
-    and projections; momentum models are then copies. Returns the LoadReport. Raises WeightsError."""
+    """Fills a head with the weights of the same task; one that matches also with those of pre-training, whose head of words is
+    left aside (zero-shot). A file without momentum models, such as refcoco.pth, may also lack queues and projections; momentum
+    models are then copies. Returns the LoadReport. Raises WeightsError."""
     twins = any(re.match(TWINS, name) for name in state)
+    may_miss, may_have = () if twins else FINE_TUNED, ()
+    if head.recipe.output in ('match', 'region') and any(name.startswith('text_encoder.bert.') for name in state):
+        state, may_miss, may_have = converted(state, head), (*may_miss, 'idx_queue'), (r'text_encoder(_m)?\.cls\.',)
     state = resized_positions(state, original_shapes(head))
-    report = fill(head, state, source, () if twins else FINE_TUNED, rename=head.original_name)
+    report = fill(head, state, source, may_miss, may_have, head.original_name)
     if not twins and hasattr(head, 'twin'):
         head.copy_to_twin()
     return report
