@@ -97,6 +97,8 @@ def test_matching_without_fine_tuning(pretrained, task):
     result = head.original_state()
     for name in ('itm_head.weight', 'text_encoder.bert.encoder.layer.1.output.dense.bias', 'vision_proj_m.weight'):
         assert torch.equal(result[name.replace('bert.', '')], state[name])
+    _, report = started(task, path, 'all', queue_size=16)
+    assert {'image_queue', 'text_queue'} < set(report.missing)
     torch.save({name: tensor for name, tensor in state.items() if name != 'itm_head.bias'}, path)
     with pytest.raises(WeightsError, match=r'missing \(such as itm_head\.bias\)'):
         started(task, path, 'all')

@@ -8,8 +8,9 @@ from bert.weights import WeightsError, fill, read_state, renamed, with_bert_pref
 MARK = 'visual_encoder.patch_embed.proj.weight'  # every file of ALBEF has it
 BODY = r'visual_encoder\.|text_encoder\.(?!cls\.)'  # what a file of weights must hold
 TWINS = r'[a-z_]+_m\.'
+QUEUES = 'image_queue', 'text_queue', 'queue_ptr'
 # What refcoco.pth lacks.
-FINE_TUNED = (TWINS, 'image_queue', 'text_queue', 'queue_ptr', 'idx_queue', 'vision_proj', 'text_proj', 'temp$')
+FINE_TUNED = (TWINS, *QUEUES, 'idx_queue', 'vision_proj', 'text_proj', 'temp$')
 POSITIONS = ('visual_encoder.pos_embed', 'visual_encoder_m.pos_embed')
 DEIT = 'deit_*.pth'  # deit_base_patch16_224-b5f2ef4d.pth, in the folder of BERT's weights
 
@@ -48,7 +49,10 @@ def fill_head(head, state, source):
     twins = any(re.match(TWINS, name) for name in state)
     may_miss, may_have = () if twins else FINE_TUNED, ()
     if head.recipe.output in ('match', 'region') and any(name.startswith('text_encoder.bert.') for name in state):
-        state, may_miss, may_have = converted(state, head), (*may_miss, 'idx_queue'), (r'text_encoder(_m)?\.cls\.',)
+        shapes = original_shapes(head)
+        state = {name: tensor for name, tensor in converted(state, head).items()  # queues of another size
+                 if name not in QUEUES or tensor.shape == shapes[name]}
+        may_miss, may_have = (*may_miss, *QUEUES, 'idx_queue'), (r'text_encoder(_m)?\.cls\.',)
     state = resized_positions(state, original_shapes(head))
     report = fill(head, state, source, may_miss, may_have, head.original_name)
     if not twins and hasattr(head, 'twin'):
