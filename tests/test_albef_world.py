@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -23,10 +24,8 @@ SPLITS = {'vqa': ('train', 'minival'), 'nlvr2': ('train', 'valid'), 'entailment'
 def small_world(made_world, tmp_path_factory):
     """A sample world with a very small ALBEF, and flags."""
     folder = tmp_path_factory.mktemp('albef')
-    (folder / 'shapes').symlink_to(made_world)
-    (folder / 'bert').mkdir()
-    for name in ('vocab.txt', 'config.json'):
-        (folder / 'bert' / name).write_text((made_world / 'bert' / name).read_text())
+    shutil.copytree(made_world, folder / 'shapes')  # training writes stores and indices beside the data
+    shutil.copytree(made_world / 'bert', folder / 'bert')
     config = json.loads((folder / 'bert/config.json').read_text()) | SIZES
     (folder / 'bert/config.json').write_text(json.dumps(config))
     return folder
