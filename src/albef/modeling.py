@@ -40,8 +40,8 @@ class CausalSequences(PackedSequences):
 
     def __init__(self, mask, b, t, device):
         super().__init__(mask, b, t, device)
-        seen = mask.float()[:, None, :] * torch.ones(t, t, device=device).tril()  # (b, t, t)
-        self.scores_mask = ((1.0 - seen) * MASKED_SCORE)[:, None]
+        visible = mask.float()[:, None, :] * torch.ones(t, t, device=device).tril()  # (b, t, t)
+        self.scores_mask = ((1.0 - visible) * MASKED_SCORE)[:, None]
 
 
 class Layers(LayerStack):
