@@ -564,6 +564,22 @@ def test_fine_tuning_starts_from_either_pretraining(tmp_path, source, target):
     assert torch.equal(other.original_state()[name], state[name].half().float())
 
 
+def test_features_of_another_size_start_with_a_new_projection(tmp_path):
+    """A narrow ResNet has fewer features than the regions of the pre-training; those of a file of regions are refused as before."""
+    state = models.build('vlbert', 'pretrain', config(visual_feat_dim=FEATURES + 8)).original_state()
+    torch.save(state, tmp_path / 'x.model')
+    head = random_head('refcoco')
+    projection = f'{IMAGE}.obj_downsample.1'
+    initial = head.original_state()[f'{projection}.weight'].clone()
+    report, line = heads.load_start(head, Start('encoder', tmp_path / 'x.model'))
+    assert f'{projection}.weight' in report.missing and 'random weights' in line
+    assert torch.equal(head.original_state()[f'{projection}.weight'], initial)
+    for name in (f'{projection}.bias', 'vlbert.word_embeddings.weight'):
+        assert torch.equal(head.original_state()[name], state[name])
+    with pytest.raises(WeightsError, match=r'another size \(such as image_feature_extractor\.obj_downsample\.1\.weight'):
+        heads.load_start(models.build('vlbert', 'refcoco', config(visual_feat_dim=FEATURES)), Start('encoder', tmp_path / 'x.model'))
+
+
 def test_part_of_a_branch_is_refused(tmp_path):
     state = {name: tensor for name, tensor in random_head('pretrain').original_state().items() if 'layer2.1.conv1' not in name}
     torch.save(state, tmp_path / 'x.model')

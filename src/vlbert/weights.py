@@ -7,6 +7,7 @@ import torch
 from bert.weights import POSITION_IDS, WeightsError, canonical_name, fill, read_state, renamed
 from vlbert.cnn import resnet_name
 
+PROJECTION = 'image_feature_extractor.obj_downsample.1.weight'  # of a region's geometry and feature
 PIXELS = r'image_feature_extractor\.(?!obj_downsample)'  # the convolutional branch of files trained end to end
 HEADS = (r'vlbert\.(mlm_head|mvrc_head|relationsip_head)\.', r'object_mask_', r'aux_text_visual_embedding\.', r'final_mlp\.',
          r'cnn_loss_reg\.')
@@ -42,11 +43,18 @@ def read_vlbert(path):
 
 def load_encoder_weights(head, state, path):
     """Fills the encoder of a head, in pre-training also its heads as far as the file has them, and of a task of answers or
-    regions the first layer of its head, which starts from the head of masked words or regions. Returns the LoadReport."""
+    regions the first layer of its head, which starts from the head of masked words or regions. Where a ResNet's features have
+    another size than those of the file, their projection stays as it is. Returns the LoadReport."""
     if not hasattr(head, 'mlm_head'):
         transform = transform_of(state, original_state(head))
         state = {name: tensor for name, tensor in state.items() if not re.match('|'.join(HEADS), name)} | transform
-    may_miss = (*HEADS, r'vlbert\.pooler\.', *([] if any(re.match(PIXELS, name) for name in state) else [PIXELS]))
+    may_miss = [*HEADS, r'vlbert\.pooler\.']
+    if not any(re.match(PIXELS, name) for name in state):  # of a model of region features
+        may_miss.append(PIXELS)
+        config = head.encoder.config
+        if config.pixels and PROJECTION in state and state[PROJECTION].shape[1] != config.geometry_size + config.visual_feat_dim:
+            del state[PROJECTION]
+            may_miss.append(re.escape(PROJECTION))
     return fill(head, state, str(path), may_miss, (*HEADS, PIXELS, r'vlbert\.pooler\.'), file_name_of(head))
 
 
