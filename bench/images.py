@@ -57,7 +57,7 @@ def main(argv=None) -> int:
 
 def compare(options, figures):
     photographs = options.folder / 'photographs'
-    make_photographs(photographs / 'all', options)
+    make_photographs(photographs / 'all', [f'{i:05d}' for i in range(options.count)], options.images)
     with zipfile.ZipFile(options.folder / 'photographs.zip', 'w') as file:
         for path in sorted(photographs.glob('all/*')):
             file.write(path, path.name)
@@ -85,15 +85,16 @@ def compare(options, figures):
                         for name in sources}
 
 
-def make_photographs(folder, options):
-    """JPEGs with the content of a photograph: coarse and fine structure and some noise."""
+def make_photographs(folder, names, images=None):
+    """Writes NAME.jpg: copies of those in a folder of `images`, or generated with the content of a photograph: coarse and fine
+    structure and some noise."""
     folder.mkdir(parents=True)
-    if options.images:
-        paths = sorted(path for path in options.images.iterdir() if path.suffix == '.jpg')
+    if images:
+        paths = sorted(path for path in images.iterdir() if path.suffix == '.jpg')
         if not paths:
-            raise ValueError(f'--images {options.images}: expected .jpg files, found none; name another folder')
-        for i in range(options.count):
-            shutil.copy(paths[i % len(paths)], folder / f'{i:05d}.jpg')
+            raise ValueError(f'--images {images}: expected .jpg files, found none; name another folder')
+        for i, name in enumerate(names):
+            shutil.copy(paths[i % len(paths)], folder / f'{name}.jpg')
         return
 
     def photograph(_, i):
@@ -103,9 +104,9 @@ def make_photographs(folder, options):
             picture = picture + np.asarray(layer.resize(SIZE, Image.Resampling.BICUBIC), np.float32) / scale ** 0.5
         picture += rng.normal(0, 3, picture.shape[:2])[..., None]
         picture = (picture - picture.min()) / (picture.max() - picture.min()) * 255
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f'{i:05d}.jpg', quality=90)
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f'{names[i]}.jpg', quality=90)
 
-    list(in_parallel(photograph, range(options.count)))
+    list(in_parallel(photograph, range(len(names))))
 
 
 def separately(options, source, side, augmented, *flags):

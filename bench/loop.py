@@ -1,7 +1,7 @@
-"""Measures what the training loop costs besides its steps: the loop with its data loading from a store of 500 images, against the
-same steps on batches in memory, in turns in one process; then the loop with several processes, which share the cores of a CPU and
-have a GPU each. From the time of a step follow the hours of the published trainings; for more devices with gradients exchanged
-in a ring after the backward pass, at an assumed rate."""
+"""Measures what the training loop costs besides its steps: the loop with its data loading from a store of 500 images, or with
+--features pixels from their files, for VL-BERT end to end, against the same steps on batches in memory, in turns in one process;
+then the loop with several processes, which share the cores of a CPU and have a GPU each. From the time of a step follow the hours
+of the published trainings; for more devices with gradients exchanged in a ring after the backward pass, at an assumed rate."""
 
 import json
 import os
@@ -15,7 +15,9 @@ import torch
 import dist
 from batches import load_batches, training_batches
 from bench import report
+from bench.images import make_photographs
 from bench.model import ANSWERS, MODES, SMALL, add_device_flags, question_lengths, timed
+from bench.pixels import SMALL as SMALL_PIXELS
 from bench.regions import make_store
 from bert.tokenization import SPECIAL_TOKENS
 from cli import positive, run_main
@@ -42,12 +44,17 @@ def main(argv=None) -> int:
     add_device_flags(parser)
     parser.add_argument('--task', choices=tuple(SPLIT), default='vqa')
     parser.add_argument('--mode', choices=tuple(MODES), default='bf16', help='compiled: bf16 with --compile')
+    parser.add_argument('--features', choices=('precomputed', 'pixels'), default='precomputed', help='pixels: of generated '
+                        'photographs of 640 x 480 (--task vqa)')
+    parser.add_argument('--numWorkers', type=int, default=0, help='data workers (0)')
     parser.add_argument('--steps', type=positive, default=5, help='steps of a turn')
     parser.add_argument('--turns', type=positive, default=3, help='turns, after one that warms up')
     parser.add_argument('--featDevice', choices=('cpu', 'ram', 'cuda'), default='cpu', help='where features are kept')
     parser.add_argument('--processes', type=positive, default=2, help='of the last measurement; 1: none')
     parser.add_argument('--GBps', type=float, default=100.0, help='GB per second that a device sends while it receives as many')
     options = parser.parse_args(argv)
+    if options.features == 'pixels' and options.task != 'vqa':
+        parser.error(f'--features pixels: is measured with --task vqa, found --task {options.task}')
     if options.part:  # one of several processes
         seconds, _ = measure(options, steps_alone=False)
         if dist.is_main():
@@ -71,7 +78,8 @@ def main(argv=None) -> int:
                 figures |= {f'{name}, examples/s': options.batchSize / seconds, f'{name}, times as fast as 1': loop / seconds}
         finally:
             shutil.rmtree(options.folder, ignore_errors=True)
-        figures |= training_hours(options, loop)
+        if options.features == 'precomputed':
+            figures |= training_hours(options, loop)
         return figures.finish()
 
     return run_main('bench.bash', work)
@@ -85,18 +93,22 @@ def make(options):
     for name in ('bert', 'vqa', 'lxmert'):
         (options.folder / name).mkdir(parents=True)
     make_store(options.folder / 'mscoco_imgfeat/train2014_obj36.store', IMAGES)
+    ids, small = [f'COCO_train2014_{number:012d}' for number in range(IMAGES)], SMALL
+    if options.features == 'pixels':
+        small = SMALL_PIXELS
+        make_photographs(options.folder / 'images/train2014', ids)
     rng = np.random.default_rng(0)
     sentences = [' '.join(rng.choice(words, lengths[number % len(lengths)] - 2)) for number in range(questions)]
     answers = [f'answer {number}' for number in range(ANSWERS[options.task])]
     labels = [{answers[number % len(answers)]: 1.0} for number in range(questions)]
-    ids = [f'COCO_train2014_{number % IMAGES:012d}' for number in range(questions)]
+    ids = [ids[number % IMAGES] for number in range(questions)]
     files = {'vqa/train.json': [{'img_id': ids[i], 'question_id': i, 'sent': sentences[i], 'label': labels[i]}
                                 for i in range(questions)],
              'vqa/trainval_label2ans.json': answers,
              'lxmert/mscoco_train.json': [{'img_id': ids[i], 'sentf': {'vqa': [sentences[i]]}, 'labelf': {'vqa': [labels[i]]}}
                                           for i in range(questions)],
              'lxmert/all_ans.json': [{'ans': answer, 'dsets': ['vqa']} for answer in answers],
-             'bert/config.json': SMALL if options.small else {}}
+             'bert/config.json': small if options.small else {}}
     for name, content in files.items():
         (options.folder / name).write_text(json.dumps(content))
     (options.folder / 'bert/vocab.txt').write_text('\n'.join([*SPECIAL_TOKENS, *words]))
@@ -108,7 +120,8 @@ def measure(options, steps_alone=True):
     flags = Options(train=SPLIT[options.task], valid='', dataRoot=str(options.folder), bert=str(options.folder / 'bert'),
                     fromScratch=True, taskMaskLM=True, taskMatched=True, taskObjPredict=True, taskQA=True, lr=LR,
                     batchSize=options.batchSize, device=options.device, featDevice=options.featDevice, epochs=options.turns + 1,
-                    output=str(options.folder / 'out'), **MODES[options.mode])
+                    output=str(options.folder / 'out'), numWorkers=options.numWorkers, **MODES[options.mode],
+                    **{'model': 'vlbert', 'features': 'pixels'} if options.features == 'pixels' else {})
     device = dist.start(options.device)
     program = PretrainingProgram.prepare(flags, device) if options.task == 'pretrain' else TaskProgram.prepare(VQA, flags, device)
     _, head, train_set, _ = program.make()
@@ -131,8 +144,8 @@ def measure(options, steps_alone=True):
 
 def start_processes(options):
     """Seconds of a step of the loop in --processes processes."""
-    flags = [f'--{name}={getattr(options, name)}'
-             for name in ('task', 'mode', 'batchSize', 'steps', 'turns', 'device', 'featDevice', 'folder')]
+    flags = [f'--{name}={getattr(options, name)}' for name in (
+        'task', 'mode', 'features', 'numWorkers', 'batchSize', 'steps', 'turns', 'device', 'featDevice', 'folder')]
     launcher = ['src/launch.py', f'--nproc-per-node={options.processes}']
     threads = max(len(os.sched_getaffinity(0)) // options.processes, 1)
     return report.run_separately('loop', '--part', 'process', *flags, *(['--small'] if options.small else []), launcher=launcher,

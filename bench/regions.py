@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import report
+from bench.images import SIZE
 from cli import positive, run_main
 from files.atomic import check_free_space
 from files.progress import ProgressBar
@@ -179,8 +180,8 @@ def read_as_original(path) -> list[dict]:
 @functools.cache
 def random_regions(seed) -> ImageRegions:
     rng = np.random.default_rng(seed)
-    corners = np.sort(rng.random((REGIONS, 2, 2), np.float32), axis=1).reshape(REGIONS, 4) * np.float32(400)
-    return ImageRegions('', 400, 400, rng.integers(0, 1600, REGIONS), rng.random(REGIONS, np.float32),
+    corners = np.sort(rng.random((REGIONS, 2, 2), np.float32), axis=1).reshape(REGIONS, 4) * np.float32(min(SIZE))
+    return ImageRegions('', SIZE[1], SIZE[0], rng.integers(0, 1600, REGIONS), rng.random(REGIONS, np.float32),
                         rng.integers(0, 400, REGIONS), rng.random(REGIONS, np.float32), corners,
                         np.maximum(rng.standard_normal((REGIONS, FEATURES), np.float32), 0))
 

@@ -255,11 +255,18 @@ def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):
     assert not (tmp_path / 'data').exists()
 
 
+def test_the_loop_over_images_is_measured(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'IMAGES', 8)
+    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--features', 'pixels', '--processes', 1)
+    assert figures['the loop, s a step'] > 0 and not any('hours' in name for name in figures)
+
+
 def test_wrong_flags_of_a_measurement_are_named(tmp_path, capsys):
     (tmp_path / 'file').touch()
     for module, flags, expected in ((loop, ['--folder', str(tmp_path)], 'is not empty'),
-                                    (loop, ['--processes', '0'], '--processes'), (model, ['--runs', 'x'], '--runs'),
-                                    (model, ['--tasks', 'x'], 'found x'),
+                                    (loop, ['--processes', '0'], '--processes'),
+                                    (loop, ['--features', 'pixels', '--task', 'pretrain'], 'found --task pretrain'),
+                                    (model, ['--runs', 'x'], '--runs'), (model, ['--tasks', 'x'], 'found x'),
                                     (model, ['--model', 'vlbert', '--tasks', 'nlvr2'], 'found nlvr2')):
         with pytest.raises(SystemExit) as ended:
             module.main(flags)
