@@ -11,7 +11,6 @@ import sys
 import torch
 import yaml
 
-from annotations.examples import read_examples
 from bert.weights import read_state
 from cli import run_main, train_main
 from dist import gather, is_main, print0
@@ -164,9 +163,6 @@ class AlbefRun:
         head.recipe = dataclasses.replace(head.recipe, **self.plan.recipe)
         if 'warm_up' in self.plan.values:
             head.ramp = self.plan.values['warm_up']
-        if further := getattr(self, 'further', None):  # of training: candidates for an answer are the first ones
-            head.answer_texts, candidates = [*self.answers, *further], head.candidates
-            head.candidates = lambda device: candidates(device)[:None if head.training else len(self.answers)]
         if self.plan.name == 'Grounding':
             head.mode, head.block = self.plan.args.gradcam_mode, self.plan.args.block_num
         self.head = head
@@ -184,16 +180,6 @@ class AlbefPretraining(AlbefRun):
 
 class AlbefProgram(AlbefRun, TaskProgram):
     """A task's program with ALBEF's files."""
-
-    def examples(self, names):
-        """As of TaskProgram; VQA is trained on all answers, not only on the candidates."""
-        if self.plan.name != 'VQA' or names != self.options.train or self.options.test is not None:
-            return super().examples(names)
-        self.further = []
-        examples = read_examples([split.annotations for split in self.spec.named(names)], self.task_class.schema, self.answers,
-                                 self.further)
-        print0(f'{names}: {len(self.further):,} answers beside the {len(self.answers):,} candidates, which are only trained on.')
-        return examples
 
     def load(self, names, examples, head, submit=False):
         training = names == self.options.train and self.options.test is None
