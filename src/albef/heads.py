@@ -22,7 +22,10 @@ from albef.weights import (
     read_albef,
     recognises,  # noqa: F401, of the contract
 )
-from bert.config import check_config  # noqa: F401, of the contract
+from bert.config import (
+    check_config,  # noqa: F401, of the contract
+    refuse_layer_flags,
+)
 from bert.layers import PackedSequences
 from bert.weights import WeightsError
 from files.json_files import DataError
@@ -93,9 +96,7 @@ def read_config(folder, options):
     """The config.json of a folder (the published model if there is none), with --dropout."""
     path = folder / 'config.json'
     config = AlbefConfig.from_json(path) if path.is_file() else AlbefConfig()
-    for flag in ('llayers', 'xlayers', 'rlayers'):
-        if getattr(options, flag) is not None:
-            raise ValueError(f'--{flag}: ALBEF has num_hidden_layers, fusion_layer and vision_depth in {path}; leave it out')
+    refuse_layer_flags(options, f'ALBEF has num_hidden_layers, fusion_layer and vision_depth in {path}')
     if options.repairs:
         try:
             config = dataclasses.replace(config, repairs=options.repairs.split(','))
