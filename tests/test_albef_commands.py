@@ -399,6 +399,7 @@ def test_the_guides_two_commands(tiny, tmp_path, capsys):
     assert tiny('Retrieval', '--checkpoint', str(checkpoint), '--evaluate') == 0
     tested, of_best = json.loads(logged(tmp_path)[-1]), epochs[epochs[1]['best_epoch']]
     assert tested == {key: of_best[key] for key in tested if key != 'epoch'} | {'epoch': 0} and 'test_txt_r1' in tested
+    assert [key for key in of_best if isinstance(of_best[key], str)] == ['train_score', 'train_loss_ita', 'train_loss_itm']
     assert json.loads((tmp_path / 'out/test_predict.json').read_text())[0]['img_id'] == 'flickr30k-images/1007129816'
     assert yaml.safe_load((tmp_path / 'out/config.yaml').read_text())['k_test'] == 8
     capsys.readouterr()

@@ -55,9 +55,9 @@ def test_questions_have_weights_for_answers(tmp_path):
     assert examples.ids.tolist() == [7, 1] and images(examples) == [['train2014/x'], ['VG_100K/5']]
     assert examples.label_example.tolist() == [0, 0, 1] and examples.label_answer.tolist() == [0, 1, 2]
     np.testing.assert_allclose(examples.label_score, [0.75, 0.25, 0.5])
-    further = []
-    examples = read_examples([path], QUESTION, ('dog', 'x'), further)
-    assert examples.label_answer.tolist() == [2, 0, 3] and further == ['cat', 'c'] and not examples.unknown
+    assert not examples.further
+    examples = read_examples([path], QUESTION, ('dog', 'x'), further=True)
+    assert examples.label_answer.tolist() == [2, 0, 3] and examples.further == ['cat', 'c'] and not examples.unknown
     unlabelled = {key: value for key, value in VQA_ITEM.items() if key != 'answer'}
     assert not read_examples([save(tmp_path / 'test.json', [unlabelled])], QUESTION, ()).labelled
 

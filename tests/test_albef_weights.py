@@ -326,6 +326,20 @@ def test_generated_answers(tokenizer):
     assert head.predict(batch)[0].max() < 3
 
 
+def test_answers_that_are_trained_on_and_never_chosen(tokenizer):
+    head = models.build('albef', 'vqa', config(), ['yes', 'no']).eval()
+    head.encoder.tokenizer = tokenizer
+    batch = batch_of('vqa') | {'label_answer': torch.tensor([0, 2, 1, 2])}
+    scores = head.logits(batch)
+    head.train_on(['red dog'])
+    longer = head.logits(batch)
+    assert longer.shape == (4, 2) and torch.allclose(longer, scores, atol=1e-5)
+    loss = head.forward(batch, head.counts([batch]))[0]['LM']
+    with torch.no_grad():  # the third answer becomes likelier
+        head.encoder.model.text_decoder.cls.predictions.bias[[VOCABULARY.index('red'), VOCABULARY.index('dog')]] += 1
+    assert head.forward(batch, head.counts([batch]))[0]['LM'] < loss
+
+
 # ---- boxes
 
 

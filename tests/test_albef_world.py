@@ -62,10 +62,19 @@ def test_each_task_from_pre_trained_weights(small_world, pretrained, task):
 
 
 def test_a_snapshot_answers_a_picture(small_world, pretrained, capsys):
-    done = run('vqa', flags(small_world, 'asked', '--train', 'nominival', '--valid', '', '--loadALBEF', pretrained))
+    world = small_world / 'shapes'
+    answers = json.loads((world / 'vqa/trainval_label2ans.json').read_text())
+    answers.remove('yes')
+    (world / 'few.json').write_text(json.dumps(answers))
+    (world / 'dataset.json').write_text(json.dumps({
+        'kind': 'vqa', 'name': 'few', 'max_length': 20, 'answers': 'few.json', 'splits': {
+            'train': {'annotations': 'vqa/nominival.json', 'images': ['images/val2014']}}}))
+    more = '--dataset', world / 'dataset.json', '--train', 'train', '--valid', '', '--loadALBEF', pretrained
+    done = run('vqa', flags(small_world, 'asked', *more))
     assert done.returncode == 0, done.stderr
+    assert f'train: 1 answers beside the {len(answers)} candidates are trained on' in done.stdout
     picture = min((small_world / 'shapes/images/val2014').glob('*.png'))
     more = '--load', small_world / 'asked/LAST', '--out', small_world / 'drawn', '--device', 'cpu'
     assert ask.main([str(picture), 'Is there a star?', *map(str, more)]) == 0
-    answers = json.loads((small_world / 'asked/answers.json').read_text())
+    assert json.loads((small_world / 'asked/answers.json').read_text()) == answers
     assert re.search(r'^ +\d+\.\d%  (.+)$', capsys.readouterr().out, re.M)[1] in answers

@@ -131,12 +131,11 @@ class Contrast(MomentumHead):
         some = torch.where(same.all(1, keepdim=True), True, ~same).float()
         return self.choose_negatives(torch.where(weights.sum(1, keepdim=True) > 0, weights, some))
 
-    def targets(self, step, own, start, end):
-        """Hard targets (rows, g + q) of the examples at the places `own` of the step: equal shares of what is of the same
-        picture."""
-        right = self.same(step, start, end)[own - start]
-        queue = (step.columns['id'][own, None] == self.idx_queue[0]) if hasattr(self, 'idx_queue') else \
-            right.new_zeros(len(own), self.config.queue_size)
+    def targets(self, step, places, start, end):
+        """Hard targets (rows, g + q) of the examples at `places` of the step: equal shares of what is of the same picture."""
+        right = self.same(step, start, end)[places - start]
+        queue = (step.columns['id'][places, None] == self.idx_queue[0]) if hasattr(self, 'idx_queue') else \
+            right.new_zeros(len(places), self.config.queue_size)
         right = torch.cat([right, queue], 1).float()
         return right / right.sum(1, keepdim=True)
 
@@ -151,15 +150,15 @@ class Contrast(MomentumHead):
         for number, (start, end) in enumerate(step.groups):
             if start >= part.last or end <= part.first:
                 continue
-            own = torch.arange(max(start, part.first), min(end, part.last), device=image.device)
-            rows = own - part.first
+            places = torch.arange(max(start, part.first), min(end, part.last), device=image.device)
+            rows = places - part.first
             to_texts, to_images = (
                 torch.cat([features[rows] @ columns[other][start:end].T, queue[rows]], 1) / temp for features, other, queue in
                 ((image, 'text', to_queue[0]), (text, 'image', to_queue[1])))  # (rows, g + q)
             with torch.no_grad():
-                hard = self.targets(step, own, start, end)
+                hard = self.targets(step, places, start, end)
                 alpha = self.alpha if self.config.distill or self.pretraining else 0.0
-                twins = (columns['image'][own], 'text'), (columns['text'][own], 'image')
+                twins = (columns['image'][places], 'text'), (columns['text'][places], 'image')
                 soft = (torch.cat([one @ columns[other][start:end].T, one @ queues[other]], 1) / temp for one, other in twins)
                 soft = [alpha * scores.softmax(1) + (1 - alpha) * hard for scores in soft]
             total = total + 0.5 * (soft_cross_entropy(soft[0], to_texts) + soft_cross_entropy(soft[1], to_images)).sum()
@@ -172,7 +171,7 @@ class Contrast(MomentumHead):
                 whole_images = columns['model image'][start:end] @ columns['text'][start:end].T / temp
                 whole_texts = columns['model text'][start:end] @ columns['image'][start:end].T / temp
             self.draws = self.generator(image.device, self.number * step.live, number, int(step.live))
-            within = own - start
+            within = places - start
             images.append(start + self.negatives(whole_texts, same)[within])
             texts.append(start + self.negatives(whole_images, same)[within])
             has_negative.append(~same.all(1)[within])
@@ -198,13 +197,13 @@ class Contrast(MomentumHead):
         else:
             inputs, extra = step.columns, step.columns['ids'].shape[1] - ids.shape[1]
             states, masks = F.pad(states, (0, 0, 0, extra)), F.pad(mask.long(), (0, extra))
-        own = torch.arange(len(ids), device=ids.device)
+        pairs = torch.arange(len(ids), device=ids.device)
         all_tokens, negative = self.with_others(step, part, tokens, images, lambda at: model.visual_encoder(inputs['pixels'][at]))
-        image_rows = torch.cat([own, negative, own])
+        image_rows = torch.cat([pairs, negative, pairs])
         all_states, negative = self.with_others(
             step, part, states, texts, lambda at: self.text_states(model, inputs['ids'][at], inputs['mask'][at]))
         all_masks, _ = self.with_others(step, part, masks, texts, lambda at: inputs['mask'][at])
-        rows = torch.cat([own, own, negative])
+        rows = torch.cat([pairs, pairs, negative])
         logits = self.match(all_states[rows], all_masks[rows], all_tokens, image_rows)  # (3 * b, 2)
         label = torch.arange(3 * len(ids), device=logits.device) < len(ids)
         weight = torch.cat([torch.ones_like(has_negative), has_negative, has_negative]).float()

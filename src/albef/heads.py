@@ -22,7 +22,10 @@ from albef.weights import (
     read_albef,
     recognises,  # noqa: F401, of the contract
 )
-from bert.config import check_config  # noqa: F401, of the contract
+from bert.config import (
+    check_config,  # noqa: F401, of the contract
+    refuse_layer_flags,
+)
 from bert.layers import PackedSequences
 from bert.weights import WeightsError
 from files.json_files import DataError
@@ -93,9 +96,7 @@ def read_config(folder, options):
     """The config.json of a folder (the published model if there is none), with --dropout."""
     path = folder / 'config.json'
     config = AlbefConfig.from_json(path) if path.is_file() else AlbefConfig()
-    for flag in ('llayers', 'xlayers', 'rlayers'):
-        if getattr(options, flag) is not None:
-            raise ValueError(f'--{flag}: ALBEF has num_hidden_layers, fusion_layer and vision_depth in {path}; leave it out')
+    refuse_layer_flags(options, f'ALBEF has num_hidden_layers, fusion_layer and vision_depth in {path}')
     if options.repairs:
         try:
             config = dataclasses.replace(config, repairs=options.repairs.split(','))
@@ -268,8 +269,8 @@ class Classes(MomentumHead):
 
 
 class GeneratedAnswers(MomentumHead):
-    """A decoder writes answers to questions (VQA, GQA). `answer_ids` (answers, t): the answers as [CLS] pieces [SEP]; None: made
-    from the texts when they are first needed."""
+    """A decoder writes answers to questions (VQA, GQA). Labels may be of any of `answer_texts`, predictions of the first
+    `num_candidates`. `answer_ids` (answers, t): the answers as [CLS] pieces [SEP]; None: made when they are first needed."""
 
     def __init__(self, encoder, recipe, answers=None, options=None):
         text = encoder.config.text
@@ -277,13 +278,22 @@ class GeneratedAnswers(MomentumHead):
         encoder.model.text_decoder = Decoder(layers)
         super().__init__(encoder, recipe, options)
         self.answer_texts, self.answer_ids = list(answers or ()), None
+        self.num_candidates = len(self.answer_texts)
 
-    def candidates(self, device):
-        """(answers, t) int64 on the device."""
+    def train_on(self, further):
+        """Adds answers (list of str) that labels may be of, and that are no candidates."""
+        self.answer_texts, self.answer_ids = [*self.answer_texts, *further], None
+
+    def ids_of_answers(self, device):
+        """`answer_ids` (answers, t) int64 on the device."""
         if self.answer_ids is None:
             self.answer_ids = torch.from_numpy(encode_answers(self.encoder.tokenizer, self.answer_texts))
         self.answer_ids = self.answer_ids.to(device)
         return self.answer_ids
+
+    def candidates(self, device):
+        """The part of `answer_ids` that may be chosen."""
+        return self.ids_of_answers(device)[:self.num_candidates]
 
     @staticmethod
     def answer_logits(decoder, ids, states, mask, questions):
@@ -298,7 +308,7 @@ class GeneratedAnswers(MomentumHead):
     def forward(self, batch, counts):
         """The loss: of each answer the sum over its pieces, times its score. The metrics: 'score', the pieces of the answers that
         are right, and 'examples', all pieces."""
-        ids, mask = self.candidates(batch['input_ids'].device)[batch['label_answer']], mask_of(batch)
+        ids, mask = self.ids_of_answers(batch['input_ids'].device)[batch['label_answer']], mask_of(batch)
         questions = batch['label_example']
         ids = ids[:, :int((ids != 0).sum(1).max())] if len(ids) else ids
         next_ids, states = ids[:, 1:], self.encoder(batch).words

@@ -59,11 +59,11 @@ class Pretraining(Contrast):
             if 'masked_lm_labels' in part.batch:
                 continue
             ids = part.batch['input_ids']
-            own = slice(part.first, part.last), slice(ids.shape[1])
-            predicted = chosen[own] & (ids != 0) & (ids != special[CLS])
-            mask = predicted & replaced[own]
+            grid = slice(part.first, part.last), slice(ids.shape[1])
+            predicted = chosen[grid] & (ids != 0) & (ids != special[CLS])
+            mask = predicted & replaced[grid]
             masked = ids.masked_fill(mask, special[MASK])
-            masked = torch.where(predicted & ~mask & other[own], pieces[own], masked)
+            masked = torch.where(predicted & ~mask & other[grid], pieces[grid], masked)
             part.masked = masked, ids.masked_fill(~predicted, NO_LABEL)
 
     def forward(self, batch, counts):
@@ -134,12 +134,12 @@ class TextAssignment(MomentumHead):
             columns['pixels'] = [part.batch['pixels'] for part in step.parts]
             columns['feature'] = [self.features(self.encoder.visual(part.batch)[0]) for part in step.parts]
         step.columns |= {name: self.in_step_order(step, rows) for name, rows in columns.items() if rows}
-        count = sum(len(self.own(part, start, end)) for part in step.parts
+        count = sum(len(self.places(part, start, end)) for part in step.parts
                     for start, end in step.groups if end - start >= self.least)
         return {'TA': self.temp.new_tensor(float(count))}
 
     @staticmethod
-    def own(part, start, end):
+    def places(part, start, end):
         """The places of a group that are in a micro-batch."""
         return range(max(start, part.first), min(end, part.last))
 
@@ -171,7 +171,7 @@ class TextAssignment(MomentumHead):
         tokens = self.encoder.visual(batch)[0]
         pictures, labels = [], []
         for number, (start, end) in enumerate(step.groups):
-            if not (own := self.own(part, start, end)):
+            if not (places := self.places(part, start, end)):
                 continue
             features = step.columns['feature'][start:end] if 'feature' in step.columns else \
                 self.features(tokens.detach()[start - part.first:end - part.first])
@@ -180,10 +180,10 @@ class TextAssignment(MomentumHead):
             else:
                 draws = self.generator(torch.device('cpu'), self.number * step.live, number, int(step.live))
                 chosen, right = self.pairs(features, draws)
-            pictures += [(start + chosen[place - start][0], start + chosen[place - start][1]) for place in own]
-            labels += [right[place - start] for place in own]
-        places = torch.tensor(pictures, device=tokens.device).T  # (2, b)
-        tokens, rows = self.with_others(step, part, tokens, places.flatten(), lambda at: self.encoder.model.visual_encoder(
+            pictures += [(start + chosen[place - start][0], start + chosen[place - start][1]) for place in places]
+            labels += [right[place - start] for place in places]
+        pictures = torch.tensor(pictures, device=tokens.device).T  # (2, b)
+        tokens, rows = self.with_others(step, part, tokens, pictures.flatten(), lambda at: self.encoder.model.visual_encoder(
             step.columns['pixels'][at]))
         first, second = (Context(tokens, rows=row) for row in rows.chunk(2))
         logits, labels = self.assign(batch, first, second), torch.tensor(labels, device=tokens.device)

@@ -159,6 +159,7 @@ class Examples:
     types: dict[str, tuple[np.ndarray, list]]  # of answer_type and question_type, (n,) int32 indices in the list of their names
     labelled: bool
     unknown: Counter = field(default_factory=Counter)  # answers of labels that are not in the vocabulary, and were left out
+    further: list = field(default_factory=list)  # such answers that were kept, whose indices follow those of the vocabulary
     choice: np.ndarray | None = None  # (n,) int64: the right one of the c texts
     boxes: np.ndarray | None = None  # (n, 4) float64: the target box in pixels
     classes: np.ndarray | None = None  # (n, m) uint8: the class of each region of the image, 0 at padding
@@ -224,9 +225,9 @@ class Column:
         self.values = []
 
 
-def read_examples(paths, schema, answers, further=None):
-    """The Examples of annotation files. answers: the answer vocabulary; further: a list to which answers of labels that are not
-    in it are appended, whose indices follow; None: they are left out.
+def read_examples(paths, schema, answers, further=False):
+    """The Examples of annotation files. answers: the answer vocabulary; further: keep answers of labels that are not in it, as
+    Examples.further, instead of leaving them out.
 
     Files of ALBEF are read too (albef_files). Raises DataError that names the file, the example's number (from 0) and the key.
     """
@@ -269,9 +270,8 @@ def read_examples(paths, schema, answers, further=None):
                     boxes.append(example[schema.box])
                 elif labelled[-1] and not schema.captions:
                     for answer, score in schema.scores(example, answers).items():
-                        if further is not None and answer not in place:
+                        if further and answer not in place:
                             place[answer] = len(place)
-                            further.append(answer)
                         if answer in place:
                             for column, value in zip(labels, (n, place[answer], score), strict=True):
                                 column.append(value)
@@ -291,9 +291,9 @@ def read_examples(paths, schema, answers, further=None):
     for path, (start, end) in zip(paths, pairwise(starts), strict=True):
         if not schema.captions and not schema.box:
             check_distinct(path, schema, ids[start:end])
-    types = {key: (codes.array(), list(names)) for key, (codes, names) in types.items()}
+    types, further = {key: (codes.array(), list(names)) for key, (codes, names) in types.items()}, list(place)[len(answers):]
     return Examples(schema, ids, np.stack([column.array() for column in images], 1), split.array(), sentence.array(),
-                    list(sentences), *(column.array() for column in labels), types, labelled[0], unknown,
+                    list(sentences), *(column.array() for column in labels), types, labelled[0], unknown, further,
                     choice.array() if schema.choices and labelled[0] else None,
                     boxes.array() if schema.box and labelled[0] else None, classes_of(classes))
 

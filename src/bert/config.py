@@ -105,6 +105,13 @@ class BertConfig:
         return json.dumps(asdict(self), indent=2) + '\n'
 
 
+def refuse_layer_flags(options, has):
+    """Raises ValueError for --llayers, --xlayers or --rlayers, which are of LXMERT. has: what the model has instead."""
+    for flag in ('llayers', 'xlayers', 'rlayers'):
+        if getattr(options, flag) is not None:
+            raise ValueError(f'--{flag}: {has}; leave the flag out')
+
+
 def check_config(path, config):
     """Raises ValueError if the config.json at `path` is of another number of attention heads, which sizes do not show."""
     heads = type(config).from_json(path).num_attention_heads

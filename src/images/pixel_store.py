@@ -142,9 +142,9 @@ def stored_size(height, width, size, longest=None, square=False):
     images stay as they are."""
     if square:
         return size, size
-    if longest:
-        return resized(height, width, size, longest)
-    return (height, width) if min(height, width) <= size else resized(height, width, size, float('inf'))
+    if not longest and min(height, width) <= size:
+        return height, width
+    return resized(height, width, size, longest or size * max(height, width))  # which no side exceeds
 
 
 def write(source, out, size, longest=None, square=False, resample=None, ids='stem', allow_broken=False, reduced=False):

@@ -64,11 +64,16 @@ class VLBertTransform:
 def resized(height, width, short=600, longest=1000):
     """(height, width) of a picture whose shorter side is scaled to `short` pixels and the longer to at most `longest`, each cut
     to whole pixels in the order of VL-BERT's code."""
-    small, large = sorted((height, width))
-    if large / small * short > longest:
-        short = max(int(longest * small / large), 1)
-    size = short, int(short * large / small)
-    return size if height <= width else size[::-1]
+    return tuple(int(side) for side in resized_sides(height, width, short, longest, np.where))
+
+
+def resized_sides(height, width, short, longest, where):
+    """`resized` for whole numbers, or for float64 tensors of many pictures. where: numpy's or PyTorch's."""
+    upright = height > width
+    small, large = where(upright, width, height), where(upright, height, width)
+    short = where(large / small * short > longest, (longest * small / large // 1).clip(min=1), short)
+    large = short * large / small // 1
+    return where(upright, large, short), where(upright, short, large)
 
 
 @dataclass(frozen=True)

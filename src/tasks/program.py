@@ -252,18 +252,18 @@ class TaskProgram(Program):
         program.task_class = task_class
         return program
 
-    def examples(self, names):
-        """The Examples of splits separated by commas. Raises DataError."""
+    def examples(self, names, further=False):
+        """The Examples of splits separated by commas; further: as of read_examples. Raises DataError."""
         paths, world = [split.annotations for split in self.spec.named(names)], Path(self.options.dataRoot)
         missing = [path for path in paths if not path.is_file()]
         if missing and not self.options.dataset and (world / 'world.json').is_file():
             raise FileNotFoundError(f'{missing[0]}: no such file; the sample world in {world} has none, perhaps as it was made '
                                     'before: bash run/shapes.bash --out FOLDER makes another; or correct the name')
-        return read_examples(paths, self.task_class.schema, self.answers)
+        return read_examples(paths, self.task_class.schema, self.answers, further)
 
-    def labelled(self, flag, names, advice='; name a split that has'):
+    def labelled(self, flag, names, advice='; name a split that has', further=False):
         """The same, for the value `names` of --flag; raises DataError if they have no labels."""
-        examples = self.examples(names)
+        examples = self.examples(names, further)
         if not examples.labelled:
             raise DataError(f'--{flag} {names}: these questions have no labels{advice}')
         return examples
@@ -273,7 +273,8 @@ class TaskProgram(Program):
         needs = head.encoder.needs
         if needs & {'regions', 'boxes'}:
             check_has_features(self.spec.named(names), names, boxes='regions' not in needs)
-        dataset = load_examples(self.spec, names, examples, head.encoder, self.answers, self.options, submit, self.device)
+        answers = [*self.answers, *examples.further]
+        dataset = load_examples(self.spec, names, examples, head.encoder, answers, self.options, submit, self.device)
         if 'regions' in needs:
             check_features(dataset.regions, self.config, names, self.bert)
         return dataset
@@ -299,10 +300,15 @@ class TaskProgram(Program):
     def make(self):
         """(task, head, training set, validation set or None)."""
         options = self.options
+        writes = models.package(self.model).recipe(self.kind, options).loss == 'LM'  # a decoder, which learns to write any answer
         # Annotations are read before TSV files are converted, which takes longer.
-        train_examples = self.labelled('train', options.train)
+        train_examples = self.labelled('train', options.train, further=writes)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
         task, head = self.task_class(options), self.build_head(self.kind)
+        if further := train_examples.further:
+            head.train_on(further)
+            print0(f'{options.train}: {len(further):,} answers beside the {len(self.answers):,} candidates are trained on, and '
+                   'never chosen.')
         train_set = self.load(options.train, train_examples, head)
         if not train_set.examples.learnable():
             raise DataError(f'--train {options.train}: no question that is used has an answer with a score above 0'

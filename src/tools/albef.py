@@ -11,7 +11,6 @@ import sys
 import torch
 import yaml
 
-from annotations.examples import read_examples
 from bert.weights import read_state
 from cli import run_main, train_main
 from dist import gather, is_main, print0
@@ -24,6 +23,7 @@ from tools.albef_options import make_plan, write_dataset
 
 BEST, EPOCH = 'checkpoint_best.pth', 'checkpoint_{:02d}.pth'  # the second counts from 1 in train.py, from 0 in file names
 LOG, END = 'log.txt', 'best epoch:'
+NUMBERS = re.compile(r'_(r\d+|r_mean|d)$')  # keys of log.txt whose values are numbers; others are texts of numbers
 LOSSES = {'ITC': 'loss_ita', 'ITM': 'loss_itm', 'MLM': 'loss_mlm'}  # in log.txt; others: loss
 SPLITS = {'valid': 'val'}  # in log.txt
 PRETRAINING = {'Pretrain': 'pretrain.pairs.PairProgram', 'Pretrain_nlvr': 'pretrain.pairs.TextAssignmentProgram'}
@@ -76,10 +76,10 @@ class AlbefFolder(RunFolder):
                 if not line.startswith(END)]
 
     def log_epoch(self, epoch):
-        """Appends the line of an epoch. Numbers are texts of four places, as in the original code."""
+        """Appends the line of an epoch."""
         if is_main():
             best = epoch if self.improved else self.best_epoch(epoch)
-            line = {'_'.join(filter(None, original_name(name))): f'{value:.4f}' for name, value in self.figures.items()}
+            line = as_logged({'_'.join(filter(None, original_name(name))): value for name, value in self.figures.items()})
             self.append(line | {'epoch': epoch} | ({'best_epoch': best} if self.plan.program.best else {}))
 
     def append(self, line):
@@ -95,6 +95,11 @@ class AlbefFolder(RunFolder):
     def best_epoch(self, default):
         """The best epoch so far."""
         return next((line['best_epoch'] for line in reversed(self.logged()) if 'best_epoch' in line), default)
+
+
+def as_logged(figures):
+    """{key: number} as log.txt has it in the original code: recalls and accuracies of boxes are numbers, the rest are texts."""
+    return {key: float(value) if NUMBERS.search(key) else f'{value:.4f}' for key, value in figures.items()}
 
 
 def original_name(name):
@@ -164,9 +169,6 @@ class AlbefRun:
         head.recipe = dataclasses.replace(head.recipe, **self.plan.recipe)
         if 'warm_up' in self.plan.values:
             head.ramp = self.plan.values['warm_up']
-        if further := getattr(self, 'further', None):  # of training: candidates for an answer are the first ones
-            head.answer_texts, candidates = [*self.answers, *further], head.candidates
-            head.candidates = lambda device: candidates(device)[:None if head.training else len(self.answers)]
         if self.plan.name == 'Grounding':
             head.mode, head.block = self.plan.args.gradcam_mode, self.plan.args.block_num
         self.head = head
@@ -184,16 +186,6 @@ class AlbefPretraining(AlbefRun):
 
 class AlbefProgram(AlbefRun, TaskProgram):
     """A task's program with ALBEF's files."""
-
-    def examples(self, names):
-        """As of TaskProgram; VQA is trained on all answers, not only on the candidates."""
-        if self.plan.name != 'VQA' or names != self.options.train or self.options.test is not None:
-            return super().examples(names)
-        self.further = []
-        examples = read_examples([split.annotations for split in self.spec.named(names)], self.task_class.schema, self.answers,
-                                 self.further)
-        print0(f'{names}: {len(self.further):,} answers beside the {len(self.answers):,} candidates, which are only trained on.')
-        return examples
 
     def load(self, names, examples, head, submit=False):
         training = names == self.options.train and self.options.test is None
@@ -229,7 +221,7 @@ class AlbefProgram(AlbefRun, TaskProgram):
             _, text, figures = task.validate(head, dataset, self.options, self.device)
             print0(f'{name}: {text}')
             self.save(task, dataset, task.predictions)
-            line |= {'_'.join((name, original_name(f'/{key}')[1])): f'{value:.4f}' for key, value in figures.items()}
+            line |= as_logged({'_'.join((name, original_name(f'/{key}')[1])): value for key, value in figures.items()})
         if is_main():
             self.folder.append({**line, 'epoch': 0})
         return None

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from bert.config import check_config  # noqa: F401, of the contract
+from bert.config import (
+    check_config,  # noqa: F401, of the contract
+    refuse_layer_flags,
+)
 from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError, fill
@@ -88,9 +91,7 @@ def read_config(folder, options):
     """The config.json of a folder (the base model if there is none), with --dropout and --features."""
     path = folder / 'config.json'
     config = VLBertConfig.from_json(path) if path.is_file() else VLBertConfig()
-    for flag in ('llayers', 'xlayers', 'rlayers'):
-        if getattr(options, flag) is not None:
-            raise ValueError(f'--{flag}: VL-BERT has one kind of layers, num_hidden_layers in {path}; leave the flag out')
+    refuse_layer_flags(options, f'VL-BERT has one kind of layers, num_hidden_layers in {path}')
     flags = {'hidden_dropout_prob': options.dropout, 'attention_probs_dropout_prob': options.dropout,
              'pixels': options.features and options.features == 'pixels'}
     config = dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})

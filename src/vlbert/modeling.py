@@ -19,6 +19,7 @@ from bert.layers import (
     initialise,
     layer_norm,
 )
+from images.transforms import resized_sides
 from vlbert.cnn import PixelFeatures
 
 FEATURE_DROPOUT = 0.1  # before obj_downsample, whatever the config's rate is, as in the original code
@@ -33,13 +34,8 @@ def fixed_dropout(rate, config):
 
 
 def resized(image_size, longest=LONG_SIDE):
-    """The size of images whose short side is scaled to 600 pixels, the long one to at most `longest`, each cut to whole pixels as
-    in the original code. image_size (m, 2) height, width -> (m, 2) float64."""
-    short, long = (side.double() for side in (image_size.amin(1), image_size.amax(1)))
-    limited = (longest * short / long).floor().clamp(min=1)
-    short_side = torch.where(long / short * SHORT_SIDE > longest, limited, SHORT_SIDE)
-    long_side = (short_side * long / short).floor()
-    return torch.where(image_size == image_size.amin(1, keepdim=True), short_side[:, None], long_side[:, None])
+    """images.transforms.resized of many images: image_size (m, 2) height, width -> (m, 2) float64."""
+    return torch.stack(resized_sides(*image_size.double().unbind(1), SHORT_SIDE, longest, torch.where), 1)
 
 
 def original_boxes(boxes, image_size, mirrored=None, longest=LONG_SIDE):
