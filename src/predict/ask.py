@@ -1,5 +1,5 @@
 """Answers questions about pictures, chooses the regions that expressions describe or scores whether sentences match, and draws
-which words and regions are relevant. The program behind run/ask.bash."""
+which words and regions, or patches, are relevant. The program behind run/ask.bash."""
 
 import argparse
 import os
@@ -36,8 +36,8 @@ EPILOG = '''
 A snapshot of RefCOCO takes expressions in the place of questions, and answers with the regions that they describe; one of
 retrieval takes sentences, and answers with the probability that picture and sentence match.
 
-The detector is the one whose regions the snapshot was trained on: that of its --dataset or of the sample world below its
---dataRoot, else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
+The detector, where the model needs regions, is the one whose regions the snapshot was trained on: that of its --dataset or of the
+sample world below its --dataRoot, else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
 
 Examples:
   bash run/ask.bash cpu photo.jpg "What is the man holding?" "Is it raining?" --load snap/vqa/vqa_lxr955/BEST

@@ -78,12 +78,14 @@ class Demo:
 
 def build(demo, examples):
     """The page of a Demo. examples: lists of the files of its pictures and a question."""
-    two = demo.pipeline.predictor.images > 1
+    predictor = demo.pipeline.predictor
+    two, parts = predictor.images > 1, 'regions' if predictor.head.map_layer is None else 'patches'
     labels = ('Left picture', 'Right picture') if two else ('Picture',)
     with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
         gr.Markdown('# Ask LXMERT\n' + (
             'Choose two pictures and type a statement. The model tells whether it is true of them.' if two else
-            'Choose a picture and type a question. The model answers it from the regions that a detector finds.'))
+            'Choose a picture and type a question. The model answers it'
+            f'{" from the regions that a detector finds" if predictor.needs_regions else ""}.'))
         with gr.Row():
             with gr.Column():
                 with gr.Row():
@@ -99,7 +101,7 @@ def build(demo, examples):
             with gr.Column():
                 answers = gr.Label(label='Answers', elem_id='answers')
                 words = gr.HighlightedText(label='Words by their relevance for the first answer', elem_id='words')
-                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant regions', elem_id=f'regions{i}')
+                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant {parts}', elem_id=f'regions{i}')
                              for i, label in enumerate(labels, 1)]
 
         def answer(question, *sent):
