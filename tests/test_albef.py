@@ -426,7 +426,7 @@ def test_maps_of_words(task):
     logits, places, maps = head.word_maps(batch)
     assert torch.equal(places, logits.argmax(1)) and list(maps) == (['text2'] if k == 2 else ['text2', 'text3'])
     assert head.map_layer == 'text2'  # of two layers with an image the first; of six, as published, the third
-    assert not torch.equal(head.word_maps(batch, logits.argmin(1))[2]['text2'], maps['text2']) or logits.shape[1] == 1
+    assert logits.shape[1] == 1 or not torch.equal(head.word_maps(batch, logits.argmin(1))[2]['text2'], maps['text2'])
     states = head.encoder(batch, record_attention=True)
     if task == 'grounding':  # the maps from which boxes are chosen
         explained = head.itm_head(states.pooled)[:, 1].sum()
@@ -441,7 +441,6 @@ def test_maps_of_words(task):
             for row, t in itertools.product(range(4), range(9)):
                 expected = sum((attention[row, i, t] * gradient[row, i, t].clamp(min=0))[1:].view(4, 4) for i in range(4)) / 4
                 assert torch.allclose(of_layer[row, image, t], expected, atol=1e-6)
-                assert of_layer[row, image, t].any() or not batch['attention_mask'][row, t] or not expected.any()
             assert not of_layer[:, image][batch['attention_mask'] == 0].any()
 
 

@@ -27,7 +27,6 @@ from tasks.checkpoints import sidecar_files
 from vlbert.config import VLBertConfig
 
 IDS = 'COCO_train2014_000000000001', 'COCO_train2014_000000000002'
-ANSWERS = {'vqa': ['yes', 'no', 'red', '2'], 'nlvr2': ['False', 'True']}
 TASKS = {'vqa': ' ', 'nlvr2': ' ', 'refcoco': ' -> ', 'retrieval': ' -> match '}  # what follows the text
 QUESTION = 'What color is the star?'
 
@@ -41,11 +40,12 @@ def folder(made_world, tmp_path_factory):
     albef = AlbefConfig(image_res=48, patch_size=16, **{key: SIZES[key] for key in (
         'vision_width', 'vision_depth', 'vision_heads', 'embed_dim', 'queue_size')}, k_test=3, bert=bert | sizes)
     vlbert = VLBertConfig(**{key: bert[key] for key in ('vocab_size', 'max_position_embeddings')}, **VLBERT_SIZES, **RESNET)
+    answers = {'vqa': json.loads((made_world / 'vqa/trainval_label2ans.json').read_text()), 'nlvr2': ['False', 'True']}
     for model, config, task in [('albef', albef, task) for task in TASKS] + [('vlbert', vlbert, 'vqa')]:
-        head, place = randomised(models.build(model, task, config, ANSWERS.get(task))), parent / f'{model}_{task}'
+        head, place = randomised(models.build(model, task, config, answers.get(task))), parent / f'{model}_{task}'
         place.mkdir()
         tokenizer = BertTokenizer(made_world / 'bert/vocab.txt')
-        for name, text in sidecar_files(model, config, tokenizer, ANSWERS.get(task, [])).items():
+        for name, text in sidecar_files(model, config, tokenizer, answers.get(task, [])).items():
             (place / name).write_text(text)
         (place / 'options.json').write_text(json.dumps({'task': task, 'options': {'dataRoot': str(made_world)}}))
         torch.save(head.original_state(), place / 'BEST.pth')
@@ -138,13 +138,15 @@ def test_models_that_read_pictures_need_them(made_world, run, snapshot):
 
 
 def test_an_answer_that_is_not_scored_is_named(made_world, folder, run):
-    scores = {}
-    for answer in ANSWERS['vqa']:  # three of the four, of the likeliest first pieces
+    predictor = snapshots.load(folder / 'albef_vqa/BEST')
+    image = ImageRegions.without_regions('it', 120, 160, open_picture(files_of(made_world)[0]))
+    scored = [answer for answer, probability in predictor.answer(image, QUESTION, best=27)[0] if probability]
+    other = next(answer for answer in predictor.answers if answer not in scored)
+    assert len(scored) == predictor.head.config.k_test == 3
+    for answer, expected in ((scored[-1], 0), (other, 1)):
         status, printed, _ = run('albef_vqa', files_of(made_world), '--answer', answer, '--layers', 'text1')
-        scores[answer] = status, printed.err
-    assert sorted(status for status, _ in scores.values()) == [0, 0, 0, 1]
-    (answer, error), = ((answer, error) for answer, (status, error) in scores.items() if status)
-    assert f'--answer: expected one of the likeliest answers, which alone the model scores, found {answer!r}' in error
+        assert status == expected
+    assert f'--answer: expected one of the likeliest answers, which alone the model scores, found {other!r}' in printed.err
 
 
 def test_relevance_and_the_pointing_game_are_of_models_that_read_regions(made_world, folder, capsys):
@@ -179,3 +181,10 @@ def test_pixels_of_regions_are_explained(made_world, folder, run):
     expected, (of_image,) = relevance(pipeline.predictor.head, batch), values['images']
     assert len(of_image['regions']) == 1 + len(image.boxes) and of_image['regions'][0]['name'] == 'whole image'
     assert expected.regions.any() and sum(one['relevance'] for one in of_image['regions']) > 0
+
+
+def test_errors_are_reported_without_regions(made_world, folder, tmp_path, capsys):
+    flags = {'load': folder / 'albef_vqa/BEST', 'test': 'minival', 'dataRoot': made_world, 'bert': made_world / 'bert',
+             'images': made_world / 'images/val2014', 'out': tmp_path / 'page.html', 'storeRoot': tmp_path}
+    assert show.main(['errors', *(str(part) for name, value in flags.items() for part in (f'--{name}', value))]) == 0
+    assert 'Score on minival: ' in capsys.readouterr().out and (tmp_path / 'page.html').read_text().count('"boxes":[]') > 5
