@@ -53,8 +53,13 @@ def folder(made_world, tmp_path_factory):
 
 
 @pytest.fixture
-def run(made_world, folder, tmp_path, capsys):
-    """run(MODEL_TASK, images, *flags): `attention` in this process; (exit status, what it printed, its json)."""
+def run(made_world, folder, tmp_path, capsys, monkeypatch):
+    """run(MODEL_TASK, images, *flags): `attention` in this process, without its slow figures; (exit status, what it printed, its
+    json)."""
+    monkeypatch.setattr(drawing, 'SIDE', 160)
+    for figure in ('draw_panels', 'draw_heads'):
+        monkeypatch.setattr(drawing, figure, lambda *_: Image.new('RGB', (1, 1)))
+
     def attention(snapshot, images, *flags):
         status = show.main(['attention', '--load', str(folder / snapshot / 'BEST'), '--question', QUESTION, '--names',
                             str(made_world), '--out', str(tmp_path / 'out'), '--image', *map(str, images), *map(str, flags)])
