@@ -424,7 +424,7 @@ def test_maps_of_words(task):
     k = 2 if task == 'nlvr2' else 1
     head.answer_ids = answer_ids()
     logits, places, maps = head.word_maps(batch)
-    assert torch.equal(places, logits.argmax(1)) and list(maps) == (['text2'] if k == 2 else ['text2', 'text3'])
+    assert torch.equal(places, logits.argmax(1)) and list(maps) == (['text2', 'text4'] if k == 2 else ['text2', 'text3'])
     assert head.map_layer == 'text2'  # of two layers with an image the first; of six, as published, the third
     assert logits.shape[1] == 1 or not torch.equal(head.word_maps(batch, logits.argmin(1))[2]['text2'], maps['text2'])
     states = head.encoder(batch, record_attention=True)
