@@ -192,4 +192,4 @@ def test_errors_are_reported_without_regions(made_world, folder, tmp_path, capsy
     flags = {'load': folder / 'albef_vqa/BEST', 'test': 'minival', 'dataRoot': made_world, 'bert': made_world / 'bert',
              'images': made_world / 'images/val2014', 'out': tmp_path / 'page.html', 'storeRoot': tmp_path}
     assert show.main(['errors', *(str(part) for name, value in flags.items() for part in (f'--{name}', value))]) == 0
-    assert 'Score on minival: ' in capsys.readouterr().out and (tmp_path / 'page.html').read_text().count('"boxes":[]') > 5
+    assert 'Score on minival: ' in capsys.readouterr().out and '"boxes":[]' in (tmp_path / 'page.html').read_text()
