@@ -194,6 +194,7 @@ class Head(nn.Module):
 
     gradients_in_evaluation = False  # whether `predict` needs autograd, for example for Grad-CAM
     steps_per_epoch: int | None = None  # of the run; the training loop sets it
+    map_layer: str | None = None  # of a head with `word_maps`: the layer whose maps explain a prediction
 
     def __init__(self, encoder, recipe):
         super().__init__()
@@ -266,6 +267,11 @@ class Head(nn.Module):
             probabilities = [attention.probabilities for attention in states.attentions]
             gradients = torch.autograd.grad(explained, probabilities, allow_unused=True)
         return logits.detach(), places, list(zip(states.attentions, gradients, strict=True))
+
+    def word_maps(self, batch, places=None):
+        """(logits (b, m), places (b,), {layer: maps (b, k, t, rows, columns)}) of a model that reads images by patches: how much
+        each word uses each patch of k images for one logit per example, from 0 up, 0 at padding. places: as of `explain`."""
+        raise NotImplementedError
 
     def probabilities(self, logits) -> torch.Tensor:
         """Probabilities of the same shape as the logits."""

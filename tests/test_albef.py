@@ -1,5 +1,7 @@
 """ALBEF against Hugging Face's ViT and BERT, and against the plain restatement in albef_reference.py."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -415,18 +417,34 @@ def test_gradients_of_maps():
     assert F.relu(gradient).any()
 
 
-@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'vqa', 'entailment', 'nlvr2'])
+@pytest.mark.parametrize('task', ['pretrain', 'retrieval', 'vqa', 'entailment', 'nlvr2', 'grounding'])
 def test_maps_of_words(task):
+    """Grad-CAM of each layer that attends to images, restated in loops."""
     head, batch = build(task).eval(), batch_of(task)
+    k = 2 if task == 'nlvr2' else 1
     head.answer_ids = answer_ids()
     logits, places, maps = head.word_maps(batch)
-    assert maps.shape == (4, 9, 4, 4) and (maps >= 0).all() and maps.any() and not maps[batch['attention_mask'] == 0].any()
-    assert torch.equal(places, logits.argmax(1))
+    assert torch.equal(places, logits.argmax(1)) and list(maps) == (['text2', 'text4'] if k == 2 else ['text2', 'text3'])
+    assert head.map_layer == 'text2'  # of two layers with an image the first; of six, as published, the third
+    assert logits.shape[1] == 1 or not torch.equal(head.word_maps(batch, logits.argmin(1))[2]['text2'], maps['text2'])
     states = head.encoder(batch, record_attention=True)
-    middle = 'text2'  # of two layers with an image the first; of six, as published, the third
-    attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == (middle, 'visual'))
-    logit = head.logits_of(batch, states).reshape(4, -1).gather(1, places[:, None]).sum()
-    gradient, = torch.autograd.grad(logit, attention)
-    assert torch.allclose(maps, (attention * gradient.clamp(min=0)).mean(1)[:, :, 1:].unflatten(2, (4, 4)), atol=1e-6)
-    with pytest.raises(ValueError, match='expected a layer that attends to images, from 2 to '):
-        head.word_maps(batch, block=1)
+    if task == 'grounding':  # the maps from which boxes are chosen
+        explained = head.itm_head(states.pooled)[:, 1].sum()
+    else:
+        explained = head.logits_of(batch, states).reshape(4, -1).gather(1, places[:, None]).sum()
+    layers = [one.probabilities for one in states.attentions if one.keys == 'visual' and one.queries == 'words']
+    gradients = torch.autograd.grad(explained, layers)
+    for layer, of_layer in enumerate(maps.values()):
+        assert of_layer.shape == (4, k, 9, 4, 4) and of_layer.any()
+        for image in range(k):
+            attention, gradient = layers[k * layer + image], gradients[k * layer + image]
+            for row, t in itertools.product(range(4), range(9)):
+                expected = sum((attention[row, i, t] * gradient[row, i, t].clamp(min=0))[1:].view(4, 4) for i in range(4)) / 4
+                assert torch.allclose(of_layer[row, image, t], expected, atol=1e-6)
+            assert not of_layer[:, image][batch['attention_mask'] == 0].any()
+
+
+def test_the_layer_of_maps_is_that_of_the_original_code():
+    bert = BERT | {'num_hidden_layers': 12, 'fusion_layer': 6}
+    layers = {task: build(task, bert=bert).map_layer for task in ('vqa', 'grounding', 'nlvr2')}
+    assert layers == {'vqa': 'text8', 'grounding': 'text8', 'nlvr2': 'text10'}  # and text11 for the second picture

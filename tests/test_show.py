@@ -13,7 +13,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image, ImageDraw
 
-from explain import attention, drawing, program
+from explain import drawing, program
+from explain.explanation import RegionExplanation
 from explain.relevance import relevance, relevance_maps
 from heads import Attention
 from lxrt.config import LxrtConfig
@@ -321,9 +322,9 @@ def test_of_two_pictures_the_one_that_counts_less_is_darker(made_world):
     images = list(itertools.islice(readers.images(made_world / 'mscoco_imgfeat/train2014_obj36.tsv'), 2))
     weights = np.zeros((2, 36))
     weights[0, 5], weights[1, 7] = 6, 2
-    explanation = attention.Explanation('', '', 1.0, '', [], np.ones((2, 0)), list(weights), [])
-    (texts, first), (others, second) = attention.draw_explanation(
-        explanation, images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
+    explanation = RegionExplanation('', '', 1.0, '', [], np.ones((2, 0)), None, list(weights), [])
+    (texts, first), (others, second) = explanation.draw(
+        images, [Image.new('RGB', (320, 240), 'white')] * 2, ClassNames())
     assert next(iter(texts)) == 5 and texts[5].startswith('1 ') and texts[5].endswith(' 75%')
     assert next(iter(others)) == 7 and others[7].endswith(' 25%')
     centres = [np.asarray(picture)[8 * int(y1 + y2) // 2 + 2, 8 * int(x1 + x2) // 2 + 2] for picture, (x1, y1, x2, y2) in

@@ -148,16 +148,16 @@ def test_the_region_that_an_answer_depends_on_is_shown(made_world, tmp_path):
         assert explanation.answer == 'red'
         weights, = explanation.region_relevance
         assert weights.nonzero()[0].tolist() == [region + 1]  # after the image as a whole
-        (texts, _), = attention.draw_explanation(explanation, [flagged], [None], names)
+        (texts, _), = explanation.draw([flagged], [None], names)
         assert next(iter(texts.items())) == (region + 1, f'1 {attention.title(image, region, names)} 100%')
-        shown, = explanation.shown([flagged])
+        shown = explanation.complete(flagged)
         assert np.array_equal(shown.boxes[region + 1], image.boxes[region])
         game = pointing.play(predictor, [({'img_id': ID, 'sent': QUESTION, 'label': {'red': 1.0}}, image.boxes[region])],
                              {ID: flagged})
         assert game.hits.all() and game.mass.tolist() == [1]
     explanation = attention.explain(predictor, [replace(image, features=flag, image_feature=np.eye(len(flag[0]), dtype='f4')[0])],
                                     QUESTION)
-    (texts, _), = attention.draw_explanation(explanation, [image], [None], names)
+    (texts, _), = explanation.draw([image], [None], names)
     assert texts[0] == '1 whole image 100%'
 
 

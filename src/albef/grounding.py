@@ -43,7 +43,7 @@ class Grounding(Retrieval):
     image_size (b, 2), visual_attention_mask (b, o) (absent: no padding).
 
     mode: 'itm' or 'itc', from which score maps are made; block: of which layer of the text encoder (itm) or the image encoder
-    (itc); at first it is `map_layer`.
+    (itc); at first it is that of `map_layer`.
     """
 
     gradients_in_evaluation = True
@@ -51,7 +51,7 @@ class Grounding(Retrieval):
 
     def __init__(self, encoder, recipe, options=None, group=32):
         super().__init__(encoder, recipe, options, group)
-        self.block = self.map_layer
+        self.block = int(self.map_layer.removeprefix('text'))
 
     def piece_maps(self, batch, mode=None, block=None):
         """Maps of single word pieces (b, t, side, side), 0 at padding; with mode 'itc' one of the text (b, 1, side, side).
@@ -69,7 +69,7 @@ class Grounding(Retrieval):
             wanted = f'text{block}' if mode == 'itm' else f'image{block}', 'visual'
             attention = next(one.probabilities for one in states.attentions if (one.layer, one.keys) == wanted)
             if mode == 'itm':
-                score = self.itm_head(states.pooled)[:, 1].sum()
+                score = self.logits_of(batch, states).sum()
             else:
                 model = self.encoder.model
                 texts = self.text_features(model, self.text_states(model, batch['input_ids'], mask_of(batch)))
@@ -81,6 +81,15 @@ class Grounding(Retrieval):
     def maps(self, batch, mode=None, block=None):
         """The maps of whole texts (b, side, side): the mean over all places of the batch's texts, padding included."""
         return self.piece_maps(batch, mode, block).mean(1)
+
+    def logits_of(self, batch, states):
+        """(b,): the score of which maps are made."""
+        return self.itm_head(states.pooled)[:, 1].float()
+
+    def word_maps(self, batch, places=None):
+        """As of Head; the maps are those of the expression, whichever box is asked for."""
+        logits = self.logits(batch)
+        return logits, logits.argmax(1) if places is None else places, super().word_maps(batch)[2]
 
     def logits(self, batch):
         """The score of each box (b, o), -inf at padding."""

@@ -145,24 +145,18 @@ class MomentumHead(Head):
 
     @property
     def map_layer(self):
-        """The layer of the text encoder whose attention Grad-CAM reads: in the middle of those that attend to images, of the
-        published model the third of six, layer 8, as in the original code."""
+        """In the middle of the layers that attend to images: of the published model the third of six, text8, as in the original
+        code. Of k images each has a layer of its own; the first one's gives the name."""
         text = self.config.text
-        return text.fusion_layer + (text.num_hidden_layers - text.fusion_layer - 1) // 2
+        return f'text{text.fusion_layer + self.encoder.images * ((text.num_hidden_layers - text.fusion_layer - 1) // 2)}'
 
-    def word_maps(self, batch, places=None, block=None):
-        """(logits (b, m), places (b,), maps (b, t, side, side), 0 at padding): which patches each word piece looks at for a
-        logit, by Grad-CAM of the cross attention of a layer of the text encoder.
-
-        places: which of the logits, None: the highest; block: the layer, None: `map_layer`."""
-        block = self.map_layer if block is None else block
+    def word_maps(self, batch, places=None):
+        """As of Head, by Grad-CAM of the cross attention of each layer of the text encoder."""
         logits, places, recorded = self.explain(batch, places)
-        for attention, gradient in recorded:
-            if (attention.layer, attention.keys) == (f'text{block}', 'visual'):
-                gradient = torch.zeros_like(attention.probabilities) if gradient is None else gradient
-                return logits, places, self.gradient_maps(attention.probabilities, gradient)
-        raise ValueError(f'block {block}: expected a layer that attends to images, from {self.config.text.fusion_layer} to '
-                         f'{len(self.encoder.model.text.encoder.layer) - 1}')
+        maps = [self.gradient_maps(one.probabilities, torch.zeros_like(one.probabilities) if gradient is None else gradient)
+                for one, gradient in recorded if (one.queries, one.keys) == ('words', 'visual')]
+        first, k = self.config.text.fusion_layer, self.encoder.images
+        return logits, places, {f'text{first + i}': torch.stack(maps[i:i + k], 1) for i in range(0, len(maps), k)}
 
     # ---- the step as a whole
 

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from files.atomic import write_atomically
 from files.text import printable
@@ -26,6 +26,9 @@ RELEVANT = (213, 62, 10)  # colour of what is relevant
 CHOSEN = (0, 160, 255)  # colour of the region that a model chose, inside a white line
 FRAME = 6  # pixels of the line in this colour
 DIM = 0.4  # brightness where no region has any weight
+LINE = 1 / 200  # width of a region's outline over a picture, of its longer side
+BLUR, HEAT_DENSITY = 0.02, 0.7  # of maps, as in ALBEF's code: radius, of the longer side; exponent of their weight
+PANEL = 320  # pixels of the longer side of a picture in a figure
 DPI = 110
 NO_MATH = {'parse_math': False}  # dollars in a question are no formula
 CELL = 0.2  # inches of a row or column of a heat map
@@ -209,13 +212,88 @@ def draw_relevance(image, strength, texts, photo=None, chosen=None):
     paint, labels = ImageDraw.Draw(canvas), [(region, text, RELEVANT) for region, text in texts.items()]
     if chosen:
         labels.insert(0, (*chosen, CHOSEN))
-        for margin, colour in ((FRAME + 2, 'white'), (FRAME, CHOSEN)):  # around the line that shows its relevance
-            (x1, y1, x2, y2), (width, height) = boxes[chosen[0]], canvas.size
-            around = max(0, x1 - margin), max(0, y1 - margin), min(width - 1, x2 + margin), min(height - 1, y2 + margin)
-            paint.rectangle(around, outline=colour, width=margin)
+        _frame(paint, boxes[chosen[0]], canvas.size)
     draw_labels(paint, [boxes[region] for region, _, _ in labels], [text for _, text, _ in labels],
                 [colour for _, _, colour in labels])
     return canvas
+
+
+def _frame(paint, box, size):
+    """A frame in the colour CHOSEN around a box, and around the line that shows its relevance."""
+    for margin, colour in ((FRAME + 2, 'white'), (FRAME, CHOSEN)):
+        (x1, y1, x2, y2), (width, height) = box, size
+        paint.rectangle((max(0, x1 - margin), max(0, y1 - margin), min(width - 1, x2 + margin), min(height - 1, y2 + margin)),
+                        outline=colour, width=margin)
+
+
+def region_opacity(image, region, strength, size):
+    """The opacity (height, width), 0 to 1, of a region of an ImageRegions on a picture of size (width, height): an outline, and a
+    faint area inside. strength: 0 to 1."""
+    width, height = size
+    x1, y1, x2, y2 = (image.boxes[region] * (width / image.width)).round().astype(int).clip(0).tolist()
+    line = max(2, round(max(width, height) * LINE))
+    opacity = np.zeros((height, width))
+    opacity[y1:y2 + 1, x1:x2 + 1] = 0.3 + 0.7 * strength
+    opacity[y1 + line:max(y2 + 1 - line, 0), x1 + line:max(x2 + 1 - line, 0)] = 0.3 * strength
+    return opacity
+
+
+def scaled(maps):
+    """Maps of any shape, whose least value becomes 0 and whose largest 1; all 0 if these are the same."""
+    low, high = maps.min(), maps.max()
+    return (maps - low) / (high - low or 1)
+
+
+def resized(strength, size):
+    """A map over patches (rows, columns), from 0 to at most 1, smoothed in the size (width, height) of a picture: (height,
+    width), with the same maximum."""
+    most = float(strength.max())
+    shades = Image.fromarray((255 * strength / (most or 1)).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    shades = Image.fromarray(np.asarray(shades).clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(BLUR * max(size)))
+    smooth = np.asarray(shades, np.float64)
+    return most * smooth / (smooth.max() or 1)
+
+
+def draw_heat(picture, strength):
+    """A PIL image under the colours of a map over its patches (rows, columns), from 0 to at most 1, as in ALBEF's code: the
+    higher, the denser."""
+    from matplotlib import colormaps
+
+    heat = resized(strength, picture.size)
+    weight = (heat ** HEAT_DENSITY)[..., None]
+    mixed = (1 - weight) * np.asarray(picture) + weight * 255 * colormaps['jet'](heat)[..., :3]
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_map(image, strength, photo, chosen=None):
+    """The photograph of an ImageRegions under a map, as `draw_heat`, with the region that the model chose; RGB. chosen: as of
+    draw_relevance."""
+    canvas, boxes = canvas_of(image, photo)
+    canvas = draw_heat(canvas, strength)
+    if chosen:
+        paint, (region, text) = ImageDraw.Draw(canvas), chosen
+        _frame(paint, boxes[region], canvas.size)
+        draw_labels(paint, [boxes[region]], [text], [CHOSEN])
+    return canvas
+
+
+def draw_panels(title, photo, panels):
+    """A figure of a photograph under several maps: (text, map (rows, columns), each `scaled`, or None: without one)."""
+    from matplotlib.figure import Figure
+
+    small = photo.copy()
+    small.thumbnail((PANEL, PANEL))
+    across = min(len(panels), 6)
+    down = -(-len(panels) // across)
+    high = down * (2 * small.height / small.width + 0.3) + 0.4
+    figure = Figure(figsize=(2 * across, high), dpi=DPI, layout='constrained')
+    for i, (text, one) in enumerate(panels, 1):
+        axes = figure.add_subplot(down, across, i)
+        axes.imshow(small if one is None else draw_heat(small, scaled(one)))
+        axes.set_title(text, fontsize=9, **NO_MATH)
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11, **NO_MATH)
+    return figure
 
 
 def draw_words(figure, place, words, weights):

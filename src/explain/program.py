@@ -10,7 +10,7 @@ import sys
 from cli import run_main
 
 COMMANDS = {  # name: (module with add_arguments(parser) and run(args) -> exit status, what it does)
-    'attention': ('explain.attention', 'which words and regions an answer rests on, and what each head looks at'),
+    'attention': ('explain.attention', 'which words, regions or patches an answer rests on, and what each head or word looks at'),
     'errors': ('explain.error_report',
                'one HTML page of a validation run: scores by type and answer, confusions, the worst mistakes'),
 }

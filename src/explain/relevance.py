@@ -26,8 +26,11 @@ def relevance(head, batch, answers=None):
 
     head: a heads.Head; batch: of annotations.dataset.ExampleDataset; answers (b,) int64: the places of the logits, None: the
     highest. An attention that the images of an example share, as in layers that read the text alone, counts for each with the
-    gradient of all.
+    gradient of all. Raises ValueError for a head that explains its predictions by maps over patches.
     """
+    if head.map_layer is not None:
+        raise ValueError(f'relevance: expected a head of a model that reads regions, found {type(head).__name__} of one that '
+                         'reads patches of images; use its word_maps')
     logits, answers, recorded = head.explain(batch, answers)
     b, (texts, t), (images, o) = len(logits), batch['input_ids'].shape, batch['boxes'].shape[:2]
     n = texts * images // b

@@ -1,5 +1,5 @@
 """Answers questions about pictures, chooses the regions that expressions describe or scores whether sentences match, and draws
-which words and regions are relevant. The program behind run/ask.bash."""
+which words and regions, or patches, are relevant. The program behind run/ask.bash."""
 
 import argparse
 import os
@@ -18,7 +18,8 @@ from bert.tokenization import TextWarning
 from cli import run_main
 from detector.registry import FASTER_RCNN, HELP, WEIGHTS, DetectorConfig, load_detector
 from explain import drawing
-from explain.attention import TOP, draw_explanation, explain, most_relevant_words, name_of
+from explain.attention import explain, name_of
+from explain.explanation import TOP, most_relevant_words
 from files.json_files import DataError, field, read_json
 from files.text import printable
 from images.ids import ENDINGS
@@ -35,8 +36,8 @@ EPILOG = '''
 A snapshot of RefCOCO takes expressions in the place of questions, and answers with the regions that they describe; one of
 retrieval takes sentences, and answers with the probability that picture and sentence match.
 
-The detector is the one whose regions the snapshot was trained on: that of its --dataset or of the sample world below its
---dataRoot, else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
+The detector, where the model needs regions, is the one whose regions the snapshot was trained on: that of its --dataset or of the
+sample world below its --dataRoot, else the Faster R-CNN, whose weights `bash run/download.bash detector` fetches.
 
 Examples:
   bash run/ask.bash cpu photo.jpg "What is the man holding?" "Is it raining?" --load snap/vqa/vqa_lxr955/BEST
@@ -53,9 +54,9 @@ class ExplainedAnswer:
 
     question: str
     answers: list  # (answer, probability), the most probable first
-    words: list  # texts of the most relevant words with their shares; none for a model without regions
-    regions: list  # for each picture, texts of its most relevant regions with their shares of the relevance of all pictures
-    drawings: list  # k PIL images; without regions the pictures
+    words: list  # texts of the most relevant words with their shares
+    regions: list  # for each picture, texts of its most relevant regions with their shares of all; none with maps over patches
+    drawings: list  # k PIL images
 
 
 class Pipeline:
@@ -102,20 +103,18 @@ class Pipeline:
         return images
 
     def answer(self, question, images, best=TOP):
-        """(the `best` answers as (explain.attention.name_of, probability), Explanation of the first, None without regions).
-        images: the ImageRegions of the pictures."""
+        """(the `best` answers as (explain.attention.name_of, probability), Explanation of the first). images: the ImageRegions of
+        the pictures."""
         images = tuple(images)
         row, = self.predictor.predict([images], [question], best)
         answers = [(name_of(self.predictor, place, images, self.names), probability) for place, probability in row]
-        return answers, explain(self.predictor, images, question, names=self.names) if self.predictor.needs_regions else None
+        return answers, explain(self.predictor, images, question, names=self.names)
 
     def ask(self, question, pictures, images, best=TOP):
         """An ExplainedAnswer. pictures: those of one question; images: their ImageRegions, as `detect` returns them."""
         answers, explanation = self.answer(question, images, best)
         photos = list(map(Image.fromarray, pictures))
-        if explanation is None:
-            return ExplainedAnswer(question, answers, [], [[] for _ in photos], photos)
-        regions, drawings = zip(*draw_explanation(explanation, images, photos, self.names), strict=True)
+        regions, drawings = zip(*explanation.draw(images, photos, self.names), strict=True)
         words = most_relevant_words(explanation.words, explanation.word_relevance.sum(0))
         return ExplainedAnswer(question, answers, words, [list(texts.values()) for texts in regions], list(drawings))
 
@@ -199,13 +198,11 @@ def run(flags):
             print(printable(f'  {line}'))
         for answer, probability in result.answers:
             print(printable(f'  {probability:6.1%}  {answer}'))
-        if pipeline.detector is None:
-            continue
         print(printable(f'  words: {", ".join(result.words)}'))
         for file, regions, picture in zip(group, result.regions, result.drawings, strict=True):
             path = flags.out / drawing_name(file, result.question, written)
             drawing.save(picture, path)
-            print(f'  regions: {", ".join(regions)}\n  {path}')
+            print(*[f'  regions: {", ".join(regions)}\n'] * bool(regions), f'  {path}', sep='')
     return 0
 
 

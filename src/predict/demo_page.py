@@ -5,11 +5,10 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 from starlette.middleware import Middleware
 
-from explain.attention import SPECIAL, most_relevant_regions, title, word_shares
+from explain.explanation import SPECIAL, word_shares
 from images.pictures import PictureError, open_picture
 from predict.guard import Guard
 
@@ -20,7 +19,6 @@ SIDE = 900  # pixels of the longer side of a picture in the page
 MAX_QUESTION = 500  # characters
 SESSIONS = 50  # whose state Gradio keeps; each takes 0.3 MB, and each request of a program is another
 CACHED = 8  # pictures whose regions are kept for the next question
-LINE = 1 / 200  # width of a region's outline, of the longer side of the picture
 
 
 class Demo:
@@ -46,20 +44,12 @@ class Demo:
             answers, explanation = self.pipeline.answer(question, images)
         except (ValueError, OSError) as error:
             raise gr.Error(escape(str(error), quote=False), duration=None, print_exception=False) from None
-        if explanation is None:
-            unread = [(f'({line})', 0) for line in predictor.unread(question)]
-            return {answer or '(no answer)': probability for answer, probability in answers}, unread, *((picture, []) for
-                                                                                                      picture in pictures)
         shares = word_shares(explanation.words, explanation.word_relevance.sum(0))
         words = [(f'{word} {share:.0%}', share / (shares.max() or 1))
                  for word, share in zip(explanation.words, shares.tolist(), strict=True) if word not in SPECIAL]
         words += [(f'({line})', 0) for line in predictor.unread(question)]
-        relevance = np.concatenate(explanation.region_relevance)
-        annotated = [
-            (picture, [(mask(picture, image, region, weights[region] / (relevance.max() or 1)),
-                        f'{rank} {title(image, region, self.pipeline.names)} {weights[region] / (relevance.sum() or 1):.0%}')
-                       for rank, region in enumerate(most_relevant_regions(weights), 1)])
-            for picture, image, weights in zip(pictures, explanation.shown(images), explanation.region_relevance, strict=True)]
+        annotated = [(picture, explanation.areas(i, image, self.pipeline.names, picture.size))
+                     for i, (picture, image) in enumerate(zip(pictures, images, strict=True))]
         return {answer or '(no answer)': probability for answer, probability in answers}, words, *annotated
 
     def name(self, number):
@@ -86,28 +76,16 @@ class Demo:
         return small, image
 
 
-def mask(picture, image, region, strength):
-    """The opacity (h, w), 0 to 1, of a region of an ImageRegions on a picture: an outline, and a faint area inside.
-
-    strength: 0 to 1.
-    """
-    width, height = picture.size
-    x1, y1, x2, y2 = (image.boxes[region] * (width / image.width)).round().astype(int).clip(0).tolist()
-    line = max(2, round(max(width, height) * LINE))
-    opacity = np.zeros((height, width))
-    opacity[y1:y2 + 1, x1:x2 + 1] = 0.3 + 0.7 * strength
-    opacity[y1 + line:max(y2 + 1 - line, 0), x1 + line:max(x2 + 1 - line, 0)] = 0.3 * strength
-    return opacity
-
-
 def build(demo, examples):
     """The page of a Demo. examples: lists of the files of its pictures and a question."""
-    two = demo.pipeline.predictor.images > 1
+    predictor = demo.pipeline.predictor
+    two, parts = predictor.images > 1, 'regions' if predictor.head.map_layer is None else 'patches'
     labels = ('Left picture', 'Right picture') if two else ('Picture',)
     with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
         gr.Markdown('# Ask LXMERT\n' + (
             'Choose two pictures and type a statement. The model tells whether it is true of them.' if two else
-            'Choose a picture and type a question. The model answers it from the regions that a detector finds.'))
+            'Choose a picture and type a question. The model answers it'
+            f'{" from the regions that a detector finds" if predictor.needs_regions else ""}.'))
         with gr.Row():
             with gr.Column():
                 with gr.Row():
@@ -123,7 +101,7 @@ def build(demo, examples):
             with gr.Column():
                 answers = gr.Label(label='Answers', elem_id='answers')
                 words = gr.HighlightedText(label='Words by their relevance for the first answer', elem_id='words')
-                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant regions', elem_id=f'regions{i}')
+                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant {parts}', elem_id=f'regions{i}')
                              for i, label in enumerate(labels, 1)]
 
         def answer(question, *sent):

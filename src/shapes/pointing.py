@@ -1,10 +1,12 @@
 """The pointing game on the sample world, where the box of the object that a question names is known."""
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from explain import pointing
 from files.json_files import DataError, field, read_json
+from images.pictures import open_picture
 from regions import readers
 from shapes import world
 from shapes.questions import SIZE_WORDS, Description
@@ -50,14 +52,20 @@ def run(flags):
     predictor = Predictor.from_snapshot(flags.load)
     if (k := predictor.images) > 1:
         raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
+    if predictor.head.map_layer is not None:
+        raise ValueError(f'--load {flags.load}: expected a snapshot of a model that reads regions, found one that reads '
+                         'patches of pictures; name one of LXMERT or VL-BERT, or draw its maps with run/show.bash attention')
     questions = list(questions_with_boxes(flags.world))
     if not questions:
         raise DataError(f'{flags.world}/vqa/minival.json: expected questions of the kinds {", ".join(KINDS)}, found none; make a '
                         'world with more --images')
     questions = random.Random(flags.seed).sample(questions, min(flags.questions, len(questions)))
     ids = sorted({question['img_id'] for question, _ in questions})
-    regions = readers.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)
-    print(pointing.report(pointing.play(predictor, questions, {image.img_id: image for image in regions})))
+    regions = {image.img_id: image for image in readers.chosen(flags.world / 'mscoco_imgfeat/val2014_obj36.tsv', ids)}
+    if 'pixels' in predictor.needs:
+        regions = {img_id: replace(image, picture=open_picture(flags.world / f'images/val2014/{img_id}.png'))
+                   for img_id, image in regions.items()}
+    print(pointing.report(pointing.play(predictor, questions, regions)))
     return 0
 
 
