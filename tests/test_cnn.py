@@ -565,7 +565,7 @@ def test_fine_tuning_starts_from_either_pretraining(tmp_path, source, target):
 
 
 def test_features_of_another_size_start_with_a_new_projection(tmp_path):
-    """A narrow ResNet has fewer features than the regions of the pre-training; those of a file of regions are refused as before."""
+    """A narrow ResNet has fewer features than the regions of the pre-training. A model of regions refuses such a file."""
     state = models.build('vlbert', 'pretrain', config(visual_feat_dim=FEATURES + 8)).original_state()
     torch.save(state, tmp_path / 'x.model')
     head = random_head('refcoco')
@@ -577,7 +577,8 @@ def test_features_of_another_size_start_with_a_new_projection(tmp_path):
     for name in (f'{projection}.bias', 'vlbert.word_embeddings.weight'):
         assert torch.equal(head.original_state()[name], state[name])
     with pytest.raises(WeightsError, match=r'another size \(such as image_feature_extractor\.obj_downsample\.1\.weight'):
-        heads.load_start(models.build('vlbert', 'refcoco', config(visual_feat_dim=FEATURES)), Start('encoder', tmp_path / 'x.model'))
+        heads.load_start(models.build('vlbert', 'refcoco', config(visual_feat_dim=FEATURES)),
+                         Start('encoder', tmp_path / 'x.model'))
 
 
 def test_part_of_a_branch_is_refused(tmp_path):
