@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
-from explain.attention import SPECIAL
+from explain.explanation import SPECIAL
 from images.pictures import open_picture
 from predict import demo as program
 from predict import guard as guard_module
