@@ -260,6 +260,8 @@ class Head(nn.Module):
         """
         with torch.enable_grad():
             states = self.encoder(batch, record_attention=True)
+            if not states.attentions:
+                raise NotImplementedError(f'{type(self.encoder).__name__} records no attention, by which to explain')
             logits = self.logits_of(batch, states)
             logits = logits[:, None] if logits.ndim == 1 else logits
             places = logits.argmax(1) if places is None else places

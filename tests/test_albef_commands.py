@@ -290,8 +290,8 @@ def test_log_and_checkpoints_of_retrieval(tmp_path, monkeypatch):
     epoch(folder, 2, True)
     folder.finish()
     lines = (tmp_path / 'log.txt').read_text().splitlines()
-    assert json.loads(lines[0]) == {'train_loss_ita': '1.5000', 'val_txt_r1': '50.0000', 'val_r_mean': '61.2500',
-                                    'test_img_r10': '12.5000', 'epoch': 0, 'best_epoch': 0}
+    assert json.loads(lines[0]) == {'train_loss_ita': '1.5000', 'val_txt_r1': 50.0, 'val_r_mean': 61.25, 'test_img_r10': 12.5,
+                                    'epoch': 0, 'best_epoch': 0}
     assert [json.loads(line)['best_epoch'] for line in lines[:3]] == [0, 0, 2] and lines[3:] == ['best epoch: 2']
     assert {path.name for path in tmp_path.glob('*.pth')} == {'checkpoint_best.pth'}
     content = torch.load(tmp_path / 'checkpoint_best.pth', weights_only=True)

@@ -776,8 +776,9 @@ def test_relative_paths_are_image_ids(tmp_path, run):
     assert status == 0, printed
     assert sorted(file.name for file in (tmp_path / 'out').iterdir()) == ['a_source.png', 'c_source.png']
     store.open_regions(tmp_path / 'x.tsv')
+    regions_only = types.SimpleNamespace(needs={'regions'}, needs_regions=True)
     for path in (tmp_path / 'x.tsv', tmp_path / 'x.store'):
-        (one, photo), (other, _) = find_images(path, [str(tmp_path / 'photos/b/source.jpg'), 'a/source'])
+        (one, photo), (other, _) = find_images(regions_only, path, [str(tmp_path / 'photos/b/source.jpg'), 'a/source'])
         assert (one.img_id, other.img_id) == ('b/source', 'a/source') and photo.size == (one.width, one.height)
 
 
