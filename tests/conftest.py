@@ -19,6 +19,8 @@ SMALL = {'hidden_size': 32, 'num_attention_heads': 2, 'intermediate_size': 64, '
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, whose programs would ignore Ctrl-C as well
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup, which the programs would obey as well
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
