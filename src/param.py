@@ -93,6 +93,8 @@ class Options:
     taskMatched: bool = flag(False, 'Pre-training', 'Predict whether sentence and image match; half of them do not (of '
                               'ALBEF two thirds).')
     taskContrast: bool = flag(False, 'Pre-training', 'Of ALBEF: contrast of images and texts (ITC).')
+    taskAssign: bool = flag(False, 'Pre-training', 'Of ALBEF, alone, from pre-trained weights and before NLVR2: to which of two '
+                            'images does a text belong (text assignment)?')
     withoutDistillation: bool = flag(False, 'Pre-training', 'Of ALBEF, also in fine-tuning: the predictions of the momentum '
                                      'models are no targets.')
     taskObjPredict: bool = flag(False, 'Pre-training', 'Masked region prediction with the losses of --visualLosses.')

@@ -8,10 +8,12 @@ import pytest
 import torch
 from processes import run
 
+import models
 from bert.weights import read_state
 from cli import train_main
+from heads import Start
 from predict import ask
-from pretrain.pairs import PairProgram
+from pretrain import pairs
 from tasks.registry import task_class
 
 SIZES = {'image_res': 32, 'patch_size': 16, 'vision_width': 32, 'vision_depth': 1, 'vision_heads': 2, 'num_hidden_layers': 2,
@@ -41,8 +43,23 @@ def flags(world, output, *more):
 def pretrained(small_world):
     """The path of weights that were pre-trained for a step on the project's captions."""
     more = '--train', 'train', '--valid', 'val', '--lr', '1e-3', '--fromScratch'
-    assert train_main(PairProgram.prepare, flags(small_world, 'pretrain', *more)) == 0
+    assert train_main(pairs.prepare, flags(small_world, 'pretrain', *more)) == 0
     return small_world / 'pretrain/Epoch01.pth'
+
+
+def test_text_assignment_comes_between_pre_training_and_nlvr2(small_world, pretrained, capsys):
+    """Its weights have the layers of NLVR2, each of those that attend to images twice."""
+    more = '--train', 'train', '--valid', 'val', '--taskAssign', '--loadALBEF', pretrained
+    assert train_main(pairs.prepare, flags(small_world, 'assignment', *more, '--tiny')) == 0
+    assert 'TA ' in capsys.readouterr().out
+    head = models.build('albef', 'nlvr2', models.package('albef').config_from_json(small_world / 'assignment/config.json'))
+    models.package('albef').load_start(head, Start('encoder', small_world / 'assignment/Epoch01.pth'))
+    state, assigned = head.original_state(), read_state(small_world / 'assignment/Epoch01.pth')
+    encoder = {name for name in assigned if name.startswith(('visual_encoder.', 'text_encoder.'))}
+    assert encoder == {name for name in state if name.startswith(('visual_encoder.', 'text_encoder.'))}
+    assert 'ta_head.weight' in assigned and all(torch.equal(state[name], assigned[name]) for name in encoder)
+    assert train_main(pairs.prepare, flags(small_world, 'no', *more, '--taskMatched')) == 1
+    assert '--taskMatched: does not apply to pre-training for two images (--taskAssign); leave it out' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('task', SPLITS)

@@ -57,7 +57,7 @@ class CaptionProgram(PretrainingBase):
     """Pre-trains on captions, and on texts unless --withoutText."""
 
     dataset_kind, published, whole_image = KIND, staticmethod(published), True
-    data, invalid = ' on captions', (*INVALID, *OBJECTIVES, 'taskContrast', 'qaSets', 'transferAnswers')
+    data, invalid = ' on captions', (*INVALID, *OBJECTIVES, 'taskContrast', 'taskAssign', 'qaSets', 'transferAnswers')
     nothing = 'no mask rate is above 0'
 
     def make(self):

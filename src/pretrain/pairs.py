@@ -101,9 +101,14 @@ class PairProgram(PretrainingBase):
 class TextAssignmentProgram(PairProgram):
     """Pre-trains for two images: to which of them does a text belong?"""
 
-    task = 'text_assignment'
+    task, data = 'text_assignment', ' for two images (--taskAssign)'
     invalid = (*PairProgram.invalid, 'taskContrast', 'taskMatched', 'taskMaskLM', 'withoutDistillation')
 
 
+def prepare(options, device):
+    """The program that the flags name."""
+    return (TextAssignmentProgram if options.taskAssign else PairProgram).prepare(options, device)
+
+
 if __name__ == '__main__':
-    sys.exit(train_main(PairProgram.prepare))
+    sys.exit(train_main(prepare))

@@ -64,7 +64,7 @@ class PretrainingProgram(PretrainingBase):
     """Trains on the objectives of pre-training."""
 
     dataset_kind, published, whole_image = KIND, staticmethod(published), False
-    data, invalid = '', (*INVALID, 'withoutText', 'taskContrast')
+    data, invalid = '', (*INVALID, 'withoutText', 'taskContrast', 'taskAssign')
     nothing = 'no mask rate is above 0, and no question has an answer of the answer table'
 
     @classmethod
