@@ -12,8 +12,11 @@ import models
 from bert.weights import read_state
 from cli import train_main
 from heads import Start
+from images.pictures import open_picture
 from predict import ask
 from pretrain import pairs
+from regions.image_regions import ImageRegions
+from tasks.predictor import Predictor
 from tasks.registry import task_class
 
 SIZES = {'image_res': 32, 'patch_size': 16, 'vision_width': 32, 'vision_depth': 1, 'vision_heads': 2, 'num_hidden_layers': 2,
@@ -94,4 +97,13 @@ def test_a_snapshot_answers_a_picture(small_world, pretrained, capsys):
     more = '--load', small_world / 'asked/LAST', '--out', small_world / 'drawn', '--device', 'cpu'
     assert ask.main([str(picture), 'Is there a star?', *map(str, more)]) == 0
     assert json.loads((small_world / 'asked/answers.json').read_text()) == answers
-    assert re.search(r'^ +\d+\.\d%  (.+)$', capsys.readouterr().out, re.M)[1] in answers
+    printed = capsys.readouterr().out
+    assert re.search(r'^ +\d+\.\d%  (.+)$', printed, re.M)[1] in answers
+    predictor = Predictor.from_snapshot(small_world / 'asked/LAST')
+    pixels = open_picture(picture)
+    image = ImageRegions.without_regions('x', *pixels.shape[:2], pixels)
+    written, = predictor.write(image, 'Is there a star?')
+    assert f'  the decoder writes: {written}\n' in printed
+    bias = predictor.head.encoder.model.text_decoder.cls.predictions.bias
+    bias.data[[predictor.tokenizer.vocab[piece] for piece in ('star', '[SEP]')]] = torch.tensor([200.0, 100.0])
+    assert predictor.write(image, ['Is there a star?'] * 2) == ['star ' * 19 + 'star'] * 2  # which is no answer of the list

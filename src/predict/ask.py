@@ -57,6 +57,7 @@ class ExplainedAnswer:
     words: list  # texts of the most relevant words with their shares
     regions: list  # for each picture, texts of its most relevant regions with their shares of all; none with maps over patches
     drawings: list  # k PIL images
+    written: str | None = None  # what a model with a decoder writes freely
 
 
 class Pipeline:
@@ -116,7 +117,8 @@ class Pipeline:
         photos = list(map(Image.fromarray, pictures))
         regions, drawings = zip(*explanation.draw(images, photos, self.names), strict=True)
         words = most_relevant_words(explanation.words, explanation.word_relevance.sum(0))
-        return ExplainedAnswer(question, answers, words, [list(texts.values()) for texts in regions], list(drawings))
+        written = self.predictor.write([tuple(images)], [question])[0] if getattr(self.predictor, 'writes', False) else None
+        return ExplainedAnswer(question, answers, words, [list(texts.values()) for texts in regions], list(drawings), written)
 
     def ask_files(self, files, questions, best=TOP):
         """Yields (a tuple of the k files of a question, ExplainedAnswer) for each of the questions about each k files in a row.
@@ -198,6 +200,8 @@ def run(flags):
             print(printable(f'  {line}'))
         for answer, probability in result.answers:
             print(printable(f'  {probability:6.1%}  {answer}'))
+        if result.written is not None:
+            print(printable(f'  the decoder writes: {result.written}'))
         print(printable(f'  words: {", ".join(result.words)}'))
         for file, regions, picture in zip(group, result.regions, result.drawings, strict=True):
             path = flags.out / drawing_name(file, result.question, written)

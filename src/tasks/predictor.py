@@ -194,6 +194,19 @@ class Predictor(Inference):
         return [[(self.answers[place], probability) for place, probability in row]
                 for row in self.predict(regions, questions, best, batch_size)]
 
+    @property
+    def writes(self):
+        """Whether the model has a decoder, which can write any answer (ALBEF's VQA and GQA)."""
+        return hasattr(self.head, 'generate')
+
+    def write(self, regions, questions, batch_size=32):
+        """For each question, the answer that the decoder writes freely: piece by piece the likeliest, whether or not it is one of
+        `answers`. Arguments and errors: as for `answer`; raises ValueError for a model without a decoder."""
+        if not self.writes:
+            raise ValueError('write: the model classifies into a list of answers and has no decoder; use `answer`')
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        return [text for batch in self.batches(regions, questions, batch_size) for text in self.head.generate(batch)]
+
 
 def run_of(path, output, refusal):
     """What the run of a snapshot recorded, see run_folder.read_run. Raises WeightsError if its task has another output; refusal:
