@@ -81,8 +81,8 @@ def build(demo, examples):
     predictor = demo.pipeline.predictor
     two, parts = predictor.images > 1, 'regions' if predictor.head.map_layer is None else 'patches'
     labels = ('Left picture', 'Right picture') if two else ('Picture',)
-    with gr.Blocks(title='Ask LXMERT', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
-        gr.Markdown('# Ask LXMERT\n' + (
+    with gr.Blocks(title='Ask about pictures', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
+        gr.Markdown('# Ask about pictures\n' + (
             'Choose two pictures and type a statement. The model tells whether it is true of them.' if two else
             'Choose a picture and type a question. The model answers it'
             f'{" from the regions that a detector finds" if predictor.needs_regions else ""}.'))
