@@ -49,6 +49,12 @@ if [ $model = albef ]; then
     step "Pre-training ALBEF on captions ($pretrained)"
     run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --fromScratch --lr 1e-3 --schedule triangle --batchSize 32 --epochs 10 \
         --output $pretrained --resume
+    if [ $task = nlvr2 ]; then
+        step "Text assignment: to which of two pictures does a caption belong? (${pretrained}_nlvr2)"
+        run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --taskAssign $load $pretrained/Epoch10 --lr 5e-4 \
+            --schedule triangle --batchSize 32 --epochs 2 --output ${pretrained}_nlvr2 --resume
+        flags[1]=${pretrained}_nlvr2/Epoch02
+    fi
 elif [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
     run_program bash run/quickstart.bash "$gpus" vqa $model
 fi
