@@ -265,6 +265,47 @@ class LayerStack(nn.Module):
         return layer(*inputs)
 
 
+class BertLayers(LayerStack):
+    """BERT's layers, num_hidden_layers of them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden, sequences, places=None, one_each=False, hidden_states=None, attentions=None):
+        """
+        hidden (r, d), packed as the PackedSequences. places (p,): rows of `hidden` whose last states are needed; None: all;
+        one_each: they are one of each sequence, in order. hidden_states, attentions: lists, to which the states (r, d) before
+        the first and after each layer, and attention probabilities (n, heads, s, s) are appended.
+
+        Returns (p, d) or (r, d).
+        """
+        if hidden_states is not None:
+            hidden_states.append(hidden)
+        for layer in self.layer if places is None else self.layer[:-1]:
+            hidden = self.run(layer, hidden, sequences, attentions=attentions)
+            if hidden_states is not None:
+                hidden_states.append(hidden)
+        if places is None:
+            return hidden
+        if not len(self.layer):
+            return hidden[places]
+        return self.run(self.one_each if one_each else self.selected, self.layer[-1], hidden, sequences, places)
+
+    @staticmethod
+    def one_each(layer, hidden, sequences, places):
+        """The last layer's states of one place of each sequence."""
+        queries = PackedSequences(None, len(places), 1, hidden.device)
+        states = layer.attention.forward_queries(hidden[places], queries, hidden, sequences)
+        return layer.output(layer.intermediate(states), states)
+
+    @staticmethod
+    def selected(layer, hidden, sequences, places):
+        """The last layer's states at the given places."""
+        states = layer.attention(hidden, sequences)[places]
+        return layer.output(layer.intermediate(states), states)
+
+
 class BertPooler(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -298,3 +339,12 @@ class BertLMPredictionHead(nn.Module):
 
     def forward(self, hidden):
         return self.decoder(self.transform(hidden)) + self.bias
+
+
+class BertPreTrainingHeads(nn.Module):
+    """Masked words, and two logits of the pooled vector: of sentences or of sentence and image that belong together."""
+
+    def __init__(self, config, word_embeddings):
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config, word_embeddings)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)

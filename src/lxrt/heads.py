@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from bert.config import check_config  # noqa: F401, of the contract
-from bert.layers import initialise, layer_norm
+from bert.layers import BertPreTrainingHeads, initialise, layer_norm
 from bert.weights import POSITION_IDS, WeightsError, fill, renamed
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Match, Recipe, States, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
-from lxrt.pretraining import BertPreTrainingHeads, LXRTPretraining, label_counts
+from lxrt.pretraining import LXRTPretraining, label_counts
 from lxrt.weights import (
     DECODER,
     PRETRAINING_HEADS,

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from bert.layers import BertLMPredictionHead, BertPredictionHeadTransform, initialise
+from bert.layers import BertPredictionHeadTransform, BertPreTrainingHeads, initialise
 from lxrt.modeling import LXRTModel, answer_layers
 
 # Region losses are means over all regions; this brings them to the scale of losses on masked ones, as in the original code.
@@ -33,13 +33,6 @@ def label_counts(boxes, masked_lm_labels=None, matched_label=None, ans=None, vis
     counts = {name: (label != -1).sum().float() for name, label in labels.items() if label is not None}
     regions = boxes[..., 0] * 0 + 1 if visual_attention_mask is None else visual_attention_mask
     return counts | dict.fromkeys(('Obj', 'Attr', 'Feat'), regions.sum().float())
-
-
-class BertPreTrainingHeads(nn.Module):
-    def __init__(self, config, word_embeddings):
-        super().__init__()
-        self.predictions = BertLMPredictionHead(config, word_embeddings)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
 
 class BertVisualObjHead(nn.Module):

@@ -11,10 +11,9 @@ from torch import nn
 
 from bert.layers import (
     PACK_SEQUENCES,
-    BertLayer,
+    BertLayers,
     BertPooler,
     Dropout,
-    LayerStack,
     PackedSequences,
     initialise,
     layer_norm,
@@ -83,47 +82,6 @@ class RegionEmbedding(nn.Module):
         return self.obj_downsample(torch.cat([geometry(boxes, self.geometry_size), features], -1))
 
 
-class Layers(LayerStack):
-    """BERT's layers."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(self, hidden, sequences, places=None, one_each=False, hidden_states=None, attentions=None):
-        """
-        hidden (r, d), packed as the PackedSequences. places (p,): rows of `hidden` whose last states are needed; None: all;
-        one_each: they are one of each sequence, in order. hidden_states, attentions: lists, to which the states (r, d) before
-        the first and after each layer, and attention probabilities (n, heads, s, s) are appended.
-
-        Returns (p, d) or (r, d).
-        """
-        if hidden_states is not None:
-            hidden_states.append(hidden)
-        for layer in self.layer if places is None else self.layer[:-1]:
-            hidden = self.run(layer, hidden, sequences, attentions=attentions)
-            if hidden_states is not None:
-                hidden_states.append(hidden)
-        if places is None:
-            return hidden
-        if not len(self.layer):
-            return hidden[places]
-        return self.run(self.one_each if one_each else self.selected, self.layer[-1], hidden, sequences, places)
-
-    @staticmethod
-    def one_each(layer, hidden, sequences, places):
-        """The last layer's states of one place of each sequence."""
-        queries = PackedSequences(None, len(places), 1, hidden.device)
-        states = layer.attention.forward_queries(hidden[places], queries, hidden, sequences)
-        return layer.output(layer.intermediate(states), states)
-
-    @staticmethod
-    def selected(layer, hidden, sequences, places):
-        """The last layer's states at the given places."""
-        states = layer.attention(hidden, sequences)[places]
-        return layer.output(layer.intermediate(states), states)
-
-
 class VisualLinguisticBert(nn.Module):
     """Embeddings, layers and pooler under the original names; VLBertModel puts them together."""
 
@@ -136,7 +94,7 @@ class VisualLinguisticBert(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.embedding_LayerNorm, self.dropout = layer_norm(d), Dropout(config.hidden_dropout_prob)
         self.visual_ln_text, self.visual_ln_object = layer_norm(d), layer_norm(d)
-        self.encoder = Layers(config)
+        self.encoder = BertLayers(config)
         if config.with_pooler or config.with_relationship:
             self.pooler = BertPooler(config)
         self.apply(initialise(config))
