@@ -73,15 +73,19 @@ launch() {
     for flag in "${flags[@]}"; do
         [ "$before" != --model ] || model=$flag
         case $flag in
-            --load | --load=* | --loadLXMERT | --loadLXMERT=* | --loadLXMERTQA | --loadLXMERTQA=* | --fromScratch) start= ;;
-            --loadVLBERT | --loadVLBERT=* | --loadALBEF | --loadALBEF=*) start= ;;
+            --loadResNet | --loadResNet=* | --loadRationale | --loadRationale=*) ;;
+            --load* | --fromScratch) start= ;;
             --model=*) model=${flag#*=} ;;
             --multiGPU) several=yes ;;
         esac
         before=$flag
     done
-    [[ $model != vlbert || $start != --loadLXMERT* ]] || start="--loadVLBERT snap/pretrained/vl-bert-base-prec"
-    [[ $model != albef || $start != --loadLXMERT* ]] || start="--loadALBEF snap/pretrained/ALBEF"
+    case $start,${model:-lxmert} in
+        --loadLXMERT*,lxmert) ;;
+        --loadLXMERT*,vlbert) start="--loadVLBERT snap/pretrained/vl-bert-base-prec" ;;
+        --loadLXMERT*,albef) start="--loadALBEF snap/pretrained/ALBEF" ;;
+        --loadLXMERT*) start= ;;  # of other models nothing is published here: they start from BERT
+    esac
     # shellcheck disable=SC2206  # a flag and its value are two words
     flags=($start "${flags[@]}")
 

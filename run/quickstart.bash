@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [lxmert|vlbert|albef]
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [MODEL]
+# MODEL: a name in src/models.py; lxmert if none is given.
 # TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval.
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
 # NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first; ALBEF, which reads the pictures and knows
@@ -8,16 +9,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [lxmert|vlbert|albef]" >&2; exit 2; }
+models=$(sed -n "s/^MODELS = {\(.*\)}.*/\1/p" src/models.py | grep -o "'[a-z]*':" | tr -d "':" | paste -sd '|')
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [$models]" >&2; exit 2; }
 [ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
-case $model in
-    lxmert) run=quickstart name=LXMERT load=--loadLXMERT ;;
-    vlbert) run=quickstart_vlbert name=VL-BERT load=--loadVLBERT ;;
-    albef) run=quickstart_albef name=ALBEF load=--loadALBEF ;;
-    *) usage ;;
-esac
-[ $task$model != vcralbef ] || usage
+[[ "|$models|" == *"|$model|"* && $task$model != vcralbef ]] || usage
+run=quickstart load=--loadEncoder
+[ $model = lxmert ] || run=quickstart_$model
 world=(--dataRoot data/shapes --bert data/shapes/bert)
 picture=data/shapes/images/val2014/COCO_val2014_00000000160
 question="${picture}1.png \"Is there a star?\""
@@ -60,7 +58,7 @@ elif [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict
 fi
 results=snap/$task/${run}_results tested=(--load "snap/$task/$run/BEST")
 train() {
-    step "Training $name (snap/$task/$1)"
+    step "Training $model (snap/$task/$1)"
     run_program bash "run/${task}_finetune.bash" "$gpus" "$1" "${world[@]}" "${flags[@]}" --evalBatchSize 256 --resume "${@:2}"
 }
 predict() { run_program bash "run/${task}_test.bash" "$gpus" "${run}_results" "${world[@]}" --test "$1" "${tested[@]}"; }

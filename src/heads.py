@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from bert.weights import WeightsError, fill
-from param import ENCODERS
 
 # Keys of a batch with tensors (n, ...), and with tensors (m, ...).
 TEXT_KEYS = ('input_ids', 'token_type_ids', 'slot', 'word_regions')
@@ -558,12 +557,12 @@ def transfer_answers(layers, checkpoint, start, prefix):
     state, last = layers.state_dict(), f'{len(layers) - 1}.'
     for name, tensor in state.items():
         if name not in checkpoint:
-            raise WeightsError(f'the file has no {prefix}{name}, the head of answers; use --{" or --".join(ENCODERS)}')
+            raise WeightsError(f'the file has no {prefix}{name}, the head of answers; use --loadEncoder')
         first = int(name.startswith(last))  # dimension from which sizes must be equal: rows of the last layer are answers
         if checkpoint[name].shape[first:] != tensor.shape[first:]:
             raise WeightsError(f'{prefix}{name}: expected size {tuple(tensor.shape[first:])}, found '
                                f'{tuple(checkpoint[name].shape[first:])}; a head of another model, or of a task about two '
-                               f'pictures: --{" or --".join(ENCODERS)} takes all but the head')
+                               'pictures: --loadEncoder takes all but the head')
     if len(checkpoint[f'{last}bias']) != start.known:
         raise WeightsError(f'the answer head has {len(checkpoint[f"{last}bias"])} rows, the answer table {start.known} answers: '
                            'they must belong together')

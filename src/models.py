@@ -37,6 +37,11 @@ def chosen(options):
     return options.model
 
 
+def flag_of(model):
+    """The flag that names weights of a model, or else chooses it."""
+    return next((f'--{flag}' for flag, name in FLAG_MODELS.items() if name == model), f'--model {model}')
+
+
 def package(model, module='heads'):
     """A module of the model's package. Raises ValueError for an unknown model."""
     if model not in MODELS:

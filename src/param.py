@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 MAX_LAYERS = 1000  # of each kind
-ENCODERS = ('loadLXMERT', 'loadVLBERT', 'loadALBEF')  # flags of weights whose head is not used
+ENCODERS = ('loadEncoder', 'loadLXMERT', 'loadVLBERT', 'loadALBEF')  # flags of weights whose head is not used
 
 
 def flag(default, group, text, choices=None):
@@ -35,8 +35,8 @@ class Options:
                            choices=('cpu', 'ram', 'cuda'))
     numWorkers: int = flag(0, 'Data', 'Number of data loader worker processes; 0: load in the training process.')
 
-    model: str | None = flag(None, 'Model', 'The model: lxmert, vlbert or albef; default: that of the initial weights, '
-                             'else lxmert.')
+    model: str | None = flag(None, 'Model', 'The model, by its name in src/models.py, such as lxmert, vlbert or albef; '
+                             'default: that of the initial weights, else lxmert.')
     bert: str = flag('bert-base-uncased', 'Model', "Folder with vocab.txt, config.json and, optionally, BERT's weights; or its "
                      'address, such as hf://google-bert/bert-base-uncased.')
     llayers: int | None = flag(None, 'Model', 'Number of language layers; default: the config\'s l_layers, else 9.')
@@ -47,8 +47,9 @@ class Options:
                                'such as separator,first_piece (docs/weights.md lists all).')
     load: str | None = flag(None, 'Model', 'Start from a snapshot: a path without .pth (in pre-training: without _LXRT.pth), a '
                             'full path of a .pth or .safetensors file, a Hugging Face folder, or the address of one of these.')
-    loadLXMERT: str | None = flag(None, 'Model', "Start from the encoder of pre-trained LXMERT or of another task's snapshot: a "
-                                  'path without _LXRT.pth, or as for --load.')
+    loadEncoder: str | None = flag(None, 'Model', "Start from the encoder of pre-trained weights or of another task's snapshot, "
+                                   'of --model or else of the model whose they are: a path, or as for --load.')
+    loadLXMERT: str | None = flag(None, 'Model', 'The same for LXMERT: a path without _LXRT.pth, or as for --load.')
     loadVLBERT: str | None = flag(None, 'Model', 'The same for VL-BERT, such as vl-bert-base-prec.model of the original code; '
                                   'chooses --model vlbert.')
     loadALBEF: str | None = flag(None, 'Model', 'The same for ALBEF, such as ALBEF.pth or another file of the original code; '

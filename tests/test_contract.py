@@ -213,9 +213,9 @@ def test_the_loop_takes_groups_schedule_and_extra_state_from_the_head(world, tmp
 
 FLOORS = {'files': 0, 'param': 0, 'cli': 0, 'bert': 1, 'images': 1, 'regions': 1, 'dist': 1, 'run_state': 1,
           'launch': 1, 'optimizer': 2, 'run_folder': 2, 'batches': 2, 'detector': 2, 'heads': 2, 'train': 2,
-          'lxrt': 3, 'vlbert': 3, 'albef': 3, 'models': 4,
+          **dict.fromkeys(models.MODELS.values(), 3), 'models': 4,
           'annotations': 4, 'tasks': 5, 'pretrain': 6, 'tools': 7, 'predict': 7, 'explain': 7, 'shapes': 8}
-MODEL_FOLDERS = {'lxrt', 'vlbert', 'albef'}
+MODEL_FOLDERS = {*models.MODELS.values()}
 
 
 def test_imports_go_downwards_and_only_models_py_names_a_model():

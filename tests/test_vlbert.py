@@ -576,7 +576,7 @@ def test_advice_on_weights_of_another_model_or_task(tmp_path):
     path = published(tmp_path / 'pre.model', randomised(models.build('vlbert', 'pretrain', config())))
     vqa = models.build('vlbert', 'vqa', config(), ANSWERS)
     with pytest.raises(WeightsError, match=r'^--load needs all weights of the same task; the encoder of other weights is loaded '
-                                           r'by --loadLXMERT or --loadVLBERT or --loadALBEF: .*pre\.model does not fit'):
+                                           r'by --loadEncoder: .*pre\.model does not fit'):
         checkpoints.load_start('vlbert', vqa, Options(load=str(path)), path, tmp_path, ANSWERS)
     with pytest.raises(WeightsError, match=r'^--load needs all weights of the same task: '):
         checkpoints.load_start('vlbert', vqa, Options(load=str(path), test='test'), path, tmp_path, ANSWERS)

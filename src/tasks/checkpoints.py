@@ -68,7 +68,7 @@ def find_weights(name, endings, offline=False):
 def starting_weights(options, load=PRETRAINED):
     """The file that --load, one of ENCODERS or --loadLXMERTQA names, or None. load: the endings that the path of --load may omit.
     Raises FileNotFoundError that names the flag."""
-    published = {flag: PRETRAINED if 'LXMERT' in flag else PUBLISHED for flag in (*ENCODERS, 'loadLXMERTQA')}
+    published = {flag: PUBLISHED if flag in ('loadVLBERT', 'loadALBEF') else PRETRAINED for flag in (*ENCODERS, 'loadLXMERTQA')}
     for flag, endings in ({'load': load} | published).items():
         if value := getattr(options, flag):
             try:
@@ -206,8 +206,8 @@ def check_sidecars(model, weights, config, tokenizer, encoder=False):
     path = Path(weights).with_name('config.json')
     if path.is_file():
         if (other := model_type(weights, model)) != model:
-            flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other) if encoder else f'model {other}'
-            raise DataError(f'{path}: model_type: these weights are of the model {other}, not {model}; give --{flag}')
+            flag = models.flag_of(other) if encoder else f'--model {other}'
+            raise DataError(f'{path}: model_type: these weights are of the model {other}, not {model}; give {flag}')
         models.package(model).check_config(path, config)
     if has_vocabulary(path.parent):
         checkpoint = BertTokenizer.from_pretrained(path.parent)
@@ -232,7 +232,7 @@ def check_weights(model, options, weights, config, tokenizer, answers):
         print0(f'{weights}: no answers.json beside it: assuming the {len(answers)} answers in use.')
     elif known != answers and not options.transferAnswers:
         advice = '--transferAnswers copies the rows of the answers that are in both' if set(known) & set(answers) else \
-            f'none is in both: to start from a snapshot of another task, give --{" or --".join(ENCODERS)}'
+            'none is in both: to start from a snapshot of another task, give --loadEncoder'
         raise DataError(f'--load {options.load}: its {len(known)} answers are not the {len(answers)} in use '
                         f'({difference(known, answers)}); {advice}')
 
@@ -288,9 +288,9 @@ def mismatch(model, options, start, error):
     """What is wrong with weights whose loading ended in an error, and what to do; '' if that is not known."""
     other = models.of_names(tensor_names(start.path))
     if other not in (model, models.DEFAULT):  # which is also that of names nobody knows
-        flag = next(flag for flag, name in models.FLAG_MODELS.items() if name == other)
-        return f'{start.path}: has weights of the model {other}, not of {model}; give --{flag}, or --model {other} with --load'
+        return (f'{start.path}: has weights of the model {other}, not of {model}; give {models.flag_of(other)}, or --model '
+                f'{other} with --load')
     if start.kind != 'all' or 'does not fit' not in str(error):
         return ''
-    advice = '' if options.test is not None else f'; the encoder of other weights is loaded by --{" or --".join(ENCODERS)}'
+    advice = '' if options.test is not None else '; the encoder of other weights is loaded by --loadEncoder'
     return f'--load needs all weights of the same task{advice}'
