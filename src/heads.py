@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bert.layers import BertPreTrainingHeads, initialise
 from bert.weights import WeightsError, fill
 
 # Keys of a batch with tensors (n, ...), and with tensors (m, ...).
@@ -60,6 +61,13 @@ class Recipe:
     def rate(self, batch_size):
         """The learning rate with so many examples in a step."""
         return self.lr if self.lr_per_example is None else self.lr_per_example * self.examples_per_item * batch_size
+
+
+def find_recipe(recipes, model, task, options=None):
+    """The Recipe of a task in a model's {task: Recipe}. Raises ValueError for a task without one."""
+    if task not in recipes:
+        raise ValueError(f'--model {model}: has no recipe for the task {task}; there are: {", ".join(recipes)}')
+    return replace(recipes[task], loss='CE') if options and options.mceLoss else recipes[task]
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,59 @@ def images_of_entries(batch):
     if 'pictures' in batch or n == (b := batch['examples']):  # pre-training names the image of each text
         return tensors
     return {key: tensor.unflatten(0, (b, -1)).repeat_interleave(n // b, 0).flatten(0, 1) for key, tensor in tensors.items()}
+
+
+def layer_names(config):
+    """The names of the layers whose states SingleStream.hidden_states returns: (of words, of regions)."""
+    names = ['embeddings', *(f'layer{i}' for i in range(1, config.num_hidden_layers + 1))]
+    return names, names
+
+
+class SingleStream(Encoder):
+    """An encoder of sequences of a text, the regions of an image and `further` tokens: t + o + further places. The pooled vector
+    is made of the state of the token batch['slot'], of batches without it of the first one. Each of k images is encoded with the
+    text, n * k sequences, and their vectors are joined. Subclasses define `states`."""
+
+    further = 0
+
+    def states(self, batch, places=None, one_each=False, hidden_states=False, return_attention=False):
+        """The states (n * k, s, d) of a batch, 0 at padding, or with places (p,), indices into (n * k * s), those (p, d);
+        one_each: they are one of each sequence, in order. With hidden_states also [(n * k, s, d) of the embeddings and of each
+        layer], with return_attention also [(n * k, heads, s, s) of each layer], 0 at padding."""
+        raise NotImplementedError
+
+    def pooled(self, batch, states):
+        """The pooled vectors (n * k, d) from the states of the tokens at `slots`."""
+        return states
+
+    def slots(self, batch):
+        """The place of the pooled token in each of n * k sequences, (n * k,)."""
+        n = len(batch['input_ids'])
+        k = 1 if 'pictures' in batch else len(batch['boxes']) // batch['examples']
+        return batch['slot'].repeat_interleave(k) if 'slot' in batch else batch['input_ids'].new_zeros(n * k)
+
+    def forward(self, batch, record_attention=False):
+        (n, t), o, slots = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch)
+        rows, recorded, visual = torch.arange(len(slots), device=slots.device), [], None
+        if record_attention or self.returns_visual:
+            states = self.states(batch, return_attention=record_attention)
+            states, recorded = states if record_attention else (states, [])
+            states, visual = states[rows, slots], states[:, t:t + o]
+        else:
+            states = self.states(batch, rows * (t + o + self.further) + slots, one_each=True)  # (n * k, d)
+        return States(self.pooled(batch, states).view(n, -1), visual=visual, attentions=[
+            Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
+
+    def hidden_states(self, batch):
+        """(pooled (m, d), {layer: word states}, {layer: region states}), 0 at padding."""
+        t, o, slots = batch['input_ids'].shape[1], batch['boxes'].shape[1], self.slots(batch)
+        states, layers = self.states(batch, hidden_states=True)
+        named = dict(zip(layer_names(self.config)[0], layers, strict=True))
+        pooled = self.pooled(batch, states[torch.arange(len(slots), device=slots.device), slots])
+        return pooled, *({name: states[:, part] for name, states in named.items()} for part in (slice(t), slice(t, t + o)))
+
+    def pooled_size(self, images):
+        return images * self.config.hidden_size
 
 
 class Head(nn.Module):
@@ -518,6 +579,49 @@ class Match(Head):
                 + F.binary_cross_entropy_with_logits(negative, torch.zeros_like(negative), is_negative, reduction='sum'))
         score = (positive.detach() > 0).sum() + ((negative.detach() <= 0) * is_negative).sum()
         return {'BCE': loss / counts['BCE'].clamp(min=1)}, {'score': score, 'examples': len(positive) + is_negative.sum()}
+
+
+class MaskedWordsAndMatch(Head):
+    """Pre-training of a SingleStream by masked words and by whether text and image belong together, with BERT's two heads. Of the
+    two logits of a pair the first says, as in BERT, that they do."""
+
+    def __init__(self, encoder, recipe, word_embeddings):
+        super().__init__(encoder, recipe)
+        self.cls = BertPreTrainingHeads(encoder.config, word_embeddings)
+        self.cls.apply(initialise(encoder.config))
+
+    def counts(self, micro_batches):
+        """The numbers of predicted words and of pairs, as far as they are predicted."""
+        labels = {'Mask_LM': 'masked_lm_labels', 'Matched': 'matched_label'}
+        return {loss: sum((batch[name] >= 0).sum() for batch in micro_batches).float()
+                for loss, name in labels.items() if name in micro_batches[0]}
+
+    def forward(self, batch, counts):
+        """The losses of a batch of annotations.pretraining.SentenceDataset, and no metrics."""
+        states, sums = self.encoder.states(batch | {'features': batch['visual_feats']}), {}
+        if 'matched_label' in batch:
+            logits = self.cls.seq_relationship(self.encoder.pooled(batch, states[:, 0])).float()
+            sums['Matched'] = F.cross_entropy(logits, 1 - batch['matched_label'], reduction='sum')
+        if 'masked_lm_labels' in batch:
+            places = batch['words_at']
+            logits = self.predict_words(batch, states, places)
+            sums['Mask_LM'] = F.cross_entropy(logits, batch['masked_lm_labels'].flatten()[places], reduction='sum')
+        return {name: total / counts[name].clamp(min=1) for name, total in sums.items()}, {}
+
+    def predict_words(self, batch, states, places):
+        """word_logits from the states (b, s, d)."""
+        return self.cls.predictions(states[:, :batch['input_ids'].shape[1]].flatten(0, 1)[places]).float()
+
+    def logits(self, batch):
+        """The pooled vectors (b, d) of a batch of pre-training."""
+        return self.encoder(batch | {'features': batch['visual_feats']}).pooled
+
+    def match_logits(self, batch):
+        scores = self.cls.seq_relationship(self.encoder(batch).pooled).float()
+        return scores[:, 0] - scores[:, 1]
+
+    def word_logits(self, batch, places):
+        return self.predict_words(batch, self.encoder.states(batch), places)
 
 
 def overlaps(boxes, targets, pixel=0):

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
 from files.json_files import DataError, read_json
@@ -110,6 +110,19 @@ def refuse_layer_flags(options, has):
     for flag in ('llayers', 'xlayers', 'rlayers'):
         if getattr(options, flag) is not None:
             raise ValueError(f'--{flag}: {has}; leave the flag out')
+
+
+def read_config(cls, folder, options):
+    """The config of class `cls` from the config.json of a folder (the default if there is none), with --dropout, of a model with
+    one kind of layers. Raises ValueError for flags that it has not, and DataError."""
+    path = folder / 'config.json'
+    config = cls.from_json(path) if path.is_file() else cls()
+    refuse_layer_flags(options, f'{cls.MODEL} has one kind of layers, num_hidden_layers in {path}')
+    if not hasattr(cls, 'pixels') and (options.loadResNet or options.features == 'pixels'):
+        raise ValueError(f'--{"loadResNet" if options.loadResNet else "features pixels"}: {cls.MODEL} reads region features; '
+                         'leave it out')
+    rate = options.dropout
+    return config if rate is None else replace(config, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
 
 
 def check_config(path, config):

@@ -272,22 +272,23 @@ class BertLayers(LayerStack):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden, sequences, places=None, one_each=False, hidden_states=None, attentions=None):
+    def forward(self, hidden, sequences, pad, places=None, one_each=False, hidden_states=False, return_attention=False):
         """
-        hidden (r, d), packed as the PackedSequences. places (p,): rows of `hidden` whose last states are needed; None: all;
-        one_each: they are one of each sequence, in order. hidden_states, attentions: lists, to which the states (r, d) before
-        the first and after each layer, and attention probabilities (n, heads, s, s) are appended.
+        hidden (r, d), packed as the PackedSequences; pad: a function (r, d) -> (n, s, d). places (p,): rows of `hidden` whose
+        last states are needed; None: all; one_each: they are one of each sequence, in order.
 
-        Returns (p, d) or (r, d).
+        Returns the last states (p, d), or without places (n, s, d), then with hidden_states also [(n, s, d) before the first and
+        after each layer], with return_attention also [(n, heads, s, s) of each layer].
         """
-        if hidden_states is not None:
-            hidden_states.append(hidden)
+        layers, attentions = [hidden], [] if return_attention else None
         for layer in self.layer if places is None else self.layer[:-1]:
             hidden = self.run(layer, hidden, sequences, attentions=attentions)
-            if hidden_states is not None:
-                hidden_states.append(hidden)
+            if hidden_states:
+                layers.append(hidden)
         if places is None:
-            return hidden
+            result = [pad(hidden), *([list(map(pad, layers))] if hidden_states else ()),
+                      *([attentions] if return_attention else ())]
+            return result if len(result) > 1 else result[0]
         if not len(self.layer):
             return hidden[places]
         return self.run(self.one_each if one_each else self.selected, self.layer[-1], hidden, sequences, places)

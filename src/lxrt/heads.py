@@ -11,7 +11,7 @@ from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import BertPreTrainingHeads, initialise, layer_norm
 from bert.weights import POSITION_IDS, WeightsError, fill, renamed
 from files.json_files import DataError
-from heads import Attention, Encoder, Head, Match, Recipe, States, head_for, images_of_entries, transfer_answers
+from heads import Attention, Encoder, Head, Match, Recipe, States, find_recipe, head_for, images_of_entries, transfer_answers
 from lxrt.config import LxrtConfig
 from lxrt.entry import LXRTEncoder
 from lxrt.modeling import answer_layers, layer_names  # noqa: F401, what tools call
@@ -50,9 +50,7 @@ RECIPES = {  # as in the original code, which has no classify, multilabel, entai
 
 def recipe(task, options=None):
     """The Recipe of a task. Raises ValueError for a task that LXMERT has none for."""
-    if task not in RECIPES:
-        raise ValueError(f'--model lxmert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
-    return dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
+    return find_recipe(RECIPES, 'lxmert', task, options)
 
 
 def build(task, config, answers=None, options=None):

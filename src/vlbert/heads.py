@@ -7,14 +7,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from bert.config import (
-    check_config,  # noqa: F401, of the contract
-    refuse_layer_flags,
-)
+import bert.config
+from bert.config import check_config  # noqa: F401, of the contract
 from bert.layers import BertPredictionHeadTransform, initialise
 from bert.tokenization import MASK, SEP
 from bert.weights import WeightsError, fill
-from heads import Attention, Encoder, Head, Recipe, States, head_for, images_of_entries, overlaps, transfer_answers
+from heads import (
+    Head,
+    Recipe,
+    SingleStream,
+    find_recipe,
+    head_for,
+    images_of_entries,
+    layer_names,  # noqa: F401, of the contract
+    overlaps,
+    transfer_answers,
+)
 from images.transforms import VLBertTransform
 from vlbert.cnn import original_name
 from vlbert.config import VLBertConfig
@@ -61,11 +69,9 @@ CAPTIONS_ONLY = dataclasses.replace(RECIPES['pretrain'], batch_size=256, example
 
 def recipe(task, options=None):
     """The Recipe of a task. Raises ValueError for a task without one."""
-    if task not in RECIPES:
-        raise ValueError(f'--model vlbert: has no recipe for the task {task}; there are: {", ".join(RECIPES)}')
     if task == 'pretrain' and options and options.withoutText:
         return CAPTIONS_ONLY
-    return dataclasses.replace(RECIPES[task], loss='CE') if options and options.mceLoss else RECIPES[task]
+    return find_recipe(RECIPES, 'vlbert', task, options)
 
 
 def build(task, config, answers=None, options=None):
@@ -89,12 +95,9 @@ def config_from_json(path):
 
 def read_config(folder, options):
     """The config.json of a folder (the base model if there is none), with --dropout and --features."""
-    path = folder / 'config.json'
-    config = VLBertConfig.from_json(path) if path.is_file() else VLBertConfig()
-    refuse_layer_flags(options, f'VL-BERT has one kind of layers, num_hidden_layers in {path}')
-    flags = {'hidden_dropout_prob': options.dropout, 'attention_probs_dropout_prob': options.dropout,
-             'pixels': options.features and options.features == 'pixels'}
-    config = dataclasses.replace(config, **{name: value for name, value in flags.items() if value is not None})
+    config = bert.config.read_config(VLBertConfig, folder, options)
+    if options.features:
+        config = dataclasses.replace(config, pixels=options.features == 'pixels')
     if options.loadResNet and not config.pixels:
         raise ValueError('--loadResNet: this model reads region features, and has no ResNet; give --features pixels, or leave it '
                          'out')
@@ -109,17 +112,11 @@ def answers_and_images(state, config):
     return len(last), first.shape[1] // config.hidden_size
 
 
-def layer_names(config):
-    """The names of the layers whose states VLBertEncoder.hidden_states returns: (of words, of regions)."""
-    names = ['embeddings', *(f'layer{i}' for i in range(1, config.num_hidden_layers + 1))]
-    return names, names
+class VLBertEncoder(SingleStream):
+    """Words, regions and [END]. The pooled vector is the state of [MASK], the blank that an answer fills; of texts without a
+    blank it is that of [CLS], through the pooler where there is one."""
 
-
-class VLBertEncoder(Encoder):
-    """Words and regions in one stream. The pooled vector is the state of [MASK], the blank that an answer fills; of texts without
-    a blank it is that of [CLS], through the pooler where there is one. Each of k images is encoded with the text, and their
-    vectors are joined."""
-
+    further = 1  # [END]
     longest = LONG_SIDE  # pixels of an image's long side, after which boxes are cut
     one_orientation = False  # whether the images of a training step are all upright, or none is
     fixed_size = False  # whether pixels are padded to the longest side in every batch
@@ -191,39 +188,9 @@ class VLBertEncoder(Encoder):
         features = self.model.image_feature_extractor.cnn(pixels, boxes, mask, batch.pop('masks', None), erased)
         return batch | {'image_states': features}
 
-    def slots(self, batch):
-        """The place of the pooled token in each of n * k sequences, (n * k,)."""
-        n = len(batch['input_ids'])
-        k = 1 if 'pictures' in batch else len(batch['boxes']) // batch['examples']
-        return batch['slot'].repeat_interleave(k) if 'slot' in batch else batch['input_ids'].new_zeros(n * k)
-
     def pooled(self, batch, states):
-        """The pooled vectors (n * k, d) from the states of the tokens at `slots`."""
         pooler = None if 'slot' in batch else getattr(self.model.vlbert, 'pooler', None)
         return pooler(states[:, None]) if pooler else states
-
-    def forward(self, batch, record_attention=False):
-        (n, t), o, slots = batch['input_ids'].shape, batch['boxes'].shape[1], self.slots(batch)
-        rows, recorded, visual = torch.arange(len(slots), device=slots.device), [], None
-        if record_attention or self.returns_visual:
-            states = self.states(batch, return_attention=record_attention)
-            states, recorded = states if record_attention else (states, [])
-            states, visual = states[rows, slots], states[:, t:t + o]
-        else:
-            states = self.states(batch, rows * (t + o + 1) + slots, one_each=True)  # (n * k, d)
-        return States(self.pooled(batch, states).view(n, -1), visual=visual, attentions=[
-            Attention(f'layer{i}', 'all', 'all', probabilities) for i, probabilities in enumerate(recorded, 1)])
-
-    def hidden_states(self, batch):
-        """(pooled (m, d), {layer: word states}, {layer: region states, the whole image first}), 0 at padding."""
-        t, o, slots = batch['input_ids'].shape[1], batch['boxes'].shape[1], self.slots(batch)
-        states, layers = self.states(batch, hidden_states=True)
-        named = dict(zip(layer_names(self.config)[0], layers, strict=True))
-        pooled = self.pooled(batch, states[torch.arange(len(slots), device=slots.device), slots])
-        return pooled, *({name: states[:, part] for name, states in named.items()} for part in (slice(t), slice(t, t + o)))
-
-    def pooled_size(self, images):
-        return images * self.config.hidden_size
 
     def classifier(self, answers, images):
         size = self.pooled_size(images)

@@ -180,19 +180,14 @@ class VLBertModel(nn.Module):
                 index = rows.new_zeros(mask.numel())
                 index[rows] = torch.arange(len(rows), device=rows.device)
                 places = index[places]
-        layers, attentions = [] if hidden_states else None, [] if return_attention else None
-        states = self.vlbert.encoder(hidden, sequences, places, one_each, layers, attentions)
-        if places is not None:
-            return states.masked_fill(padding[:, None], 0)
 
         def padded(states):  # (r, d) -> (n, s, d)
             if rows is not None:
                 states = states.new_zeros(mask.numel(), states.shape[-1]).index_copy(0, rows, states)
             return states.unflatten(0, mask.shape).masked_fill(~mask[..., None], 0)
 
-        result = [padded(states), *([[padded(one) for one in layers]] if hidden_states else ()),
-                  *([attentions] if return_attention else ())]
-        return result if len(result) > 1 else result[0]
+        states = self.vlbert.encoder(hidden, sequences, padded, places, one_each, hidden_states, return_attention)
+        return states if places is None else states.masked_fill(padding[:, None], 0)
 
     def _regions(self, features, boxes, mask, masked_regions):
         """The vectors of regions (m, o, d), 0 at padding."""
