@@ -20,7 +20,7 @@ A model's package has a module `heads` with
 
 import importlib
 
-MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert', 'albef': 'albef'}  # name -> package
+MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert', 'albef': 'albef', 'visualbert': 'visualbert'}  # name -> package
 DEFAULT = 'lxmert'
 # Flag -> the model of its weights.
 FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert', 'loadALBEF': 'albef'}
