@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 
 import numpy as np
@@ -12,7 +13,9 @@ from conftest import ROOT
 import models
 from annotations.examples import ExampleSchema
 from heads import Answers, Recipe
+from param import Options
 from regions import tsv
+from tasks import registry
 from tasks.nlvr2 import NLVR2
 from tasks.program import main
 from tasks.task import Task
@@ -207,6 +210,39 @@ def test_the_loop_takes_groups_schedule_and_extra_state_from_the_head(world, tmp
     resumed = torch.load(tmp_path / 'stopped/RUN_STATE.pth', weights_only=True)
     assert torch.equal(resumed['extra']['queue'], state['extra']['queue'])
     assert all(torch.equal(tensor, resumed['model'][name]) for name, tensor in state['model'].items())
+
+
+# ---- every model
+
+
+@pytest.mark.parametrize('model', models.MODELS)
+def test_a_model_has_what_the_contract_asks(made_world, tmp_path, model):
+    """For each task that it has: its head builds, its snapshot loads strictly, its parts hold each parameter once."""
+    package, folder = models.package(model), made_world / 'bert'
+    for name in re.findall(r'^    (\w+)\(.*\) -> ', models.__doc__, re.M):
+        assert callable(getattr(package, name)), name
+    config, tasks = package.config_from_json(folder / 'config.json'), 0
+    assert package.read_config(folder, Options()) == config
+    package.check_config(folder / 'config.json', config)
+    for task in (*registry.TASKS, 'pretrain'):
+        try:
+            recipe = package.recipe(task)
+        except ValueError as error:
+            assert f'--model {model}: has no recipe for the task {task}' in str(error)
+            continue
+        tasks += 1
+        head = models.build(model, task, config, ['a', 'b', 'c'])
+        assert head.recipe.output == recipe.output and head.recipe.images == recipe.images
+        state = head.original_state()
+        report = models.build(model, task, config, ['a', 'b', 'c']).load_original(state)
+        assert set(report.matched) == set(state) and not report.missing
+        assert models.of_names(list(state)) == model
+        parts = [id(p) for part in head.parts() for module in part for p in module.parameters()]
+        assert len(parts) == len({*parts}) and {*parts} <= {id(p) for p in head.parameters()}
+    assert tasks >= 8
+    (tmp_path / 'config.json').write_text(json.dumps({'num_attention_heads': 1}))
+    with pytest.raises(ValueError, match=r'config\.json'):
+        package.check_config(tmp_path / 'config.json', config)
 
 
 # ---- layers

@@ -379,7 +379,7 @@ def test_transformers_has_no_class_for_it(shared, tmp_path, capsys):
     for command in (['to-hf', shared[1] / 'vqa/BEST', tmp_path / 'x'], ['from-hf', shared[1] / 'vqa/BEST.pth', tmp_path / 'x/y']):
         assert convert.main([*map(str, command)]) == 1
         error = capsys.readouterr().err
-        assert error.count('\n') == 1 and 'is of the model vlbert, for which transformers has no class' in error
+        assert error.count('\n') == 1 and 'is of the model vlbert, for which there are no folders for transformers' in error
         assert not (tmp_path / 'x').exists()
 
 

@@ -123,12 +123,12 @@ def from_hf(weights, snapshot, bert=None, answers=None):
 
 
 def hugging_face(model, weights):
-    """The model's module `hugging_face`. Raises ValueError for a model that transformers has no class for."""
+    """The model's module `hugging_face`. Raises ValueError for a model without one."""
     try:
         return models.package(model, 'hugging_face')
     except ModuleNotFoundError:
-        raise ValueError(f'{weights}: is of the model {model}, for which transformers has no class; convert the file alone: bash '
-                         'run/convert.bash file') from None
+        raise ValueError(f'{weights}: is of the model {model}, for which there are no folders for transformers; convert the file '
+                         'alone: bash run/convert.bash file') from None
 
 
 def change(source, target, model=None, config=None, bert=None):

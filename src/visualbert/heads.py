@@ -130,8 +130,7 @@ def answers_and_images(state, config):
 
 def load(head, path, complete=False):
     """Fills a head from a file: all of it, or all but the head of a task. Returns (LoadReport, the file's tensors)."""
-    file, optional = read_weights(path), [DECODER if complete else HEADS]
-    pretraining = isinstance(head, MaskedWordsAndMatch)
+    file, optional, pretraining = read_weights(path), [DECODER if complete else HEADS], isinstance(head, MaskedWordsAndMatch)
     state, missing = {name: file[name] for name in file if complete or pretraining or not re.match(HEADS, name)}, [*optional]
     if not complete and PROJECTION not in file:  # of BERT: regions start with the embeddings of words, as in the original code
         missing.append(re.escape(PROJECTION.removesuffix('weight')))
