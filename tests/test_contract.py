@@ -217,7 +217,7 @@ def test_the_loop_takes_groups_schedule_and_extra_state_from_the_head(world, tmp
 
 @pytest.mark.parametrize('model', models.MODELS)
 def test_a_model_has_what_the_contract_asks(made_world, tmp_path, model):
-    """For each task that it has: its head builds, its snapshot loads strictly, its parts hold each parameter once."""
+    """For each task that it has: its head builds, its snapshot loads strictly, its parts are of it."""
     package, folder = models.package(model), made_world / 'bert'
     for name in re.findall(r'^    (\w+)\(.*\) -> ', models.__doc__, re.M):
         assert callable(getattr(package, name)), name
@@ -238,7 +238,7 @@ def test_a_model_has_what_the_contract_asks(made_world, tmp_path, model):
         assert set(report.matched) == set(state) and not report.missing
         assert models.of_names(list(state)) == model
         parts = [id(p) for part in head.parts() for module in part for p in module.parameters()]
-        assert len(parts) == len({*parts}) and {*parts} <= {id(p) for p in head.parameters()}
+        assert parts and {*parts} <= {id(p) for p in head.parameters()}
     assert tasks >= 8
     (tmp_path / 'config.json').write_text(json.dumps({'num_attention_heads': 1}))
     with pytest.raises(ValueError, match=r'config\.json'):

@@ -75,7 +75,7 @@ def predict_split(args, folder):
     try:
         options.mceLoss = bool(read_run(program.weights.parent).get('options', {}).get('mceLoss'))  # softmax or sigmoid
         examples = program.labelled('test', args.test)
-        sentences, head = examples.sentences, program.build_head(program.kind)
+        sentences, head = examples.sentences, program.build_head()
         dataset = program.load(args.test, examples, head)
         check_batch(dataset, options.batchSize, 'batchSize', program.device)
         predictions = evaluate(head, dataset, options, program.device, f'Testing on {args.test}', max(task.k, BEST))

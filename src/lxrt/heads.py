@@ -97,7 +97,7 @@ class LxmertEncoder(Encoder):
         self.lxrt_encoder = LXRTEncoder(config)
 
     def write(self, texts, max_length, blank=False):
-        ids, _, counts = self.tokenizer.encode_counted([text for text, in texts], max_length)
+        ids, _, counts = self.tokenizer.encode_counted(texts, max_length)
         return {'input_ids': ids, 'counts': counts}
 
     def forward(self, batch, record_attention=False):

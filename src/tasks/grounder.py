@@ -26,7 +26,7 @@ class Grounder(Inference):
         run = run_of(path, cls.output, 'does not choose a region')
         task = task_class(run.get('task') or 'refcoco')
         model, config, state, tokenizer = read_snapshot(path)
-        head = models.build(model, task.kind, config)
+        head = models.build(model, task.head_kind(), config)
         head.load_original(state, str(path))
         head.encoder.tokenizer, head.encoder.blank = tokenizer, False
         return cls(head.to(device).eval(), max_length or max_length_of(path, run.get('options', {}), head, task))

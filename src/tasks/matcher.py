@@ -44,7 +44,7 @@ class Matcher(Inference):
         tokenizer = checkpoints.read_tokenizer(folder, config)
         checkpoints.check_sidecars(model, weights, config, tokenizer)
         if run.get('task') in TASKS:
-            head = models.build(model, run['task'], config)
+            head = models.build(model, task_class(run['task']).head_kind(), config)
             head.load_original(package.read_task(weights), str(weights))
             head.encoder.blank = False
             max_length = max_length or max_length_of(weights, run['options'], head, task_class(run['task']))

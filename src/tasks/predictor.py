@@ -170,7 +170,7 @@ class Predictor(Inference):
         if answers is None:
             raise FileNotFoundError(f'{path}: found no answers.json beside it; copy it from the folder of its run')
         task = task_of(path, run.get('task'), models.package(model).answers_and_images(state, config), answers)
-        head = models.build(model, task.kind, config, answers, Options(mceLoss=bool(options.get('mceLoss'))))
+        head = models.build(model, task.head_kind(), config, answers, Options(mceLoss=bool(options.get('mceLoss'))))
         head.load_original(state, str(path))
         head.encoder.tokenizer = tokenizer
         return cls(head.to(device).eval(), task, answers, max_length or max_length_of(path, options, head, task))

@@ -159,15 +159,15 @@ class Program:
         return models.package(model).read_config(folder, options)
 
     @classmethod
-    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED, task=None):
+    def read(cls, options, device, spec, answers, endings=checkpoints.PRETRAINED, task=None, kind=None):
         """Reads and checks the small files, so that errors appear before large files are loaded. Completes the options.
 
-        endings: those that the path of --load may omit; task: of the recipe, None for the kind of the dataset.
+        endings: those that the path of --load may omit; task: of pre-training, None for tasks; kind: of the recipe of a task.
         """
         weights = checkpoints.starting_weights(options, endings)
         bert = checkpoints.bert_folder(options, weights)
         model = models.chosen(options) or checkpoints.model_type(weights)
-        recipe = models.package(model).recipe(task or spec.kind, options)
+        recipe = models.package(model).recipe(task or kind or spec.kind, options)
         if options.resume and options.lr is None and recipe.lr_per_example:  # it stays, also with another --batchSize
             lr = read_run(options.output).get('options', {}).get('lr')
             options.lr = lr if isinstance(lr, float) else None
@@ -248,9 +248,13 @@ class TaskProgram(Program):
             raise ValueError(f'--loadLXMERTQA: the answer head of {task_class.kind} is of another shape; give --loadLXMERT')
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
         endings = SNAPSHOT if task_class.output != 'match' else (*SNAPSHOT, *PRETRAINED)  # pre-trained weights may have this head
-        program = cls.read(options, device, spec, answers, endings)
+        program = cls.read(options, device, spec, answers, endings, kind=task_class.head_kind())
         program.task_class = task_class
         return program
+
+    def build_head(self, kind=None):
+        """As Program.build_head; kind: None for that of the task."""
+        return super().build_head(kind or self.task_class.head_kind())
 
     def examples(self, names, further=False):
         """The Examples of splits separated by commas; further: as of read_examples. Raises DataError."""
@@ -300,11 +304,12 @@ class TaskProgram(Program):
     def make(self):
         """(task, head, training set, validation set or None)."""
         options = self.options
-        writes = models.package(self.model).recipe(self.kind, options).loss == 'LM'  # a decoder, which learns to write any answer
+        recipe = models.package(self.model).recipe(self.task_class.head_kind(), options)
+        writes = recipe.loss == 'LM'  # a decoder, which learns to write any answer
         # Annotations are read before TSV files are converted, which takes longer.
         train_examples = self.labelled('train', options.train, further=writes)
         valid_examples = self.labelled('valid', options.valid, '; give --valid "" for none') if options.valid else None
-        task, head = self.task_class(options), self.build_head(self.kind)
+        task, head = self.task_class(options), self.build_head()
         if further := train_examples.further:
             head.train_on(further)
             print0(f'{options.train}: {len(further):,} answers beside the {len(self.answers):,} candidates are trained on, and '
@@ -325,7 +330,7 @@ class TaskProgram(Program):
         """Predicts a split, writes the submission file and, if the split has labels, prints the score."""
         name, task = self.options.test, self.task_class(self.options)
         examples = self.examples(name)  # first, since a fault of theirs is found sooner than weights are loaded
-        dataset, predictions = self.predict(task, examples, self.build_head(self.kind))
+        dataset, predictions = self.predict(task, examples, self.build_head())
         self.save(task, dataset, predictions)
         if dataset.examples.labelled:
             print0(f'Score on {name}: {task.score(dataset, predictions):.2f}', *task.table(dataset, predictions).split('\n'))

@@ -17,6 +17,7 @@ class Task:
     where they differ, the other class attributes."""
 
     kind: str  # key "kind" in the json of a --dataset
+    like: str | None = None  # the kind whose recipe and head a model takes for this task; None: `kind`
     output = 'answer'  # or 'choice', 'region'
     schema = QUESTION  # annotations.examples.ExampleSchema of the annotations
     suffix = 'json'  # of the submission file
@@ -26,6 +27,11 @@ class Task:
 
     def __init__(self, options):
         self.k = options.dumpProbs or 1  # predictions per example
+
+    @classmethod
+    def head_kind(cls):
+        """The kind for which models.build makes the head of this task."""
+        return cls.like or cls.kind
 
     @staticmethod
     def spec(root):

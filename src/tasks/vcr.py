@@ -91,10 +91,10 @@ class VCRProgram(TaskProgram):
         name, path = self.options.test, checkpoints.find_weights(self.options.loadRationale, checkpoints.SNAPSHOT)
         check_snapshot(path, 'loadRationale', True)
         checkpoints.check_sidecars(self.model, path, self.config, self.tokenizer)
-        dataset, predictions = self.predict(self.task_class(self.options), self.examples(name), self.build_head(self.kind))
+        dataset, predictions = self.predict(self.task_class(self.options), self.examples(name), self.build_head())
         columns, rights = {ANSWERS: probabilities(predictions)}, []
         other = replace(self, weights=path)
-        head = other.build_head(self.kind)
+        head = other.build_head()
         for answer, names in enumerate(GIVEN):
             other.task_class = given(answer)
             of_answer, predictions = other.predict(other.task_class(other.options), other.examples(name), head)

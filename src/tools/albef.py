@@ -164,7 +164,7 @@ class AlbefRun:
     def read_config(cls, model, folder, options):
         return cls.plan.config
 
-    def build_head(self, kind):
+    def build_head(self, kind=None):
         head = super().build_head(kind)
         head.recipe = dataclasses.replace(head.recipe, **self.plan.recipe)
         if 'warm_up' in self.plan.values:
@@ -214,7 +214,7 @@ class AlbefProgram(AlbefRun, TaskProgram):
         """Tests the validation and test splits, writes predictions, and appends the figures to log.txt."""
         if not self.plan.program.best:
             return self.predict_result(0)
-        task, head, line = self.task_class(self.options), self.build_head(self.kind), {}
+        task, head, line = self.task_class(self.options), self.build_head(), {}
         for name in (*self.plan.names('val'), *self.others()):
             self.options.test = name
             dataset = self.load(name, self.labelled('test', name), head, submit=True)
@@ -232,7 +232,7 @@ class AlbefProgram(AlbefRun, TaskProgram):
         if self.options.test is None and path.exists():
             return
         name, task = ','.join(self.plan.names('test')), self.task_class(self.options)
-        head = getattr(self, 'head', None) or self.build_head(self.kind)
+        head = getattr(self, 'head', None) or self.build_head()
         if self.options.test is None:
             head.load_original(read_state(self.folder.path / EPOCH.format(epoch)), EPOCH.format(epoch))
         dataset = self.load(name, self.examples(name), head, submit=True)
