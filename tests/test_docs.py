@@ -26,7 +26,7 @@ PICTURE = 'data/shapes/images/val2014/COCO_val2014_00000000160{}.png'  # the doc
 QUICK = {
     'run/shapes.bash': ['--images', '50', '--questions', '6'],
     **{f'run/{task}_finetune.bash': ['--epochs', '1', '--batchSize', '64']
-       for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment', 'refcoco', 'retrieval', 'vcr')},
+       for task in ('vqa', 'gqa', 'nlvr2', 'classify', 'entailment', 'refcoco', 'retrieval', 'vcr', 'visual7w')},
     'run/lxmert_pretrain.bash': ['--epochs', '1', '--batchSize', '64'],
     'run/vlbert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/albef_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
@@ -34,6 +34,7 @@ QUICK = {
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
 PRINTED = {  # by the Python examples
+    'adding_a_task.md: Run it': 'True\n',
     'README.md: From Python': r'(COCO_val2014_00000000160[12]\.png .+\n){4}',
     'library.md: From regions to answers': r'(.+: 0\.\d{3}\n){3}',
     'library.md: Matching images and sentences': r'\(2, 3\)\n\(2,\)\n(.+: 0\.\d{3}\n){3}',
@@ -60,6 +61,11 @@ def chains():
 
 
 CHAINS = chains()
+
+
+def code_of(document):
+    """[(path, code)] of the blocks of a document that are of a file: those with a path after the language."""
+    return re.findall(r'^```\w+ (\S+)\n(.*?)^```', (ROOT / 'docs' / document).read_text(), re.S | re.M)
 
 
 def tracked():
@@ -117,6 +123,15 @@ def write_memes(folder, world):
         {'kind': 'classify', 'name': 'memes', 'max_length': 20, 'answers': 'classes.json', 'splits': splits}))
 
 
+def test_quoted_code_is_that_of_the_files():
+    """Lines of `...` stand for what is left out."""
+    quoted = [(path, code) for path, code in code_of('adding_a_model.md') if (ROOT / path).is_file()]
+    for path, code in quoted:
+        for part in re.split(r'^ *\.\.\.\n', code, flags=re.M):
+            assert part in (ROOT / path).read_text(), f'{path}:\n{part}'
+    assert len(quoted) >= 6
+
+
 @pytest.fixture(scope='session')
 def template(made_world, tmp_path_factory):
     """A copy of the repository with a small world as sample world and as real data, a small BERT, a pre-trained LXMERT, a corpus
@@ -163,7 +178,7 @@ def run(folder, language, code):
     if language == 'bash':
         # One process for several GPUs: several are tested in test_launch.py.
         words = shlex.split(code.replace('0,1,2,3 --multiGPU', 'cpu').replace('NAME', 'name').replace('PATH', 'corpus'))
-        command = [*words, *QUICK.get(words[1], [])]
+        command = ['env', *words, *QUICK.get(words[1], [])]  # words may begin with PYTHONPATH=src
     else:
         command = ['.venv/bin/python' if (folder / '.venv').exists() else 'python3', '-c', code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300,
@@ -175,6 +190,10 @@ def run(folder, language, code):
 @pytest.mark.parametrize('name', CHAINS)
 def test_commands_and_examples_run(checkout, name):
     ci = (ROOT / '.ci/run').read_text() + (ROOT / 'run/test.bash').read_text() + (ROOT / 'run/quickstart.bash').read_text()
+    for path, code in code_of(name.partition(':')[0]) if name.startswith('adding') else ():
+        if not (ROOT / path).exists():  # a file that the document adds
+            (checkout / path).parent.mkdir(exist_ok=True)
+            (checkout / path).write_text(code)
     for language, code in CHAINS[name]:
         launcher = code.split()[1] if language == 'bash' else ''
         if launcher in IN_CI:

@@ -134,8 +134,8 @@ def load(head, path, complete=False):
     state, missing = {name: file[name] for name in file if complete or pretraining or not re.match(HEADS, name)}, [*optional]
     if not complete and PROJECTION not in file:  # of BERT: regions start with the embeddings of words, as in the original code
         missing.append(re.escape(PROJECTION.removesuffix('weight')))
-        for name in ('token_type', 'position'):
-            state[PROJECTION.replace('projection', f'{name}_embeddings')] = file[WORDS.replace('word', name)]
+        state |= {PROJECTION.replace('projection', f'{name}_embeddings'): file[words] for name in ('token_type', 'position')
+                  if (words := WORDS.replace('word', name)) in file}
     return fill(head, state, str(path), missing, optional, head.original_name), file
 
 
