@@ -203,8 +203,9 @@ def test_steps_lower_the_loss(task, k):
 def test_pre_training_tasks_and_tools(world, tmp_path, capsys):
     """One run after the other: pre-training, NLVR2 from its encoder, a test of the snapshot, and tools with both."""
     flags = ['--device', 'cpu', '--dataRoot', str(world), '--bert', str(world / 'bert'), '--batchSize', '64', '--epochs', '1']
-    run_program('pretrain', world, tmp_path / 'pre', '--model', 'visualbert', '--train', 'mscoco_train', '--valid',
-                'mscoco_minival', '--taskMaskLM', '--taskMatched', '--fromScratch', *flags)
+    done = run_program('pretrain', world, tmp_path / 'pre', '--model', 'visualbert', '--train', 'mscoco_train', '--valid',
+                       'mscoco_minival', '--taskMaskLM', '--taskMatched', '--fromScratch', '--batchSize', '64', '--epochs', '1')
+    assert done.returncode == 0, done.stderr
     log, start = (tmp_path / 'pre/log.log').read_text(), tmp_path / 'pre/BEST_EVAL_LOSS_LXRT.pth'
     assert 'Mask_LM' in log and 'Matched' in log
     run = tmp_path / 'nlvr2'
