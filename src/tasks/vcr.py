@@ -94,6 +94,7 @@ class VCRProgram(TaskProgram):
         dataset, predictions = self.predict(self.task_class(self.options), self.examples(name), self.build_head())
         columns, rights = {ANSWERS: probabilities(predictions)}, []
         other = replace(self, weights=path)
+        other.task_class = Rationale
         head = other.build_head()
         for answer, names in enumerate(GIVEN):
             other.task_class = given(answer)
