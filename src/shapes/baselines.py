@@ -4,10 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 
+from shapes.hard_text import SYNONYMS
 from shapes.questions import SIZE_WORDS
 from shapes.scene import COLOURS, SHAPES
 
+# The splits that the tasks train on, by default; of other files of texts those with captions.
+TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',), 'entailment': ('train',),
+         'refcoco': ('train',), 'vcr': ('train',), 'lxmert': ('mscoco_train', 'mscoco_nominival', 'vgnococo'),
+         'retrieval': ('coco_train',)}
+
 _NAMES = {'COLOUR': tuple(COLOURS), 'SHAPE': SHAPES, 'SIZE': sum(SIZE_WORDS.values(), ())}
+_NAMES = {mask: [one for word in words for one in (word, *SYNONYMS.get(word, ()))] for mask, words in _NAMES.items()}
 _MASKS = [(re.compile(rf'\b({"|".join(words)})(s|es)?\b'), mask) for mask, words in _NAMES.items()]
 
 
@@ -61,8 +68,10 @@ def score_table(train: list[dict], evaluated: list[dict], scores: list[float] | 
     """
     baselines = fit_baselines(train)
     lines = [f'{"kind":13} {"share":>6} {"majority":>9} {"text only":>10}' + (f' {"score":>6}' if scores else '')]
-    for kind in (*sorted({question['question_type'] for question in evaluated}), 'all'):
-        chosen = [i for i, question in enumerate(evaluated) if kind in (question['question_type'], 'all')]
+    kinds, tags = ({kind for question in evaluated for kind in found(question)} for found in (
+        lambda question: (question['question_type'],), lambda question: question.get('tags', ())))
+    for kind in (*sorted(kinds), *sorted(tags), 'all'):
+        chosen = [i for i, question in enumerate(evaluated) if kind in (question['question_type'], *question.get('tags', ()), 'all')]
         baseline = baselines([evaluated[i] for i in chosen])
         score = 100 * sum(scores[i] for i in chosen) / len(chosen) if scores else 0.0
         lines.append(f'{kind:13} {100 * len(chosen) / len(evaluated):5.1f}% {baseline["majority"]:9.1f} '

@@ -4,15 +4,15 @@ A caption is sampled: the slots of its family's templates are filled with descri
 samples that do not hold are rejected. The same rule tells whether the caption holds for any other scene.
 """
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, product
 
+from shapes import questions
 from shapes.questions import FIELDS, NUMBER_WORDS, SIDES, WORDS, Description, clearly_beside, describe, fill, in_half, outermost
 from shapes.scene import Scene, Thing
 
-MIN_TOKENS, MAX_TOKENS = 8, 18  # of a caption, full stop and commas included: more would be cut
+MIN_TOKENS = 8  # of a caption, full stop and commas included
 TRIES = 40  # samples of one family for one caption, and families for it
 
 PLACE_WORDS = {'left': ('on the left', 'in the left half'), 'right': ('on the right', 'in the right half'),
@@ -93,6 +93,11 @@ def _chain(scene, x, where, y, there, z):
         clearly_beside(one, other, where) and clearly_beside(one, third, there)))
 
 
+def _ladder(scene, x, where, y, there, z):
+    return exist(scene, x, y, z, such=lambda one, other, third: (
+        clearly_beside(one, other, where) and clearly_beside(other, third, there)))
+
+
 def _smaller(scene, x, y):
     return exist(scene, x, y, such=lambda one, other: (one.size, other.size) == ('large', 'small'))
 
@@ -147,6 +152,7 @@ LIST = ('{x.a}, {y.a} and {z.a}.', 'There are {x.a}, {y.a} and {z.a}.', 'The {pi
 RELATION = ('{x.a} {where} {y.a}.', '{x.a} is {where} {y.a}.', 'There is {x.a} {where} {y.a}.', '{where} {y.a} there is {x.a}.',
             'The {picture} shows {x.a} {where} {y.a}.')
 CHAIN = ('{x.a} {where} {y.a} and {there} {z.a}.', '{x.a} is {where} {y.a} and {there} {z.a}.')
+LADDER = ('{x.a} {where} {y.a} that is {there} {z.a}.', 'There is {x.a} {where} {y.a} that is {there} {z.a}.')
 SMALLER = ('{x.a} and a smaller {y.one}.', '{x.a} that is larger than {y.a}.', '{y.a} that is smaller than {x.a}.',
            'There are {y.a} and a bigger {x.one}.', 'The {picture} shows {x.a} and a smaller {y.one}.')
 MANY_BESIDE = ('{number} {many.many} {where} {x.a}.', 'There are {number} {many.many} {where} {x.a}.',
@@ -189,6 +195,7 @@ FAMILIES = (
     CaptionFamily(0.08, OUTERMOST, {'x': _ONE, 'edge': _SIDES, 'y': _ONE, 'end': _SIDES}, _outermost),
     CaptionFamily(0.02, ABSENT, {'x': _ONE, 'y': _TWO, 'absent': FIELDS['colour']}, _absent),
 )
+LONG = (CaptionFamily(0.6, LADDER, {'x': _TWO, 'where': _SIDES, 'y': _TWO, 'there': _SIDES, 'z': _TWO}, _ladder),)  # hard world
 
 
 # ---- generation
@@ -199,11 +206,13 @@ def generate(scenes: dict[str, Scene], per_image: int, rng: random.Random) -> di
     Raises:
         ValueError: a scene has too few different captions.
     """
-    captions, weights = {}, [family.weight for family in FAMILIES]
+    captions = {}
     for img_id, scene in scenes.items():
+        choices = FAMILIES + LONG if scene.rules.hops else FAMILIES
+        weights = [family.weight for family in choices]
         captions[img_id], topics = [], set()
         for _ in range(per_image):
-            families = rng.choices(FAMILIES, weights, k=TRIES)
+            families = rng.choices(choices, weights, k=TRIES)
             caption = next(filter(None, (_caption(family, scene, topics, rng) for family in families)), None)
             if caption is None:
                 raise ValueError(f'{img_id}: no more different captions; choose fewer --captions')
@@ -213,7 +222,7 @@ def generate(scenes: dict[str, Scene], per_image: int, rng: random.Random) -> di
 
 def fits(sentence: str) -> bool:
     """Whether a sentence has as many tokens as a caption is to have."""
-    return MIN_TOKENS <= len(re.findall(r'\w+|[^\w\s]', sentence)) <= MAX_TOKENS
+    return questions.fits(sentence, MIN_TOKENS)
 
 
 def _caption(family: CaptionFamily, scene: Scene, topics: set, rng: random.Random) -> Caption | None:

@@ -17,6 +17,7 @@ from shapes.questions import (
     clearly_beside,
     describe,
     fill,
+    fits,
     offset,
     unique_thing,
 )
@@ -29,7 +30,7 @@ Expression = tuple[dict[str, Description | str], Thing]  # what fills the slots 
 
 def candidates(scene: Scene, x: Description) -> list[Thing]:
     """The things that people could mean; a diamond is a square on its corner."""
-    return [thing for thing in scene.things if all(
+    return [thing for thing in x.within(scene) if all(
         value in ('', getattr(thing, field)) or ambiguous(value, getattr(thing, field))
         for field, value in ((field, getattr(x, field)) for field in FIELDS))]
 
@@ -79,7 +80,7 @@ def generate(scenes: dict[str, Scene], count: int, first_id: int, rng: random.Ra
                 if not (expression := sample(scene, rng)):
                     continue
                 sent = fill(templates, expression[0], rng)
-                if sent not in sentences:
+                if sent not in sentences and fits(sent):
                     sentences.add(sent)
                     items.append({'ref_id': first_id + len(items), 'img_id': img_id, 'sent': sent,
                                   'box': [round(side, 2) for side in expression[1].box], 'question_type': kind})

@@ -8,18 +8,49 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shapes.questions import FIELDS, NUMBER_WORDS, Description, ambiguous, fill, name_field, sample_kinds
+from shapes.questions import (
+    FIELDS,
+    MARGIN,
+    NUMBER_WORDS,
+    SIDES,
+    WHERE_WORDS,
+    Description,
+    Phrase,
+    ambiguous,
+    clearly_beside,
+    fill,
+    name_field,
+    offset,
+    sample_kinds,
+)
 from shapes.scene import Scene, Thing
 
 # Of the kinds of first sentences. Most say that something is there: if as many denied it, a word and its object in the picture
 # would go together with false as often as with true.
 SHARES = {'side': 0.46, 'both': 0.16, 'either': 0.12, 'one': 0.05, 'neither': 0.03, 'lacking': 0.04,
           'counting': 0.07, 'comparison': 0.05, 'agreement': 0.02}
+LONG_SHARES = {kind: share * 0.7 for kind, share in SHARES.items()} | {'relation': 0.3}  # in the hard world
 PAIRS = 4  # of a set
 TRIES = 60  # samples of pictures for one couple
 FIELD_SETS = (('shape',), ('colour',), ('colour', 'shape'))
 
 Things = tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class Beside(Description):
+    """Attributes of a thing, and on which side of any of some others it lies: 'star above a circle'."""
+    side: str = ''
+    other: Description = Description()
+
+    def matching(self, scene: Scene) -> list[Thing] | None:
+        """The things that clearly lie there; None if there are none, but a viewer may think that there are."""
+        couples = [(one, other) for one in super().matching(scene) for other in self.other.matching(scene)]
+        clear = [one for one, other in couples if clearly_beside(one, other, self.side)]
+        return clear or (None if any(offset(*couple, self.side) > -MARGIN / 2 for couple in couples) else [])
+
+    def phrase(self, rng: random.Random) -> Phrase:
+        return Phrase(f'{super().phrase(rng).one} {rng.choice(WHERE_WORDS[self.side])} {self.other.phrase(rng).a}')
 
 
 @dataclass(frozen=True)
@@ -80,6 +111,8 @@ _ONE_FIELD = (('shape',), ('colour',))
 FAMILIES = (
     StatementFamily('side', LEFT, _counts(lambda left, right, n: left > 0)),
     StatementFamily('side', _right(LEFT), _counts(lambda left, right, n: right > 0)),
+    StatementFamily('relation', LEFT, _counts(lambda left, right, n: left > 0), _ONE_FIELD),
+    StatementFamily('relation', _right(LEFT), _counts(lambda left, right, n: right > 0), _ONE_FIELD),
     StatementFamily('lacking', LEFT_NO, _counts(lambda left, right, n: left == 0)),
     StatementFamily('lacking', _right(LEFT_NO), _counts(lambda left, right, n: right == 0)),
     StatementFamily('both', BOTH, _counts(lambda left, right, n: left > 0 and right > 0)),
@@ -110,9 +143,10 @@ class Album:
         self.few = len(scenes) < PAIRS  # then both pictures of a pair may be the same
 
     def matching(self, x: Description) -> tuple[dict[str, Things], list[str], list[str]]:
-        """The things of each picture that match `x`; the pictures with such things; the pictures without."""
+        """The things of each picture that match `x`, unless that is open; the pictures with such things; the pictures without."""
         if x not in self.cache:
-            things = {img_id: tuple(x.matching(scene)) for img_id, scene in self.scenes.items()}
+            matching = {img_id: x.matching(scene) for img_id, scene in self.scenes.items()}
+            things = {img_id: tuple(group) for img_id, group in matching.items() if group is not None}
             self.cache[x] = things, [i for i in things if things[i]], [i for i in things if not things[i]]
         return self.cache[x]
 
@@ -137,7 +171,7 @@ class Album:
 
     def truths(self, holds, x: Description, number: int, pairs: list[tuple[str, str]]) -> list[bool | None]:
         things = self.matching(x)[0]
-        return [holds(things[left], things[right], number) for left, right in pairs]
+        return [holds(things[left], things[right], number) if {left, right} <= things.keys() else None for left, right in pairs]
 
 
 def generate(scenes: dict[str, Scene], sets: int, split: str, rng: random.Random) -> list[dict]:
@@ -154,7 +188,8 @@ def generate(scenes: dict[str, Scene], sets: int, split: str, rng: random.Random
         ValueError: the scenes are too few or too much alike.
     """
     album, examples = Album(scenes), []
-    for number, kind in enumerate(sample_kinds(SHARES, sets, rng)):
+    shares = LONG_SHARES if any(scene.rules.hops for scene in scenes.values()) else SHARES
+    for number, kind in enumerate(sample_kinds(shares, sets, rng)):
         kinds = [*[kind] * TRIES, *[*SHARES] * TRIES]
         statements = next(filter(None, (_statements(album, kind, rng) for kind in kinds)), None)
         if statements is None:
@@ -171,6 +206,10 @@ def _sample(kind: str, rng: random.Random) -> tuple[StatementFamily, Description
     """A family of this kind, the description that it is about, and its number (which most families do not use)."""
     family = rng.choice([family for family in FAMILIES if family.kind == kind])
     x = Description(**{field: rng.choice(FIELDS[field]) for field in rng.choice(family.field_sets)})
+    if kind == 'relation':
+        field = 'shape' if x.shape else 'colour'
+        other = rng.choice([value for value in FIELDS[field] if value != getattr(x, field)])
+        x = Beside(x.size, x.colour, x.shape, rng.choice(tuple(SIDES)), Description(**{field: other}))
     return family, x, rng.choice(tuple(NUMBER_WORDS))
 
 

@@ -6,24 +6,24 @@ that the answers of each family are about equally frequent. The questions of GQA
 (`pairs`) and `captions` are built from the same parts.
 """
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, Thing
+from shapes.scene import COLOURS, HEIGHT, MARGIN, SHAPES, SIDES, WIDTH, Scene, Thing, clearly_beside, offset
 
 SHARES = {'existence': 0.12, 'verification': 0.10, 'colour': 0.14, 'shape': 0.14, 'size': 0.08,
           'counting': 0.17, 'comparison': 0.10, 'relation': 0.15}
 FIELDS = {'size': ('small', 'large'), 'colour': tuple(COLOURS), 'shape': SHAPES}  # attributes of a Thing and their values
 COUNTS = ('0', '1', '2', '3', '4')
 YES_NO = ('yes', 'no')
-SIDES = {'left': (-1, 0), 'right': (1, 0), 'above': (0, -1), 'below': (0, 1)}  # unit steps, y points down
 ANSWERS = (*YES_NO, *COUNTS, *FIELDS['colour'], *SHAPES, *FIELDS['size'], 'left', 'right', 'top', 'bottom')
 
 CENTRE = Thing('', '', '', WIDTH / 2, HEIGHT / 2, 0.0)  # of the picture
-MARGIN = 14.0  # pixels between two centres from which on one lies clearly to a side of the other
 TRIES = 24  # samples of one family for one question
+MAX_TOKENS = 18  # of a sentence, full stop and commas included: the tasks cut off more
 
 SIZE_WORDS = {'small': ('small', 'little'), 'large': ('large', 'big')}
 WHERE_WORDS = {'left': ('to the left of', 'left of', 'on the left side of'),
@@ -35,6 +35,7 @@ EDGE_WORDS = {'left': ('furthest to the left', 'closest to the left edge'),
 MORE_WORDS = {'large': ('larger', 'bigger'), 'small': ('smaller',), 'left': ('further to the left',),
               'right': ('further to the right',), 'above': ('higher up',), 'below': ('lower down',)}
 NUMBER_WORDS = {2: ('two', '2'), 3: ('three', '3'), 4: ('four', '4')}
+ANCHORS = (('shape',), ('colour',), ('size', 'shape'), ('size', 'colour'), ('colour', 'shape'))  # what describes a Related's anchor
 # Slot of a template: {value: its wordings}; other values are used as they are.
 WORDS = {'where': WHERE_WORDS, 'edge': EDGE_WORDS, 'value': SIZE_WORDS, 'other': SIZE_WORDS, 'more': MORE_WORDS,
          'number': NUMBER_WORDS}
@@ -47,13 +48,35 @@ class Description:
     colour: str = ''
     shape: str = ''
 
+    def within(self, scene: Scene) -> Iterable[Thing]:
+        """The things that lie where the description says."""
+        return scene.things
+
     def matching(self, scene: Scene) -> list[Thing]:
-        return [thing for thing in scene.things if all(getattr(self, field) in ('', getattr(thing, field)) for field in FIELDS)]
+        size, colour, shape = self.size, self.colour, self.shape
+        return [thing for thing in self.within(scene) if (not size or thing.size == size)
+                and (not colour or thing.colour == colour) and (not shape or thing.shape == shape)]
 
     def phrase(self, rng: random.Random) -> 'Phrase':
         size = rng.choice(SIZE_WORDS[self.size]) if self.size else ''
         noun = self.shape or rng.choice(('thing', 'object'))
         return Phrase(' '.join(word for word in (size, self.colour, noun) if word))
+
+
+@dataclass(frozen=True)
+class Related(Description):
+    """Attributes of a thing, and on which side of another one it lies: 'small star that is above the red circle'."""
+    side: str = ''
+    anchor: Description = Description()  # of one thing of the scene
+
+    def within(self, scene: Scene) -> list[Thing]:
+        """Also those of which a viewer may think that they lie there."""
+        (anchor,) = self.anchor.matching(scene)
+        return [thing for thing in scene.things if thing != anchor and offset(thing, anchor, self.side) > -MARGIN / 2]
+
+    def phrase(self, rng: random.Random) -> 'Phrase':
+        where, anchor = rng.choice(WHERE_WORDS[self.side]), self.anchor.phrase(rng).one.replace(' that is', '')  # shorter
+        return Phrase(f'{super().phrase(rng).one} that is {where} the {anchor}')
 
 
 @dataclass(frozen=True)
@@ -118,25 +141,30 @@ def random_description(scene: Scene, rng: random.Random, fields: Iterable[str]) 
 def unique_thing(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
     """(description, thing) where the description matches this thing alone."""
     thing = rng.choice(scene.things)
+    if scene.rules.hops:
+        fields = rng.sample(fields, rng.randint(0, len(fields)))  # the fewer attributes, the more relations
+    x = single_out(scene, thing, fields, rng, scene.rules.hops)
+    return (x, thing) if x else None
+
+
+def single_out(scene: Scene, thing: Thing, fields: Iterable[str], rng: random.Random, hops: int) -> Description | None:
+    """A description that matches `thing` alone: these attributes or, if other things have them too, with up to so many relations;
+    None if there is none."""
     x = describe(thing, fields)
-    return (x, thing) if len(x.matching(scene)) == 1 else None
+    others = [other for other in x.matching(scene) if other is not thing]
+    if not others or not hops:
+        return None if others else x
+    for side, anchor in rng.sample(places := scene.places[thing], len(places)):
+        alone = all(other is anchor or offset(other, anchor, side) <= -MARGIN / 2 for other in others)
+        if alone and (y := single_out(scene, anchor, rng.choice(ANCHORS), rng, hops - 1)):
+            return Related(x.size, x.colour, x.shape, side, y)
+    return None
 
 
 def unique_pair(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple | None:
     """Two different things, each with a description that matches it alone: (x, its thing, y, its thing)."""
     first, second = unique_thing(scene, rng, fields), unique_thing(scene, rng, fields)
     return first + second if first and second and first != second else None
-
-
-def offset(thing: Thing, other: Thing, side: str) -> float:
-    """How far, in pixels, `thing` lies to that side of `other` (negative: to the opposite side)."""
-    dx, dy = SIDES[side]
-    return (thing.x - other.x) * dx + (thing.y - other.y) * dy
-
-
-def clearly_beside(thing: Thing, other: Thing, side: str) -> bool:
-    """Whether nobody would doubt that `thing` lies to that side of `other`: it is not, for example, far more above than left."""
-    return offset(thing, other, side) >= max(MARGIN, 0.6 * max(abs(thing.x - other.x), abs(thing.y - other.y)))
 
 
 def in_half(thing: Thing, side: str) -> bool:
@@ -425,13 +453,19 @@ def _question(families, kind: str, scene: Scene, answers: dict, asked: set, rng:
                 best = answer, label, slots, key
                 if counts[answer] == least:
                     break
-        if best:
-            answer, label, slots, key = best
+        if not best:
+            continue
+        answer, label, slots, key = best
+        if sent := next(filter(fits, (fill(family.templates, slots, rng) for _ in range(TRIES))), None):
             counts[answer] += 1
             asked.add(key)
-            return {'sent': fill(family.templates, slots, rng), 'label': label,
-                    'answer_type': family.answer_type, 'question_type': kind}
+            return {'sent': sent, 'label': label, 'answer_type': family.answer_type, 'question_type': kind}
     return None
+
+
+def fits(sentence: str, least: int = 0) -> bool:
+    """Whether a sentence has at least so many tokens, and not more than a task reads."""
+    return least <= len(re.findall(r'\w+|[^\w\s]', sentence)) <= MAX_TOKENS
 
 
 def fill(templates: tuple[str, ...], slots: dict, rng: random.Random, wordings: dict[str, dict] = WORDS) -> str:

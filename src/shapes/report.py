@@ -6,12 +6,11 @@ from pathlib import Path
 
 from files.json_files import DataError, numbered_lines, stream
 from shapes import expressions, retrieval, tagged_questions
-from shapes.baselines import score_table, soft_label
+from shapes.baselines import TRAIN, score_table, soft_label
 from tasks.registry import task_class
 from tools.evaluate import table
 
-# What the baselines are fitted on.
-TRAIN = {'vqa': ('train', 'nominival'), 'gqa': ('train', 'valid'), 'nlvr2': ('train',), 'entailment': ('train',)}
+LABELLED = ('vqa', 'gqa', 'nlvr2', 'entailment')
 OTHERS = ('refcoco', 'retrieval', 'vcr')  # tasks whose predictions are no answers
 PARTS = {'Q->A': ('answer',), 'QA->R': ('rationale',), 'Q->AR': ('answer', 'rationale')}  # of VCR, by measure
 
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='shapes/report.py', description=__doc__.splitlines()[0].split(':')[0] + '.')
     parser.add_argument('world', type=Path, help='folder of the sample world')
     parser.add_argument('predictions', type=Path, help='a file such as minival_predict.json or valid_predict.csv')
-    parser.add_argument('--task', choices=(*TRAIN, *OTHERS), default='vqa', help='the task of the predictions (default: vqa)')
+    parser.add_argument('--task', choices=(*LABELLED, *OTHERS), default='vqa', help='the task of the predictions (default: vqa)')
     options = parser.parse_args(argv)
     try:
         print(report(options.world, options.predictions, options.task))

@@ -15,12 +15,6 @@ FILES = {'coco_train': 'train', 'coco_valid': 'nominival', 'coco_test': 'minival
 TRIES = 20  # wordings and changes of one caption
 
 
-def captions(scenes: dict[str, Scene], per_image: int, rng: random.Random) -> list[dict]:
-    """[{'img_id', 'sent': captions}] of scenes by image id."""
-    return [{'img_id': img_id, 'sent': [caption.sent for caption in of_image]}
-            for img_id, of_image in generate(scenes, per_image, rng).items()]
-
-
 def near_misses(scenes: dict[str, Scene], rng: random.Random) -> list[dict]:
     """[{'img_id', 'sent', 'foil'}], one a picture as far as one is found: a caption, and one that differs in one word and is
     false of the picture."""

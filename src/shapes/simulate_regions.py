@@ -11,7 +11,7 @@ from shapes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, covered
 NUM_BOXES = 36
 CLASSES = (*SHAPES, 'background')
 ATTRIBUTES = (*COLOURS, 'plain')
-INACCURATE = 3  # inaccurate boxes per thing; with an accurate one and a part, those of 6 things still leave room for background
+INACCURATE = 3  # inaccurate boxes per thing at most, besides an accurate one and a part: fewer where many things leave less room
 
 
 def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Generator,
@@ -22,10 +22,11 @@ def regions(img_id: str, scene: Scene, pixels: np.ndarray, rng: np.random.Genera
     with class_probabilities; the rest does not depend on it.
     """
     candidates = []  # (box, class, attribute, confidence)
+    inaccurate = min(INACCURATE, max(0, (NUM_BOXES - 4) // len(scene.things) - 2))
     for thing in scene.things:
         names = SHAPES.index(thing.shape), ATTRIBUTES.index(thing.colour)
         candidates.append((_clip(np.array(thing.box) + rng.normal(0, 0.5, 4)), *names, rng.uniform(0.8, 0.98)))
-        for _ in range(INACCURATE):
+        for _ in range(inaccurate):
             shift, scale = rng.uniform(-0.5, 0.5, 2) * thing.radius, rng.uniform(0.75, 1.4, 2) * thing.radius
             centre = np.array([thing.x, thing.y]) + shift
             box = _clip(np.concatenate([centre - scale, centre + scale]))

@@ -25,6 +25,8 @@ from shapes.questions import (
 from shapes.scene import Scene, Thing
 
 SHARES = {'colour': 0.2, 'shape': 0.15, 'size': 0.2, 'place': 0.2, 'relation': 0.1, 'comparison': 0.05, 'outermost': 0.1}
+# In the hard world, too, where more than one thing has a shape or a colour.
+LONG_SHARES = {kind: share * 0.8 for kind, share in SHARES.items()} | {'chain': 0.2}
 LABELS = ('entailment', 'neutral', 'contradiction')
 OPPOSITE = {'left': 'right', 'right': 'left', 'above': 'below', 'below': 'above', 'small': 'large', 'large': 'small'}
 ALIKE = {'diamond': 'square', 'square': 'diamond'}  # see questions.ambiguous
@@ -58,6 +60,11 @@ def _outermost(scene, value, x):
     return None if first is None else first == x
 
 
+def _beside_both(scene, side, x, y, z):
+    sides = [clearly_beside(x, other, side) - clearly_beside(other, x, side) for other in (y, z)]
+    return True if sides == [1, 1] else False if -1 in sides else None
+
+
 _PAIR = (('colour',), ('shape',), ('colour', 'shape'))
 FAMILIES = {
     'colour': StatementFamily(('The {x.one} is {colour}.',), (('shape',), ('size', 'shape')), 'colour', FIELDS['colour'],
@@ -73,6 +80,8 @@ FAMILIES = {
     'comparison': StatementFamily(('The {x.one} is {more} than the {y.one}.',), _PAIR, 'more', FIELDS['size'],
                                   _either(lambda scene, size, x, y: x.size == size != y.size), 'xy'),
     'outermost': StatementFamily(('The {x.one} is {edge}.',), _PAIR, 'edge', tuple(SIDES), _outermost),
+    'chain': StatementFamily(('The {x.one} is {where} both the {y.one} and the {z.one}.',), _PAIR[2:], 'where', tuple(SIDES),
+                             _beside_both, 'xyz'),
 }
 
 
@@ -114,9 +123,10 @@ def generate(scenes: dict[str, Scene], sets: int, split: str, rng: random.Random
         {'pairID', 'img_id', 'sent', 'label', 'question_type'} each.
     """
     pictures, examples = Pictures(scenes), []
-    for kind in sample_kinds(SHARES, sets, rng):
+    shares = LONG_SHARES if any(scene.rules.hops for scene in scenes.values()) else SHARES
+    for kind in sample_kinds(shares, sets, rng):
         best = {}, '', ''
-        for other in (*[kind] * TRIES, *[*SHARES] * TRIES):
+        for other in (*[kind] * TRIES, *[*shares] * TRIES):
             chosen, sentence = _statement(pictures, FAMILIES[other], rng)
             best = max(best, (chosen, sentence, other), key=lambda one: len(one[0]))
             if len(chosen) == len(LABELS):

@@ -50,6 +50,7 @@ from shapes import (
     expressions,
     features,
     gqa_questions,
+    hard_text,
     pairs,
     questions,
     retrieval,
@@ -58,6 +59,7 @@ from shapes import (
     statements,
     tagged_questions,
 )
+from shapes.baselines import TRAIN
 
 FORMAT = 4  # raise it when the same settings give other bytes, world.json aside
 DETECTOR = 'shapes'  # the --detector for pictures of this world
@@ -73,7 +75,7 @@ LISTS = {**dict.fromkeys(('gqa', 'nlvr2', 'flickr30k', 'vcr1images'), ('train201
          'cc_train': ('train2014',), 'cc_val': ('val2014',)}  # lists of pictures -> folders
 UNLABELLED = {'vqa': 'test', 'gqa': 'submit', 'nlvr2': 'hidden'}  # splits for submissions
 TASKS = (*UNLABELLED, 'entailment', 'refcoco')
-LABEL_KEYS = ('label', 'answer_type', 'question_type')
+LABEL_KEYS = ('label', 'answer_type', 'question_type', 'tags')
 ANSWERS = {'vqa': questions.ANSWERS, 'gqa': gqa_questions.ANSWERS}
 
 # Pre-training: the sources of each file's sentences, captions first. The last fifth of train2014 stands for Visual Genome.
@@ -107,6 +109,7 @@ class Settings:
     seed: int = 9595
     questions: int = 10  # per image, of VQA and of GQA; NLVR2 has twice as many statements
     captions: int = 5  # per image of pre-training
+    hard: bool = False  # more and partly hidden things, nested descriptions, rare words, held-out combinations
 
     def __post_init__(self):
         if self.images < 12:
@@ -115,6 +118,13 @@ class Settings:
             raise ValueError(f'--questions {self.questions}: expected 1 to 20 questions an image')
         if not 1 <= self.captions <= 6:
             raise ValueError(f'--captions {self.captions}: expected 1 to 6 captions an image')
+
+    def record(self) -> dict:
+        """The content of world.json."""
+        return {'format': FORMAT, 'detector': DETECTOR, **{name: value for name, value in asdict(self).items() if value is not False}}
+
+    def scene_of(self, index: int) -> scene.Scene:
+        return scene.sample(self.seed, index, scene.HARD if self.hard else scene.ORDINARY)
 
     def splits(self, task: str = 'vqa') -> dict[str, tuple[str, list[int]]]:
         """{split of the task, or file of `lxmert`: (folder of its images, image indices)}; test2015's share is 8 %, val2014's
@@ -146,7 +156,7 @@ def exists(out: Path, settings: Settings) -> bool:
     """
     if not out.exists():
         return False
-    expected = {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}
+    expected = settings.record()
     record = out / 'world.json'
     existing = read_json(record, 'the settings of a sample world', dict) if record.exists() else {}
     if {'detector': DETECTOR, **existing} != expected:
@@ -184,17 +194,17 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
         pending = {task: {split: pool.submit(_generate, settings, task, split) for split in settings.splits(task)}
                    for task in (*TASKS, 'lxmert')}
         captioned = {file: pool.submit(_captioned, settings, file) for file in retrieval.FILES}
-        texts = [pool.submit(caption_data.corpus, settings.seed, first, min(SCENES, settings.images - first), settings.captions)
+        texts = [pool.submit(_corpus, settings, first, min(SCENES, settings.images - first))
                  for first in range(0, settings.images, SCENES)]
         for folder, indices in folders.items():
-            regions = pool.map(partial(_draw, out / 'images' / folder, folder, settings.seed), indices, chunksize=8)
+            regions = pool.map(partial(_draw, out / 'images' / folder, folder, settings), indices, chunksize=8)
             regions = ProgressBar(regions, folder, len(indices), unit=' pictures')
             split = caption_data.SPLITS.get(folder)
             with (caption_data.storing(out / f'cc_imgfeat/{split}.store', regions) if split
                   else contextlib.nullcontext(regions)) as regions:
                 tsv.write(tsvs[folder], (replace(image, class_probabilities=None) for image in regions))
             with caption_data.reproducible_store(out / f'vcr_imgfeat/{tagged_questions.SPLITS[folder]}.store') as writer:
-                tagged_regions = partial(_tagged_regions, out / 'images' / folder, folder, settings.seed)
+                tagged_regions = partial(_tagged_regions, out / 'images' / folder, folder, settings)
                 things = list(pool.map(tagged_regions, indices, chunksize=8))
                 for image, _ in things:
                     writer.add(image)
@@ -206,10 +216,13 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     captions_of = annotations['lxmert']
     annotations['lxmert'] = pretraining(captions_of, annotations)
     tagged = {split: list(tagged_questions.generate(
-        {_img_id(folder, index): scene.sample(settings.seed, index) for index in folders[folder]},
+        {_img_id(folder, index): settings.scene_of(index) for index in folders[folder]},
         random.Random(f'vcr {settings.seed} {split}'), split)) for folder, split in tagged_questions.SPLITS.items()}
+    if settings.hard:
+        tagged = {split: list(hard_text.pointing_examples(items, split in TRAIN['vcr'], random.Random(f'vcr words {split}')))
+                  for split, items in tagged.items()}
     for split, items in tagged.items():
-        left_out = tagged_questions.LABELS if split == 'test' else ()
+        left_out = (*tagged_questions.LABELS, 'tags') if split == 'test' else ()
         _dump(out / f'vcr/{split}.json', [{key: value for key, value in item.items() if key not in left_out} for item in items])
 
     for name, parts in LISTS.items():
@@ -231,12 +244,13 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
             for img_id, sentences in by_image.items() if img_id.startswith(f'COCO_{folder}_')])
     pieces = vocabulary([
         *(item['sent'] for task in UNLABELLED for items in annotations[task].values() for item in items),
-        *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences)])
+        *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences),
+        *(' '.join(hard_text.words(name)) for name in (hard_text.SYNONYMS if settings.hard else ()))])
     _write_lines(out / 'bert/vocab.txt', pieces)
     _dump(out / 'bert/config.json', {'vocab_size': len(pieces), **CONFIG}, indent=2)
     _write_lines(out / 'objects_vocab.txt', simulate_regions.CLASSES)
     _write_lines(out / 'attributes_vocab.txt', simulate_regions.ATTRIBUTES)
-    _dump(out / 'world.json', {'format': FORMAT, 'detector': DETECTOR, **asdict(settings)}, indent=2)
+    _dump(out / 'world.json', settings.record(), indent=2)
     return annotations | {'vcr': tagged}
 
 
@@ -272,23 +286,18 @@ def _img_id(folder: str, index: int) -> str:
     return f'COCO_{folder}_{index + 1:012d}'
 
 
-def scene_of(seed: int, img_id: str) -> scene.Scene:
-    """The scene of a picture of the world `seed`, by its image id."""
-    return scene.sample(seed, int(img_id.rpartition('_')[2]) - 1)
-
-
-def _draw(images: Path, folder: str, seed: int, index: int) -> tsv.ImageRegions:
+def _draw(images: Path, folder: str, settings: Settings, index: int) -> tsv.ImageRegions:
     """Draws and saves picture `index`; returns its regions. A generator per picture makes it independent of all others."""
-    rng = np.random.default_rng((seed, index))
-    truth = scene.sample(seed, index)
+    rng = np.random.default_rng((settings.seed, index))
+    truth = settings.scene_of(index)
     pixels = draw.picture(truth, rng)
     img_id = _img_id(folder, index)
     Image.fromarray(pixels).save(images / f'{img_id}.png')
     return simulate_regions.regions(img_id, truth, pixels, rng, probabilities=True)
 
 
-def _tagged_regions(images: Path, folder: str, seed: int, index: int) -> tuple[tsv.ImageRegions, dict]:
-    truth = scene.sample(seed, index)
+def _tagged_regions(images: Path, folder: str, settings: Settings, index: int) -> tuple[tsv.ImageRegions, dict]:
+    truth = settings.scene_of(index)
     image = tagged_questions.regions(images, _img_id(folder, index), truth)
     return image, tagged_questions.boxes_and_masks(image, truth)
 
@@ -297,30 +306,48 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     """The annotations of a split of a task; for `lxmert` {image id: captions} of a file."""
     splits = settings.splits(task)
     folder, indices = splits[split]
-    scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
-    if task == 'vqa':
-        rng = random.Random(f'questions {settings.seed} {split}')
-        return questions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
-    rng = random.Random(f'{task} {settings.seed} {split}')
+    scenes = {_img_id(folder, index): settings.scene_of(index) for index in indices}
+    rng = random.Random(f'{"questions" if task == "vqa" else task} {settings.seed} {split}')
     if task == 'lxmert':
         by_image = captions.generate(scenes, settings.captions, rng)
-        return {img_id: [caption.sent for caption in of_image] for img_id, of_image in by_image.items()}
-    if task == 'refcoco':
-        return expressions.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
+        return {img_id: _lines(settings, of_image, split in TRAIN[task], rng) for img_id, of_image in by_image.items()}
     if task == 'gqa':
-        return gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
-    if task == 'entailment':
-        return statements.generate(scenes, -(-len(scenes) * settings.questions // len(statements.LABELS)), split, rng)
-    examples_per_set = 2 * pairs.PAIRS
-    return pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // examples_per_set), split, rng)
+        items = gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
+    elif task == 'entailment':
+        items = statements.generate(scenes, -(-len(scenes) * settings.questions // len(statements.LABELS)), split, rng)
+    elif task == 'nlvr2':
+        items = pairs.generate(scenes, -(-2 * len(scenes) * settings.questions // (2 * pairs.PAIRS)), split, rng)
+    else:
+        generator = questions if task == 'vqa' else expressions
+        items = generator.generate(scenes, settings.questions, indices[0] * settings.questions, rng)
+    return [*hard_text.examples(items, split in TRAIN[task], rng)] if settings.hard else items
+
+
+def _lines(settings: Settings, of_image: list[captions.Caption], training: bool, rng: random.Random) -> list[str]:
+    sentences = [caption.sent for caption in of_image]
+    return hard_text.lines(sentences, training, rng) if settings.hard else sentences
+
+
+def _corpus(settings: Settings, first: int, scenes: int) -> list[str]:
+    """The lines of the corpus about so many scenes from number `first` on."""
+    rules = settings.scene_of(first).rules
+    lines = caption_data.corpus(settings.seed, rules, first, scenes, settings.captions)
+    return hard_text.lines(lines, True, random.Random(f'corpus words {settings.seed} {first}')) if settings.hard else lines
 
 
 def _captioned(settings: Settings, file: str) -> list[dict]:
     """The content of a file of retrieval."""
     folder, indices = settings.splits()[retrieval.FILES[file]]
-    scenes = {_img_id(folder, index): scene.sample(settings.seed, index) for index in indices}
+    scenes = {_img_id(folder, index): settings.scene_of(index) for index in indices}
     rng = random.Random(f'retrieval {settings.seed} {file}')
-    return retrieval.near_misses(scenes, rng) if file == 'near_misses' else retrieval.captions(scenes, settings.captions, rng)
+    if file == 'near_misses':
+        pairs_of = retrieval.near_misses(scenes, rng)
+        for seed, pair in enumerate(pairs_of if settings.hard else ()):  # both sentences keep their other words
+            pair |= {key: hard_text.reword(pair[key], random.Random(seed)) for key in ('sent', 'foil')}
+        return pairs_of
+    by_image = captions.generate(scenes, settings.captions, rng)
+    return [{'img_id': img_id, 'sent': _lines(settings, of_image, file in TRAIN['retrieval'], rng)}
+            for img_id, of_image in by_image.items()]
 
 
 def pretraining(captions_of: dict[str, dict[str, list[str]]], annotations: dict[str, dict[str, list[dict]]]) -> dict[str, list]:
