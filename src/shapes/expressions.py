@@ -13,12 +13,14 @@ from shapes.questions import (
     MARGIN,
     SIDES,
     Description,
+    Related,
     ambiguous,
     clearly_beside,
     describe,
     fill,
     fits,
     offset,
+    single_out,
     unique_thing,
 )
 from shapes.scene import Scene, Thing, covered
@@ -44,6 +46,9 @@ def by_attributes(scene: Scene, rng: random.Random) -> Expression | None:
 def by_relation(scene: Scene, rng: random.Random) -> Expression | None:
     """The one thing of this description that lies to this side of another; there are more of the description."""
     side, thing = rng.choice(tuple(SIDES)), rng.choice(scene.things)
+    if scene.rules.hops:
+        x = single_out(scene, thing, rng.choice(FIELD_SETS[:3]), rng, scene.rules.hops)
+        return (x.slots(), thing) if isinstance(x, Related) and candidates(scene, x) == [thing] else None
     x, match = describe(thing, rng.choice(FIELD_SETS[:3])), unique_thing(scene, rng, rng.choice(FIELD_SETS[2:]))
     if not match or candidates(scene, match[0]) != [match[1]] or match[1] == thing:
         return None

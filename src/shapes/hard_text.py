@@ -14,7 +14,7 @@ HELD_OUT = {('red', 'star'), ('orange', 'cross'), ('yellow', 'square'), ('green'
             ('black', 'cross'), ('white', 'star')}
 # From common to rare; answers and the names of classes are always the common ones.
 SYNONYMS = {
-    'red': ('crimson', 'scarlet', 'ruby'), 'orange': ('tangerine', 'apricot'), 'yellow': ('golden', 'lemon', 'canary'),
+    'red': ('crimson', 'scarlet', 'ruby'), 'orange': ('tangerine', 'apricot', 'pumpkin'), 'yellow': ('golden', 'lemon', 'canary'),
     'green': ('emerald', 'jade', 'olive'), 'blue': ('azure', 'cobalt', 'navy'), 'purple': ('violet', 'plum', 'lilac'),
     'black': ('ebony', 'inky', 'sable'), 'white': ('ivory', 'snowy', 'chalky'),
     'circle': ('disc', 'ball', 'roundel'), 'square': ('block', 'tile', 'quadrate'), 'triangle': ('wedge', 'pyramid', 'trigon'),
@@ -25,6 +25,8 @@ RARE = 3  # a word of this rank or a later one is rare
 
 _WORD = re.compile(rf'(?:\b(an?) )?\b({"|".join(SYNONYMS)})(?:s|es)?\b', re.IGNORECASE)
 _RARE = re.compile(rf'\b(?:{"|".join(word for words in SYNONYMS.values() for word in words[RARE - 2:])})(?:s|es)?\b', re.IGNORECASE)
+_COMMON = {word: name for name, words in SYNONYMS.items() for word in words}
+_SYNONYM = re.compile(rf'\b({"|".join(_COMMON)})(s|es)?\b', re.IGNORECASE)
 _COLOUR, _SHAPE = '|'.join(COLOURS), '|'.join(SHAPES)
 _PHRASE = re.compile(rf'(?:(?:(, the|or the|the|an?) )?(?:(?:two|only) )?(?:(?:{"|".join(sum(SIZE_WORDS.values(), ()))}) )?'
                      rf'(?:\b({_COLOUR}) )?\b({_SHAPE}|thing|object)(?:s|es)?|\b({_COLOUR}))\b')
@@ -72,6 +74,18 @@ def reword(sentence: str, rng: random.Random) -> str:
         article = article and article[0] + ('n ' if synonym[0].lower() in 'aeiou' else ' ')
         return (article or '') + (synonym if match[0].endswith(word) else plural(synonym))
     return _WORD.sub(exchange, sentence)
+
+
+def plain(sentence: str) -> str:
+    """The sentence in common words again."""
+    return _SYNONYM.sub(lambda match: _COMMON[match[1].lower()] + (match[2] or ''), sentence)
+
+
+def near_miss(sentences: tuple[str, str], seed: int) -> list[str]:
+    """Two sentences that differ in one word, and still do when some of their words are exchanged."""
+    reworded = [reword(sentence, random.Random(seed)) for sentence in sentences]
+    differing = sum(one != other for one, other in zip(*(sentence.split() for sentence in reworded), strict=True))
+    return reworded if differing == 1 else list(sentences)  # more where an article differs, too
 
 
 def lines(sentences: Iterable[str], training: bool, rng: random.Random) -> list[str]:

@@ -8,7 +8,7 @@ from explain import pointing
 from files.json_files import DataError, field, read_json
 from images.pictures import open_picture
 from regions import readers
-from shapes import world
+from shapes import hard_text, world
 from shapes.questions import SIZE_WORDS, Description
 from shapes.scene import COLOURS, SHAPES
 from tasks.predictor import Predictor
@@ -25,23 +25,23 @@ def parse_descriptions(sentence):
     return [Description(*(VALUES.get(word.lower(), word.lower()) for word in match)) for match in DESCRIPTION.findall(sentence)]
 
 
-def read_seed(folder):
-    """The seed of the world in a folder. Raises FileNotFoundError or DataError if it holds no world of this version."""
+def read_settings(folder):
+    """The settings of the world in a folder that its scenes depend on. Raises FileNotFoundError or DataError if it holds no world of this version."""
     path = folder / 'world.json'
     settings = read_json(path, "the settings of a sample world; give --world the folder that run/shapes.bash made")
     if (version := field(settings, 'format', int, path)) != world.FORMAT:
         raise DataError(f'{path}: key "format": expected {world.FORMAT}, found {version}; make the world again with '
                         'run/shapes.bash')
-    return field(settings, 'seed', int, path)
+    return world.Settings(seed=field(settings, 'seed', int, path), hard=settings.get('hard') is True)
 
 
 def questions_with_boxes(folder):
     """Yields (question of minival.json, box of the one thing that it names), for the questions of KINDS."""
-    path, seed = folder / 'vqa/minival.json', read_seed(folder)
+    path, settings = folder / 'vqa/minival.json', read_settings(folder)
     for question in read_json(path, "the world's questions", list):
-        if field(question, 'question_type', str, path) in KINDS:
-            description, = parse_descriptions(question['sent'])
-            thing, = description.matching(world.scene_of(seed, question['img_id']))
+        if field(question, 'question_type', str, path) in KINDS and 'nested' not in question.get('tags', ()):
+            description, = parse_descriptions(hard_text.plain(question['sent']))
+            thing, = description.matching(settings.scene_of(int(question['img_id'].rpartition('_')[2]) - 1))
             yield question, thing.box
 
 

@@ -74,6 +74,10 @@ class Related(Description):
         (anchor,) = self.anchor.matching(scene)
         return [thing for thing in scene.things if thing != anchor and offset(thing, anchor, self.side) > -MARGIN / 2]
 
+    def slots(self) -> dict[str, Description | str]:
+        """Those of a template that names the side itself."""
+        return {'x': Description(self.size, self.colour, self.shape), 'where': self.side, 'y': self.anchor}
+
     def phrase(self, rng: random.Random) -> 'Phrase':
         where, anchor = rng.choice(WHERE_WORDS[self.side]), self.anchor.phrase(rng).one.replace(' that is', '')  # shorter
         return Phrase(f'{super().phrase(rng).one} that is {where} the {anchor}')
@@ -138,12 +142,12 @@ def random_description(scene: Scene, rng: random.Random, fields: Iterable[str]) 
                                              rng.choice(FIELDS[field]))) for field in fields})
 
 
-def unique_thing(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple[Description, Thing] | None:
-    """(description, thing) where the description matches this thing alone."""
+def unique_thing(scene: Scene, rng: random.Random, fields: Iterable[str], hops: int = 2) -> tuple[Description, Thing] | None:
+    """(description, thing) where the description matches this thing alone, with up to so many relations as far as rules allow."""
     thing = rng.choice(scene.things)
-    if scene.rules.hops:
+    if hops := min(hops, scene.rules.hops):
         fields = rng.sample(fields, rng.randint(0, len(fields)))  # the fewer attributes, the more relations
-    x = single_out(scene, thing, fields, rng, scene.rules.hops)
+    x = single_out(scene, thing, fields, rng, hops)
     return (x, thing) if x else None
 
 
@@ -155,15 +159,17 @@ def single_out(scene: Scene, thing: Thing, fields: Iterable[str], rng: random.Ra
     if not others or not hops:
         return None if others else x
     for side, anchor in rng.sample(places := scene.places[thing], len(places)):
-        alone = all(other is anchor or offset(other, anchor, side) <= -MARGIN / 2 for other in others)
-        if alone and (y := single_out(scene, anchor, rng.choice(ANCHORS), rng, hops - 1)):
+        dx, dy = SIDES[side]
+        limit = anchor.x * dx + anchor.y * dy - MARGIN / 2  # as in Related.within
+        if all(other.x * dx + other.y * dy <= limit or other is anchor for other in others) and (
+                y := single_out(scene, anchor, rng.choice(ANCHORS), rng, hops - 1)):
             return Related(x.size, x.colour, x.shape, side, y)
     return None
 
 
 def unique_pair(scene: Scene, rng: random.Random, fields: Iterable[str]) -> tuple | None:
     """Two different things, each with a description that matches it alone: (x, its thing, y, its thing)."""
-    first, second = unique_thing(scene, rng, fields), unique_thing(scene, rng, fields)
+    first, second = unique_thing(scene, rng, fields, 1), unique_thing(scene, rng, fields, 0)  # more would be cut off
     return first + second if first and second and first != second else None
 
 
@@ -266,6 +272,9 @@ def query_related(field, *named):
     def sample(scene, rng):
         side = rng.choice(tuple(SIDES))
         thing = rng.choice(scene.things)
+        if scene.rules.hops:
+            x = single_out(scene, thing, named, rng, scene.rules.hops)
+            return (x.slots(), _attribute_label(field, thing)) if isinstance(x, Related) else None
         x = describe(thing, named)
         match = unique_thing(scene, rng, ('colour', 'shape'))
         if not match or len(x.matching(scene)) == 1:  # without the relation x would be unique too
@@ -443,7 +452,7 @@ def _question(families, kind: str, scene: Scene, answers: dict, asked: set, rng:
         family, counts = families[index], answers[index]
         least = min(counts[answer] for answer in family.answers)
         best = None
-        for _ in range(TRIES):
+        for _ in range(TRIES // (1 + scene.rules.hops)):
             if (question := family.sample(scene, rng)) is None:
                 continue
             slots, label = question

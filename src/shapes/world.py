@@ -342,8 +342,8 @@ def _captioned(settings: Settings, file: str) -> list[dict]:
     rng = random.Random(f'retrieval {settings.seed} {file}')
     if file == 'near_misses':
         pairs_of = retrieval.near_misses(scenes, rng)
-        for seed, pair in enumerate(pairs_of if settings.hard else ()):  # both sentences keep their other words
-            pair |= {key: hard_text.reword(pair[key], random.Random(seed)) for key in ('sent', 'foil')}
+        for seed, pair in enumerate(pairs_of if settings.hard else ()):
+            pair['sent'], pair['foil'] = hard_text.near_miss((pair['sent'], pair['foil']), seed)
         return pairs_of
     by_image = captions.generate(scenes, settings.captions, rng)
     return [{'img_id': img_id, 'sent': _lines(settings, of_image, file in TRAIN['retrieval'], rng)}
