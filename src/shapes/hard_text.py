@@ -78,7 +78,10 @@ def reword(sentence: str, rng: random.Random) -> str:
 
 def plain(sentence: str) -> str:
     """The sentence in common words again."""
-    return _SYNONYM.sub(lambda match: _COMMON[match[1].lower()] + (match[2] or ''), sentence)
+    def exchange(match):
+        name = _COMMON[match[1].lower()]
+        return plural(name) if match[2] else name
+    return _SYNONYM.sub(exchange, sentence)
 
 
 def near_miss(sentences: tuple[str, str], seed: int) -> list[str]:
