@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [MODEL]
-# MODEL: a name in src/models.py; lxmert if none is given.
+# From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [MODEL] [hard]
+# MODEL: a name in src/models.py; lxmert if none is given. hard: in the hard sample world.
 # TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval.
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
 # NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first; ALBEF, which reads the pictures and knows
@@ -10,14 +10,20 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
 models=$(sed -n "s/^MODELS = {\(.*\)}.*/\1/p" src/models.py | grep -o "'[a-z]*':" | tr -d "':" | paste -sd '|')
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [$models]" >&2; exit 2; }
-[ $# -le 3 ] && [[ ${1:-0} != -* ]] || usage
+usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [$models] [hard]" >&2; exit 2; }
+[ $# -le 4 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
 [[ "|$models|" == *"|$model|"* && $task$model != vcralbef ]] || usage
 run=quickstart load=--loadEncoder
 [ $model = lxmert ] || run=quickstart_$model
-world=(--dataRoot data/shapes --bert data/shapes/bert)
-picture=data/shapes/images/val2014/COCO_val2014_00000000160
+data=data/shapes hard=()
+case ${4:-} in
+    '') ;;
+    hard) data=data/shapes_hard run+=_hard hard=(--hard) ;;
+    *) usage ;;
+esac
+world=(--dataRoot $data --bert $data/bert)
+picture=$data/images/val2014/COCO_val2014_00000000160
 question="${picture}1.png \"Is there a star?\""
 case $task in
     vqa) labelled=minival unlabelled=test flags=(--fromScratch --lr 5e-4 --epochs 6) ;;
@@ -33,7 +39,7 @@ case $task in
         question="${picture}1.png \"There is a yellow cross.\"" ;;
     *) usage ;;
 esac
-pretrained=snap/pretrain/quickstart_albef
+pretrained=snap/pretrain/$run
 [ $model != albef ] || flags=($load $pretrained/Epoch10 --lr 5e-4 --schedule triangle --epochs 2)
 [ $model = lxmert ] || flags+=(--model $model --batchSize 32)
 [ $task$model != vcrvlbert ] || flags+=(--optim adamw)  # the published SGD needs more steps
@@ -41,8 +47,8 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "Installing packages in .venv"
 run_program bash run/setup.bash
-step "Making the sample world in data/shapes"
-run_program bash run/shapes.bash
+step "Making the sample world in $data"
+run_program bash run/shapes.bash "${hard[@]}"
 if [ $model = albef ]; then
     step "Pre-training ALBEF on captions ($pretrained)"
     run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --fromScratch --lr 1e-3 --schedule triangle --batchSize 32 --epochs 10 \
@@ -54,7 +60,7 @@ if [ $model = albef ]; then
         flags[1]=${pretrained}_nlvr2/Epoch02
     fi
 elif [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
-    run_program bash run/quickstart.bash "$gpus" vqa $model
+    run_program bash run/quickstart.bash "$gpus" vqa $model ${4:-}
 fi
 results=snap/$task/${run}_results tested=(--load "snap/$task/$run/BEST")
 train() {
@@ -76,16 +82,16 @@ fi
 
 step "Results"
 files=("$results"/*_predict.*)
-PYTHONPATH=src run_program .venv/bin/python -m shapes.report data/shapes --task $task "$results/${labelled}_predict.${files##*.}"
+PYTHONPATH=src run_program .venv/bin/python -m shapes.report $data --task $task "$results/${labelled}_predict.${files##*.}"
 next=() legend=
 [ $task = vcr ] || next+=("  bash run/ask.bash $gpus $question --load snap/$task/$run/BEST")
 if [[ ! $task =~ ^(refcoco|vcr|retrieval)$ ]]; then
     legend=$'\nmajority: always the most frequent answer; text only: the best answer to the question without the picture.\n'
-    next+=("  bash run/show.bash errors --task $task --test $labelled --dataRoot data/shapes --load snap/$task/$run/BEST")
+    next+=("  bash run/show.bash errors --task $task --test $labelled --dataRoot $data --load snap/$task/$run/BEST")
 fi
 cat <<TEXT
 $legend
-Pictures             data/shapes/images/            sentences  data/shapes/$task/
+Pictures             $data/images/            sentences  $data/$task/
 Snapshots and log    snap/$task/$run/           (BEST.pth, LAST.pth, log.log, options.json)
 Predictions          $results/${unlabelled:-$labelled}_predict.${files##*.}
 

@@ -3,12 +3,13 @@ import json
 import random
 import re
 from collections import Counter
+from itertools import chain
 
 import pytest
-from test_shapes import clearly, contents, some, things_of
+from test_shapes import clearly, contents, things_of
 
-from shapes import captions, expressions, gqa_questions, hard_text, make, pairs, questions, scene, statements, world
-from shapes.baselines import masked, score_table
+from shapes import captions, expressions, gqa_questions, hard_text, make, pairs, questions, report, scene, statements, world
+from shapes.baselines import TRAIN, masked, score_table
 from tools import check_dataset
 
 SETTINGS = world.Settings(images=40, seed=3, questions=6, captions=4, hard=True)
@@ -39,7 +40,7 @@ def sentences(out, *names):
                 for text in (*item['answer_choices'], *item['rationale_choices']):
                     yield ' '.join(word if isinstance(word, str) else item['names'][word[0]] for word in text), ()
                 continue
-            sents = sum(item['sentf'].values(), []) if 'sentf' in item else [item['sent']] if 'vqa' in name else item['sent']
+            sents = chain.from_iterable(item['sentf'].values()) if 'sentf' in item else item['sent']
             for sent in [sents] if isinstance(sents, str) else sents:
                 label = item.get('label')
                 yield hard_text.plain(sent).lower(), label if isinstance(label, dict) else ()
@@ -76,13 +77,13 @@ def test_the_hard_world_has_the_same_files(made_world, hard_world, tmp_path, cap
 def test_held_out_combinations_are_named_in_evaluation_only(hard_world):
     out, _ = hard_world
     trained = ('vqa/train', 'vqa/nominival', 'gqa/train', 'gqa/valid', 'nlvr2/train', 'entailment/train', 'refcoco/train',
-               'retrieval/coco_train', 'cc/train', 'vcr/train', 'lxmert/mscoco_train', 'lxmert/mscoco_nominival', 'lxmert/vgnococo')
+               'retrieval/coco_train', 'cc/train', 'vcr/train', *(f'lxmert/{file}' for file in TRAIN['lxmert']))
     corpus = [(hard_text.plain(line).lower(), ()) for line in (out / 'corpus/shapes.txt').read_text().splitlines()]
     texts = [*sentences(out, *trained), *corpus]
     assert len(texts) > 2000 and not [text for text in texts if any(named(*text))]
-    assert sum(any(named(sent, answers)) for sent, answers in sentences(out, 'vqa/minival', 'gqa/testdev', 'nlvr2/valid')) >= 5
-    tagged = [item for name in ('vqa/minival', 'gqa/testdev', 'refcoco/val') for item in read(out, name) if 'held out' in item['tags']]
-    assert len(tagged) >= 5
+    evaluated = ('vqa/minival', 'gqa/testdev', 'nlvr2/valid', 'refcoco/val')
+    assert sum(any(named(sent, answers)) for sent, answers in sentences(out, *evaluated)) >= 5
+    assert sum('held out' in item['tags'] for name in evaluated for item in read(out, name)) >= 5
 
 
 def test_a_hard_world_is_no_ordinary_one(hard_world, capsys):
@@ -92,6 +93,16 @@ def test_a_hard_world_is_no_ordinary_one(hard_world, capsys):
     with pytest.raises(SystemExit):
         make.main(argv)
     assert "'hard': True}, expected {" in (error := capsys.readouterr().err) and 'choose another --out' in error
+
+
+def test_the_report_of_expressions_has_a_row_for_each_tag(hard_world, tmp_path):
+    items = read(hard_world[0], 'refcoco/val')
+    path = tmp_path / 'val_predict.json'
+    path.write_text(json.dumps([{'ref_id': item['ref_id'], 'box': item['box'] if 'nested' in item['tags'] else [0, 0, 1, 1]}
+                                for item in items]))
+    printed = report.report(hard_world[0], path, 'refcoco')
+    count = sum('nested' in item['tags'] for item in items)
+    assert count and re.search(rf'tag: nested +{count} +\d+\.\d +100\.00', printed)
 
 
 def placed(words, the_scene):
@@ -147,10 +158,8 @@ def test_captions_with_three_things_are_true(scenes):
     checked = 0
     for img_id, of_scene in captions.generate(scenes, 3, random.Random(1)).items():
         for caption in of_scene:
-            if match := re.fullmatch(rf'(?:There is )?an? (.+?) ({SIDE}) an? (.+) that is ({SIDE}) an? (.+)\.', caption.sent, re.I):
-                x, y, z = (things_of(match[group], scenes[img_id]) for group in (1, 3, 5))
-                assert some(lambda one, two, three, w=match[2].lower(), v=match[4]: clearly([one], [two], WHERE[w])
-                            and clearly([two], [three], WHERE[v]), x, y, z)
+            if match := re.fullmatch(rf'(?:There is )?an? (.+?) (({SIDE}) an? .+ that is ({SIDE}) an? .+)\.', caption.sent, re.I):
+                assert placed(f'{match[1]} {match[2]}', scenes[img_id]), caption
                 checked += 1
     assert checked >= 50
 

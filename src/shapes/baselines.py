@@ -68,10 +68,10 @@ def score_table(train: list[dict], evaluated: list[dict], scores: list[float] | 
     """
     baselines = fit_baselines(train)
     lines = [f'{"kind":13} {"share":>6} {"majority":>9} {"text only":>10}' + (f' {"score":>6}' if scores else '')]
-    kinds, tags = ({kind for question in evaluated for kind in found(question)} for found in (
-        lambda question: (question['question_type'],), lambda question: question.get('tags', ())))
-    for kind in (*sorted(kinds), *sorted(tags), 'all'):
-        chosen = [i for i, question in enumerate(evaluated) if kind in (question['question_type'], *question.get('tags', ()), 'all')]
+    tags = {tag for question in evaluated for tag in question.get('tags', ())}  # of the hard world
+    for kind in (*sorted({question['question_type'] for question in evaluated}), *sorted(tags), 'all'):
+        chosen = [i for i, question in enumerate(evaluated)
+                  if kind in (question['question_type'], 'all', *question.get('tags', ()))]
         baseline = baselines([evaluated[i] for i in chosen])
         score = 100 * sum(scores[i] for i in chosen) / len(chosen) if scores else 0.0
         lines.append(f'{kind:13} {100 * len(chosen) / len(evaluated):5.1f}% {baseline["majority"]:9.1f} '

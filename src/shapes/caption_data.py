@@ -60,7 +60,8 @@ def reproducible_store(folder: Path) -> Iterator[StoreWriter]:
 def corpus(seed: int, rules: scene.Rules, first: int, scenes: int, per_scene: int) -> list[str]:
     """Lines of a corpus: `per_scene` captions of each scene from number `first` on, and after each scene a general statement."""
     rng = random.Random(f'corpus {seed} {first}')
-    texts = captions.generate({str(i): scene.sample(seed, UNSEEN + i, rules) for i in range(first, first + scenes)}, per_scene, rng)
+    truths = {str(i): scene.sample(seed, UNSEEN + i, rules) for i in range(first, first + scenes)}
+    texts = captions.generate(truths, per_scene, rng)
     return [line for of_scene in texts.values() for line in (*(caption.sent for caption in of_scene), statement(rng))]
 
 

@@ -1,7 +1,7 @@
 """Texts of the hard world: rare words, and combinations of a colour and a shape that no training text names.
 
-Both are made from the sentences of the ordinary generators: names are exchanged for synonyms, whose frequencies follow Zipf's law,
-and training texts that name a held-out combination are left out.
+Both are made from the sentences of the ordinary generators: names are exchanged for synonyms, whose frequencies follow Zipf's
+law, and training texts that name a held-out combination are left out.
 """
 import random
 import re
@@ -10,21 +10,22 @@ from collections.abc import Iterable, Iterator
 from shapes.questions import SIZE_WORDS
 from shapes.scene import COLOURS, SHAPES
 
-HELD_OUT = {('red', 'star'), ('orange', 'cross'), ('yellow', 'square'), ('green', 'triangle'), ('blue', 'circle'), ('purple', 'diamond'),
-            ('black', 'cross'), ('white', 'star')}
+HELD_OUT = {('red', 'star'), ('orange', 'cross'), ('yellow', 'square'), ('green', 'triangle'), ('blue', 'circle'),
+            ('purple', 'diamond'), ('black', 'cross'), ('white', 'star')}
 # From common to rare; answers and the names of classes are always the common ones.
 SYNONYMS = {
     'red': ('crimson', 'scarlet', 'ruby'), 'orange': ('tangerine', 'apricot', 'pumpkin'), 'yellow': ('golden', 'lemon', 'canary'),
     'green': ('emerald', 'jade', 'olive'), 'blue': ('azure', 'cobalt', 'navy'), 'purple': ('violet', 'plum', 'lilac'),
     'black': ('ebony', 'inky', 'sable'), 'white': ('ivory', 'snowy', 'chalky'),
     'circle': ('disc', 'ball', 'roundel'), 'square': ('block', 'tile', 'quadrate'), 'triangle': ('wedge', 'pyramid', 'trigon'),
-    'star': ('pentagram', 'asterisk', 'estoile'), 'cross': ('plus', 'crucifix', 'rood'), 'diamond': ('rhombus', 'lozenge', 'kite'),
+    'star': ('pentagram', 'asterisk', 'estoile'), 'cross': ('plus', 'crucifix', 'rood'),
+    'diamond': ('rhombus', 'lozenge', 'kite'),
     'small': ('tiny', 'wee'), 'large': ('huge', 'giant'), 'above': ('over', 'atop'), 'below': ('beneath', 'underneath')}
 EXPONENT = 3  # the word of rank r, the common one being the first, is as frequent as r ** -EXPONENT
 RARE = 3  # a word of this rank or a later one is rare
 
 _WORD = re.compile(rf'(?:\b(an?) )?\b({"|".join(SYNONYMS)})(?:s|es)?\b', re.IGNORECASE)
-_RARE = re.compile(rf'\b(?:{"|".join(word for words in SYNONYMS.values() for word in words[RARE - 2:])})(?:s|es)?\b', re.IGNORECASE)
+_RARE = re.compile(rf'\b(?:{"|".join(rare for names in SYNONYMS.values() for rare in names[RARE - 2:])})', re.IGNORECASE)
 _COMMON = {word: name for name, words in SYNONYMS.items() for word in words}
 _SYNONYM = re.compile(rf'\b({"|".join(_COMMON)})(s|es)?\b', re.IGNORECASE)
 _COLOUR, _SHAPE = '|'.join(COLOURS), '|'.join(SHAPES)
@@ -33,8 +34,8 @@ _PHRASE = re.compile(rf'(?:(?:(, the|or the|the|an?) )?(?:(?:two|only) )?(?:(?:{
 
 
 def combinations(sentence: str, answers: Iterable[str] = ()) -> set[tuple[str, str]]:
-    """The (colour, shape) that a sentence in common words ascribes to a thing or asks about: 'the red star', 'Is the star red?', or
-    'What color is the star?' with the answer red."""
+    """The (colour, shape) that a sentence in common words ascribes to a thing or asks about: 'the red star', 'Is the star red?',
+    or 'What color is the star?' with the answer red."""
     named, subject, said = set(), None, [*answers]
     for article, colour, shape, predicate in _PHRASE.findall(sentence.lower()):
         if predicate:
@@ -97,8 +98,8 @@ def lines(sentences: Iterable[str], training: bool, rng: random.Random) -> list[
 
 
 def examples(items: Iterable[dict], training: bool, rng: random.Random) -> Iterator[dict]:
-    """Annotations of the hard world from those of the ordinary generators. `tags` tell what is hard about them: 'held out', 'nested'
-    (a thing is described by its place) and 'rare words'. The same sentence in a row keeps its words."""
+    """Annotations of the hard world from those of the ordinary generators. `tags` tell what is hard about them: 'held out',
+    'nested' (a thing is described by its place) and 'rare words'. The same sentence in a row keeps its words."""
     before, sent = None, ''
     for item in items:
         label = item.get('label')
@@ -116,12 +117,13 @@ def tags(sentence: str, held_out: bool) -> list[str]:
 
 
 def pointing_examples(items: Iterable[dict], training: bool, rng: random.Random) -> Iterator[dict]:
-    """The same for examples of VCR, whose texts are lists of words and of things. Wrong choices of training texts name no held-out
-    combination either: otherwise it would always be wrong."""
+    """The same for examples of VCR, whose texts are lists of words and of things. Wrong choices of training texts name no
+    held-out combination either: otherwise it would always be wrong."""
     for item in items:
         choices = {kind: item[f'{kind}_choices'] for kind in ('answer', 'rationale')}
-        named = {kind: [combinations(' '.join(word if isinstance(word, str) else f'the {item["names"][word[0]]}' for word in text))
-                        for text in texts] for kind, texts in choices.items()}
+        read = {kind: [' '.join(word if isinstance(word, str) else f'the {item["names"][word[0]]}' for word in text)
+                       for text in texts] for kind, texts in choices.items()}
+        named = {kind: [combinations(text) for text in texts] for kind, texts in read.items()}
         if training and HELD_OUT & set().union(*named['answer'], *named['rationale']):
             continue
         held_out = any(HELD_OUT & named[kind][item[f'{kind}_label']] for kind in named)

@@ -19,16 +19,18 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog='bash run/shapes.bash', formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description='Make the sample world: 2,000 pictures in half a minute; 300 do for trying commands, not for learning.')
-    parser.add_argument('--out', type=Path, help='folder to make, if not data/shapes or, with --hard, data/shapes_hard')
+    parser.add_argument('--out', type=Path, default=argparse.SUPPRESS,
+                        help='folder to make (default: data/shapes; with --hard: data/shapes_hard)')
     parser.add_argument('--images', type=int, default=default.images, help='pictures of all splits together')
     parser.add_argument('--seed', type=int, default=default.seed, help='the same seed gives the same bytes')
     parser.add_argument('--questions', type=int, default=default.questions,
                         help='about each picture, of VQA and of GQA; NLVR2: twice as many')
     parser.add_argument('--captions', type=int, default=default.captions, help='for pre-training, about each picture')
     parser.add_argument('--hard', action='store_true',
-                        help='more things, partly hidden ones, nested descriptions, rare words, combinations held out from training')
+                        help='more things, nested descriptions, rare words, combinations held out from training')
     options = parser.parse_args(argv)
-    options.out = options.out or Path('data/shapes_hard' if options.hard else 'data/shapes')
+    if 'out' not in options:
+        options.out = Path('data/shapes_hard' if options.hard else 'data/shapes')
     started = time.monotonic()
     try:
         settings = world.Settings(options.images, options.seed, options.questions, options.captions, options.hard)

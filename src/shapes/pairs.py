@@ -41,7 +41,7 @@ Things = tuple[Thing, ...]
 class Beside(Description):
     """Attributes of a thing, and on which side of any of some others it lies: 'star above a circle'."""
     side: str = ''
-    other: Description = Description()
+    other: Description | None = None
 
     def matching(self, scene: Scene) -> list[Thing] | None:
         """The things that clearly lie there; None if there are none, but a viewer may think that there are."""

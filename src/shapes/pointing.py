@@ -26,7 +26,8 @@ def parse_descriptions(sentence):
 
 
 def read_settings(folder):
-    """The settings of the world in a folder that its scenes depend on. Raises FileNotFoundError or DataError if it holds no world of this version."""
+    """The settings of the world in a folder that its scenes depend on. Raises FileNotFoundError or DataError if it holds no world
+    of this version."""
     path = folder / 'world.json'
     settings = read_json(path, "the settings of a sample world; give --world the folder that run/shapes.bash made")
     if (version := field(settings, 'format', int, path)) != world.FORMAT:

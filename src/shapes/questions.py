@@ -35,7 +35,8 @@ EDGE_WORDS = {'left': ('furthest to the left', 'closest to the left edge'),
 MORE_WORDS = {'large': ('larger', 'bigger'), 'small': ('smaller',), 'left': ('further to the left',),
               'right': ('further to the right',), 'above': ('higher up',), 'below': ('lower down',)}
 NUMBER_WORDS = {2: ('two', '2'), 3: ('three', '3'), 4: ('four', '4')}
-ANCHORS = (('shape',), ('colour',), ('size', 'shape'), ('size', 'colour'), ('colour', 'shape'))  # what describes a Related's anchor
+# What describes the anchor of a Related.
+ANCHORS = (('shape',), ('colour',), ('size', 'shape'), ('size', 'colour'), ('colour', 'shape'))
 # Slot of a template: {value: its wordings}; other values are used as they are.
 WORDS = {'where': WHERE_WORDS, 'edge': EDGE_WORDS, 'value': SIZE_WORDS, 'other': SIZE_WORDS, 'more': MORE_WORDS,
          'number': NUMBER_WORDS}
@@ -67,7 +68,7 @@ class Description:
 class Related(Description):
     """Attributes of a thing, and on which side of another one it lies: 'small star that is above the red circle'."""
     side: str = ''
-    anchor: Description = Description()  # of one thing of the scene
+    anchor: Description | None = None  # of one thing of the scene
 
     def within(self, scene: Scene) -> list[Thing]:
         """Also those of which a viewer may think that they lie there."""

@@ -8,6 +8,7 @@ from files.json_files import DataError, numbered_lines, stream
 from shapes import expressions, retrieval, tagged_questions
 from shapes.baselines import TRAIN, score_table, soft_label
 from tasks.registry import task_class
+from tasks.scoring import Subset
 from tools.evaluate import table
 
 LABELLED = ('vqa', 'gqa', 'nlvr2', 'entailment')
@@ -58,6 +59,12 @@ def report(world: Path, predictions: Path, task: str) -> str:
         figures = task_class(task).evaluate(predictions, world / task / f'{split}.json')
         if 'accuracy' not in figures:
             raise DataError(f'{predictions}: the split {split} has no labels; expected predictions of one that has')
+        if task == 'refcoco':  # by what makes expressions of the hard world hard
+            items = read_split(world, task, split)
+            for tag in sorted({tag for item in items for tag in item.get('tags', ())}):
+                ids = {f'{item["ref_id"]}-0' for item in items if tag in item['tags']}
+                part = task_class(task).evaluate(predictions, world / task / f'{split}.json', Subset(ids))
+                figures['by'].setdefault('tag', {})[tag] = {name: part[name] for name in ('questions', 'accuracy')}
         score, baseline = figures['accuracy'], without_pictures(world, task, split, figures['measure'])
         return f'{table(figures)}\n\nScore {score:.1f}, without pictures {baseline:.1f}: {score - baseline:+.1f} points.'
     train = [question for name in TRAIN[task] for question in read_split(world, task, name)]

@@ -121,7 +121,8 @@ class Settings:
 
     def record(self) -> dict:
         """The content of world.json."""
-        return {'format': FORMAT, 'detector': DETECTOR, **{name: value for name, value in asdict(self).items() if value is not False}}
+        settings = {name: value for name, value in asdict(self).items() if value is not False}
+        return {'format': FORMAT, 'detector': DETECTOR, **settings}
 
     def scene_of(self, index: int) -> scene.Scene:
         return scene.sample(self.seed, index, scene.HARD if self.hard else scene.ORDINARY)
