@@ -639,7 +639,7 @@ def test_things_can_be_told_apart(seed, index):
     assert 3 <= len(things) <= 6 and len({(t.shape, t.colour, t.size) for t in things}) == len(things)
     for thing in things:
         assert min(thing.box) >= 0 and thing.box[2] <= scene.WIDTH and thing.box[3] <= scene.HEIGHT
-        assert all(scene.covered(thing.box, other.box) <= scene.MAX_OVERLAP for other in things if other is not thing)
+        assert all(scene.covered(thing.box, other.box) <= scene.ORDINARY.max_overlap for other in things if other is not thing)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
