@@ -63,6 +63,8 @@ def test_the_hard_world_has_the_same_files(made_world, hard_world, tmp_path, cap
     assert read(out, 'world')['hard'] is True and 'hard' not in read(made_world, 'world')
     for name in ('vqa/test', 'gqa/submit', 'nlvr2/hidden', 'vcr/test'):
         assert not any({'label', 'answer_label', 'tags'} & item.keys() for item in read(out, name))
+    counts = {name: Counter(len(item['sentf']['cc']) for item in read(out, name)) for name in ('cc/train', 'cc/val')}
+    assert {*counts['cc/val']} == {4} and 0 not in counts['cc/train'] and counts['cc/train'][4] > 0.8 * counts['cc/train'].total()
     described = {'kind': 'lxmert', 'name': 'hard', 'max_length': 20, 'answers': f'{out}/lxmert/all_ans.json', 'splits': {
         file: {'annotations': f'{out}/lxmert/{file}.json', 'features': [f'{out}/mscoco_imgfeat/train2014_obj36.tsv']}
         for file in ('mscoco_train', 'vgnococo')}}

@@ -242,7 +242,7 @@ def _write(out: Path, settings: Settings, processes: int) -> dict[str, dict[str,
     for folder, split in caption_data.SPLITS.items():
         _dump(out / f'cc/{split}.json', [
             {'img_id': img_id, 'sentf': {caption_data.SOURCE: sentences}} for by_image in captions_of.values()
-            for img_id, sentences in by_image.items() if img_id.startswith(f'COCO_{folder}_')])
+            for img_id, sentences in by_image.items() if sentences and img_id.startswith(f'COCO_{folder}_')])
     pieces = vocabulary([
         *(item['sent'] for task in UNLABELLED for items in annotations[task].values() for item in items),
         *(sentence for by_image in captions_of.values() for sentences in by_image.values() for sentence in sentences),
@@ -310,8 +310,7 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     scenes = {_img_id(folder, index): settings.scene_of(index) for index in indices}
     rng = random.Random(f'{"questions" if task == "vqa" else task} {settings.seed} {split}')
     if task == 'lxmert':
-        by_image = captions.generate(scenes, settings.captions, rng)
-        return {img_id: _lines(settings, of_image, split in TRAIN[task], rng) for img_id, of_image in by_image.items()}
+        return _captions(settings, scenes, split in TRAIN[task], rng)
     if task == 'gqa':
         items = gqa_questions.generate(scenes, settings.questions, (1 + list(splits).index(split)) * 10**8, rng)
     elif task == 'entailment':
@@ -324,9 +323,13 @@ def _generate(settings: Settings, task: str, split: str) -> list[dict] | dict[st
     return [*hard_text.examples(items, split in TRAIN[task], rng)] if settings.hard else items
 
 
-def _lines(settings: Settings, of_image: list[captions.Caption], training: bool, rng: random.Random) -> list[str]:
-    sentences = [caption.sent for caption in of_image]
-    return hard_text.lines(sentences, training, rng) if settings.hard else sentences
+def _captions(settings: Settings, scenes: dict[str, scene.Scene], training: bool, rng: random.Random) -> dict[str, list[str]]:
+    """{image id: its captions}; in training of the hard world fewer, even none, where most name held-out combinations."""
+    drawn = settings.captions * (1 + settings.hard)
+    by_image = {img_id: [caption.sent for caption in of_image]
+                for img_id, of_image in captions.generate(scenes, drawn, rng).items()}
+    return {img_id: hard_text.lines(sentences, training, rng)[:settings.captions] if settings.hard else sentences
+            for img_id, sentences in by_image.items()}
 
 
 def _corpus(settings: Settings, first: int, scenes: int) -> list[str]:
@@ -346,9 +349,8 @@ def _captioned(settings: Settings, file: str) -> list[dict]:
         for seed, pair in enumerate(pairs_of if settings.hard else ()):
             pair['sent'], pair['foil'] = hard_text.near_miss((pair['sent'], pair['foil']), seed)
         return pairs_of
-    by_image = captions.generate(scenes, settings.captions, rng)
-    return [{'img_id': img_id, 'sent': _lines(settings, of_image, file in TRAIN['retrieval'], rng)}
-            for img_id, of_image in by_image.items()]
+    by_image = _captions(settings, scenes, file in TRAIN['retrieval'], rng)
+    return [{'img_id': img_id, 'sent': sentences} for img_id, sentences in by_image.items() if sentences]
 
 
 def pretraining(captions_of: dict[str, dict[str, list[str]]], annotations: dict[str, dict[str, list[dict]]]) -> dict[str, list]:
