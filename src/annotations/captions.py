@@ -61,6 +61,7 @@ class CaptionDataset(ImageSentences):
         if micro_batch.epoch is not None:
             batch['mirrored'] = self.draw(micro_batch, MIRRORED, 1)[:, 0] < 0.5
         if self.images is not None:
+            batch['region_rows'] = np.flatnonzero(batch['visual_attention_mask'])
             image_rows = self.image_row[self.image_of(micro_batch.indices)]
             batch |= self.pixels.batch(micro_batch, image_rows[:, None], batch.get('mirrored'))
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
