@@ -1,7 +1,8 @@
-"""Runs every measurement that needs a GPU, each in a process of its own with a limit of time, and gathers their figures in one json
-and one table. A part that fails does not stop the others; the exit status is then 1."""
+"""Runs every measurement that needs a GPU, each in a process of its own with a limit of time, and gathers their figures in one
+json and one table. A part that fails does not stop the others; the exit status is then 1."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import platform
@@ -22,14 +23,17 @@ from files.atomic import write_json, write_text
 from files.json_files import read_json
 
 MINUTES = 25  # of all parts together
+DONE, SKIPPED = 'done', 'skipped'
 COMPARE = Path('run/compare.bash')
 # Endings of the names of figures that are their units.
-UNITS = r'(?:[:,] )((?:\S+/s|s [\w ]+|seconds|MB|GB|hours|per cent[\w ]*|days of .*|times [^:,]*|operations[\w ]*|graphs[\w -]*))$'
+UNITS = (r'(?:[:,] )([^:, ]+/s|useful TFLOP/s|s [\w ]+|seconds|MB|GB|hours|per cent[\w ]*|days of .*|times [^:,]*'
+         r'|operations[\w ]*|graphs[\w -]*)$')
 
 
 @dataclass(frozen=True)
 class Part:
-    """A measurement. Words of the commands may be {out}, a file for its figures, {data}, a folder, and {world}, the sample world."""
+    """A measurement. Words of its command may be {out}, a file for its figures, {data}, a folder, {world}, the sample world, and
+    {gpus}."""
 
     name: str
     seconds: int  # after which it is stopped
@@ -40,6 +44,11 @@ class Part:
     def words(self, rehearse, **places):
         return [word.format(**places) for word in (self.command + (f' {self.small}' if rehearse else '')).split()]
 
+    def shown(self, rehearse, **places):
+        """The command without the places of its files."""
+        words = ' '.join(self.words(rehearse, **{name: f'{{{name}}}' for name in ('out', 'data', 'world')}, **places))
+        return re.sub(r' --\w+ \{\w+\}\S*', '', words)
+
 
 def bench(name, seconds, flags, small, module=None):
     return Part(name, seconds, f'bash run/bench.bash {module or name.split()[0]} --out {{out}} {flags}', small)
@@ -49,9 +58,10 @@ TINY = '--small --device cpu --batchSize 4'
 PARTS = [
     Part('sample world', 90, 'bash run/shapes.bash --out {world}', '--images 50 --questions 6', ''),
     Part('tests on a GPU', 150, '{python} -m pytest -q -rs -m gpu --junitxml {out}', '', 'junit'),
-    bench('model', 200, '--world {world} --tasks vqa,pretrain --modes fp32,bf16 --batchSize 256 --device cuda',
+    bench('memory', 60, '--batchSizes 256 --measured 0', '--small --measured 2'),
+    bench('model', 190, '--world {world} --tasks vqa,pretrain --modes fp32,bf16 --batchSize 256 --device cuda',
           f'{TINY} --runs 1 --evalBatchSize 4'),
-    bench('model compiled', 250, '--world {world} --tasks vqa --modes bf16,compiled --batchSize 1024 --evalBatchSize 0 --alone '
+    bench('model compiled', 220, '--world {world} --tasks vqa --modes bf16,compiled --batchSize 1024 --evalBatchSize 0 --alone '
           '--device cuda', f'{TINY} --runs 1 --modes bf16'),
     bench('model vlbert', 100, '--world {world} --model vlbert --modes fp32,bf16 --batchSize 256 --evalBatchSize 0 --device cuda',
           f'{TINY} --runs 1'),
@@ -59,12 +69,13 @@ PARTS = [
           f'{TINY} --steps 2 --turns 1 --featDevice cpu --processes 1'),
     bench('loop pretrain', 100, '--world {world} --folder {data}/loop_pretrain --task pretrain --batchSize 256 --steps 20 '
           '--featDevice cuda --device cuda', f'{TINY} --steps 2 --turns 1 --featDevice cpu --processes 1'),
-    bench('albef', 120, '--batchSize 64 --modes plain,bf16,both --runs 3 --device cuda', f'{TINY} --runs 1'),
+    bench('albef', 110, '--batchSize 64 --modes plain,bf16,both --runs 3 --device cuda', f'{TINY} --runs 1'),
     bench('pixels', 80, '--batchSize 4 --device cuda', f'{TINY} --runs 1'),
     bench('detector', 60, '--count 20 --device cuda', '--count 1 --device cpu'),
     bench('images', 80, '--folder {data}/images --count 300 --turns 1 --numWorkers 8', '--count 12 --batchSize 4 --numWorkers 1'),
     bench('retrieval', 30, '--folder {data}/retrieval', '--images 20 --captions 40'),
-    Part('compare', 120, f'bash {COMPARE} 0 --fast --dataRoot {{world}}', '', 'snap/compare/fast/results.json'),
+    Part('compare', 130, f'bash {COMPARE} {{gpus}} --fast --tasks vqa --dataRoot {{world}}', '--models lxmert,vlbert --seconds 2 '
+         '--pretrainSeconds 3', 'snap/compare/fast/results.json'),
 ]
 REHEARSAL = Part('rehearsal', 600, 'bash run/bench.bash rehearsal --out {out}', '')
 
@@ -72,7 +83,8 @@ REHEARSAL = Part('rehearsal', 600, 'bash run/bench.bash rehearsal --out {out}', 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog='bash run/gpu.bash', description=__doc__, allow_abbrev=False)
     parser.add_argument('--rehearse', action='store_true', help='the same parts, very small on the CPU, and bench/rehearsal.py')
-    parser.add_argument('--out', type=Path, default=Path('snap/gpu'), help='folder of figures.json, table.md and logs (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('snap/gpu'), help='folder of figures.json, table.md and logs '
+                        '(%(default)s)')
     parser.add_argument('--parts', help='some of them, separated by commas: ' + ', '.join(part.name for part in PARTS))
     options = parser.parse_args(argv)
     names = options.parts.split(',') if options.parts else None
@@ -96,23 +108,21 @@ def run_all(parts, options):
     for number, part in enumerate(parts, 1):
         out = options.out / f'{part.name.replace(" ", "_")}.{"xml" if part.file == "junit" else "json"}'
         out.unlink(missing_ok=True)
-        words = part.words(options.rehearse, out=out, data=options.out / 'data', world=world, python=sys.executable)
-        if COMPARE.name in part.command:
-            if not COMPARE.is_file():
-                print(f'[{number}/{len(parts)}] {part.name}: skipped, there is no {COMPARE}', flush=True)
-                results['parts'][part.name] = {'command': ' '.join(words), 'status': 'skipped', 'seconds': 0.0, 'figures': {}}
-                continue
-            words = [word if word != '0' or not options.rehearse else 'cpu' for word in words]
-        print(f'[{number}/{len(parts)}] {part.name}: at most {part.seconds} s: {" ".join(words)}', flush=True)
-        status, seconds = run(words, part.seconds, options.out / 'logs' / f'{out.stem}.txt')
-        figures, fault = gathered(part, out)
-        status = status or fault
-        results['parts'][part.name] = {'command': ' '.join(words), 'status': status or 'done', 'seconds': seconds,
-                                       'figures': figures}
-        print(f'    {status or "done"} after {seconds:.0f} s, {len(figures)} figures', flush=True)
+        gpus = 'cpu' if options.rehearse else '0'
+        words = part.words(options.rehearse, out=out, data=options.out / 'data', world=world, python=sys.executable, gpus=gpus)
+        command = part.shown(options.rehearse, python='python', gpus=gpus)
+        print(f'[{number}/{len(parts)}] {part.name}: at most {part.seconds} s: {command}', flush=True)
+        if COMPARE.name in part.command and not COMPARE.is_file():
+            status, seconds, figures = f'{SKIPPED}: there is no {COMPARE}', 0.0, {}
+        else:
+            fault, seconds = run(words, part.seconds, options.out / 'logs' / f'{out.stem}.txt')
+            figures, missing = gathered(part, out)
+            status = fault or missing or DONE
+        results['parts'][part.name] = {'command': command, 'status': status, 'seconds': seconds, 'figures': figures}
+        print(f'    {status} after {seconds:.0f} s, {len(figures)} figures', flush=True)
         write_json(options.out / 'figures.json', results)  # so that all is kept if the machine is taken away
         write_text(options.out / 'table.md', table(results))
-    failed = [name for name, part in results['parts'].items() if part['status'] not in ('done', 'skipped')]
+    failed = [name for name, part in results['parts'].items() if not part['status'].startswith((DONE, SKIPPED))]
     print(f'{time.monotonic() - begin:.0f} s. Written to {options.out}/figures.json and {options.out}/table.md.')
     if failed:
         print(f'gpu.bash: failed: {", ".join(failed)}; see {options.out}/logs', file=sys.stderr)
@@ -123,7 +133,8 @@ def machine():
     """What the figures were measured on."""
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     packages = {name: importlib.util.find_spec(name) is not None for name in ('transformers', 'pytest')}
-    return {'GPUs': [{'name': one.name, 'memory, GB': round(one.total_memory / 1e9, 1), 'multiprocessors': one.multi_processor_count,
+    return {'GPUs': [{'name': one.name, 'memory, GB': round(one.total_memory / 1e9, 1),
+                      'multiprocessors': one.multi_processor_count,
                       'compute capability': f'{one.major}.{one.minor}'} for one in devices],
             'PyTorch': torch.__version__, 'CUDA': torch.version.cuda, 'cuDNN': torch.backends.cudnn.version(),
             'NCCL': '.'.join(map(str, torch.cuda.nccl.version())) if devices else None, 'Python': platform.python_version(),
@@ -141,10 +152,8 @@ def run(words, limit, log):
         except subprocess.TimeoutExpired:
             status = None
         finally:  # also after Ctrl-C; what it left behind, too
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     seconds = time.monotonic() - begin
     if status is None:
@@ -164,7 +173,8 @@ def gathered(part, out):
         suite = ElementTree.parse(path).getroot().find('testsuite').attrib
         counts = {name: int(suite[name]) for name in ('tests', 'failures', 'errors', 'skipped')}
         return {'passed': counts['tests'] - counts['failures'] - counts['errors'] - counts['skipped'], **counts}, ''
-    return dict(flat(read_json(path, 'the figures of a measurement'))), ''
+    content = read_json(path, 'the figures of a measurement')
+    return dict(flat({name: value for name, value in content.items() if name != 'settings'})), ''
 
 
 def flat(value, name=''):
@@ -182,7 +192,7 @@ def table(results):
     lines = [f'PyTorch {results["machine"]["PyTorch"]}, {gpus}, {results["machine"]["CPU cores"]} CPU cores.', '',
              '| measurement | figure | unit | command |', '|---|---|---|---|']
     for name, part in results['parts'].items():
-        if part['status'] != 'done':
+        if part['status'] != DONE:
             lines.append(f'| {name} | {part["status"]} | | `{part["command"]}` |'.replace('\n', ' '))
         for figure, value in part['figures'].items():
             unit = re.search(UNITS, figure)

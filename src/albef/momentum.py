@@ -65,7 +65,7 @@ def mask_of(batch):
 
 
 def draw_columns(weights, generator=None):
-    """Draws a column for each row of weights (n, m), in proportion to them -> (n,) int64: torch.multinomial without its checks."""
+    """Draws a column for each row of weights (n, m), in proportion to them -> (n,) int64: torch.multinomial without checks."""
     return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(1)
 
 
