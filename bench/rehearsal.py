@@ -22,6 +22,7 @@ import optimizer
 from bench import report
 from bert import layers
 from bert.speed import accelerate
+from bert.tokenization import SPECIAL_TOKENS, BertTokenizer
 from cli import run_main
 from optimizer import OptimizerStep
 from param import Options
@@ -35,7 +36,8 @@ GPU_PATHS = (layers.FUSED_QKV, optimizer.FUSED_STEP)  # sets of device types in 
 HIDDEN_WAITS = ('aten.multinomial', 'aten.equal', 'aten.is_nonzero')  # operations that wait inside; tracing does not show it
 # Steps that wait for the device on purpose, and why.
 WAITS = {('albef', 'text_assignment'): 'wrong pictures are drawn on the CPU, in the order of the original code; one epoch, once'}
-UNREAD = ('x_layers.1.', 'bert.pooler.')  # of LXMERT's SIZES: the last cross layer's other side and the pooler have no gradient
+# Parameters that some heads do not read: one side of LXMERT's last cross layer, of SIZES, as in the original code; poolers.
+UNREAD = ('x_layers.1.', 'bert.pooler.')
 SIZES = {'vocab_size': 120, 'hidden_size': 16, 'num_attention_heads': 2, 'intermediate_size': 32, 'max_position_embeddings': 40,
          'l_layers': 1, 'r_layers': 1, 'x_layers': 2, 'num_hidden_layers': 2, 'visual_feat_dim': 24, 'geometry_size': 16,
          'num_object_labels': 7, 'num_attr_labels': 5, 'num_region_classes': 9, 'image_res': 32, 'queue_size': 64, 'embed_dim': 8}
@@ -62,7 +64,7 @@ def rehearse(options, figures):
         try:
             operations, unread = trace(model, task, sizes)
             figures[f'{name}: operations in a step'] = len(operations)
-            faults += [f'{name}: parameters without gradient: {", ".join(unread)}'] if unread else []
+            faults += [f'{name}: parameters without gradient: {", ".join(unexpected(unread))}'] if unexpected(unread) else []
         except WaitsForDevice as error:
             if (model, task) not in WAITS:
                 faults.append(f'{name}: {error}')
@@ -101,8 +103,13 @@ def make_config(model, sizes):
 
 def make_head(model, task, config, answers=ANSWERS):
     head = models.build(model, task, config, [f'answer {i}' for i in range(answers)])
-    if task == 'pretrain':
+    if head.encoder is None:
         head.sources = ['vqa', 'gqa']
+        return head
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'vocab.txt'
+        path.write_text('\n'.join([*SPECIAL_TOKENS, 'one', 'two']))
+        head.encoder.tokenizer = BertTokenizer(path)
     return head
 
 
@@ -179,14 +186,18 @@ def prepare(model, task, sizes, b, device=CPU, answers=ANSWERS, content=True, **
 
 
 def trace(model, task, sizes=SIZES, b=3):
-    """(operations of a step of training, names of parameters without gradient that should have one). Raises WaitsForDevice."""
+    """(operations of a step of training, names of parameters that it leaves without gradient). Raises WaitsForDevice."""
     with as_on_gpu():
         head, step, options = prepare(model, task, sizes, b, DEVICE, content=False)
         batch = make_batch(head, make_config(model, sizes), b)
         with Operations() as operations:
             train_step(head, step, [batch], options, Progress(0, 0, 100), DEVICE)
-    unread = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
-    return operations.recorded, [name for name in unread if not any(part in name for part in UNREAD)]
+    return operations.recorded, [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def unexpected(unread):
+    """The names of parameters without gradient that should have one."""
+    return [name for name in unread if not any(part in name for part in UNREAD)]
 
 
 def compiled_graphs(model, task, sizes=SIZES):
@@ -233,14 +244,17 @@ def make_batch(head, config, b, t=8, o=5, device=DEVICE, answers=ANSWERS):
     if 'regions' in needs:
         batch['features'] = numbers(m, o, config.visual_feat_dim)
     if 'whole' in needs:
-        batch |= {'token_type_ids': whole(n, t, value=0), 'image_size': whole(m, 2, value=480), 'mirrored': trues(m)}
+        batch |= {'image_size': whole(m, 2, value=480), 'mirrored': trues(m)}
+    if encoder is not None:
+        written = encoder.write([('one two',)], t, encoder.blank and recipe.output == 'answer')
+        batch |= {'token_type_ids': whole(n, t, value=0)} if 'token_type_ids' in written else {}
+        batch |= {'slot': whole(n)} if 'slot' in written else {}
     if 'pixels' in needs:
         side = getattr(config, 'image_res', SIDE)
         batch |= {'pixels': numbers(m, 3, side, side), 'pixel_size': whole(m, 2, value=side)}
         batch |= {'region_rows': torch.arange(m * o, device=device)} if 'whole' in needs else {}
     if recipe.output == 'answer':
         batch |= {'label_example': places, 'label_answer': places % answers, 'label_score': numbers(b)}
-        batch |= {'slot': whole(n)} if encoder.blank and 'whole' in needs else {}
         if recipe.loss == 'LM':
             head.answer_ids = whole(answers, 5)
     elif recipe.output == 'choice':
