@@ -57,7 +57,7 @@ def tell(options, figures):
                 if formula := by_formula(model, task, b, options.small):
                     # Gradients come while what is kept for them goes.
                     figures[f'{model}, {task}, {b} examples, fp32, by formula: GB'] = (fixed - gradients + formula) / 1e9
-            figures[f'{model}, {task}, of it weights, gradients and averages of the optimizer: GB'] = fixed / 1e9
+                figures[f'{model}, {task}, {b} examples, weights, gradients, averages and batch: GB'] = fixed / 1e9
         if not options.measured:
             continue
         name, flags = f'{model}, vqa, {options.measured} examples on the CPU', ['--small'] if options.small else []

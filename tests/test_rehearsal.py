@@ -129,7 +129,7 @@ def test_the_memory_of_a_step_is_traced(monkeypatch, tmp_path):
     figures = {name.removeprefix('vlbert, vqa, '): number for name, number in json.loads(out.read_text()).items()}
     head = models.build('vlbert', 'vqa', rehearsal.make_config('vlbert', sizes), range(3129))
     weights, batch = 4e-9 * sum(p.numel() for p in head.parameters()), 4e-9 * b * 37 * 2048
-    assert figures['of it weights, gradients and averages of the optimizer: GB'] == pytest.approx(4 * weights + batch, rel=0.03)
+    assert figures[f'{b} examples, weights, gradients, averages and batch: GB'] == pytest.approx(4 * weights + batch, rel=0.03)
     formula, fp32, bf16 = (figures[f'{b} examples, {what}: GB'] for what in ('fp32, by formula', 'fp32', 'bf16'))
     assert fp32 == pytest.approx(formula, rel=0.15) and bf16 < 0.8 * fp32
     assert figures['2 examples on the CPU: measured, times what was traced'] == \
