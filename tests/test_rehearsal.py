@@ -151,6 +151,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_others(tmp_path, 
         path.write_text(f'import sys\n{parts[name]}\n')
     monkeypatch.setattr(gpu, 'PARTS', [gpu.Part(name, 1 if name == 'slow' else 30, f'{{python}} {path} {{out}}', '')
                                        for name, path in files.items()])
+    monkeypatch.setattr(gpu, 'SLOWER', 1)
     monkeypatch.setattr(gpu, 'COMPARE', tmp_path / 'compare.bash')
     monkeypatch.setattr(gpu, 'REHEARSAL', gpu.Part('compare', 1, f'bash {gpu.COMPARE}', ''))
     assert gpu.main(['--rehearse', '--out', str(tmp_path / 'out')]) == 1
