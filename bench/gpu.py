@@ -59,10 +59,10 @@ TINY = '--small --device cpu --batchSize 4'
 PARTS = [
     Part('sample world', 90, 'bash run/shapes.bash --out {world}', '--images 50 --questions 6', ''),
     Part('tests on a GPU', 140, '{python} -m pytest -q -rs -m gpu --junitxml {out}', '', 'junit'),
-    bench('memory', 60, '--batchSizes 256 --measured 0', '--small --batchSizes 4 --measured 2'),
+    bench('memory', 90, '--batchSizes 256 --measured 0', '--small --batchSizes 4 --measured 2'),
     bench('model', 190, '--world {world} --tasks vqa,pretrain --modes fp32,bf16 --batchSize 256 --device cuda',
           f'{TINY} --runs 1 --evalBatchSize 4'),
-    bench('model compiled', 220, '--world {world} --tasks vqa --modes bf16,compiled --batchSize 1024 --evalBatchSize 0 --alone '
+    bench('model compiled', 190, '--world {world} --tasks vqa --modes bf16,compiled --batchSize 1024 --evalBatchSize 0 --alone '
           '--device cuda', f'{TINY} --runs 1 --modes bf16'),
     bench('model vlbert', 100, '--world {world} --model vlbert --modes fp32,bf16 --batchSize 256 --evalBatchSize 0 --device cuda',
           f'{TINY} --runs 1'),
