@@ -9,6 +9,10 @@ from files.text import shown
 
 OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'adamw_pytorch': torch.optim.AdamW, 'momentum': torch.optim.SGD,
               'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
+# Device types on which these of PyTorch's optimizers take a fused step, which the device skips where a gradient is not finite. On
+# a CPU nobody waits, and results are those of the step that is not fused.
+FUSED_STEP = {'cuda'}
+FUSABLE = ('adamw_pytorch', 'adam', 'momentum', 'sgd')
 
 
 def schedule_name(recipe, options):
@@ -63,6 +67,10 @@ class OptimizerStep:
         groups = [group | {'params': [p for p in group['params'] if p.requires_grad]} for group in head.groups(options)]
         self.parameters, self.clip = [p for group in groups for p in group['params']], head.recipe.clip
         self.optimizer = make_optimizer(groups, head.recipe, options, total_steps)
+        self.fused = device.type in FUSED_STEP and options.optim in FUSABLE
+        if self.fused:
+            for group in self.optimizer.param_groups:
+                group['fused'] = True
         self.recipe, self.options, self.schedule = head.recipe, options, None
         if not isinstance(self.optimizer, BertAdam):
             self.schedule = make_schedule(head.recipe, options, total_steps, options.epochs)
@@ -93,15 +101,28 @@ class OptimizerStep:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         finite = torch.isfinite(norm)
-        if isinstance(self.optimizer, DeviceAdam):  # clips and skips on the device; the divisor is that of clip_grad_norm_
-            divisor = ((norm + 1e-6) / self.clip).clamp(min=1.0)
-            self.optimizer.step(divisor=divisor, skip=(~finite).float())
+        if isinstance(self.optimizer, DeviceAdam) or self.fused:  # clips and skips on the device
+            divisor, skip = ((norm + 1e-6) / self.clip).clamp(min=1.0), (~finite).float()  # the divisor is clip_grad_norm_'s
+            if self.fused:
+                self.start_momentum()
+                self.optimizer.grad_scale, self.optimizer.found_inf = divisor, skip
+                self.optimizer.step()
+            else:
+                self.optimizer.step(divisor=divisor, skip=skip)
         elif finite:  # synchronizes with the device
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
         return finite
+
+    def start_momentum(self):
+        """Starts the averages of SGD at 0, after which its first step is the same: PyTorch's fused first step would leave them
+        uninitialised if it is skipped."""
+        for group in self.optimizer.param_groups:
+            for p in group['params'] if group.get('momentum') else ():
+                if p.grad is not None and not self.optimizer.state[p]:
+                    self.optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
 
     def state_dict(self):
         schedule = self.schedule.state_dict() if self.schedule else {}

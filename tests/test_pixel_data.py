@@ -420,8 +420,10 @@ def test_captions_with_pixels(world, workers):
     plain = load_captions(spec, 'train', tokenizer, options, CPU)
     assert 'features' not in dataset.regions.arrays and len(dataset) == len(features)
     for batch, other in zip(epoch_batches(dataset, workers)[:3], epoch_batches(features)[:3], strict=True):
-        assert batch.keys() - other.keys() == {'pixels', 'pixel_size'} and other.keys() - batch.keys() == {'features'}
-        assert_same({key: value for key, value in batch.items() if key not in ('pixels', 'pixel_size')},
+        of_pixels = {'pixels', 'pixel_size', 'region_rows'}
+        assert batch.keys() - other.keys() == of_pixels and other.keys() - batch.keys() == {'features'}
+        assert torch.equal(batch['region_rows'], batch['visual_attention_mask'].flatten().nonzero()[:, 0])
+        assert_same({key: value for key, value in batch.items() if key not in of_pixels},
                     {key: value for key, value in other.items() if key != 'features'})
         assert batch['pixels'].shape == (40, 3, 24, 32)
     indices = np.array([0, 7, 31])

@@ -15,6 +15,7 @@ import torch
 from conftest import SMALL
 
 import models
+import optimizer
 from batches import load_batches, steps_per_epoch, training_batches
 from heads import Answers, Head, Recipe
 from lxrt.config import LxrtConfig
@@ -296,9 +297,12 @@ def test_steps_without_a_finite_gradient_are_skipped_and_ten_in_a_row_end_the_ru
     folder.close()
 
 
-@pytest.mark.parametrize('optim', ['bert', 'sgd'])
-def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(optim):
-    """Against PyTorch's own clipping and a step of the optimizer."""
+@pytest.mark.parametrize(('optim', 'fused'), [('bert', False), ('sgd', False), ('sgd', True), ('momentum', True),
+                                              ('adamw_pytorch', True)])
+def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(monkeypatch, optim, fused):
+    """Against PyTorch's own clipping and a step of the optimizer. fused: as on a GPU."""
+    monkeypatch.setattr(optimizer, 'FUSED_STEP', {'cpu'} if fused else set())
+
     def layers():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
@@ -306,7 +310,13 @@ def test_an_update_clips_the_norm_of_all_gradients_and_skips_what_is_not_finite(
     options, recipe = Options(optim=optim, lr=0.1, epochs=1), Recipe('answer')
     head, expected = Head(layers(), recipe), layers()
     step = OptimizerStep(head, options, 10, torch.device('cpu'))
+    assert step.fused == fused
     plain = make_optimizer(expected.parameters(), recipe, options, 10)
+    for p in head.encoder.parameters():  # the first step of all
+        p.grad = torch.full_like(p, float('inf'))
+    if optim != 'bert':  # which counts skipped steps
+        assert not step()
+        assert_same(head.encoder.state_dict(), expected.state_dict(), 0)
     for scale in (1.0, 100.0, 0.01):
         x = scale * torch.randn(5, 3)
         for model in (head.encoder, expected):

@@ -26,7 +26,7 @@ from bert.config import (
     check_config,  # noqa: F401, of the contract
     refuse_layer_flags,
 )
-from bert.layers import PackedSequences
+from bert.layers import PACK_SEQUENCES, PackedSequences
 from bert.weights import WeightsError
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States
@@ -310,7 +310,8 @@ class GeneratedAnswers(MomentumHead):
         are right, and 'examples', all pieces."""
         ids, mask = self.ids_of_answers(batch['input_ids'].device)[batch['label_answer']], mask_of(batch)
         questions = batch['label_example']
-        ids = ids[:, :int((ids != 0).sum(1).max())] if len(ids) else ids
+        if ids.device.type in PACK_SEQUENCES and len(ids):
+            ids = ids[:, :int((ids != 0).sum(1).max())]
         next_ids, states = ids[:, 1:], self.encoder(batch).words
         logits = self.answer_logits(self.encoder.model.text_decoder, ids, states, mask, questions)
         alpha = self.alpha if self.config.distill else 0.0

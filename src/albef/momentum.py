@@ -64,6 +64,11 @@ def mask_of(batch):
     return batch['input_ids'] != 0 if mask is None else mask
 
 
+def draw_columns(weights, generator=None):
+    """Draws a column for each row of weights (n, m), in proportion to them -> (n,) int64: torch.multinomial without checks."""
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(1)
+
+
 class MomentumHead(Head):
     """A head whose encoder's `model` has a copy, the momentum model, that follows it with config.momentum before each step and
     whose predictions are part of the targets. The names in the original code are those of the model's modules with _m.
@@ -134,6 +139,8 @@ class MomentumHead(Head):
 
     def choose_negatives(self, weights):
         """Draws a column for each row of weights (g, g) -> (g,) int64. May be replaced."""
+        if weights.device.type != 'cpu':  # torch.multinomial waits for the device to check each row
+            return draw_columns(weights, self.draws)
         return torch.cat([torch.multinomial(row, 1, generator=self.draws) for row in weights])
 
     def gradient_maps(self, probabilities, gradient):

@@ -31,7 +31,8 @@ class CaptionDataset(ImageSentences):
     them the model does not see; regions_at (q,) int64: indices in (m * o,) of the regions that are predicted; in training
     mirrored (m,) bool. `to_device` adds features (m, o, f), boxes (m, o, 4), image_size (m, 2) as `placement.to_device`, and
     region_classes (m, o, classes) float32: the class probabilities of the regions that are predicted, 0 for the others. For a
-    model that reads pixels also pixels (m, 3, h, w) float32 and pixel_size (m, 2) as of images.source, and no features.
+    model that reads pixels also pixels (m, 3, h, w) float32 and pixel_size (m, 2) as of images.source, region_rows (r,) int64:
+    indices in (m * o,) of what are regions; and no features.
     """
 
     def __init__(self, columns, regions, rows, tokenizer, limit, options, corpus=None):
@@ -61,6 +62,7 @@ class CaptionDataset(ImageSentences):
         if micro_batch.epoch is not None:
             batch['mirrored'] = self.draw(micro_batch, MIRRORED, 1)[:, 0] < 0.5
         if self.images is not None:
+            batch['region_rows'] = np.flatnonzero(batch['visual_attention_mask'])
             image_rows = self.image_row[self.image_of(micro_batch.indices)]
             batch |= self.pixels.batch(micro_batch, image_rows[:, None], batch.get('mirrored'))
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array

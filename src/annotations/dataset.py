@@ -40,7 +40,8 @@ class ExampleDataset(torch.utils.data.Dataset):
     For an encoder that needs pixels: pixels (b * k, 3, h, w) uint8, which `to_device` normalises to float32, pixel_size and
     image_size (b * k, 2) int64, as in images.source, mirrored where `mirrored` is True; features only if it needs 'regions' too,
     boxes and all that belongs to regions only if it needs 'regions' or 'boxes'. With boxes, of texts whose words name regions
-    also masks (b * k, o, 14, 14) float32, 0 and 1, of the objects, 1 everywhere for the image as a whole, 0 at padding.
+    also masks (b * k, o, 14, 14) float32, 0 and 1, of the objects, 1 everywhere for the image as a whole, 0 at padding; where
+    there is a visual_attention_mask, region_rows (r,) int64, the places in it, flattened, of what is no padding.
     """
 
     def __init__(self, examples, regions, rows, encoder, answers, max_length, seed=0, images=None):
@@ -108,6 +109,8 @@ class ExampleDataset(torch.utils.data.Dataset):
             mask = batch.pop('mask')
             if not mask.all():
                 batch['visual_attention_mask'] = mask.astype(bool)
+                if self.images is not None:
+                    batch['region_rows'] = np.flatnonzero(mask)
             if self.examples.classes is not None and self.whole_image:
                 batch['region_labels'] = self.region_classes(indices, mask)
         if self.examples.labelled:

@@ -194,9 +194,9 @@ def load_averages(optimizer, state, steps):
     local = optimizer.state_dict()
     if not isinstance(state, dict) or state.keys() != local.keys() or not isinstance(state['state'], dict):
         raise WeightsError('expected the keys state and param_groups')
-    # t_total follows --epochs and --batchSize, which may change; so does the share of it that a warm-up of some steps is. With a
-    # Schedule lr is set before each step.
-    changing = {'t_total', 'warmup'}
+    # t_total follows --epochs and --batchSize, which may change; so does the share of it that a warm-up of some steps is; whether
+    # a step is fused follows the device. With a Schedule lr is set before each step.
+    changing = {'t_total', 'warmup', 'fused'}
     expected = [{name: value for name, value in group.items() if name not in changing and not (
         name == 'lr' and 'initial_lr' in group)} for group in local['param_groups']]
     if reason := why_not_like(state['param_groups'], expected, 'param_groups', may_lack=True):

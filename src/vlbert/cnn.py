@@ -109,11 +109,12 @@ class PixelFeatures(LayerStack):
     def stages(self):
         return self.backbone.res2, self.backbone.res3, self.backbone.res4
 
-    def forward(self, pixels, boxes, mask=None, masks=None, erased=None):
+    def forward(self, pixels, boxes, mask=None, masks=None, erased=None, rows=None):
         """
         pixels (m, 3, h, w) float32: blue, green, red minus their means, 0 at padding; boxes (m, o, 4) in pixels; mask (m, o),
         None: no padding; masks (m, o, 14, 14): by which a region's map is multiplied, None: 1; erased (m, o): regions whose
-        pixels become 0 for all regions, None: none.
+        pixels become 0 for all regions, None: none; rows (r,): places in mask, flattened, of what is no padding, None: they are
+        computed, which waits for the GPU.
 
         Returns (m, o, f), 0 at padding.
         """
@@ -123,7 +124,8 @@ class PixelFeatures(LayerStack):
         maps = self.backbone.stem(pixels)
         for block in itertools.chain(*self.stages()):
             maps = self.run(block, maps)
-        rows = torch.arange(m * o, device=boxes.device) if mask is None else mask.flatten().nonzero()[:, 0]
+        if rows is None:
+            rows = torch.arange(m * o, device=boxes.device) if mask is None else mask.flatten().nonzero()[:, 0]
         boxes, masks = boxes.flatten(0, 1)[rows], None if masks is None else masks.flatten(0, 1)[rows]
         features = torch.cat([
             self.run(self.region_features, maps, boxes[part], rows[part] // o, None if masks is None else masks[part])

@@ -185,7 +185,8 @@ class VLBertEncoder(SingleStream):
         size = torch.tensor(pixels.shape[2:], device=pixels.device).expand(len(pixels), 2) if size is None else size
         batch = {name: value for name, value in batch.items() if name != 'pixels'} | {'pixel_size': size}
         boxes = self.boxes(batch) * size.flip(1).repeat(1, 2)[:, None]  # in pixels
-        features = self.model.image_feature_extractor.cnn(pixels, boxes, mask, batch.pop('masks', None), erased)
+        features = self.model.image_feature_extractor.cnn(pixels, boxes, mask, batch.pop('masks', None), erased,
+                                                          batch.pop('region_rows', None))
         return batch | {'image_states': features}
 
     def pooled(self, batch, states):
