@@ -60,6 +60,7 @@ class AlbefConfig:
     repairs: tuple = ()  # of REPAIRS
 
     MODEL: ClassVar[str] = 'ALBEF'
+    PAPER: ClassVar[str] = '[Li et al., NeurIPS 2021](https://arxiv.org/abs/2107.07651)'
 
     def __post_init__(self):
         if not isinstance(self.bert, dict):

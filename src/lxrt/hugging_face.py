@@ -11,13 +11,39 @@ from lxrt.modeling import LXRTFeatureExtraction, answer_layers
 from lxrt.pretraining import LXRTPretraining
 from lxrt.weights import DECODER, NLVR2_HEAD, TASK_PREFIX, read_task
 
-__all__ = ['HEAD_FILE', 'MAY_MISS', 'TOKENIZER', 'answer_count', 'architecture_of', 'complete', 'hf_config', 'hf_tensors',
-           'is_task', 'model_of', 'read_task']
+__all__ = ['HEAD_FILE', 'MAY_MISS', 'TOKENIZER', 'answer_count', 'architecture_of', 'complete', 'example', 'hf_config',
+           'hf_tensors', 'is_task', 'model_of', 'read_task']
 
 PRETRAINING, ANSWERS, ENCODER = 'LxmertForPreTraining', 'LxmertForQuestionAnswering', 'LxmertModel'
 TOKENIZER = {'tokenizer_class': 'LxmertTokenizer', 'do_lower_case': True, 'model_max_length': 20}  # as it was trained
 HEAD_FILE = NLVR2_HEAD  # the tensors that a class of transformers has no place for
 MAY_MISS = re.escape(DECODER),  # tied in transformers, so that its files lack it
+EXAMPLE = '''import torch
+from transformers import {architecture}, LxmertTokenizer
+
+model = {architecture}.from_pretrained({name!r}).eval()
+tokenizer = LxmertTokenizer.from_pretrained({name!r})
+{images}
+features, boxes = torch.rand({count}, 36, {size}), torch.rand({count}, 36, 4)
+tokens = tokenizer({texts}, padding=True, truncation=True, return_tensors='pt')
+with torch.no_grad():
+    out = model(**tokens, visual_feats=features, visual_pos=boxes)
+{after}'''
+PAIRS = '''from safetensors.torch import load_file  # the head, for which transformers has no class
+
+state = {{key.removeprefix('logit_fc.'): value for key, value in load_file({name!r} + '/nlvr2_head.safetensors').items()}}
+wide, n = state['0.weight'].shape[0], len(state['3.bias'])
+layers = torch.nn.Linear(wide, wide), torch.nn.GELU(), torch.nn.LayerNorm(wide, eps=1e-12), torch.nn.Linear(wide, n)
+head = torch.nn.Sequential(*layers)
+head.load_state_dict(state)
+chances = head(out.pooled_output.view(-1, wide)).softmax(-1)  # (statements, 2): False, True'''
+AFTER = {
+    ANSWERS: '''chances = out.question_answering_score.{link}  # (questions, answers)
+print([model.config.id2label[int(best)] for best in chances.argmax(-1)])''',
+    PRETRAINING: '''print(out.prediction_logits.shape)  # of words
+print(out.cross_relationship_score.softmax(-1))  # does the sentence belong to the picture? no, yes''',
+    ENCODER: PAIRS,
+}
 
 
 def architecture_of(state, config):
@@ -94,3 +120,14 @@ def hf_config(config, state, answers):
     if answers:
         values |= {'id2label': dict(enumerate(answers)), 'label2id': {answer: i for i, answer in enumerate(answers)}}
     return values
+
+
+def example(config, architecture, name, link):
+    """Code that uses the model, on regions that are drawn at random. link: of logits to probabilities."""
+    two = architecture == ENCODER
+    return EXAMPLE.format(
+        architecture=architecture, name=name, size=config.visual_feat_dim, count=4 if two else 2,
+        images='# Of each picture the regions of a Faster R-CNN; boxes are x1, y1, x2, y2 divided by its width and height.'
+               + ('\n# Two pictures a statement, one after the other; so the statement comes twice.' if two else ''),
+        texts="['both have a dog'] * 2 + ['one is red'] * 2" if two else "['What is the man holding?', 'Is it red?']",
+        after=AFTER[architecture].format(name=name, link=link))

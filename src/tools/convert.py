@@ -36,7 +36,7 @@ SIDECARS = ('config.json', 'vocab.txt', 'answers.json', ANSWER_LINES, 'options.j
 def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='bash run/convert.bash', description=__doc__.split(': `')[0] + '.')
-    parts = parser.add_subparsers(dest='part', required=True, metavar='to-hf|from-hf|file')
+    parts = parser.add_subparsers(dest='part', required=True, metavar='to-hf|from-hf|file|card')
     out = parts.add_parser('to-hf', help='convert a snapshot to a folder for transformers')
     out.add_argument('snapshot', help='such as snap/vqa/NAME/BEST or snap/pretrained/model, with or without .pth')
     out.add_argument('folder', type=Path, help='the folder to create')
@@ -46,7 +46,9 @@ def main(argv=None):
     back.add_argument('folder', help='the folder, or an address such as hf://unc-nlp/lxmert-base-uncased')
     back.add_argument('snapshot', help='such as snap/vqa/NAME/BEST, without .pth; config, vocabulary and answers are written to '
                       'the same folder')
-    for part in (out, back):
+    card = parts.add_parser('card', help='write a model card, README.md, beside a snapshot of any model')
+    card.add_argument('snapshot', help='as of to-hf')
+    for part in (out, back, card):
         part.add_argument('--answers', type=Path, metavar='FILE', help='a json list of answers, or an all_ans.json, if there is '
                           'no answers.json beside the weights')
         part.add_argument('--offline', action='store_true', help='download nothing')
@@ -73,6 +75,8 @@ def convert(args):
             push(args.folder, args.push)
     elif args.part == 'from-hf':
         from_hf(find_weights(args.folder, (), args.offline), args.snapshot, args.bert, args.answers)
+    elif args.part == 'card':
+        write_card(find_weights(args.snapshot, PRETRAINED, args.offline), args.bert, args.answers)
     else:
         change(args.source, args.target, args.model, args.config, args.bert)
     return 0
@@ -81,9 +85,10 @@ def convert(args):
 def to_hf(weights, folder, name, bert=None, answers=None):
     """Converts a file of weights and its sidecars to a folder for transformers.
 
-    VQA and GQA become LxmertForQuestionAnswering, pre-trained weights LxmertForPreTraining. Transformers has no class for NLVR2:
-    it becomes LxmertModel with the head in a separate file. name: for the model card; bert: folder with config.json and
-    vocab.txt, answers: file of answers, if there are none beside the weights. Raises ValueError or OSError that names the file.
+    VQA and GQA become the model's class ForQuestionAnswering, pre-trained weights ForPreTraining. Transformers has no class for
+    NLVR2 as it is trained here: it becomes the class of the encoder, with the head in a separate file. name: for the model card;
+    bert: folder with config.json and vocab.txt, answers: file of answers, if there are none beside the weights. Raises
+    ValueError or OSError that names the file.
     """
     model = model_type(weights)
     hf, (config, tokenizer) = hugging_face(model, weights), read_sidecars(model, weights, bert)
@@ -95,7 +100,7 @@ def to_hf(weights, folder, name, bert=None, answers=None):
         'vocab.txt': vocabulary_text(tokenizer),
         'tokenizer_config.json': json.dumps(hf.TOKENIZER, indent=2) + '\n',
         'config.json': json.dumps(hf.hf_config(config, state, answers), indent=2) + '\n',
-        'README.md': model_card(weights, config, architecture, name, answers), **options_of(weights),
+        'README.md': model_card(weights, config, name, answers, architecture, hf.example), **options_of(weights),
     }
     write_new({folder / 'model.safetensors': tensors, **({folder / hf.HEAD_FILE: head} if head else {})}, texts)
     print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {hf.HEAD_FILE}" if head else ""}, config, vocabulary, '
@@ -122,13 +127,24 @@ def from_hf(weights, snapshot, bert=None, answers=None):
           f'{"" if answers else "; the names of its answers are unknown: put an answers.json beside it"}')
 
 
+def write_card(weights, bert=None, answers=None):
+    """Writes README.md beside a file of weights of any model. Raises FileExistsError if one exists with other contents."""
+    config, _ = read_sidecars(model_type(weights), weights, bert)
+    path, answers = weights.with_name('README.md'), answers_beside(weights) or read_answer_file(answers)
+    text = model_card(weights, config, f'{config.MODEL}: {weights.parent.name}', answers)
+    if path.is_file() and read_text(path, 'a model card') != text:
+        raise FileExistsError(f'{path}: exists with other contents; move it away')
+    write_text(path, text)
+    print(f'{path}: model card of {weights.name}')
+
+
 def hugging_face(model, weights):
     """The model's module `hugging_face`. Raises ValueError for a model without one."""
     try:
         return models.package(model, 'hugging_face')
     except ModuleNotFoundError:
         raise ValueError(f'{weights}: is of the model {model}, for which there are no folders for transformers; convert the file '
-                         'alone: bash run/convert.bash file') from None
+                         'alone (bash run/convert.bash file), or describe it (bash run/convert.bash card)') from None
 
 
 def change(source, target, model=None, config=None, bert=None):
@@ -182,15 +198,20 @@ def read_sidecars(model, weights, bert):
 def answers_of(weights, rows, file):
     """The answers of an answer head with that many rows, from beside the weights or from a file (a list, or an answer table).
     None if unknown. Raises DataError if their number differs from the rows."""
-    answers = answers_beside(weights)
-    if answers is None and file:
-        table = read_json(file, 'the answers of the weights')
-        is_table = isinstance(table, list) and table and isinstance(table[0], dict)
-        answers = read_table(file) if is_table else check_answers(table, file)
+    answers = answers_beside(weights) or read_answer_file(file)
     if answers and rows != len(answers):
         raise DataError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers are given for it; give '
                         'those of its run with --answers')
     return answers
+
+
+def read_answer_file(file):
+    """The answers in a file, a list or an answer table; None without a file."""
+    if not file:
+        return None
+    table = read_json(file, 'the answers of the weights')
+    is_table = isinstance(table, list) and table and isinstance(table[0], dict)
+    return read_table(file) if is_table else check_answers(table, file)
 
 
 def options_of(weights):

@@ -15,6 +15,7 @@ class VisualBertConfig(BertConfig):
     visual_feat_dim: int = 2048  # of a region's feature; visual_embedding_dim in files of Hugging Face
 
     MODEL: ClassVar[str] = 'VisualBERT'
+    PAPER: ClassVar[str] = '[Li et al., 2019](https://arxiv.org/abs/1908.03557)'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (2, '2, the segments of words and regions')}
 
     def parameters(self, answers=0):

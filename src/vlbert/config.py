@@ -36,6 +36,7 @@ class VLBertConfig(BertConfig):
     with_relationship: bool = False  # the head that tells whether caption and image belong together; off in all published runs
 
     MODEL: ClassVar[str] = 'VL-BERT'
+    PAPER: ClassVar[str] = '[Su et al., ICLR 2020](https://arxiv.org/abs/1908.08530)'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
     def __post_init__(self):

@@ -1,0 +1,109 @@
+"""VisualBERT's snapshots in transformers and back, and a model card for every model."""
+
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from conftest import lxmert_head
+from test_albef_explain import folder as albef_and_pixels  # noqa: F401, a fixture
+from test_vlbert_tools import randomised, shared  # noqa: F401, a fixture
+
+import models
+from bert.tokenization import BertTokenizer
+from bert.weights import read_state
+from lxrt.config import LxrtConfig
+from tasks.checkpoints import sidecar_files
+from tools import convert
+from visualbert.config import VisualBertConfig
+
+SIZES = {'hidden_size': 24, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 40,
+         'max_position_embeddings': 40, 'visual_feat_dim': 10}
+ANSWERS = {'vqa': ['yes', 'no', 'red'], 'nlvr2': ['False', 'True'], 'pretrain': None}
+
+
+def write_snapshot(folder, world, model, config, head, answers):
+    folder.mkdir()
+    for name, text in sidecar_files(model, config, BertTokenizer(world / 'bert/vocab.txt'), answers).items():
+        if name != 'answers.json' or answers:
+            (folder / name).write_text(text)
+    path = folder / ('BEST.pth' if answers else 'Epoch01_LXRT.pth')
+    torch.save(head.original_state(), path)
+    return path
+
+
+@pytest.mark.parametrize('task', ANSWERS)
+@torch.no_grad()
+def test_visualbert_gives_the_same_in_transformers_and_comes_back(made_world, tmp_path, capsys, task):
+    config = VisualBertConfig(vocab_size=len((made_world / 'bert/vocab.txt').read_text().splitlines()), **SIZES)
+    head = randomised(models.build('visualbert', task, config, ANSWERS[task]))
+    path = write_snapshot(tmp_path / 'ours', made_world, 'visualbert', config, head, ANSWERS[task])
+    out, back = tmp_path / 'hf', tmp_path / 'back'
+    assert convert.main(['to-hf', str(path), str(out)]) == 0, capsys.readouterr().err
+    architecture, = json.loads((out / 'config.json').read_text())['architectures']
+    theirs, info = getattr(transformers, architecture).from_pretrained(out, output_loading_info=True)
+    assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), info
+    theirs.eval()
+    k = 2 if task == 'nlvr2' else 1
+    tokens = transformers.BertTokenizer.from_pretrained(out)(
+        [text + ' [MASK]' * (task != 'pretrain') for text in ('what color is the star ?', 'a red circle')], padding=True,
+        return_tensors='pt')
+    ids, features = tokens['input_ids'], torch.randn(2 * k, 5, 10)
+    given = {name: tensor.repeat_interleave(k, 0) for name, tensor in tokens.items()}
+    result = theirs(**given, visual_embeds=features, visual_attention_mask=torch.ones(2 * k, 5))
+    batch = {'examples': 2, 'input_ids': ids, 'token_type_ids': tokens['token_type_ids'], 'features': features,
+             'boxes': torch.rand(2 * k, 5, 4)}
+    slot = tokens['attention_mask'].sum(1) - 2
+    close = {'rtol': 1e-4, 'atol': 1e-4}
+    if task == 'pretrain':
+        scores = result.seq_relationship_logits
+        torch.testing.assert_close(head.match_logits(batch), scores[:, 0] - scores[:, 1], **close)
+        places = torch.tensor([1, 3])
+        torch.testing.assert_close(head.word_logits(batch, places), result.prediction_logits[0, places], **close)
+        assert architecture == 'VisualBertForPreTraining'
+    else:
+        ours = head.logits(batch | {'slot': slot})
+        if task == 'vqa':
+            assert architecture == 'VisualBertForQuestionAnswering'
+            assert list(theirs.config.id2label.values()) == ANSWERS[task]
+            torch.testing.assert_close(result.logits, ours, **close)
+        else:
+            assert architecture == 'VisualBertModel'
+            weights = read_state(out / 'visualbert_head.safetensors')
+            pooled = result.last_hidden_state[torch.arange(4), slot.repeat_interleave(2)].view(2, -1)
+            torch.testing.assert_close(pooled @ weights['cls.weight'].T + weights['cls.bias'], ours, **close)
+    example = re.search(r'```python\n(.*?)```', (out / 'README.md').read_text(), re.S)[1]
+    exec(example, {})
+    assert convert.main(['from-hf', str(out), str(back / path.stem.removesuffix('_LXRT'))]) == 0, capsys.readouterr().err
+    before, after = read_state(path), read_state(back / path.name)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    for name in {'config.json', 'vocab.txt', *(['answers.json'] if ANSWERS[task] else [])}:
+        assert (back / name).read_text() == (path.parent / name).read_text()
+
+
+def test_every_model_has_a_card_that_loads_its_snapshot(made_world, albef_and_pixels, shared, tmp_path, capsys,  # noqa: F811
+                                                         monkeypatch):
+    vocabulary = len((made_world / 'bert/vocab.txt').read_text().splitlines())
+    visualbert = VisualBertConfig(vocab_size=vocabulary, **SIZES)
+    lxmert = LxrtConfig(vocab_size=vocabulary, hidden_size=12, num_attention_heads=3, intermediate_size=20, l_layers=1,
+                        x_layers=1, r_layers=1, visual_feat_dim=6)
+    answers = ANSWERS['vqa']
+    heads = {'lxmert': (lxmert, lxmert_head(lxmert, 3)),
+             'visualbert': (visualbert, models.build('visualbert', 'vqa', visualbert, answers))}
+    paths = {model: write_snapshot(tmp_path / model, made_world, model, config, randomised(head), answers)
+             for model, (config, head) in heads.items()}
+    paths |= {'vlbert': shared[1] / 'vqa/BEST.pth', 'albef': albef_and_pixels / 'albef_vqa/BEST.pth'}
+    assert set(paths) == set(models.MODELS)
+    for model, path in paths.items():
+        assert convert.main(['card', str(path)]) == 0, capsys.readouterr().err
+        card = path.with_name('README.md').read_text()
+        config = models.package(model).config_from_json(path.with_name('config.json'))
+        assert f'{config.MODEL} ({config.PAPER})' in card and card.startswith('---\nlicense: mit\n')
+        monkeypatch.chdir(path.parent)
+        exec(re.search(r'```python\n(.*?)```', card, re.S)[1], names := {})
+        assert type(names['predictor'].head.encoder).__module__.startswith(models.MODELS[model])
+        path.with_name('README.md').write_text('mine')
+        assert convert.main(['card', str(path)]) == 1
+        assert 'README.md: exists with other contents; move it away' in capsys.readouterr().err
+        path.with_name('README.md').unlink()
