@@ -1,5 +1,5 @@
-"""Pre-trains and fine-tunes models with equal budgets on the sample world: about the same number of trained parameters, and the same
-seconds of training. Repeat the command to resume it."""
+"""Pre-trains and fine-tunes models with equal budgets on the sample world: about the same number of trained parameters, and the
+same seconds of training. Repeat the command to resume it."""
 
 import argparse
 import dataclasses
@@ -29,8 +29,8 @@ from shapes.report import baseline, read_split
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained here. Pre-training: `launcher`, `program` ('module:class'), the splits `train`, whose annotations are
-    `files` below the world, and `snapshot`, the name of a snapshot by epoch; `load`: the flag that loads it."""
+    """How a model is trained here. Of pre-training are `launcher`, `program` ('module:class'), the splits `train`, whose
+    annotations are `files` below the world, and `snapshot`, the name of a snapshot by epoch, which the flag `load` loads."""
     label: str
     launcher: str
     program: str
@@ -44,8 +44,8 @@ class Recipe:
     flags: dict = field(default_factory=dict)  # of tasks, beside those of finetuning
 
 
-# Sizes: as the published models divide their layers (LXMERT 9, 5 and 5; ALBEF 12 of its ViT, 6 of text, 6 that fuse both), with the
-# same number of parameters. Learning rates: those with which each model learns the sample world from random weights.
+# Sizes: layers in about the proportions of the published models (LXMERT 9, 5 and 5; ALBEF 12 of its ViT, 6 of text, 6 that fuse
+# both), and the same number of parameters. Learning rates: fixed before, those of the sample world in docs/results.md.
 RECIPES = {
     'lxmert': Recipe(
         'LXMERT', 'run/lxmert_pretrain.bash', 'pretrain.program:PretrainingProgram', 'mscoco_train,mscoco_nominival,vgnococo',
@@ -68,13 +68,14 @@ TOLERANCE = 0.05  # of a budget
 PARAMETERS = 1.1  # largest ratio of two models' parameters
 PRETRAIN = 'pretrain'
 FIRST_SEED = 9595
+ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1'}  # of all runs
 NOTES = {
     'regions': 'The regions that LXMERT and VL-BERT read come with the world: the time of a detector is not in the seconds. '
                "ALBEF's seconds include reading and decoding pictures.",
     'refcoco': 'RefCOCO: ALBEF chooses a region by Grad-CAM, and is trained without boxes.',
     'nlvr2': 'NLVR2: ALBEF without the text assignment that its authors pre-train before it.',
-    'pretrain': "Pre-training is each model's own: LXMERT has captions, and questions with their answers; VL-BERT captions and a corpus "
-                'of texts; ALBEF captions. All are about the same training pictures.',
+    'pretrain': "Pre-training is each model's own: LXMERT has captions, and questions with their answers; VL-BERT captions and a "
+                'corpus of texts; ALBEF captions. All are about the same training pictures.',
 }
 
 
@@ -86,8 +87,8 @@ def parse_args(argv):
     parser.add_argument('--seeds', type=positive, help='of fine-tuning: 9595, 1, 2 and so on (3; with --fast 1)')
     parser.add_argument('--seconds', type=positive, help='of each fine-tuning (300; with --fast 4)')
     parser.add_argument('--pretrainSeconds', type=positive, help='of each pre-training (1500; with --fast 12)')
-    parser.add_argument('--fast', action='store_true', help='try all of it in minutes: too short to learn anything, and a fifth of '
-                        'the tested data')
+    parser.add_argument('--fast', action='store_true', help='try all of it in minutes: too short to learn anything, and with '
+                        'a fifth of the tested data')
     parser.add_argument('--jobs', type=positive, help='runs at the same time on the CPU, a thread each (all cores)')
     parser.add_argument('--dataRoot', type=Path, default=Path('data/shapes'), help='a sample world (%(default)s)')
     parser.add_argument('--name', help='folder below snap/compare (default; with --fast fast)')
@@ -122,8 +123,8 @@ def plan(costs, budget):
         for model, one in costs.items():
             steps = int(one['examples'] * share) // one['batch']
             if not steps:
-                raise ValueError(f'{budget} seconds are too few for {model}, of which a step takes {one["seconds"]:.2f}; give more '
-                                 '--seconds and --pretrainSeconds')
+                raise ValueError(f'{budget} seconds are too few for {model}, of which a step takes {one["seconds"]:.2f}; give '
+                                 'more --seconds and --pretrainSeconds')
             epochs[model] = max(round(budget / (one['seconds'] * steps)), 1)
             error = abs(epochs[model] * one['seconds'] * steps - budget)
             if error > max(TOLERANCE * budget, one['seconds'] / 2):
@@ -158,26 +159,28 @@ def make_plan(options, folder):
     path, settings = folder / 'plan.json', settings_of(options)
     if path.is_file():
         made = read_json(path, 'the plan of a comparison', dict)
-        if different := [f'{name} {shown(made["settings"].get(name))} then, {shown(value)} now' for name, value in settings.items()
-                         if made['settings'].get(name) != value]:
-            raise ValueError(f'{path}: is of a comparison with other settings: {"; ".join(different)}. Scores of both do not belong '
-                             'in one table: repeat the command as it was, or choose another --name')
+        before = made['settings']
+        if different := [f'{name} {shown(before.get(name))} then, {shown(value)} now' for name, value in settings.items()
+                         if before.get(name) != value]:
+            raise ValueError(f'{path}: is of a comparison with other settings: {"; ".join(different)}. Scores of both do not '
+                             'belong in one table: repeat the command as it was, or choose another --name')
         return made
-    (folder / 'bert').mkdir(parents=True, exist_ok=True)
+    source = options.dataRoot / 'bert'
+    config = read_json(source / 'config.json', 'the config of a model', dict)
     for model in options.models:
-        target, source = folder / 'bert' / model, options.dataRoot / 'bert'
-        target.mkdir(exist_ok=True)
+        target = folder / 'bert' / model
+        target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / 'vocab.txt', target)
-        write_json(target / 'config.json', read_json(source / 'config.json', 'the config of a model', dict) | RECIPES[model].sizes)
+        write_json(target / 'config.json', config | RECIPES[model].sizes)
     requests = {kind: {model: {'program': RECIPES[model].program, 'flags': [
         *training_flags(folder, options.dataRoot, kind, model), '--fromScratch', '--device', settings['device']]}
         for model in options.models if supports(model, kind)} for kind in (PRETRAIN, *options.tasks)}
     write_json(folder / 'requests.json', {'device': settings['device'], 'turns': 1 if options.fast else 3,
                                           'steps': 3 if options.fast else 6, 'kinds': requests})
     print('Measuring the steps of all models in turns.', flush=True)
-    environment = {} if options.device == 'cpu' else {'CUDA_VISIBLE_DEVICES': options.device.split(',')[0]}
+    gpu = {} if options.device == 'cpu' else {'CUDA_VISIBLE_DEVICES': options.device.split(',')[0]}
     done = subprocess.run([sys.executable, '-m', 'shapes.step_costs', folder / 'requests.json', folder / 'costs.json'],
-                          env=os.environ | {'OMP_NUM_THREADS': '1'} | environment, preexec_fn=partial(end_with_parent, os.getpid()))
+                          env=ENVIRONMENT | gpu, preexec_fn=partial(end_with_parent, os.getpid()))
     if done.returncode:
         raise ValueError('the steps could not be measured: see above')
     costs = read_json(folder / 'costs.json', 'costs of steps', dict)
@@ -238,7 +241,8 @@ def training_flags(folder, data, kind, model):
     recipe = RECIPES[model]
     train, flags = (recipe.train, recipe.pretraining) if kind == PRETRAIN else (
         TASKS[kind][0], ('--batchSize', str(BATCH), *recipe.finetuning, *recipe.flags.get(kind, ())))
-    return ['--model', model, '--dataRoot', str(data), '--bert', str(folder / 'bert' / model), '--train', train, '--valid', '', *flags]
+    return ['--model', model, '--dataRoot', str(data), '--bert', str(folder / 'bert' / model), '--train', train, '--valid', '',
+            *flags]
 
 
 def jobs_of(made, folder, seeds):
@@ -253,13 +257,12 @@ def jobs_of(made, folder, seeds):
             for model, count in epochs[task].items():
                 recipe, name, data = RECIPES[model], f'{task}_{model}_{seed}', folder / 'data' / task
                 start = folder / 'runs' / f'{PRETRAIN}_{model}' / recipe.snapshot.format(epochs[PRETRAIN][model])
-                jobs += [
-                    Job(name, [f'run/{task}_finetune.bash', name, *training_flags(folder, data, task, model), recipe.load, str(start),
-                               '--epochs', str(count), '--seed', str(seed), '--output', str(folder / 'runs' / name), '--resume'],
-                        f'{PRETRAIN}_{model}'),
-                    Job(f'{name}_test', [f'run/{task}_test.bash', f'{name}_test', '--dataRoot', str(data), '--load',
-                                         str(folder / 'runs' / name / 'LAST'), '--test', TASKS[task][1], '--batchSize', '256',
-                                         '--output', str(folder / 'runs' / f'{name}_test')], name)]
+                output = str(folder / 'runs' / name)
+                train = [f'run/{task}_finetune.bash', name, *training_flags(folder, data, task, model), recipe.load, str(start),
+                         '--epochs', str(count), '--seed', str(seed), '--output', output, '--resume']
+                test = [f'run/{task}_test.bash', f'{name}_test', '--dataRoot', str(data), '--load', f'{output}/LAST',
+                        '--test', TASKS[task][1], '--batchSize', '256', '--output', f'{output}_test']
+                jobs += [Job(name, train, f'{PRETRAIN}_{model}'), Job(f'{name}_test', test, name)]
     return jobs
 
 
@@ -328,7 +331,7 @@ def run_all(jobs, devices, folder, records, on_end):
                 command = ['bash', job.command[0], device, *job.command[1:]]
                 with open(folder / 'runs' / f'{job.name}.out', 'a') as out:
                     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                                               env=os.environ | {'OMP_NUM_THREADS': '1'},
+                                               env=ENVIRONMENT,
                                                preexec_fn=partial(end_with_parent, os.getpid()))
                 running[process.pid] = job, device, begin, process
             if not running:
@@ -358,17 +361,18 @@ def results_of(made, folder, seeds, records):
         figures = {key: record[key] for key in ('cpu_seconds', 'wall_seconds', 'command')}
         figures['interrupted'] = record['started'] > 1
         if test:
-            figures |= {'score': test['score'], 'test_cpu_seconds': test['cpu_seconds'], 'test_wall_seconds': test['wall_seconds']}
+            figures |= {'score': test['score'], **{f'test_{key}': test[key] for key in ('cpu_seconds', 'wall_seconds')}}
         share, epochs = made['share'][kind][model], made['epochs'][kind][model]
         steps = int(cost['examples'] * share) // cost['batch'] * epochs
-        return figures | {'parameters': cost['parameters'], 'epochs': epochs, 'steps': steps, 'seconds_of_a_step': cost['seconds']}
+        return figures | {'parameters': cost['parameters'], 'epochs': epochs, 'steps': steps, 'seconds_a_step': cost['seconds']}
 
+    sizes = ('parameters', 'embeddings')
     return {
         'settings': settings, 'seeds': seeds, 'share': made['share'], 'text_only': made['text_only'],
-        'parameters': {model: {key: cost[key] for key in ('parameters', 'embeddings')} for model, cost in costs[PRETRAIN].items()},
+        'parameters': {model: {key: cost[key] for key in sizes} for model, cost in costs[PRETRAIN].items()},
         'pretraining': {model: run(f'{PRETRAIN}_{model}', PRETRAIN, model) for model in settings['models']},
-        'tasks': {task: {model: {str(seed): run(f'{task}_{model}_{seed}', task, model) for seed in seeds} for model in costs[task]}
-                  for task in settings['tasks']},
+        'tasks': {task: {model: {str(seed): run(f'{task}_{model}_{seed}', task, model) for seed in seeds}
+                         for model in costs[task]} for task in settings['tasks']},
     }
 
 
@@ -399,7 +403,8 @@ def table(results):
         return f'{done[0]["epochs"]:,}; {done[0]["steps"]:,}; {statistics.mean(run[key] for run in done):,.0f}'
 
     for task, by_model in results['tasks'].items():
-        rows.append([f'{task}, {TASKS[task][1]}', f'{results["text_only"][task]:.1f}', *(cell(by_model.get(model)) for model in names)])
+        rows.append([f'{task}, {TASKS[task][1]}', f'{results["text_only"][task]:.1f}',
+                     *(cell(by_model.get(model)) for model in names)])
     counts = [results['parameters'][model]['parameters'] for model in names]
     rows += [['trained parameters, M', '', *(f'{count / 1e6:.2f}' for count in counts)],
              ['of these embeddings, M', '', *(f'{results["parameters"][model]["embeddings"] / 1e6:.2f}' for model in names)],
@@ -410,9 +415,9 @@ def table(results):
                      *(cost(by_model[model].values()) if model in by_model else '-' for model in names)])
     lines = [f'| {" | ".join(row)} |' for row in rows]
     seeds = ', '.join(map(str, results['seeds']))
-    lines += ['', f'Scores in per cent after the last epoch, mean ± standard deviation of the seeds {seeds}; each model is pre-trained '
-              f'once. Budgets: {settings["pretrainSeconds"]:,} seconds of pre-training, {settings["seconds"]:,} of fine-tuning. The '
-              'seconds of the table are those of whole runs, with their start.']
+    lines += ['', f'Scores in per cent after the last epoch, mean ± standard deviation of the seeds {seeds}; each model is '
+              f'pre-trained once. Budgets: {settings["pretrainSeconds"]:,} seconds of pre-training, {settings["seconds"]:,} of '
+              'fine-tuning. The seconds of the table are those of whole runs, with their start.']
     runs = [run for by_model in results['tasks'].values() for by_seed in by_model.values() for run in by_seed.values()]
     if None in runs or None in results['pretraining'].values():
         lines.append('(!) or ...: not complete. Repeat the command.')
@@ -424,8 +429,7 @@ def table(results):
               results['tasks'].items() for model, runs in by_model.items() for costs in [next(filter(None, runs.values()), None)]
               if costs and costs['parameters'] > PARAMETERS * results['parameters'][model]['parameters']]
     lines += [f'More parameters in fine-tuning: {", ".join(larger)}.'] if larger else []
-    lines += [text for name, text in NOTES.items() if name not in results['tasks'] and name in ('regions', 'pretrain')]
-    lines += [NOTES[task] for task in results['tasks'] if task in NOTES and 'albef' in names]
+    lines += [text for name, text in NOTES.items() if name not in TASKS or (name in results['tasks'] and 'albef' in names)]
     return '\n'.join(lines) + '\n'
 
 
@@ -456,14 +460,15 @@ def compare(options):
 
             failed = run_all(jobs, devices, folder, records, write)
             print('', table(write()), sep='\n')
-            print(f'{time.monotonic() - begin:,.0f} seconds, {sum(records.read(job)["cpu_seconds"] for job in jobs):,.0f} CPU seconds '
-                  f'of all runs. Written to {folder}: table.md, results.json, figure.png.')
+            total = sum(records.read(job)['cpu_seconds'] for job in jobs)
+            print(f'{time.monotonic() - begin:,.0f} seconds; {total:,.0f} CPU seconds of all runs. Written to {folder}: '
+                  'table.md, results.json, figure.png.')
     except Timeout:
         raise ValueError(f'{folder}: another comparison writes there; wait for it, or choose another --name') from None
     if failed:
         name, line = next(iter(failed.items()))
-        raise ValueError(f'{len(failed)} runs failed, such as {folder / "runs" / name}.out: {line}; repeat the command to try them '
-                         'again')
+        raise ValueError(f'{len(failed)} runs failed, such as {folder / "runs" / name}.out: {line}; repeat the command to try '
+                         'them again')
     return 0
 
 
