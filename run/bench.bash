@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures speed and memory: bash run/bench.bash [model|loop|regions|detector|retrieval|images|pixels|albef|learning [flags]]; each has
+# Measures speed and memory: bash run/bench.bash [model|loop|regions|detector|retrieval|images|pixels|albef [flags]]; each has
 # --help, prints a table and writes snap/bench/NAME.json. Without an argument: model and loop.
 # model: steps of training and inference compared with Hugging Face's (25 minutes on 2 CPU cores; --model vlbert --evalBatchSize 0:
 # 9 minutes). loop: the training loop compared with its steps alone, in one process and in two; hours of the published trainings
@@ -10,7 +10,6 @@
 # pixels: training steps of VL-BERT end to end, with and without --checkpointing (3 minutes; --images DIR).
 # albef: training steps of the full-size ALBEF, its memory, and how long its pre-training takes (5 minutes).
 # retrieval: ranking of 1,000 images and 5,000 captions without the model (half a minute).
-# learning: LXMERT and VL-BERT on the tasks of the sample world, from random weights and pre-trained (hours on 2 CPU cores; --tasks).
 source "$(dirname "$0")/launch.bash"
 export PYTHONPATH=$PYTHONPATH:.
 case ${1:-} in
@@ -20,6 +19,6 @@ case ${1:-} in
             run_program "$PYTHON" -m bench.$name || exit
         done
         ;;
-    model | loop | regions | detector | retrieval | images | pixels | albef | learning) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;
-    *) usage "[model|loop|regions|detector|retrieval|images|pixels|albef|learning [flags]]" ;;
+    model | loop | regions | detector | retrieval | images | pixels | albef) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;
+    *) usage "[model|loop|regions|detector|retrieval|images|pixels|albef [flags]]" ;;
 esac

@@ -352,7 +352,7 @@ def draw_bars(groups, bars, lines, line_label, axis):
     axes, width = figure.add_subplot(), 0.8 / len(bars)
     for i, (label, heights) in enumerate(bars.items()):
         shown = {group + (i + 0.5) * width - 0.4: height for group, height in enumerate(heights) if height}
-        drawn = axes.bar(shown, [height for height, _ in shown.values()], width, label=label,
+        drawn = axes.bar([*shown], [height for height, _ in shown.values()], width, label=label,
                          yerr=[error or 0 for _, error in shown.values()], capsize=3)
         axes.bar_label(drawn, [f'{height:.0f}' for height, _ in shown.values()], label_type='center', color='white', fontsize=8)
     axes.hlines(lines, np.arange(len(groups)) - 0.45, np.arange(len(groups)) + 0.45, 'black', 'dashed', label=line_label)
