@@ -132,11 +132,12 @@ def test_the_table_has_means_spreads_baselines_and_costs(made, tmp_path):
 
 def test_data_is_cut_to_a_share_and_else_that_of_the_world(tmp_path):
     world = tmp_path / 'world'
-    for name, text in (('vqa/train.json', json.dumps([*range(100)])), ('vqa/minival.json', '[1]'), ('images/x', '')):
+    for name, text in (('vqa/train.json', json.dumps([*range(100)])), ('vqa/minival.json', '[1]'), ('images/x', ''), ('vqa/train.columns/y', '')):
         (world / name).parent.mkdir(parents=True, exist_ok=True)
         (world / name).write_text(text)
     compare.make_data(tmp_path, world, 'vqa', {'vqa/train': 0.3})
     root = tmp_path / 'data/vqa'
+    assert not (root / 'vqa/train.columns').exists()  # a cache of the whole file, into which a run would write
     chosen = json.loads((root / 'vqa/train.json').read_text())
     assert len(chosen) == len({*chosen}) == 30 and chosen == sorted(chosen) and max(chosen) > 50
     assert (root / 'vqa/minival.json').samefile(world / 'vqa/minival.json') and (root / 'images/x').samefile(world / 'images/x')

@@ -217,7 +217,7 @@ def make_data(folder, world, name, shares):
     for part in cut:
         (root / part).mkdir()
         for path in (world / part).resolve().iterdir():
-            if f'{part}/{path.stem}' not in shares:
+            if path.suffix == '.json' and f'{part}/{path.stem}' not in shares:  # not what was made from them
                 (root / part / path.name).symlink_to(path)
     for file, share in shares.items():
         items = read_json(world / f'{file}.json', 'annotations', list)
