@@ -132,7 +132,8 @@ def test_the_table_has_means_spreads_baselines_and_costs(made, tmp_path):
 
 def test_data_is_cut_to_a_share_and_else_that_of_the_world(tmp_path):
     world = tmp_path / 'world'
-    for name, text in (('vqa/train.json', json.dumps([*range(100)])), ('vqa/minival.json', '[1]'), ('images/x', ''), ('vqa/train.columns/y', '')):
+    files = {'vqa/train.json': json.dumps([*range(100)]), 'vqa/minival.json': '[1]', 'images/x': '', 'vqa/train.columns/y': ''}
+    for name, text in files.items():
         (world / name).parent.mkdir(parents=True, exist_ok=True)
         (world / name).write_text(text)
     compare.make_data(tmp_path, world, 'vqa', {'vqa/train': 0.3})
