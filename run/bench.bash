@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures speed and memory: bash run/bench.bash
-# [model|loop|regions|detector|retrieval|images|pixels|albef|memory|rehearsal|learning [flags]]; each has --help, prints a table and
+# [model|loop|regions|detector|retrieval|images|pixels|albef|memory|rehearsal [flags]]; each has --help, prints a table and
 # writes snap/bench/NAME.json. Without an argument: model and loop.
 # model: steps of training and inference compared with Hugging Face's (25 minutes on 2 CPU cores; --model vlbert --evalBatchSize 0:
 # 9 minutes). loop: the training loop compared with its steps alone, in one process and in two; hours of the published trainings
@@ -13,7 +13,6 @@
 # memory: of training steps at batch sizes 256 and 1,024, without running them (4 minutes; --measured 0: one). rehearsal: traces
 # training steps as a GPU takes them (2 minutes).
 # retrieval: ranking of 1,000 images and 5,000 captions without the model (half a minute).
-# learning: LXMERT and VL-BERT on the tasks of the sample world, from random weights and pre-trained (hours on 2 CPU cores; --tasks).
 source "$(dirname "$0")/launch.bash"
 export PYTHONPATH=$PYTHONPATH:.
 case ${1:-} in
@@ -23,6 +22,6 @@ case ${1:-} in
             run_program "$PYTHON" -m bench.$name || exit
         done
         ;;
-    model | loop | regions | detector | retrieval | images | pixels | albef | memory | rehearsal | learning) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;
-    *) usage "[model|loop|regions|detector|retrieval|images|pixels|albef|memory|rehearsal|learning [flags]]" ;;
+    model | loop | regions | detector | retrieval | images | pixels | albef | memory | rehearsal) exec "$PYTHON" -m "bench.$1" "${@:2}" ;;
+    *) usage "[model|loop|regions|detector|retrieval|images|pixels|albef|memory|rehearsal [flags]]" ;;
 esac

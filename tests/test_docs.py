@@ -31,6 +31,7 @@ QUICK = {
     'run/vlbert_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/albef_pretrain.bash': ['--epochs', '1', '--batchSize', '64', '--fromScratch'],
     'run/download.bash': ['--list'],
+    'run/compare.bash': ['--help'],
     'run/nlvr.bash': ['--statements', '24', '--batchSize', '2', '--llayers', '1'],
 }
 PRINTED = {  # by the Python examples

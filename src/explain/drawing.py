@@ -341,6 +341,28 @@ def draw_heads(title, words, relevance, to_regions, to_words, heads, regions):
     return figure
 
 
+def draw_bars(groups, bars, lines, line_label, axis):
+    """A figure of groups of bars with error bars, and a dashed line across each group.
+
+    groups: names; bars: {label: [(height, error or None) or None a group]}; lines: the height of the line of each group.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 1.4 * len(groups), 4), dpi=DPI, layout='constrained')
+    axes, width = figure.add_subplot(), 0.8 / len(bars)
+    for i, (label, heights) in enumerate(bars.items()):
+        shown = {group + (i + 0.5) * width - 0.4: height for group, height in enumerate(heights) if height}
+        drawn = axes.bar([*shown], [height for height, _ in shown.values()], width, label=label,
+                         yerr=[error or 0 for _, error in shown.values()], capsize=3)
+        axes.bar_label(drawn, [f'{height:.0f}' for height, _ in shown.values()], label_type='center', color='white', fontsize=8)
+    axes.hlines(lines, np.arange(len(groups)) - 0.45, np.arange(len(groups)) + 0.45, 'black', 'dashed', label=line_label)
+    axes.set_xticks(range(len(groups)), groups, **NO_MATH)
+    axes.set_ylabel(axis)
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.08), ncols=len(bars) + 1, frameon=False)
+    axes.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
 def save(picture, path):
     """Writes a picture of PIL or a figure of matplotlib as PNG, atomically. Raises OSError that names the file."""
     if isinstance(picture, Image.Image):
