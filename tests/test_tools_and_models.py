@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from test_albef_explain import folder as albef_and_pixels  # noqa: F401, a fixture
 from test_vlbert_tools import randomised
 
 import models
 from bert.tokenization import BertTokenizer
+from explain import drawing
 from predict import ask
 from shapes import show
 from tasks.checkpoints import sidecar_files
@@ -86,7 +88,9 @@ def start(program, model, path, world, folder):
 
 @pytest.mark.parametrize('model', models.MODELS)
 @pytest.mark.parametrize('program', CELLS)
-def test_a_program_works_with_a_model_or_says_why_not(made_world, snapshots, tmp_path, capsys, program, model):
+def test_a_program_works_with_a_model_or_says_why_not(made_world, snapshots, tmp_path, capsys, monkeypatch, program, model):
+    for figure in ('draw_panels', 'draw_heads'):  # slow, and the same for all models
+        monkeypatch.setattr(drawing, figure, lambda *_: Image.new('RGB', (1, 1)))
     cell = CELLS[program][list(models.MODELS).index(model)]
     status, out = start(program, model, snapshots[model], made_world, tmp_path)
     printed = capsys.readouterr()
