@@ -27,6 +27,7 @@ from bert.config import (
     refuse_layer_flags,
 )
 from bert.layers import PACK_SEQUENCES, PackedSequences
+from bert.tokenization import MASK
 from bert.weights import WeightsError
 from files.json_files import DataError
 from heads import Attention, Encoder, Head, Recipe, States
@@ -165,7 +166,8 @@ class ALBEFEncoder(Encoder):
         """A text by the rules of the task."""
         if self.task in ('vqa', 'gqa'):
             return pre_question(text, QUESTION_WORDS[self.training_texts])
-        return pre_caption(text, CAPTION_WORDS)
+        caption = pre_caption(text, CAPTION_WORDS)
+        return caption.replace(MASK.lower(), MASK) if MASK in text else caption  # typed, to be filled
 
     def write(self, texts, max_length, blank=False):
         """[CLS] and the word pieces of a text, without [SEP]; two strings are one text."""
