@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import requests
+import torch
 from browser import Page, needs_chromium
 from conftest import ROOT
 from gradio_client import Client, handle_file
@@ -29,6 +31,7 @@ from PIL import Image
 from test_ask import snapshots  # noqa: F401, a fixture
 
 from explain.explanation import SPECIAL
+from files.json_files import DataError
 from images.pictures import open_picture
 from predict import demo as program
 from predict import guard as guard_module
@@ -42,13 +45,13 @@ QUESTION = 'How many circles are there?'
 
 
 @contextmanager
-def serving(snapshot):
-    """(address, Pipeline, examples) of a demo that is served."""
-    flags = program.build_parser().parse_args(['--load', str(snapshot), '--device', 'cpu'])
-    pipeline, examples = program.load(flags)
-    page = program.launch(pipeline, examples, flags.host, None)
+def serving(*paths):
+    """(address, the first Pipeline, examples) of a demo that is served."""
+    flags = program.build_parser().parse_args(['--load', *map(str, paths), '--device', 'cpu'])
+    pipelines, examples = program.load(flags)
+    page = program.launch(pipelines, examples, flags.host, None)
     try:
-        yield page.local_url, pipeline, examples
+        yield page.local_url, next(iter(pipelines.values())), examples
     finally:
         page.close(verbose=False)
 
@@ -125,6 +128,42 @@ def test_a_large_picture_is_reduced_with_its_regions(running, files, monkeypatch
     x1, y1, x2, y2 = large.boxes[pipeline.answer(QUESTION, [large])[1].region_relevance[0].argmax()] * 900 / 1600
     rows, columns = (np.flatnonzero(regions[0][0].any(axis)) for axis in (1, 0))
     assert (columns[0], rows[0], columns[-1], rows[-1]) == pytest.approx((x1, y1, x2, y2), abs=1.01)
+
+
+@needs_chromium
+def test_two_models_side_by_side(snapshots, files, tmp_path):  # noqa: F811
+    """The page chooses among snapshots, and shows a second one next to the first, whose answers are those of each alone."""
+    other = tmp_path / 'other'
+    shutil.copytree(snapshots['vqa'].parent, other)
+    state = torch.load(other / 'BEST.pth')
+    torch.save({name: tensor.flip(0) if 'logit_fc.3' in name else tensor for name, tensor in state.items()}, other / 'BEST.pth')
+    with serving(snapshots['vqa'], other / 'BEST') as (address, _, _), Page(tmp_path / 'profile') as page:
+        names = [str(snapshots['vqa']), str(other / 'BEST')]
+        client, picture = Client(address, verbose=False), handle_file(str(files[0]))
+        one, two, both = (client.predict(QUESTION, picture, *pair, api_name='/ask')
+                          for pair in ((names[0], '(none)'), (names[1], '(none)'), names))
+        assert both[0] == one[0] and both[3] == two[0] and not one[3]
+        assert [each['label'] for each in both[0]['confidences']] != [each['label'] for each in both[3]['confidences']]
+        with pytest.raises(Exception, match='The model: expected one of the list'):
+            client.predict(QUESTION, picture, '/etc/passwd', '(none)', api_name='/ask')
+        page.open(address)
+        wait(page, 'document.querySelector("#model2 input")')
+        assert not page.run('Boolean(document.querySelector("#answers_2"))')
+        page.run('document.querySelector("#model2 input").focus()')
+        wait(page, 'document.querySelectorAll("#model2 ul li").length === 3')
+        page.run('document.querySelectorAll("#model2 ul li")[2].dispatchEvent(new MouseEvent("mousedown", {bubbles: true}))')
+        wait(page, 'document.querySelector("#answers_2")')
+        page.run('document.querySelector("tbody tr").click()')
+        wait(page, 'field().value')
+        press(page)
+        wait(page, 'document.querySelector("#regions1_2 img.mask") && document.querySelector("#answers_2 .confidence-set")')
+        assert not page.faults
+
+
+def test_only_models_of_as_many_pictures_are_shown_together(snapshots):  # noqa: F811
+    flags = program.build_parser().parse_args(['--load', str(snapshots['vqa']), str(snapshots['nlvr2']), '--device', 'cpu'])
+    with pytest.raises(DataError, match=r'asked about as many pictures as .*, 1, found 2; show it in a demo of its own'):
+        program.load(flags)
 
 
 def test_what_is_not_read_is_shown_and_regions_are_kept(running, files, monkeypatch):

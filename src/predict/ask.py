@@ -226,9 +226,11 @@ def drawing_name(file, question, written):
     return f'{name}.png'
 
 
-def add_arguments(parser):
-    """Adds the flags of model and detector."""
-    parser.add_argument('--load', metavar='SNAPSHOT', help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)")
+def add_arguments(parser, several=False):
+    """Adds the flags of model and detector. several: --load may name several snapshots, and is a list."""
+    more = {'nargs': '+', 'action': 'extend'} if several else {}
+    parser.add_argument('--load', metavar='SNAPSHOT', **more, help="a task's snapshot (snap/vqa/vqa_lxr955/BEST, else the newest)"
+                        + ('; of several the page can choose one, and show two side by side' if several else ''))
     parser.add_argument('--detector', metavar='NAME', help=f'{HELP} (the one whose regions the snapshot was trained on)')
     parser.add_argument('--weights', metavar='FILE', help=f'of the Faster R-CNN ({WEIGHTS})')
     parser.add_argument('--minBoxes', type=int, default=36, help='the fewest regions of a picture (36)')

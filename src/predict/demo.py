@@ -23,6 +23,7 @@ EPILOG = '''
 Examples:
   bash run/demo.bash
   bash run/demo.bash --load snap/nlvr2/nlvr2_lxr955/BEST --device cuda
+  bash run/demo.bash --load snap/vqa/vqa_lxr955/BEST snap/vqa/vqa_albef/BEST
 
 Whoever can reach --host can ask; there is no password. Ctrl-C stops the server and deletes the uploads. Gradio's environment
 variables, GRADIO_*, are ignored.
@@ -30,22 +31,29 @@ variables, GRADIO_*, are ignored.
 
 
 def load(flags):
-    """(Pipeline, examples as lists of the files of pictures and a question) of the flags."""
+    """({path of a snapshot: Pipeline}, examples as lists of the files of pictures and a question) of the flags."""
     if flags.world:
         flags.names = flags.names or names_folder(flags.world)
         flags.detector = flags.detector or detector_of({'dataRoot': flags.world})
-    snapshot, pipeline = load_pipeline(flags)
-    if pipeline.predictor.output != 'answer':
-        raise DataError(f'--load {snapshot}: expected a model that answers questions, found one of another task; name another, '
-                        'or use it with run/ask.bash')
-    pipeline.detect([], [])  # checks --minBoxes and --maxBoxes
-    task = pipeline.predictor.task
+    pipelines = {}
+    for name in flags.load or [None]:
+        snapshot, pipeline = load_pipeline(argparse.Namespace(**vars(flags) | {'load': name}))
+        if pipeline.predictor.output != 'answer':
+            raise DataError(f'--load {snapshot}: expected a model that answers questions, found one of another task; name '
+                            'another, or use it with run/ask.bash')
+        pipeline.detect([], [])  # checks --minBoxes and --maxBoxes
+        pipelines[str(snapshot)] = pipeline
+        (first, one), *_ = pipelines.items()
+        if pipeline.predictor.images != one.predictor.images:
+            raise DataError(f'--load {snapshot}: expected a model that is asked about as many pictures as {first}, '
+                            f'{one.predictor.images}, found {pipeline.predictor.images}; show it in a demo of its own')
+    snapshot, task = first, one.predictor.task
     root = flags.world or Path(run_options(snapshot).get('dataRoot') or 'data')
     examples = find_examples(root, task)
     if flags.world and not examples:
         raise DataError(f'--world {flags.world}: expected the validation split of {task.kind} and its pictures in images/, found '
                         'no example; correct it, or leave it out')
-    return pipeline, examples
+    return pipelines, examples
 
 
 def find_examples(root, task):
@@ -63,7 +71,7 @@ def find_examples(root, task):
     return [list(map(str, example)) for example in examples if all(example)]
 
 
-def launch(pipeline, examples, host, port):
+def launch(pipelines, examples, host, port):
     """The page, served from background threads. Raises DataError where Gradio is missing or the address cannot be used."""
     try:
         from predict import demo_page  # imported here: it takes seconds, and Gradio is optional
@@ -73,7 +81,8 @@ def launch(pipeline, examples, host, port):
     try:
         family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server(address, family=family).close()  # for an unusable address Gradio would try 100 ports, for minutes
-        return demo_page.launch(demo_page.Demo(pipeline), examples, f'[{host}]' if ':' in host else host, port)
+        demos = {name: demo_page.Demo(pipeline) for name, pipeline in pipelines.items()}
+        return demo_page.launch(demos, examples, f'[{host}]' if ':' in host else host, port)
     except (OSError, ValueError) as error:
         raise DataError(f'--host {host} --port {port or "7860 to 7959"}: expected an address of this machine and a free port, '
                         f'found that they cannot be opened ({error}); name others') from None
@@ -109,7 +118,7 @@ def build_parser():
     parser = argparse.ArgumentParser(prog='run/demo.bash', allow_abbrev=False, epilog=EPILOG, usage='bash run/demo.bash [flags]',
                                      description='A page in the browser: choose a picture, ask, see answers and explanations.',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+    add_arguments(parser, several=True)
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (127.0.0.1: only this machine)')
     parser.add_argument('--port', type=port, metavar='PORT', help='(the first free one from 7860)')
     parser.add_argument('--world', type=Path, metavar='DIR', help='data folder, such as a sample world: its pictures and '

@@ -18,6 +18,7 @@ MAX_AGE = 600  # seconds until an upload is deleted
 SIDE = 900  # pixels of the longer side of a picture in the page
 MAX_QUESTION = 500  # characters
 SESSIONS = 50  # whose state Gradio keeps; each takes 0.3 MB, and each request of a program is another
+NONE = '(none)'  # the choice of no second model
 CACHED = 8  # pictures whose regions are kept for the next question
 
 
@@ -76,18 +77,21 @@ class Demo:
         return small, image
 
 
-def build(demo, examples):
-    """The page of a Demo. examples: lists of the files of its pictures and a question."""
-    predictor = demo.pipeline.predictor
-    two, parts = predictor.images > 1, 'regions' if predictor.head.map_layer is None else 'patches'
+def build(demos, examples):
+    """The page of {name: Demo}, of models that are asked about as many pictures; of several, one or two are chosen in the page.
+    examples: lists of the files of its pictures and a question."""
+    predictors = [demo.pipeline.predictor for demo in demos.values()]
+    two, names = predictors[0].images > 1, list(demos)
     labels = ('Left picture', 'Right picture') if two else ('Picture',)
+    detected = ' from the regions that a detector finds' if all(each.needs_regions for each in predictors) else ''
     with gr.Blocks(title='Ask about pictures', analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)) as page:
         gr.Markdown('# Ask about pictures\n' + (
             'Choose two pictures and type a statement. The model tells whether it is true of them.' if two else
-            'Choose a picture and type a question. The model answers it'
-            f'{" from the regions that a detector finds" if predictor.needs_regions else ""}.'))
+            f'Choose a picture and type a question. The model answers it{detected}.'))
         with gr.Row():
             with gr.Column():
+                chosen = [gr.Dropdown(names, value=names[0], label='Model', elem_id='model1'),
+                          gr.Dropdown([NONE, *names], value=NONE, label='Next to it', elem_id='model2')] if names[1:] else []
                 with gr.Row():
                     pictures = [gr.Image(label=label, sources=['upload', 'clipboard'], height=260, elem_id=f'picture{i}')
                                 for i, label in enumerate(labels, 1)]
@@ -98,19 +102,39 @@ def build(demo, examples):
                 ask = gr.Button('Ask', variant='primary', elem_id='ask')
                 if examples:
                     gr.Examples(examples, [*pictures, question], examples_per_page=4)
-            with gr.Column():
-                answers = gr.Label(label='Answers', elem_id='answers')
-                words = gr.HighlightedText(label='Words by their relevance for the first answer', elem_id='words')
-                annotated = [gr.AnnotatedImage(label=f'{label}: its most relevant {parts}', elem_id=f'regions{i}')
-                             for i, label in enumerate(labels, 1)]
+            columns = [result_column(labels, number, predictors) for number in range(1, 1 + (len(chosen) or 1))]
 
         def answer(question, *sent):
-            return demo.ask(question, *(cached_file(picture, pictures[0].GRADIO_CACHE) for picture in sent))
+            files = [cached_file(picture, pictures[0].GRADIO_CACHE) for picture in sent[:len(pictures)]]
+            results = []
+            for name in sent[len(pictures):] or names:
+                if name == NONE and results:
+                    results += [None] * len(columns[0][1])
+                elif name in demos:
+                    results += demos[name].ask(question, *files)
+                else:
+                    raise gr.Error('The model: expected one of the list; choose it again.', duration=None, print_exception=False)
+            return results
 
+        if chosen:
+            chosen[1].change(lambda name: gr.update(visible=name != NONE), chosen[1], columns[1][0], api_name=False)
+        outputs = [one for _, column in columns for one in column]
         # preprocess=False: the pictures arrive as files, which Gradio would otherwise change, or reject with its own messages
-        gr.on([ask.click, question.submit], answer, [question, *pictures], [answers, words, *annotated], preprocess=False,
-              show_progress_on=answers, api_name='ask')
+        gr.on([ask.click, question.submit], answer, [question, *pictures, *chosen], outputs, preprocess=False,
+              show_progress_on=outputs[0], api_name='ask')
     return page
+
+
+def result_column(labels, number, predictors):
+    """(the column, [answers, words, a picture for each label]) of the first or second model; the second is hidden at first."""
+    mark = '' if number == 1 else f'_{number}'  # of ids
+    parts = {'regions' if each.head.map_layer is None else 'patches' for each in predictors}
+    with gr.Column(visible=number == 1) as column:
+        return column, [
+            gr.Label(label='Answers', elem_id=f'answers{mark}'),
+            gr.HighlightedText(label='Words by their relevance for the first answer', elem_id=f'words{mark}'),
+            *(gr.AnnotatedImage(label=f'{label}: its most relevant {" or ".join(sorted(parts, reverse=True))}',
+                                elem_id=f'regions{i}{mark}') for i, label in enumerate(labels, 1))]
 
 
 async def keep_path(path):
@@ -125,9 +149,9 @@ def cached_file(picture, cache):
     return path if path and Path(path).resolve().is_relative_to(Path(cache).resolve()) else None
 
 
-def launch(demo, examples, host, port):
+def launch(demos, examples, host, port):
     """Serves the page from background threads; returns it. port: None: the first free one from 7860. Raises OSError."""
-    page = build(demo, examples)
+    page = build(demos, examples)
     folder = Path(gr.utils.get_upload_folder())
     examples = {str(path) for path in folder.rglob('*')}
     guard = Middleware(Guard, host=host, folder=folder, keep=examples, max_bytes=MAX_BYTES)
