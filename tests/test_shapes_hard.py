@@ -58,7 +58,8 @@ def named(sentence, answers):
 
 def test_the_hard_world_has_the_same_files(made_world, hard_world, tmp_path, capsys):
     ordinary, hard = ({name for name in contents(out) if not name.endswith('.png')} for out in (made_world, hard_world[0]))
-    assert ordinary == hard
+    cached = r'_obj36\.store|\.index\.npy'  # that other tests' trainings write beside a world's files
+    assert hard <= ordinary and all(re.search(cached, name) for name in ordinary - hard)
     out, annotations = hard_world
     assert read(out, 'world')['hard'] is True and 'hard' not in read(made_world, 'world')
     for name in ('vqa/test', 'gqa/submit', 'nlvr2/hidden', 'vcr/test'):

@@ -384,7 +384,7 @@ def test_answers_none_of_which_is_in_the_table():
 
 
 @pytest.mark.parametrize(('change', 'table', 'says'), [
-    (lambda state: {}, 4, 'no answer_head.*--loadLXMERT'),
+    (lambda state: {}, 4, 'no answer_head.*--loadEncoder'),
     (lambda state: {name: t for name, t in state.items() if not name.endswith('2.bias')}, 4, r'logit_fc\.2\.bias'),
     (lambda state: head_of(pretraining(hidden_size=15)), 4, r'logit_fc\.0\.weight: expected size \(24, 12\), found \(30, 15\)'),
     (lambda state: state, 3, '4 rows, the answer table 3'),
