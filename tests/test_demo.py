@@ -131,8 +131,9 @@ def test_a_large_picture_is_reduced_with_its_regions(running, files, monkeypatch
 
 
 @needs_chromium
-def test_two_models_side_by_side(snapshots, files, tmp_path):  # noqa: F811
+def test_two_models_side_by_side(snapshots, files, tmp_path, monkeypatch):  # noqa: F811
     """The page chooses among snapshots, and shows a second one next to the first, whose answers are those of each alone."""
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'cache'))  # which Gradio deletes at the end, with the examples in it
     other = tmp_path / 'other'
     shutil.copytree(snapshots['vqa'].parent, other)
     state = torch.load(other / 'BEST.pth')

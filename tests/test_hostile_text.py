@@ -352,7 +352,7 @@ def test_a_model_card_holds_no_markup_of_the_run(tmp_path):
         'command': ['a`b', FORGED.rstrip('\ud800')], 'git': '<script>',
         'options': {'seed|': '[x](http://y)\n# Title', 'lr': '|'}}))
     (tmp_path / 'log.log').write_bytes(b'Epoch 0: Valid 1\x1b[2J\n')
-    card = model_card(tmp_path / 'BEST.pth', LxrtConfig(), 'LxmertForQuestionAnswering', 'me/it', ['yes'])
+    card = model_card(tmp_path / 'BEST.pth', LxrtConfig(), 'me/it', ['yes'], 'LxmertForQuestionAnswering')
     assert all(line.isprintable() for line in card.split('\n'))
     assert '<script>' not in card and '[x](' not in card and '\n# Title' not in card and "`a'b " in card
 
