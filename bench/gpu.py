@@ -24,8 +24,7 @@ from files.json_files import read_json
 
 MINUTES = 25  # of all parts together
 SLOWER = 4  # times longer a part may take in a rehearsal, on a CPU that others may use too
-DONE, SKIPPED = 'done', 'skipped'
-COMPARE = Path('run/compare.bash')
+DONE = 'done'
 # Endings of the names of figures that are their units.
 UNITS = (r'(?:[:,] )([^:, ]+/s|useful TFLOP/s|s [\w ]+|seconds|MB|GB|hours|per cent[\w ]*|days of .*|times [^:,]*'
          r'|operations[\w ]*|graphs[\w -]*)$')
@@ -75,8 +74,8 @@ PARTS = [
     bench('detector', 60, '--count 20 --device cuda', '--count 1 --device cpu'),
     bench('images', 80, '--folder {data}/images --count 300 --turns 1 --numWorkers 8', '--count 12 --batchSize 4 --numWorkers 1'),
     bench('retrieval', 40, '--folder {data}/retrieval', '--images 20 --captions 40'),
-    Part('compare', 130, f'bash {COMPARE} {{gpus}} --fast --tasks vqa --dataRoot {{world}}', '--models lxmert,vlbert --seconds 2 '
-         '--pretrainSeconds 3', 'snap/compare/fast/results.json'),
+    Part('compare', 130, 'bash run/compare.bash {gpus} --fast --tasks vqa --dataRoot {world}',
+         '--models lxmert,vlbert --seconds 2 --pretrainSeconds 3', 'snap/compare/fast/results.json'),
 ]
 REHEARSAL = Part('rehearsal', 600, 'bash run/bench.bash rehearsal --out {out}', '')
 
@@ -114,17 +113,14 @@ def run_all(parts, options):
         command = part.shown(options.rehearse, python='python', gpus=gpus)
         limit = part.seconds * (SLOWER if options.rehearse else 1)
         print(f'[{number}/{len(parts)}] {part.name}: at most {limit} s: {command}', flush=True)
-        if COMPARE.name in part.command and not COMPARE.is_file():
-            status, seconds, figures = f'{SKIPPED}: there is no {COMPARE}', 0.0, {}
-        else:
-            fault, seconds = run(words, limit, options.out / 'logs' / f'{out.stem}.txt')
-            figures, missing = gathered(part, out)
-            status = fault or missing or DONE
+        fault, seconds = run(words, limit, options.out / 'logs' / f'{out.stem}.txt')
+        figures, missing = gathered(part, out)
+        status = fault or missing or DONE
         results['parts'][part.name] = {'command': command, 'status': status, 'seconds': seconds, 'figures': figures}
         print(f'    {status} after {seconds:.0f} s, {len(figures)} figures', flush=True)
         write_json(options.out / 'figures.json', results)  # so that all is kept if the machine is taken away
         write_text(options.out / 'table.md', table(results))
-    failed = [name for name, part in results['parts'].items() if not part['status'].startswith((DONE, SKIPPED))]
+    failed = [name for name, part in results['parts'].items() if part['status'] != DONE]
     print(f'{time.monotonic() - begin:.0f} s. Written to {options.out}/figures.json and {options.out}/table.md.')
     if failed:
         print(f'gpu.bash: failed: {", ".join(failed)}; see {options.out}/logs', file=sys.stderr)

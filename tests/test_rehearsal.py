@@ -152,14 +152,12 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_others(tmp_path, 
     monkeypatch.setattr(gpu, 'PARTS', [gpu.Part(name, 1 if name == 'slow' else 30, f'{{python}} {path} {{out}}', '')
                                        for name, path in files.items()])
     monkeypatch.setattr(gpu, 'SLOWER', 1)
-    monkeypatch.setattr(gpu, 'COMPARE', tmp_path / 'compare.bash')
-    monkeypatch.setattr(gpu, 'REHEARSAL', gpu.Part('compare', 1, f'bash {gpu.COMPARE}', ''))
+    monkeypatch.setattr(gpu, 'REHEARSAL', gpu.Part('world', 30, '{python} -c pass', '', ''))
     assert gpu.main(['--rehearse', '--out', str(tmp_path / 'out')]) == 1
     results = json.loads((tmp_path / 'out/figures.json').read_text())
     statuses = {name: part['status'] for name, part in results['parts'].items()}
     assert statuses.pop('silent').endswith('silent.json was not written')
-    assert statuses == {'good': 'done', 'slow': 'stopped after 1 s', 'bad': 'exit status 1: what is wrong',
-                        'compare': f'skipped: there is no {gpu.COMPARE}'}
+    assert statuses == {'good': 'done', 'slow': 'stopped after 1 s', 'bad': 'exit status 1: what is wrong', 'world': 'done'}
     assert results['machine']['PyTorch'] == torch.__version__
     table = (tmp_path / 'out/table.md').read_text()
     assert f'| good: x, training, bf16 | 2.5 | s a step of 4 | `python {files["good"]} {{out}}` |' in table

@@ -348,7 +348,7 @@ def draw_bars(groups, bars, lines, line_label, axis):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 + 1.4 * len(groups), 4), dpi=DPI, layout='constrained')
+    figure = Figure(figsize=(max(1.6 + 1.4 * len(groups), 1.6 + 1.3 * len(bars)), 4), dpi=DPI, layout='constrained')
     axes, width = figure.add_subplot(), 0.8 / len(bars)
     for i, (label, heights) in enumerate(bars.items()):
         shown = {group + (i + 0.5) * width - 0.4: height for group, height in enumerate(heights) if height}
