@@ -16,8 +16,7 @@ from multiprocessing import forkserver
 from unittest.mock import patch
 
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.captions', 'lxrt.heads', 'torch.utils.tensorboard',
-                              'torch._dynamo'])  # which an optimizer imports, with sympy
+FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.captions', 'lxrt.heads', 'torch.utils.tensorboard'])
 
 
 @functools.cache

@@ -2,6 +2,9 @@
 
 import io
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,6 +59,25 @@ def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.
             values[i] -= rate * (m[i] / (math.sqrt(v[i]) + e) + weight_decay * values[i])
         step += 1
     return values
+
+
+STEP = """
+import sys, torch
+from bert.optimization import AdamW, BertAdam
+for kind in (AdamW, BertAdam):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = kind([parameter], lr=0.1)
+    parameter.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+sys.exit('torch._dynamo' in sys.modules)
+"""
+
+
+def test_no_step_waits_for_the_import_of_the_compiler():
+    done = subprocess.run([sys.executable, '-c', STEP], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(('schedule', 'warmup', 't_total', 'more'), [
