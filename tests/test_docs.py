@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 import torch
+import warm_python
 from conftest import ROOT
 
 import models
@@ -142,7 +143,7 @@ def template(made_world, tmp_path_factory):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
     if (ROOT / '.venv').exists():
-        (folder / '.venv').symlink_to((ROOT / '.venv').resolve())
+        warm_python.install(ROOT / '.venv', folder / '.venv')
     for part in ('vqa', 'gqa', 'nlvr2', 'lxmert', 'mscoco_imgfeat', 'vg_gqa_imgfeat', 'nlvr2_imgfeat', 'cc', 'cc_imgfeat',
                  'corpus', 'entailment', 'flickr30k_imgfeat', 'images', 'refcoco', 'retrieval', 'vcr', 'vcr_imgfeat'):
         shutil.copytree(made_world / part, folder / 'data' / part, dirs_exist_ok=True)
@@ -164,8 +165,12 @@ def template(made_world, tmp_path_factory):
              'structured_rep': [[shape], [], [shape]]} for i, (word, label) in enumerate([('two', 'true'), ('six', 'false')])]
     for split in ('train', 'dev'):
         (folder / f'corpus/{split}.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    run(folder, 'bash', 'bash run/vqa_finetune.bash cpu quickstart --dataRoot data/shapes --bert data/shapes/bert --fromScratch')
-    return folder
+    with warm_python.serve(folder.parent / 'python') as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        run(folder, 'bash', 'bash run/vqa_finetune.bash cpu quickstart --dataRoot data/shapes --bert data/shapes/bert '
+                            '--fromScratch')
+        yield folder
 
 
 @pytest.fixture

