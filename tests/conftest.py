@@ -1,5 +1,6 @@
 """What several tests share: a small sample world, and the VQA and pre-training programs run on it."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -27,6 +28,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('shared') and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f'the real sample data is not at {SHARED}'))
+
+
+def data_script(name):
+    """A program below data/, such as vcr/process_vcr, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, ROOT / f'data/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def lxmert_head(config, answers, images=1):

@@ -1,13 +1,12 @@
 """ALBEF's json: its readers, and data/albef/process_albef.py, which makes it from the official downloads."""
 
-import importlib.util
 import json
 import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import SHARED, data_script
 
 from annotations import pretraining_text
 from annotations.examples import PAIR, QUESTION, TEXT_QUESTION, read_examples
@@ -165,9 +164,7 @@ def test_one_of_a_pictures_captions_is_drawn_each_time(tmp_path):
 
 # ---- from the official downloads
 
-spec = importlib.util.spec_from_file_location('process_albef', ROOT / 'data/albef/process_albef.py')
-process = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(process)
+process = data_script('albef/process_albef')
 COCO = 'COCO_{0}_{1:012d}.jpg'
 
 

@@ -1,17 +1,14 @@
 """data/albef/small_start.py, which makes a small ALBEF from two packages: its reader of ONNX, names of the image encoder."""
 
-import importlib.util
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import data_script
 
 from files.json_files import DataError
 
-spec = importlib.util.spec_from_file_location('small_start', ROOT / 'data/albef/small_start.py')
-small_start = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(small_start)
+small_start = data_script('albef/small_start')
 WIDTH = 4
 
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, run_program
-from test_raw_data import script
+from conftest import SHARED, data_script, run_program
 from test_train import Interrupt, assert_same, weights
 
 from annotations import captions
@@ -506,7 +505,7 @@ def test_check_dataset(make, tmp_path, capsys):
 # ---- data/cc/process_cc.py
 
 def test_official_captions(tmp_path, capsys):
-    cc = script('cc')
+    cc = data_script('cc/process_cc')
     write_store(tmp_path / 'regions/train.store', [regions_of(img_id, 2) for img_id in ('00000000', '00000002', '00000004')])
     write_store(tmp_path / 'regions/val.store', [regions_of('00000007', 2)])
     (tmp_path / 'train.tsv').write_text('a ball\thttp://a/1\na box\thttp://a/2\n red , box \thttp://a/3\n\thttp://a/4\n \tx\n')
@@ -533,8 +532,9 @@ def test_official_captions(tmp_path, capsys):
 @pytest.mark.shared
 def test_real_captions(tmp_path, capsys):
     write_store(tmp_path / 'regions/val.store', [regions_of(f'{i:08d}', 2) for i in range(0, 1000, 2)])
-    script('cc').main(['--val', str(SHARED / 'cc/Validation_GCC_sample.tsv'), '--features', str(tmp_path / 'regions'), '--out',
-                       str(tmp_path / 'cc')])
+    cc = data_script('cc/process_cc')
+    cc.main(['--val', str(SHARED / 'cc/Validation_GCC_sample.tsv'), '--features', str(tmp_path / 'regions'), '--out',
+             str(tmp_path / 'cc')])
     assert 'val: 500 captions; 500 dropped' in capsys.readouterr().out
 
 

@@ -1,6 +1,5 @@
 """Visual entailment: raw data, training and testing with both models, evaluation, ensembles, statements of the sample world."""
 
-import importlib.util
 import json
 import random
 import re
@@ -9,7 +8,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import SHARED, data_script
 
 from annotations.examples import read_examples
 from annotations.snli_ve import LABELS, Pair, read_pairs
@@ -35,10 +34,7 @@ ALBEF = [{'image': '12', 'sentence': 'A man runs.', 'label': 'entailment'}, {'im
 
 @pytest.fixture(scope='module')
 def process():
-    spec = importlib.util.spec_from_file_location('process_entailment', ROOT / 'data/entailment/process_entailment.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return data_script('entailment/process_entailment')
 
 
 def lines(path, rows):

@@ -1,6 +1,5 @@
 """data/nlvr/process_nlvr.py and grammar on a few pictures written by hand, and on the real corpus where it is there."""
 import base64
-import importlib.util
 import itertools
 import json
 import math
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import data_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +19,7 @@ from tasks.nlvr import NLVR, official
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'nlvr'
-spec = importlib.util.spec_from_file_location('process_nlvr', ROOT / 'data' / 'nlvr' / 'process_nlvr.py')
-nlvr = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(nlvr)
+nlvr = data_script('nlvr/process_nlvr')
 
 
 def shape(kind, colour, size, x, y):

@@ -1,7 +1,6 @@
 """The official downloads turned into the project's json: on files written by hand, and on the real samples."""
 
 import gzip
-import importlib.util
 import json
 import re
 import resource
@@ -10,22 +9,14 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, data_script
 
 from annotations import raw_data
 from annotations.examples import QUESTION, TEXT_QUESTION, read_examples
 from files import json_files
 from files.json_files import DataError
 
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f'process_{name}', ROOT / 'data' / name / f'process_{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-vqa, gqa, nlvr2, lxmert = (script(name) for name in ('vqa', 'gqa', 'nlvr2', 'lxmert'))
+vqa, gqa, nlvr2, lxmert = (data_script(f'{name}/process_{name}') for name in ('vqa', 'gqa', 'nlvr2', 'lxmert'))
 
 
 def save(path, value):

@@ -1,6 +1,5 @@
 """RefCOCO: raw data, labels, heads, the program on the sample world, the evaluator, the expressions of the sample world."""
 
-import importlib.util
 import json
 import pickle
 import random
@@ -10,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED
+from conftest import SHARED, data_script
 
 import models
 from annotations.dataset import ExampleDataset
@@ -32,9 +31,7 @@ from tools import evaluate as evaluator
 from vlbert.config import VLBertConfig
 from vlbert.weights import REGION_TRANSFORM, WORD_TRANSFORM, load_encoder_weights
 
-spec = importlib.util.spec_from_file_location('process_refcoco', ROOT / 'data/refcoco/process_refcoco.py')
-process = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(process)
+process = data_script('refcoco/process_refcoco')
 
 IMAGE = 'COCO_train2014_{:012d}'
 CASES = SHARED / 'vlbert_cases/refcoco'

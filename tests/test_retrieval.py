@@ -1,6 +1,5 @@
 """Image-text retrieval: hard negatives, ranks, the program, its files, raw data and the captions of the sample world."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -8,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, write_random_snapshot
+from conftest import SHARED, data_script, write_random_snapshot
 
 import models
 from annotations.dataset import ExampleDataset
@@ -372,10 +371,7 @@ def test_a_part_of_the_captions_is_not_scored(tmp_path, capsys):
 
 @pytest.fixture
 def process():
-    spec = importlib.util.spec_from_file_location('process_retrieval', ROOT / 'data/retrieval/process_retrieval.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return data_script('retrieval/process_retrieval').main
 
 
 def karpathy(*images):

@@ -1,10 +1,11 @@
 """VCR: texts whose words name regions, four choices, both models, and the raw data."""
 
 import gzip
+import io
 import json
 import random
 import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from itertools import product
 
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SHARED, SMALL
+from conftest import SHARED, SMALL, data_script
 
 import models
 from annotations.examples import read_examples
 from annotations.tagged_texts import TaggedSchema, cut_answers, cut_rationales, encode, tagged
 from bert.tokenization import SPECIAL_TOKENS, BertTokenizer
-from cli import train_main
+from cli import run_main, train_main
 from files.json_files import DataError
 from heads import Start
 from shapes import report, scene, tagged_questions
@@ -339,9 +340,13 @@ def test_files_of_predictions_are_checked_and_scored(tmp_path, capsys):
 
 # ---- raw data
 
+process_vcr = data_script('vcr/process_vcr')
+
+
 def process(*flags):
-    return subprocess.run([sys.executable, ROOT / 'data/vcr/process_vcr.py', *map(str, flags)], capture_output=True, text=True,
-                          env={'PYTHONPATH': str(ROOT / 'src')}, check=False)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = run_main('process_vcr.py', lambda: process_vcr.main(list(map(str, flags)))) or 0
+    return subprocess.CompletedProcess(flags, status, out.getvalue(), err.getvalue())
 
 
 def unpacked(mask):

@@ -2,13 +2,12 @@
 
 import csv
 import gzip
-import importlib.util
 import json
 import pickle
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import data_script
 
 from annotations.examples import QUESTION, TEXT_QUESTION, read_examples
 from annotations.spec import DatasetSpec
@@ -22,9 +21,7 @@ from tasks.vqa import VQA, vqa_accuracy
 from tools import check_dataset, evaluate
 from tools.encode import read_pairs
 
-spec = importlib.util.spec_from_file_location('process_vqa', ROOT / 'data/vqa/process_vqa.py')
-process_vqa = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(process_vqa)
+process_vqa = data_script('vqa/process_vqa')
 
 
 def save(path, value):
