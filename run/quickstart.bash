@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to answered questions: bash run/quickstart.bash [GPUS|cpu] [TASK] [MODEL] [hard]
 # MODEL: a name in src/models.py; lxmert if none is given. hard: in the hard sample world.
-# TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval.
+# TASK: vqa, gqa, nlvr2, refcoco, vcr, entailment or retrieval; or pretrain, which pre-trains LXMERT, VL-BERT or ALBEF.
 # Installs the packages, makes the sample world, trains the model on it from scratch, tests it and writes the submission file.
 # NLVR2, VCR, entailment and retrieval start from the VQA model, which is trained first; ALBEF, which reads the pictures and knows
 # no VCR, is pre-trained on their captions first. Expected scores and times: README.md, "Quickstart", and docs/results.md. To resume
@@ -10,10 +10,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source run/signals.bash
 models=$(sed -n "s/^MODELS = {\(.*\)}.*/\1/p" src/models.py | grep -o "'[a-z]*':" | tr -d "':" | paste -sd '|')
-usage() { echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval] [$models] [hard]" >&2; exit 2; }
+usage() {
+    echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval|pretrain] [$models] [hard]" >&2
+    exit 2
+}
 [ $# -le 4 ] && [[ ${1:-0} != -* ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
-[[ "|$models|" == *"|$model|"* && $task$model != vcralbef ]] || usage
+[[ "|$models|" == *"|$model|"* && $task$model != vcralbef && $task$model != pretrainvisualbert ]] || usage
 run=quickstart load=--loadEncoder
 [ $model = lxmert ] || run=quickstart_$model
 data=data/shapes hard=()
@@ -37,6 +40,7 @@ case $task in
     vcr) labelled=val unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 6) ;;
     retrieval) labelled=coco_test unlabelled= flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
         question="${picture}1.png \"There is a yellow cross.\"" ;;
+    pretrain) flags=() ;;
     *) usage ;;
 esac
 pretrained=snap/pretrain/$run
@@ -49,18 +53,44 @@ step "Installing packages in .venv"
 run_program bash run/setup.bash
 step "Making the sample world in $data"
 run_program bash run/shapes.bash "${hard[@]}"
-if [ $model = albef ]; then
-    step "Pre-training ALBEF on captions ($pretrained)"
-    run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --fromScratch --lr 1e-3 --schedule triangle --batchSize 32 --epochs 10 \
-        --output $pretrained --resume
-    if [ $task = nlvr2 ]; then
-        step "Text assignment: to which of two pictures does a caption belong? (${pretrained}_nlvr2)"
-        run_program bash run/albef_pretrain.bash "$gpus" "${world[@]}" --taskAssign $load $pretrained/Epoch10 --lr 5e-4 \
-            --schedule triangle --batchSize 32 --epochs 2 --output ${pretrained}_nlvr2 --resume
-        flags[1]=${pretrained}_nlvr2/Epoch02
-    fi
-elif [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
-    run_program bash run/quickstart.bash "$gpus" vqa $model ${4:-}
+pretrain() {  # pretrain LAUNCHER OUTPUT FLAGS...
+    run_program bash "run/$1" "$gpus" "${world[@]}" --lr $rate --batchSize 32 --output "$2" --resume "${@:3}"
+}
+rate=5e-4
+case $task,$model in
+    *,albef)
+        step "Pre-training ALBEF on captions ($pretrained)"
+        rate=1e-3 pretrain albef_pretrain.bash $pretrained --fromScratch --schedule triangle --epochs 10
+        if [ $task = nlvr2 ]; then
+            step "Text assignment: to which of two pictures does a caption belong? (${pretrained}_nlvr2)"
+            pretrain albef_pretrain.bash ${pretrained}_nlvr2 --taskAssign $load $pretrained/Epoch10 --schedule triangle --epochs 2
+            flags[1]=${pretrained}_nlvr2/Epoch02
+        fi
+        last=Epoch10 ;;
+    pretrain,vlbert)
+        step "Pre-training VL-BERT on captions and text ($pretrained)"
+        pretrain vlbert_pretrain.bash $pretrained --fromScratch --epochs 20
+        last=Epoch20 ;;
+    pretrain,lxmert)  # in this order: experience_in_pretraining.md
+        step "Pre-training LXMERT on questions and region labels (${pretrained}_questions)"
+        pretrain lxmert_pretrain.bash ${pretrained}_questions --taskQA --taskObjPredict --fromScratch --epochs 5
+        step "Pre-training LXMERT with all its objectives ($pretrained)"
+        pretrain lxmert_pretrain.bash $pretrained --load ${pretrained}_questions/Epoch05 --epochs 5
+        load=--loadLXMERT last=Epoch05 ;;
+    *)
+        if [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
+            run_program bash run/quickstart.bash "$gpus" vqa $model ${4:-}
+        fi ;;
+esac
+if [ $task = pretrain ]; then
+    cat <<TEXT
+
+Snapshots and log    $pretrained/    (a file for each epoch, log.log, options.json)
+
+Next, any task from it, such as
+  bash run/entailment_finetune.bash $gpus NAME ${world[*]} --model $model $load $pretrained/$last --lr 3e-4 --batchSize 32 --epochs 4
+TEXT
+    exit
 fi
 results=snap/$task/${run}_results tested=(--load "snap/$task/$run/BEST")
 train() {
