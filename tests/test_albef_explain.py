@@ -24,6 +24,7 @@ from regions.image_regions import ImageRegions
 from shapes import show
 from tasks import snapshots
 from tasks.checkpoints import sidecar_files
+from tools import encode
 from vlbert.config import VLBertConfig
 
 IDS = 'COCO_train2014_000000000001', 'COCO_train2014_000000000002'
@@ -134,6 +135,13 @@ def test_what_a_model_does_not_take_is_one_line(made_world, run, snapshot, flags
     flags = features(made_world) if flags == 'features' else flags
     status, printed, values = run(snapshot, files_of(made_world), *flags)
     assert status == 1 and values is None and error in printed.err and printed.err.count('\n') == 1
+
+
+def test_two_pictures_that_are_read_together_are_not_encoded(made_world, folder, tmp_path, capsys):
+    (tmp_path / 'pairs.tsv').write_text(f'{IDS[0]}\t{QUESTION}\n')
+    flags = '--images', made_world / 'images/train2014', '--load', folder / 'albef_nlvr2/BEST', '--out', tmp_path / 'x.npz'
+    assert encode.main([str(tmp_path / 'pairs.tsv'), *map(str, flags), '--device', 'cpu']) == 1
+    assert 'expected a model that reads an image at a time, found one that reads 2 together' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('snapshot', ['albef_vqa', 'vlbert_vqa'])
