@@ -32,14 +32,19 @@ TASKS = {'vqa': ' ', 'nlvr2': ' ', 'refcoco': ' -> ', 'retrieval': ' -> match '}
 QUESTION = 'What color is the star?'
 
 
+def small_albef(world):
+    """The config of a very small ALBEF with the vocabulary of a world."""
+    sizes = {'num_hidden_layers': 3, 'fusion_layer': 1, 'encoder_width': SIZES['vision_width']}
+    return AlbefConfig(image_res=48, patch_size=16, **{key: SIZES[key] for key in (
+        'vision_width', 'vision_depth', 'vision_heads', 'embed_dim', 'queue_size')}, k_test=3,
+        bert=json.loads((world / 'bert/config.json').read_text()) | sizes)
+
+
 @pytest.fixture(scope='module')
 def folder(made_world, tmp_path_factory):
     """Holds FOLDER/MODEL_TASK/BEST with random weights; VL-BERT reads pixels."""
     parent = tmp_path_factory.mktemp('patches')
-    bert = json.loads((made_world / 'bert/config.json').read_text())
-    sizes = {'num_hidden_layers': 3, 'fusion_layer': 1, 'encoder_width': SIZES['vision_width']}
-    albef = AlbefConfig(image_res=48, patch_size=16, **{key: SIZES[key] for key in (
-        'vision_width', 'vision_depth', 'vision_heads', 'embed_dim', 'queue_size')}, k_test=3, bert=bert | sizes)
+    bert, albef = json.loads((made_world / 'bert/config.json').read_text()), small_albef(made_world)
     vlbert = VLBertConfig(**{key: bert[key] for key in ('vocab_size', 'max_position_embeddings')}, **VLBERT_SIZES, **RESNET)
     answers = {'vqa': json.loads((made_world / 'vqa/trainval_label2ans.json').read_text()), 'nlvr2': ['False', 'True']}
     for model, config, task in [('albef', albef, task) for task in TASKS] + [('vlbert', vlbert, 'vqa')]:
@@ -166,22 +171,18 @@ def test_relevance_and_the_pointing_game_are_of_models_that_read_regions(made_wo
     predictor = snapshots.load(folder / 'albef_vqa/BEST')
     with pytest.raises(ValueError, match='use its word_maps'):
         relevance(predictor.head, {})
-    for snapshot, status in (('albef_vqa', 1), ('vlbert_vqa', 0)):
-        flags = ['--load', str(folder / snapshot / 'BEST'), '--world', str(made_world), '--questions', '2']
-        assert show.main(['pointing', *flags]) == status
-    printed = capsys.readouterr()
-    assert 'draw its maps with run/show.bash attention' in printed.err and '2 questions that name one object' in printed.out
+    flags = ['--load', str(folder / 'vlbert_vqa/BEST'), '--world', str(made_world), '--questions', '2']
+    assert show.main(['pointing', *flags]) == 0
+    assert '2 questions that name one object' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('snapshot', ['albef_vqa', 'vlbert_vqa'])
-def test_a_picture_is_asked_and_drawn(made_world, folder, tmp_path, capsys, snapshot):
+def test_a_picture_is_asked_and_drawn(made_world, folder, tmp_path, capsys):
     path, = files_of(made_world)
-    flags = '--load', folder / snapshot / 'BEST', '--out', tmp_path, '--device', 'cpu'
+    flags = '--load', folder / 'vlbert_vqa/BEST', '--out', tmp_path, '--device', 'cpu'
     assert ask.main([str(path), QUESTION, *map(str, flags)]) == 0
     printed = capsys.readouterr().out
-    assert '  words: ' in printed and ('  regions: 1 ' in printed) == (snapshot == 'vlbert_vqa')
     drawn, = tmp_path.glob('*.png')
-    assert str(drawn) in printed and Image.open(drawn).size == (1280, 960)
+    assert '  regions: 1 ' in printed and str(drawn) in printed and Image.open(drawn).size == (1280, 960)
 
 
 def test_pixels_of_regions_are_explained(made_world, folder, run):
@@ -194,10 +195,3 @@ def test_pixels_of_regions_are_explained(made_world, folder, run):
     expected, (of_image,) = relevance(pipeline.predictor.head, batch), values['images']
     assert len(of_image['regions']) == 1 + len(image.boxes) and of_image['regions'][0]['name'] == 'whole image'
     assert expected.regions.any() and sum(one['relevance'] for one in of_image['regions']) > 0
-
-
-def test_errors_are_reported_without_regions(made_world, folder, tmp_path, capsys):
-    flags = {'load': folder / 'albef_vqa/BEST', 'test': 'minival', 'dataRoot': made_world, 'bert': made_world / 'bert',
-             'images': made_world / 'images/val2014', 'out': tmp_path / 'page.html', 'storeRoot': tmp_path}
-    assert show.main(['errors', *(str(part) for name, value in flags.items() for part in (f'--{name}', value))]) == 0
-    assert 'Score on minival: ' in capsys.readouterr().out and '"boxes":[]' in (tmp_path / 'page.html').read_text()

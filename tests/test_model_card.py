@@ -1,4 +1,4 @@
-"""VisualBERT's snapshots in transformers and back, and a model card for every model."""
+"""VisualBERT's snapshots in transformers and back."""
 
 import json
 import re
@@ -6,14 +6,11 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import lxmert_head
-from test_albef_explain import folder as albef_and_pixels  # noqa: F401, a fixture
-from test_vlbert_tools import randomised, shared  # noqa: F401, a fixture
+from test_vlbert_tools import randomised
 
 import models
 from bert.tokenization import BertTokenizer
 from bert.weights import read_state
-from lxrt.config import LxrtConfig
 from tasks import snapshots
 from tasks.checkpoints import sidecar_files
 from tools import convert
@@ -86,30 +83,3 @@ def test_visualbert_gives_the_same_in_transformers_and_comes_back(made_world, tm
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     for name in {'config.json', 'vocab.txt', *(['answers.json'] if ANSWERS[task] else [])}:
         assert (back / name).read_text() == (path.parent / name).read_text()
-
-
-def test_every_model_has_a_card_that_loads_its_snapshot(made_world, albef_and_pixels, shared, tmp_path, capsys,  # noqa: F811
-                                                         monkeypatch):
-    vocabulary = len((made_world / 'bert/vocab.txt').read_text().splitlines())
-    visualbert = VisualBertConfig(vocab_size=vocabulary, **SIZES)
-    lxmert = LxrtConfig(vocab_size=vocabulary, hidden_size=12, num_attention_heads=3, intermediate_size=20, l_layers=1,
-                        x_layers=1, r_layers=1, visual_feat_dim=6)
-    answers = ANSWERS['vqa']
-    heads = {'lxmert': (lxmert, lxmert_head(lxmert, 3)),
-             'visualbert': (visualbert, models.build('visualbert', 'vqa', visualbert, answers))}
-    paths = {model: write_snapshot(tmp_path / model, made_world, model, config, randomised(head), 'vqa')
-             for model, (config, head) in heads.items()}
-    paths |= {'vlbert': shared[1] / 'vqa/BEST.pth', 'albef': albef_and_pixels / 'albef_vqa/BEST.pth'}
-    assert set(paths) == set(models.MODELS)
-    for model, path in paths.items():
-        assert convert.main(['card', str(path)]) == 0, capsys.readouterr().err
-        card = path.with_name('README.md').read_text()
-        config = models.package(model).config_from_json(path.with_name('config.json'))
-        assert f'{config.MODEL} ({config.PAPER})' in card and card.startswith('---\nlicense: mit\n')
-        monkeypatch.chdir(path.parent)
-        exec(re.search(r'```python\n(.*?)```', card, re.S)[1], names := {})
-        assert type(names['predictor'].head.encoder).__module__.startswith(models.MODELS[model])
-        path.with_name('README.md').write_text('mine')
-        assert convert.main(['card', str(path)]) == 1
-        assert 'README.md: exists with other contents; move it away' in capsys.readouterr().err
-        path.with_name('README.md').unlink()
