@@ -116,6 +116,7 @@ class Encoder(nn.Module):
     # without 'regions', no regions at all without 'regions' and 'boxes', and no images without 'pixels'.
     needs: frozenset = frozenset()
     one_orientation: bool = False  # whether the images of a training step are all upright, or none is
+    images: int = 1  # that it can only read together with a text, in one pass
     blank: bool = True  # whether questions are written with the place of an answer; load_encoder and load_pretrained set it
     mirror: str = ''  # Recipe.mirror
     returns_visual: bool = False  # whether `forward` returns States.visual; a head that reads them sets it

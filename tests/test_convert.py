@@ -128,7 +128,7 @@ def test_names_and_sizes_of_the_published_model_are_those_of_transformers(kind):
         classes = {'vqa': transformers.LxmertForQuestionAnswering, 'pretraining': transformers.LxmertForPreTraining,
                    'nlvr2': transformers.LxmertModel}
         reference = classes[kind](transformers.LxmertConfig(num_qa_labels=len(ANSWERS[kind])))
-    tensors, head = hugging_face.hf_tensors(state_of(model), LxrtConfig())
+    tensors, head = hugging_face.hf_tensors(state_of(model), classes[kind].__name__)
     expected = {name: tensor.shape for name, tensor in reference.state_dict().items() if name != 'cls.predictions.decoder.weight'}
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
     assert sorted(head) == [f'logit_fc.{i}.{what}' for i in (0, 2, 3) for what in ('bias', 'weight')] * (kind == 'nlvr2')
@@ -218,6 +218,9 @@ def test_faults_of_the_input(snapshot, tmp_path, capsys):
 
     assert 'nowhere_LXRT.pth: no such file' in fault('to-hf', tmp_path / 'nowhere', tmp_path / 'out')
     assert 'BEST.bin: expected a name that ends in .pth or .safetensors' in fault('file', snapshot, tmp_path / 'BEST.bin')
+    (options := snapshot.with_name('options.json')).write_text('{"task": "refcoco", "options": {}}')
+    assert 'LXMERT and the task refcoco, for which transformers has no class' in fault('to-hf', snapshot, tmp_path / 'out')
+    options.unlink()
     answers = snapshot.with_name('answers.json')
     answers.write_text('["yes", "no"]')
     assert 'has 4 rows, but 2 answers are given for it' in fault('to-hf', snapshot, tmp_path / 'out')

@@ -24,10 +24,11 @@ from tasks.grounder import Grounder
 from tasks.matcher import Matcher
 from tasks.predictor import Predictor
 from tasks.registry import task_class
+from visualbert.config import VisualBertConfig
 from vlbert.config import VLBertConfig
 
 ID, OTHER = 'COCO_train2014_000000000001', 'COCO_train2014_000000000002'
-MODELS = 'lxmert', 'vlbert'  # those that read regions
+MODELS = 'lxmert', 'vlbert', 'visualbert'  # those that read regions
 TEXTS = ['the red star', 'a small circle left of the star']
 ANSWERS = {'vqa': ['yes', 'no', 'red'], 'entailment': list(task_class('entailment').schema.answers)}
 
@@ -35,9 +36,13 @@ ANSWERS = {'vqa': ['yes', 'no', 'red'], 'entailment': list(task_class('entailmen
 def make_head(world, model, task):
     """A head with random weights, whose encoder has a tokenizer."""
     config = models.package('lxmert').config_from_json(world / 'bert/config.json')
-    if model == 'vlbert':
+    if model != 'lxmert':
         keys = 'vocab_size', 'max_position_embeddings', 'visual_feat_dim'
-        config = VLBertConfig(**{key: getattr(config, key) for key in keys} | SIZES)
+        sizes, cls = {key: getattr(config, key) for key in keys} | SIZES, VLBertConfig
+        if model == 'visualbert':
+            cls = VisualBertConfig
+            del sizes['num_region_classes']
+        config = cls(**sizes)
     head = randomised(models.build(model, task, config, ANSWERS.get(task)))
     head.encoder.tokenizer, head.encoder.blank = BertTokenizer(world / 'bert/vocab.txt'), False
     return head

@@ -42,7 +42,7 @@ def write_snapshot(folder, world, task='vqa', name='BEST.pth', **sizes):
     values = json.loads((world / 'bert/config.json').read_text())
     keys = 'vocab_size', 'max_position_embeddings', 'visual_feat_dim'
     config = VLBertConfig(**{key: values[key] for key in keys} | SIZES | sizes)
-    answers = {'nlvr2': ['False', 'True'], 'vqa': ANSWERS, 'pretrain': None}[task]
+    answers = {'nlvr2': ['False', 'True'], 'vqa': ANSWERS}.get(task)
     head = randomised(models.build('vlbert', task, config, answers))
     folder.mkdir(parents=True, exist_ok=True)
     head.encoder.tokenizer = BertTokenizer(world / 'bert/vocab.txt')
@@ -50,15 +50,16 @@ def write_snapshot(folder, world, task='vqa', name='BEST.pth', **sizes):
     for file, text in texts.items():
         if file != 'answers.json' or answers:
             (folder / file).write_text(text)
+    (folder / 'options.json').write_text(json.dumps({'task': task, 'options': {}}))
     torch.save(head.original_state(), folder / name)
     return head
 
 
 @pytest.fixture(scope='module')
 def shared(made_world, tmp_path_factory):
-    """(a world, the folder of snapshots: vqa, nlvr2 and pre-trained weights)."""
+    """(a world, the folder of snapshots: vqa, nlvr2, retrieval and pre-trained weights)."""
     folder = tmp_path_factory.mktemp('vlbert_tools')
-    for task in ('vqa', 'nlvr2'):
+    for task in ('vqa', 'nlvr2', 'retrieval'):
         write_snapshot(folder / task, made_world, task)
     write_snapshot(folder / 'pretrained', made_world, 'pretrain', name='x.pth')
     return made_world, folder
@@ -202,7 +203,8 @@ def encoded(world, folder, weights, *flags):
     return np.load(folder / 'x.npz'), list(zip(images, sentences, strict=True))
 
 
-@pytest.mark.parametrize(('weights', 'end'), [('vqa/BEST', ['[MASK]', '[SEP]']), ('pretrained/x', [])])
+@pytest.mark.parametrize(('weights', 'end'), [('vqa/BEST', ['[MASK]', '[SEP]']), ('retrieval/BEST', []),
+                                             ('pretrained/x', [])])
 def test_encoded_regions_are_in_the_order_of_the_store(world, shared, tmp_path, weights, end):
     ragged(world)
     path = shared[1] / weights
@@ -373,14 +375,6 @@ def test_a_config_of_another_size_is_refused(published, tmp_path, capsys):
     config.write_text(config.read_text().replace('layers: 2', 'layers: 3'))
     assert convert.main(['file', str(source), str(tmp_path / 'out/a.pth'), '--config', str(config)]) == 1
     assert 'tensors that the model needs are missing' in capsys.readouterr().err and not (tmp_path / 'out').exists()
-
-
-def test_transformers_has_no_class_for_it(shared, tmp_path, capsys):
-    for command in (['to-hf', shared[1] / 'vqa/BEST', tmp_path / 'x'], ['from-hf', shared[1] / 'vqa/BEST.pth', tmp_path / 'x/y']):
-        assert convert.main([*map(str, command)]) == 1
-        error = capsys.readouterr().err
-        assert error.count('\n') == 1 and 'is of the model vlbert, for which there are no folders for transformers' in error
-        assert not (tmp_path / 'x').exists()
 
 
 @pytest.mark.parametrize('kind', ['zip', 'before 1.6', 'safetensors'])

@@ -46,11 +46,14 @@ print(out.cross_relationship_score.softmax(-1))  # does the sentence belong to t
 }
 
 
-def architecture_of(state, config):
+def architecture_of(state, config, output=None):
     """The class of transformers that holds tensors by our names: pre-training, answers about one image, or the encoder alone.
-    For answers about two images (NLVR2) transformers has no class: the encoder's, and a head that it does not know."""
+    For answers about two images (NLVR2) transformers has no class: the encoder's, and a head that it does not know. None for
+    other tasks; output: heads.Recipe.output of the task, None: not known."""
     if 'cls.predictions.bias' in state:
         return PRETRAINING
+    if output not in (None, 'answer'):
+        return None
     return ANSWERS if is_task(state) and _images(state, config) == 1 else ENCODER
 
 
@@ -84,7 +87,7 @@ def model_of(state, config):
     """A model on the meta device with the parameters that the tensors should have, to compare them with."""
     answers = answer_count(state)
     with torch.device('meta'):
-        if architecture_of(state, config) == PRETRAINING:
+        if 'cls.predictions.bias' in state:
             kinds = _region_losses(state)
             return LXRTPretraining(config, task_obj_predict=bool(kinds), visual_losses=','.join(kinds), task_qa=answers > 0,
                                    num_answers=answers)
@@ -94,12 +97,11 @@ def model_of(state, config):
         return LXRTFeatureExtraction(config)
 
 
-def hf_tensors(state, config):
-    """(tensors of the class `architecture_of` by its names, tensors of a head that it does not have)."""
+def hf_tensors(state, architecture):
+    """(tensors of a class of transformers by its names, tensors of a head that it does not have)."""
     state = {name.removeprefix(TASK_PREFIX): tensor for name, tensor in state.items() if name != DECODER}  # tied there
     body = {name: tensor for name, tensor in state.items() if name.startswith('bert.')}
     heads = {name: tensor for name, tensor in state.items() if name not in body}
-    architecture = architecture_of(state, config)
     if architecture == ENCODER:
         return {name.removeprefix('bert.'): tensor for name, tensor in body.items()}, heads
     prefix = 'answer_head.' if architecture == ANSWERS else ''
@@ -107,9 +109,8 @@ def hf_tensors(state, config):
             | {prefix + name: tensor for name, tensor in heads.items()}, {})
 
 
-def hf_config(config, state, answers):
+def hf_config(config, state, answers, architecture):
     """The content of a config.json that transformers reads as its LxmertConfig. answers: list of str or None."""
-    architecture = architecture_of(state, config)
     values = asdict(config) | {
         'model_type': 'lxmert', 'architectures': [architecture], 'num_qa_labels': answer_count(state) or 2,
         'task_mask_lm': True, 'task_matched': True, 'visual_loss_normalizer': 1 / 0.15,

@@ -55,7 +55,7 @@ def run(flags):
         raise ValueError(f'--load {flags.load}: expected a snapshot of VQA, found one that answers about {k} pictures at a time')
     if predictor.head.map_layer is not None:
         raise ValueError(f'--load {flags.load}: expected a snapshot of a model that reads regions, found one that reads '
-                         'patches of pictures; name one of LXMERT or VL-BERT, or draw its maps with run/show.bash attention')
+                         'patches of pictures; name one of another model, or draw its maps with run/show.bash attention')
     questions = list(questions_with_boxes(flags.world))
     if not questions:
         raise DataError(f'{flags.world}/vqa/minival.json: expected questions of the kinds {", ".join(KINDS)}, found none; make a '

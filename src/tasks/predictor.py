@@ -23,7 +23,7 @@ from regions.placement import without_features
 from regions.tsv import ImageRegions, RegionError
 from run_folder import read_run
 from tasks import checkpoints
-from tasks.registry import TASKS, task_class
+from tasks.registry import TASKS, output_of, task_class
 
 MAX_LENGTH = 20  # maximum tokens of a sentence in VQA, GQA, NLVR2 and pre-training
 
@@ -212,8 +212,9 @@ def run_of(path, output, refusal):
     """What the run of a snapshot recorded, see run_folder.read_run. Raises WeightsError if its task has another output; refusal:
     what it cannot do."""
     run = read_run(path.parent)
-    if (kind := run.get('task')) in TASKS and task_class(kind).output != output:
-        launcher = {'answer': 'ask', 'region': 'ask', 'match': 'match'}.get(task_class(kind).output, f'{kind}_test')
+    kind = run.get('task')
+    if (other := output_of(kind)) not in (None, output):
+        launcher = {'answer': 'ask', 'region': 'ask', 'match': 'match'}.get(other, f'{kind}_test')
         raise WeightsError(f'{path}: is a snapshot of the task {kind}, which {refusal}; name one that does, or use it with '
                            f'run/{launcher}.bash')
     return run

@@ -16,6 +16,7 @@ from bert.weights import compare, save_state
 from cli import run_main
 from files.atomic import write_atomically, write_text
 from files.json_files import DataError, read_json, read_text
+from run_folder import read_run
 from tasks.checkpoints import (
     ANSWER_LINES,
     PRETRAINED,
@@ -28,6 +29,7 @@ from tasks.checkpoints import (
     sidecar_files,
     vocabulary_text,
 )
+from tasks.registry import output_of
 from tools.model_card import model_card
 
 SIDECARS = ('config.json', 'vocab.txt', 'answers.json', ANSWER_LINES, 'options.json')
@@ -86,25 +88,30 @@ def to_hf(weights, folder, name, bert=None, answers=None):
     """Converts a file of weights and its sidecars to a folder for transformers.
 
     VQA and GQA become the model's class ForQuestionAnswering, pre-trained weights ForPreTraining. Transformers has no class for
-    NLVR2 as it is trained here: it becomes the class of the encoder, with the head in a separate file. name: for the model card;
+    NLVR2 as it is trained here: it becomes the class of the encoder, with the head in a separate file, as do pairs, regions and
+    choices where the model's `hugging_face` module has a place for them. name: for the model card;
     bert: folder with config.json and vocab.txt, answers: file of answers, if there are none beside the weights. Raises
     ValueError or OSError that names the file.
     """
     model = model_type(weights)
     hf, (config, tokenizer) = hugging_face(model, weights), read_sidecars(model, weights, bert)
-    state = hf.read_task(weights)
+    state, task = hf.read_task(weights), read_run(weights.parent).get('task')
+    output = output_of(task)
+    if not (architecture := hf.architecture_of(state, config, output)):
+        raise ValueError(f'{weights}: is a snapshot of {config.MODEL} and the task {task}, for which transformers has no class; '
+                         'convert the file alone (bash run/convert.bash file)')
     answers = answers_of(weights, hf.answer_count(state), answers)
     print(compare(hf.model_of(state, config), state, str(weights), hf.MAY_MISS))
-    architecture, (tensors, head) = hf.architecture_of(state, config), hf.hf_tensors(state, config)
+    tensors, head = hf.hf_tensors(state, architecture)
     texts = {
         'vocab.txt': vocabulary_text(tokenizer),
         'tokenizer_config.json': json.dumps(hf.TOKENIZER, indent=2) + '\n',
-        'config.json': json.dumps(hf.hf_config(config, state, answers), indent=2) + '\n',
+        'config.json': json.dumps(hf.hf_config(config, state, answers, architecture), indent=2) + '\n',
         'README.md': model_card(weights, config, name, answers, architecture, hf.example), **options_of(weights),
     }
     write_new({folder / 'model.safetensors': tensors, **({folder / hf.HEAD_FILE: head} if head else {})}, texts)
-    print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {hf.HEAD_FILE}" if head else ""}, config, vocabulary, '
-          f'{f"{len(answers):,} answers" if answers else "no names of answers (no answers.json beside the weights)"}, model card')
+    print(f'{folder}: {architecture}, {len(tensors)} tensors{f" and {hf.HEAD_FILE}" if head else ""}, config, vocabulary, model '
+          f'card{told_of(answers, hf.answer_count(state), output)}')
 
 
 def from_hf(weights, snapshot, bert=None, answers=None):
@@ -123,8 +130,8 @@ def from_hf(weights, snapshot, bert=None, answers=None):
     if answers is None:
         del texts['answers.json']
     write_new({target: state}, texts)
-    print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}'
-          f'{"" if answers else "; the names of its answers are unknown: put an answers.json beside it"}')
+    output = output_of(read_run(weights.parent).get('task'))
+    print(f'{target}: {len(state)} tensors; beside it {", ".join(texts)}{told_of(answers, hf.answer_count(state), output)}')
 
 
 def write_card(weights, bert=None, answers=None):
@@ -203,6 +210,13 @@ def answers_of(weights, rows, file):
         raise DataError(f'{weights}: its answer head has {rows} rows, but {len(answers)} answers are given for it; give '
                         'those of its run with --answers')
     return answers
+
+
+def told_of(answers, rows, output):
+    """What is printed of the answers of a head with that many rows; output: heads.Recipe.output of its task, None: not known."""
+    if answers:
+        return f'; {len(answers):,} answers'
+    return '; names of answers unknown (no answers.json beside the weights)' if rows and output in (None, 'answer') else ''
 
 
 def read_answer_file(file):

@@ -28,18 +28,20 @@ from files.text import shown
 from images.source import open_source
 from param import Options, add_flags
 from regions import placement, store
+from run_folder import read_run
 from tasks import checkpoints
 from tasks.program import check_batch, check_features
+from tasks.registry import output_of
 from train import autocast
 
 STATES = ('pooled', 'words', 'regions')
 
 EPILOG = '''
 Arrays in --out, for n pairs in the order of PAIRS and hidden size d:
-  pooled (n, d)                    the pooled vector, the input of the answer head: of LXMERT that of [CLS]; of VL-BERT the state
-                                   of [MASK] with a task's snapshot, with other weights that of [CLS]
+  pooled (n, d)                    the pooled vector, the input of the answer head: the state of [CLS], or of the [MASK] that is
+                                   added
   words.LAYER (n, t, d)            hidden states, 0 at padding; t: tokens of the longest sentence, with [CLS] and [SEP], and the
-                                   [MASK] [SEP] that VL-BERT adds to it with a task's snapshot
+                                   [MASK] that VL-BERT and VisualBERT add with a snapshot of a task whose output is an answer
   regions.LAYER (n, o, d)          hidden states of regions, as ordered in --features; o: the maximum number of regions per image
   image.LAYER (n, d)               with --states regions of VL-BERT: hidden states of the image as a whole, its further region
   input_ids (n, t)                 token ids (lines of vocab.txt, from 0); 0 is padding
@@ -53,7 +55,7 @@ layers.
 
 PAIRS is a UTF-8 text file with lines "img_id<TAB>sentence", or a json list of objects with img_id and sent, such as
 data/vqa/minival.json. NLVR2's json with two images per example is not supported: write each image with the statement on a line
-of its own. Sentences longer than --maxLength are truncated, as in training; VL-BERT's [MASK] [SEP] are not counted.
+of its own. Sentences longer than --maxLength are truncated, as in training; what VL-BERT adds is not counted.
 
 Examples:
   bash run/encode.bash 0 pairs.tsv --features data/mscoco_imgfeat/val2014_obj36.tsv --load snap/pretrained/model --out pooled.npz
@@ -147,7 +149,8 @@ def encode(flags):
     encoder, report = package.load_encoder(weights, config)
     print(report)
     encoder.tokenizer = tokenizer
-    check_inputs(flags, encoder.needs)
+    encoder.blank = encoder.blank and output_of(read_run(weights.parent).get('task')) in (None, 'answer')
+    check_inputs(flags, encoder)
     if regions is not None and images is not None:
         check_sizes(img_ids, regions, images)
     if regions is not None and 'regions' not in encoder.needs:
@@ -179,8 +182,12 @@ def open_inputs(flags, img_ids):
     return regions, images
 
 
-def check_inputs(flags, needs):
-    """Raises DataError unless the flags name what an encoder `needs`, and nothing else."""
+def check_inputs(flags, encoder):
+    """Raises DataError unless an encoder reads one image at a time, and the flags name what it `needs`, and nothing else."""
+    if encoder.images > 1:
+        raise DataError(f'--load {flags.load}: expected a model that reads an image at a time, found one that reads '
+                        f'{encoder.images} together; name the snapshot of another task')
+    needs = encoder.needs
     for flag, what, needed in (('features', 'regions', needs & {'regions', 'boxes'}), ('images', 'pixels', needs & {'pixels'})):
         if bool(needed) != bool(getattr(flags, flag)):
             raise DataError(f'--{flag}: {flags.load} reads {"" if needed else "no "}{what}; '

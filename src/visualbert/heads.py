@@ -43,6 +43,7 @@ NAMES = ((r'^(bert\.)*(?=(embeddings|encoder|pooler)\.)', 'visual_bert.'), (r'^b
          (r'(token_type|position)_embeddings_visual\.', r'visual_\1_embeddings.'))
 WORDS, PROJECTION = 'visual_bert.embeddings.word_embeddings.weight', 'visual_bert.embeddings.visual_projection.weight'
 HEADS, DECODER = r'cls\.', r'cls\.predictions\.decoder\.'  # the decoder is tied to the words
+HEAD_FILE = 'visualbert_head.safetensors'  # beside a VisualBertModel of transformers, which has no such head
 
 recipe = partial(find_recipe, RECIPES, 'visualbert')
 read_config = partial(bert.config.read_config, VisualBertConfig)
@@ -116,7 +117,11 @@ def read_weights(path):
     return {name: tensor for name, tensor in state.items() if not re.match(POSITION_IDS, name)}
 
 
-read_task = read_weights
+def read_task(path):
+    """The same, with those of HEAD_FILE beside a file of transformers that has no head."""
+    state, head = read_weights(path), path.with_name(HEAD_FILE)
+    alone = path.name == 'model.safetensors' and not any(re.match(HEADS, name) for name in state)
+    return state | (read_state(head) if alone and head.is_file() else {})
 
 
 def recognises(names):
@@ -130,7 +135,7 @@ def answers_and_images(state, config):
 
 def load(head, path, complete=False):
     """Fills a head from a file: all of it, or all but the head of a task. Returns (LoadReport, the file's tensors)."""
-    file, optional, pretraining = read_weights(path), [DECODER if complete else HEADS], isinstance(head, MaskedWordsAndMatch)
+    file, optional, pretraining = read_task(path), [DECODER if complete else HEADS], isinstance(head, MaskedWordsAndMatch)
     state, missing = {name: file[name] for name in file if complete or pretraining or not re.match(HEADS, name)}, [*optional]
     if not complete and PROJECTION not in file:  # of BERT: regions start with the embeddings of words, as in the original code
         missing.append(re.escape(PROJECTION.removesuffix('weight')))

@@ -7,13 +7,12 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from bert.weights import read_state
 from visualbert import heads
+from visualbert.heads import HEAD_FILE, read_task  # noqa: F401, of the interface of tools.convert
 from visualbert.modeling import VisualBertModel
 
 PRETRAINING, ANSWERS, ENCODER = 'VisualBertForPreTraining', 'VisualBertForQuestionAnswering', 'VisualBertModel'
 TOKENIZER = {'tokenizer_class': 'BertTokenizer', 'do_lower_case': True}
-HEAD_FILE = 'visualbert_head.safetensors'  # the tensors that a class of transformers has no place for
 MAY_MISS = heads.DECODER,  # tied
 EXAMPLE = '''import torch
 from transformers import {architecture}, BertTokenizer
@@ -35,20 +34,16 @@ print(out.seq_relationship_logits.softmax(-1))  # does the sentence belong to th
 }
 
 
-def architecture_of(state, config):
+def architecture_of(state, config, output=None):
     """The class of transformers that holds tensors by our names. VisualBertForQuestionAnswering reads the state of [MASK], as our
     answer heads do. The encoder's class and a head that it does not know for the others: VisualBertForVisualReasoning reads
-    both pictures of NLVR2 in one sequence, ours each in its own; a score of one row is of a pair, a region or a choice.
+    both pictures of NLVR2 in one sequence, ours each in its own; heads of pairs, regions and choices read no [MASK]. output:
+    heads.Recipe.output of the task, which tells the two rows of a pair's head from two answers; None: not known.
     """
     if 'cls.predictions.bias' in state:
         return PRETRAINING
-    return ANSWERS if (heads.answers_and_images(state, config) or (0, 0))[1] == 1 else ENCODER
-
-
-def read_task(path):
-    """The tensors of a file by our names, with those of HEAD_FILE beside an encoder alone."""
-    state, head = heads.read_weights(path), path.with_name(HEAD_FILE)
-    return state | (read_state(head) if path.name == 'model.safetensors' and head.is_file() else {})
+    one_image = (heads.answers_and_images(state, config) or (0, 0))[1] == 1
+    return ANSWERS if one_image and output in (None, 'answer') else ENCODER
 
 
 def is_task(state):
@@ -74,7 +69,7 @@ def _untied(state):
 def model_of(state, config):
     """A module on the meta device with the parameters that the tensors should have, to compare them with."""
     with torch.device('meta'):
-        if architecture_of(state, config) == PRETRAINING:
+        if 'cls.predictions.bias' in state:
             head = heads.build('pretrain', config)
             return nn.ModuleDict({'visual_bert': head.encoder.visual_bert, 'cls': head.cls})
         parts = {'visual_bert': VisualBertModel(config)}
@@ -84,20 +79,20 @@ def model_of(state, config):
         return nn.ModuleDict(parts)
 
 
-def hf_tensors(state, config):
-    """(tensors of the class `architecture_of` by its names, tensors of a head that it does not have)."""
+def hf_tensors(state, architecture):
+    """(tensors of a class of transformers by its names, tensors of a head that it does not have)."""
     state = _untied(state)
-    if architecture_of(state, config) != ENCODER:
+    if architecture != ENCODER:
         return state, {}
     body = {name: tensor for name, tensor in state.items() if name.startswith('visual_bert.')}
     return ({name.removeprefix('visual_bert.'): tensor for name, tensor in body.items()},
             {name: tensor for name, tensor in state.items() if name not in body})
 
 
-def hf_config(config, state, answers):
+def hf_config(config, state, answers, architecture):
     """The content of a config.json that transformers reads as its VisualBertConfig, and this project as its own. answers: list of
     str or None."""
-    values = asdict(config) | {'model_type': 'visual_bert', 'architectures': [architecture_of(state, config)],
+    values = asdict(config) | {'model_type': 'visual_bert', 'architectures': [architecture],
                                'visual_embedding_dim': config.visual_feat_dim, 'pad_token_id': 0}
     labels = answers or [f'LABEL_{i}' for i in range(answer_count(state))]
     return values | ({'id2label': dict(enumerate(labels)), 'label2id': {name: i for i, name in enumerate(labels)}} if labels
