@@ -1,5 +1,10 @@
-"""Draws docs/images/model.svg, the diagram of the model in README.md: `python docs/make_figures.py` (needs matplotlib only)."""
+"""Draws what is in docs/images, with matplotlib only.
 
+The diagram of the model in README.md: `python docs/make_figures.py`. Runs of pre-training side by side, from their logs:
+`python docs/make_figures.py "all five=A/log.log" "questions first=B/log.log,C/log.log"`, where C went on from B.
+"""
+
+import re
 import sys
 from pathlib import Path
 
@@ -58,10 +63,30 @@ def draw_model():
     return figure
 
 
-def main(folder):
+def draw_pretraining(runs):
+    """Accuracy of answers and loss of matching in validation, by epoch. runs: {label: paths of the logs of its parts}."""
+    figure = Figure(figsize=(9, 3.2), layout='constrained')
+    panels = figure.subplots(1, 2)
+    for axes, title, pattern in ((panels[0], 'answers, accuracy in validation', r'QA accuracy ([\d.]+)'),
+                                 (panels[1], 'matching, loss in validation', r'Matched ([\d.]+)')):
+        for label, logs in runs.items():
+            lines = [line for log in logs for line in Path(log).read_text().splitlines() if ': Valid loss' in line]
+            points = [(epoch, float(found[1])) for epoch, line in enumerate(lines, 1) if (found := re.search(pattern, line))]
+            axes.plot(*zip(*points, strict=True), marker='o', markersize=3, label=label)
+        axes.set(title=title, xlabel='epoch')
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(runs))
+    return figure
+
+
+def main(arguments):
     matplotlib.rcParams.update({'svg.hashsalt': 'model', 'svg.fonttype': 'path'})  # the same bytes, the same font everywhere
-    draw_model().savefig(folder / 'model.svg', metadata={'Date': None})
+    figure, name = draw_model(), 'model'
+    if arguments:
+        runs = {label: logs.split(',') for label, logs in (argument.split('=') for argument in arguments)}
+        figure, name = draw_pretraining(runs), 'pretraining_order'
+    figure.savefig(Path(__file__).parent / f'images/{name}.svg', metadata={'Date': None})
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / 'images')
+    main(sys.argv[1:])
