@@ -36,7 +36,8 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
         f'---\nlicense: mit\nlanguage: en\n{"library_name: transformers" + chr(10) if architecture else ""}tags:\n- '
         + config.MODEL.lower() + ('\npipeline_tag: visual-question-answering' if asks else '') + '\n---',
         f'# {markdown(name)}',
-        f'{config.MODEL} ({config.PAPER}) with hidden size {getattr(config, "text", config).hidden_size}'
+        f'{config.MODEL}{f" ({config.PAPER})" if config.PAPER else ""} with hidden size '
+        f'{getattr(config, "text", config).hidden_size}'
         f'{f", as `{architecture}`" if architecture else ""}{f", {len(answers):,} answers" if answers else ""}. '
         f'Made from `{code(Path(weights).name)}`. {made}.',
         f'```python\n{example(config, architecture, name, link) if example else load.format(path=Path(weights).name)}\n```',
