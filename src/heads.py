@@ -142,6 +142,11 @@ class Encoder(nn.Module):
         the first token: explain.relevance starts there."""
         raise NotImplementedError
 
+    def hidden_states(self, batch):
+        """(pooled vectors (e, p), {layer: word states}, {layer: region states}), 0 at padding, under the `layer_names` of the
+        model, for run/encode.bash. Raises ValueError for an encoder without."""
+        raise ValueError(f'{type(self).__name__} has no hidden_states, only pooled vectors; give --states pooled')
+
     def encode_images(self, batch) -> dict:
         """The batch with what the encoder computes from each image alone, such as `image_states` in place of pixels. `forward`
         computes it if it is not done; heads that use an image with several texts call this first."""
@@ -316,13 +321,14 @@ class Head(nn.Module):
         """(logits (b, m), places (b,), [(Attention, gradient or None)]): the gradients of one logit per example with respect to
         the attention probabilities.
 
-        places: (b,) int64, which of the m logits (`logits`; 'match' has one); None: the highest. Raises NotImplementedError if
-        the encoder records no attention.
+        places: (b,) int64, which of the m logits (`logits`; 'match' has one); None: the highest. Raises ValueError if the encoder
+        records no attention.
         """
         with torch.enable_grad():
             states = self.encoder(batch, record_attention=True)
             if not states.attentions:
-                raise NotImplementedError(f'{type(self.encoder).__name__} records no attention, by which to explain')
+                raise ValueError(f'{type(self.encoder).__name__} records no attention, by which predictions are explained; '
+                                 'return States.attentions with record_attention')
             logits = self.logits_of(batch, states)
             logits = logits[:, None] if logits.ndim == 1 else logits
             places = logits.argmax(1) if places is None else places

@@ -111,7 +111,7 @@ FILES = {
     'nlvr2 predictions': ('p.csv', ''.join(f'dev-{i}-0-0,True\n' for i in range(3)),
                           predictions_of(NLVR2, OFFICIAL_NLVR2, 'p.csv')),
     'probabilities': ('x.json', [{'id': i, 'answers': [['yes', 0.9], ['no', 0.1]]} for i in range(3)],
-                      lambda folder: list(mean([folder / 'x.json'] * 2, False))),
+                      lambda folder: list(mean([folder / 'x.json'] * 2, 'answer'))),
     'json lines': ('x.json', LINES, lambda folder: list(json_lines(folder / 'x.json', 'identifier', 'there'))),
     'pairs': ('x.tsv', ''.join(f'{i}\tIs it?\n' for i in range(3)), lambda folder: read_pairs(folder / 'x.tsv')),
     'json pairs': ('x.json', VQA_ROWS, table(read_pairs)),

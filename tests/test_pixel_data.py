@@ -569,7 +569,7 @@ def test_a_predictor_reads_pictures(world, monkeypatch):
         places, values = predictor.head.predict(ALBEFTransform(16).normalize(batch) | {'examples': 1}, 5)
         assert [answer for answer, _ in row] == [answers[place] for place in places[0]]
         np.testing.assert_allclose([value for _, value in row], values[0].detach(), atol=1e-6)
-    with pytest.raises(NotImplementedError, match='PixelStream records no attention'):
+    with pytest.raises(ValueError, match='PixelStream records no attention'):
         pipeline.answer(questions[0], images[:1])
 
     both = Predictor(answer_head(world, 'pixels', 'boxes', 'whole'), VQA, answers)

@@ -116,6 +116,11 @@ def test_without_apex_the_flag_is_an_error_that_says_so():
         accelerate(LXRTPretraining(CONFIG), SimpleNamespace(checkpointing=False, compile=False, apex=True))
 
 
+def test_a_model_with_nothing_to_compile_says_so():
+    with pytest.raises(ValueError, match='--compile: no module of this model'):
+        accelerate(torch.nn.Linear(2, 2), SimpleNamespace(checkpointing=False, compile=True, apex=False))
+
+
 @pytest.mark.parametrize(('flags', 'says'), [(['--bf16', '--fp16'], '--fp16'), (['--apex', '--optim', 'sgd'], '--apex')])
 def test_ways_to_compute_that_exclude_each_other_are_named(flags, says, capsys):
     with pytest.raises(SystemExit) as ended:

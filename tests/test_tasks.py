@@ -19,7 +19,7 @@ from regions import tsv
 from tasks.gqa import GQA
 from tasks.nlvr import NLVR
 from tasks.nlvr2 import NLVR2
-from tasks.program import main
+from tasks.program import check_recipe, main
 from tasks.vqa import VQA
 from tools import ensemble, evaluate
 
@@ -250,6 +250,17 @@ def test_an_ensemble_is_the_mean_of_probabilities(tmp_path, capsys):
     pair = write('4.json', ('d-0-0-0', [['False', .7], ['True', .3]]))
     assert ensemble.main(['nlvr2', pair, pair, '--out', str(tmp_path / 'x.csv')]) == 0
     assert (tmp_path / 'x.csv').read_text() == 'd-0-0-0,False\n'
+    choices = write('5.json', (5, [[2, .6], [0, .4]])), write('6.json', (5, [[0, .9], [2, .1]]))
+    (key, total), = ensemble.mean(choices, 'choice')
+    assert key == 5 and total == {2: pytest.approx(.35), 0: pytest.approx(.65)}
+
+
+@pytest.mark.parametrize(('like', 'found'), [('refcoco', 'region and 1'), ('nlvr2', 'answer and 2'), ('vcr', 'choice and 1')])
+def test_a_recipe_of_other_examples_is_refused(like, found):
+    wrong = type('Wrong', (NLVR,), {'like': like})
+    with pytest.raises(ValueError, match=f'^Wrong: .* answer .*: 1, but the recipe of lxmert for {like} has the output {found};'):
+        check_recipe('lxmert', wrong, Options())
+    check_recipe('lxmert', type('Right', (NLVR,), {'kind': 'new', 'like': 'entailment'}), Options())
 
 
 def test_another_task_takes_few_lines():

@@ -28,6 +28,8 @@ class BertConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
 
+    MODEL: ClassVar[str]  # the model's name in messages and cards; each subclass has one
+    PAPER: ClassVar[str] = ''  # a link in Markdown, for model cards
     FIXED: ClassVar[dict] = {'hidden_act': ('gelu', "'gelu'")}  # key -> the only value that is possible, and its description
 
     def __post_init__(self):

@@ -16,15 +16,20 @@ def accelerate(model, options, backend='inductor'):
     """Apply the options to the modules of a model that have these attributes: `gradient_checkpointing`, to be set, and
     `compile_as_one_graph`, true where torch.compile is to be called.
 
-    backend: torch.compile's. Raises ValueError if apex is requested and cannot be used.
+    backend: torch.compile's. Raises ValueError if apex is requested and cannot be used, or there is nothing to compile.
     """
+    compiled = False
     for module in model.modules():
         if hasattr(module, 'gradient_checkpointing'):
             module.gradient_checkpointing = options.checkpointing
         if options.compile and getattr(module, 'compile_as_one_graph', False):
             torch._dynamo.config.recompile_limit = SHAPES
             mode = 'reduce-overhead' if next(module.parameters()).is_cuda else None  # CUDA graphs
+            compiled = True
             module.compile(dynamic=False, fullgraph=True, mode=mode, backend=backend)
+    if options.compile and not compiled:
+        raise ValueError('--compile: no module of this model has `compile_as_one_graph`, so that nothing would be compiled; '
+                         'leave the flag out')
     if options.apex:
         for name in ('fused_layer_norm_cuda', 'amp_C', 'apex.multi_tensor_apply'):  # fail here, not at the first step
             import_apex(name)

@@ -16,6 +16,7 @@ from files.progress import ProgressBar
 from param import Options, add_flags
 from regions.class_names import ClassNames, names_folder
 from run_folder import read_run
+from tasks.checkpoints import SNAPSHOT, find_weights
 from tasks.program import TaskProgram, check_batch
 from tasks.registry import TASKS, task_class
 from tasks.task import warn_same_predictions
@@ -37,7 +38,7 @@ def add_arguments(parser):
     parser.epilog = EPILOG
     parser.add_argument('--load', required=True, metavar='SNAPSHOT', help='such as snap/vqa/NAME/BEST')
     parser.add_argument('--test', required=True, metavar='SPLIT', help='a split with labels; several, separated by commas')
-    parser.add_argument('--task', choices=TASKS, default='vqa', help='(vqa)')
+    parser.add_argument('--task', choices=TASKS, help='(that of the run of --load, where it is known, else vqa)')
     parser.add_argument('--images', type=Path, metavar='DIR', help='folder of <img_id>.jpg or .png; without it: a blank canvas')
     parser.add_argument('--names', type=Path, metavar='DIR',
                         help='folder of objects_vocab.txt and attributes_vocab.txt (detector/ of --dataRoot, or itself)')
@@ -50,6 +51,9 @@ def add_arguments(parser):
 
 def run(args):
     """Predicts a split and writes the page; returns exit status 0. Raises ValueError or OSError for what does not fit."""
+    if args.task is None:
+        run_task = read_run(find_weights(args.load, SNAPSHOT).parent).get('task')
+        args.task = run_task if run_task in TASKS else 'vqa'
     out = args.out or Path('snap/show') / f'{args.task}_{args.test}_errors.html'
     if out.suffix != '.html':
         raise ValueError(f'--out {out}: expected a name ending in .html')

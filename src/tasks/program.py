@@ -219,9 +219,19 @@ def read_spec(options, kinds, published):
     spec = DatasetSpec.from_json(options.dataset) if options.dataset else published(Path(options.dataRoot))
     if spec.kind not in kinds:
         expected = ' or '.join(f'"{kind}"' for kind in kinds)
-        raise DataError(f'{options.dataset}: key "kind": expected {expected} for this program, found "{spec.kind}"; '
-                        'start the program of that task')
+        raise DataError(f'{options.dataset or published.__qualname__}: key "kind": expected {expected} for this program, found '
+                        f'"{spec.kind}"; start the program of that task')
     return spec
+
+
+def check_recipe(model, task_class, options):
+    """Raises ValueError unless the recipe that a model takes for a task has the output and the images of its examples."""
+    kind, schema = task_class.head_kind(), task_class.schema
+    recipe = models.package(model).recipe(kind, options)
+    if (recipe.output, recipe.images) != (schema.output, len(schema.images)):
+        raise ValueError(f'{task_class.__name__}: its examples have the output {schema.output} and images per example: '
+                         f'{len(schema.images)}, but the recipe of {model} for {kind} has the output {recipe.output} and '
+                         f'{recipe.images}; name in `like` a kind that has the same')
 
 
 class TaskProgram(Program):
@@ -240,7 +250,8 @@ class TaskProgram(Program):
                 raise ValueError(f'--{flag}: is for VCR, run/vcr_finetune.bash and run/vcr_test.bash; leave it out')
         has_vocabulary = task_class.output == 'answer' and not task_class.schema.answers
         if has_vocabulary and spec.answers is None:
-            raise DataError(f'{options.dataset}: key "answers": expected the path of a list of answers, found none; add it')
+            raise DataError(f'{options.dataset or task_class.spec.__qualname__}: key "answers": expected the path of a list of '
+                            'answers, found none; add it')
         for flag in ('train', 'valid') if options.test is None else ('test',):
             if flag != 'valid' or options.valid:
                 spec.named(getattr(options, flag), flag)
@@ -249,6 +260,7 @@ class TaskProgram(Program):
         answers = list(task_class.schema.answers or (spec.read_answers() if has_vocabulary else ()))
         endings = SNAPSHOT if task_class.output != 'match' else (*SNAPSHOT, *PRETRAINED)  # pre-trained weights may have this head
         program = cls.read(options, device, spec, answers, endings, kind=task_class.head_kind())
+        check_recipe(program.model, task_class, options)
         program.task_class = task_class
         return program
 

@@ -25,7 +25,7 @@ STRICT = 'with areas without "+1"'  # the second accuracy
 class RefCOCO(Task):
     """Chooses the region that an expression describes. It is right if its intersection over union with the annotated box is 0.5
     or more, with sides one pixel longer as in the test program of VL-BERT's code; also reported without that."""
-    kind, output = 'refcoco', 'region'
+    kind = 'refcoco'
     schema = ExampleSchema('ref_id', int, box='box')
 
     @staticmethod

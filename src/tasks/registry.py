@@ -2,9 +2,11 @@
 
 import importlib
 
-TASKS = {'vqa': 'vqa.VQA', 'gqa': 'gqa.GQA', 'nlvr2': 'nlvr2.NLVR2', 'nlvr': 'nlvr.NLVR', 'classify': 'classify.Classify',
-         'multilabel': 'classify.MultiLabel', 'entailment': 'entailment.Entailment', 'refcoco': 'refcoco.RefCOCO',
-         'retrieval': 'retrieval.Retrieval', 'vcr': 'vcr.VCR'}
+TASKS = {
+    'vqa': 'vqa.VQA', 'gqa': 'gqa.GQA', 'nlvr2': 'nlvr2.NLVR2', 'nlvr': 'nlvr.NLVR', 'classify': 'classify.Classify',
+    'multilabel': 'classify.MultiLabel', 'entailment': 'entailment.Entailment', 'refcoco': 'refcoco.RefCOCO',
+    'retrieval': 'retrieval.Retrieval', 'vcr': 'vcr.VCR',
+}
 
 
 def task_class(kind):

@@ -25,7 +25,7 @@ MEASURE = 'mean of the six recalls'
 class Retrieval(Task):
     """Ranks images for captions and captions for images, by the score of each pair."""
 
-    kind, output = 'retrieval', 'match'
+    kind = 'retrieval'
     schema = ExampleSchema('img_id', str, captions=True)
 
     def __init__(self, options):

@@ -18,12 +18,16 @@ class Task:
 
     kind: str  # key "kind" in the json of a --dataset
     like: str | None = None  # the kind whose recipe and head a model takes for this task; None: `kind`
-    output = 'answer'  # or 'choice', 'region'
     schema = QUESTION  # annotations.examples.ExampleSchema of the annotations
+    output = QUESTION.output  # of the schema: 'answer', 'choice', 'region' or 'match'
     suffix = 'json'  # of the submission file
     best_name, epoch_name = 'BEST.pth', 'LAST.pth'  # snapshots
     flags = ()  # of Options, that other tasks do not take
     variants = ()  # Task classes of other kinds, which the program runs if --dataset is of their kind
+
+    def __init_subclass__(cls, **values):
+        super().__init_subclass__(**values)
+        cls.output = cls.schema.output
 
     def __init__(self, options):
         self.k = options.dumpProbs or 1  # predictions per example

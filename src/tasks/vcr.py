@@ -23,7 +23,7 @@ from tasks.vcr_files import ANSWERS, CHOICES, GIVEN, RATIONALES, write_csv
 class VCR(Task):
     """Chooses one of four answers (Q->A), or, with --rationale, one of four rationales of the right answer (QA->R)."""
 
-    kind, output, suffix = 'vcr', 'choice', 'csv'
+    kind, suffix = 'vcr', 'csv'
     schema = TaggedSchema('annot_id', str)
     flags = ('rationale', 'loadRationale')
     columns = ANSWERS

@@ -20,17 +20,18 @@ from files.json_files import DataError, field, stream
 from files.progress import ProgressBar
 from files.text import shown
 from tasks import vcr_files
-from tasks.registry import task_class
+from tasks.registry import TASKS, task_class
 from tasks.scoring import PredictionFaults
 
-TASKS = ('vqa', 'gqa', 'nlvr2', 'nlvr', 'entailment', 'refcoco', 'vcr')  # retrieval predicts ranks
+WITHOUT = 'retrieval', 'classify', 'multilabel'  # predictions are ranks, or the probabilities of all classes
 
 
-def mean(paths, regions):
-    """Yields (id, Counter of {answer: mean probability}) for each example. regions: whether answers are boxes; else texts.
+def mean(paths, output):
+    """Yields (id, Counter of {answer: mean probability}) for each example. output: of the task.
 
     Raises DataError for an invalid item, or if the files do not have the same examples in the same order.
     """
+    what, valid = PREDICTED[output]
     for number, rows in enumerate(zip_longest(*(stream(path, 'item', 'predictions') for path in paths))):
         total = Counter()
         for path, row in zip(paths, rows, strict=True):
@@ -47,12 +48,12 @@ def mean(paths, regions):
                 raise DataError(f'{path}: prediction {number}: key "id": expected {shown(rows[0]["id"])} as in {paths[0]}, found '
                                 f'{shown(row["id"])}; make the files from one split')
             for pair in row['answers']:
-                if not (isinstance(pair, list) and len(pair) == 2 and (is_box(pair[0]) if regions else isinstance(pair[0], str))
+                if not (isinstance(pair, list) and len(pair) == 2 and valid(pair[0])
                         and type(pair[1]) in (int, float) and 0 <= pair[1] <= 1):
                     raise DataError(f'{path}: prediction {number}: key "answers": expected pairs '
-                                    f'[{"box" if regions else "answer"}, probability from 0 to 1], found {shown(pair)}; give a '
+                                    f'[{what}, probability from 0 to 1], found {shown(pair)}; give a '
                                     '_probs.json of this task, written by --dumpProbs')
-                total[pair[0] if isinstance(pair[0], str) else tuple(pair[0])] += pair[1] / len(paths)
+                total[tuple(pair[0]) if isinstance(pair[0], list) else pair[0]] += pair[1] / len(paths)
         for path, row in zip(paths, rows, strict=True):
             boxes = {tuple(name) for name, _ in row['answers'] if isinstance(name, list)}
             lacking = {name for name in total if isinstance(name, tuple)} - boxes
@@ -64,6 +65,11 @@ def mean(paths, regions):
 
 def is_box(value):
     return isinstance(value, list) and len(value) == 4 and all(type(side) in (int, float) for side in value)
+
+
+# Output of a task -> what is predicted, and whether a value is that.
+PREDICTED = {'answer': ('answer', lambda value: isinstance(value, str)), 'choice': ('choice', lambda value: type(value) is int),
+             'region': ('box', is_box)}
 
 
 def mean_csv(paths):
@@ -97,7 +103,9 @@ def ensemble(options):
         write_atomically(options.out, partial(vcr_files.write_csv, ids=ids, columns=columns))
         print(f'{len(ids):,} predictions of {len(options.files)} models: {options.out}')
         return 0
-    rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files, task_class(options.task).output == 'region'))
+    if (output := task_class(options.task).output) not in PREDICTED:
+        raise DataError(f'{options.task}: predictions are ranks, of which there is no mean; test one snapshot')
+    rows = ((key, total.most_common(1)[0][0]) for key, total in mean(options.files, output))
     bar, count = ProgressBar(rows, 'Averaging', unit=' predictions', delay=3), []
     write_atomically(options.out, lambda path: count.append(task_class(options.task).write(path, bar)))
     print(f'{count[0]:,} predictions of {len(options.files)} models: {options.out}')
@@ -107,7 +115,7 @@ def ensemble(options):
 def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='ensemble.bash', description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('task', choices=[task for task in TASKS if task not in WITHOUT])
     parser.add_argument('--out', type=Path, required=True, help="the submission file to write, in the leaderboard's format")
     parser.add_argument('files', nargs='+', type=Path,
                         help='SPLIT_probs.json of each model, written by --dumpProbs; of VCR SPLIT_predict.csv')

@@ -13,10 +13,10 @@ from cli import run_main
 from files.atomic import write_text
 from files.json_files import DataError, layout, numbered_lines, stream
 from files.text import printable, shown
-from tasks.registry import task_class
+from tasks.registry import TASKS, task_class
 from tasks.scoring import Subset, confusion_table
 
-TASKS = ('vqa', 'gqa', 'nlvr2', 'entailment', 'refcoco', 'retrieval', 'vcr')
+WITHOUT = 'nlvr', 'classify', 'multilabel'  # no `evaluate`: their runs print the score
 EPILOG = ('vqa: predictions [{"question_id": 1, "answer": "yes"}], annotations v2_mscoco_*_annotations.json. '
           'gqa: [{"questionId": "1", "prediction": "yes"}] and *_questions.json; no distribution, grounding, scores by length. '
           'nlvr2: lines dev-0-0-0,True and dev.json, test1.json. '
@@ -84,7 +84,7 @@ def main(argv=None):
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog='evaluate.bash', epilog=EPILOG,
                                      description='Checks a file of predictions and computes the official metrics.')
-    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('task', choices=[task for task in TASKS if task not in WITHOUT])
     parser.add_argument('predictions', type=Path, help='the submission file')
     parser.add_argument('annotations', type=Path, help='the questions with their labels')
     parser.add_argument('--choices', type=Path, help='gqa: the official val_choices.json, for validity and plausibility')
@@ -94,6 +94,8 @@ def main(argv=None):
                         'questions that are answered')
     parser.add_argument('--out', type=Path, metavar='FILE', help='write the metrics to this json file')
     options = parser.parse_args(argv)
+    if not hasattr(task_class(options.task), 'evaluate'):
+        parser.error(f'{options.task}: its Task has no `evaluate`; the test launcher prints the score of a split with labels')
     if options.choices and options.task != 'gqa':
         parser.error(f'--choices is for gqa only, not for {options.task}')
     if options.out and not options.out.parent.is_dir():

@@ -7,6 +7,7 @@ from pathlib import Path
 from files.text import printable
 from param import Options
 from run_folder import read_run
+from tasks.registry import TASKS, task_class
 
 LOAD = '''from tasks import snapshots  # src/ of this project in PYTHONPATH
 
@@ -24,7 +25,8 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
     link): code that uses it. Without them the card tells how to load the file with this project.
     """
     run, log = read_run(Path(weights).parent), Path(weights).with_name('log.log')
-    softmax = run.get('options', {}).get('mceLoss') or run.get('task') in ('nlvr', 'classify')  # trained by cross entropy
+    kind = task_class(run['task']).head_kind() if run.get('task') in TASKS else None
+    softmax = run.get('options', {}).get('mceLoss') or kind in ('nlvr', 'classify', 'entailment')  # trained by cross entropy
     link = 'softmax(-1)' if softmax else 'sigmoid()'
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
@@ -36,7 +38,8 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
         f'---\nlicense: mit\nlanguage: en\n{"library_name: transformers" + chr(10) if architecture else ""}tags:\n- '
         + config.MODEL.lower() + ('\npipeline_tag: visual-question-answering' if asks else '') + '\n---',
         f'# {markdown(name)}',
-        f'{config.MODEL} ({config.PAPER}) with hidden size {getattr(config, "text", config).hidden_size}'
+        f'{config.MODEL}{f" ({config.PAPER})" if config.PAPER else ""} with hidden size '
+        f'{getattr(config, "text", config).hidden_size}'
         f'{f", as `{architecture}`" if architecture else ""}{f", {len(answers):,} answers" if answers else ""}. '
         f'Made from `{code(Path(weights).name)}`. {made}.',
         f'```python\n{example(config, architecture, name, link) if example else load.format(path=Path(weights).name)}\n```',
