@@ -216,9 +216,10 @@ class HuggingFace:
         import transformers
 
         head, self.task = make_head(task, config), task
-        tensors, _ = hf_tensors(state := head.original_state(), config)
-        sizes = transformers.LxmertConfig.from_dict(hf_config(config, state, None))
-        self.model = getattr(transformers, architecture_of(state, config))(sizes)
+        architecture = architecture_of(state := head.original_state(), config)
+        tensors, _ = hf_tensors(state, architecture)
+        sizes = transformers.LxmertConfig.from_dict(hf_config(config, state, None, architecture))
+        self.model = getattr(transformers, architecture)(sizes)
         self.model.load_state_dict(tensors, strict=False)  # tied weights have one name here and two there
         if task == 'nlvr2':
             self.model.classifier = copy.deepcopy(head.classifier)
