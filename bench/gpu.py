@@ -107,6 +107,8 @@ def main(argv=None) -> int:
 def run_all(parts, options):
     (options.out / 'logs').mkdir(parents=True, exist_ok=True)
     world = options.out / 'world' if options.rehearse else Path('data/shapes')
+    data = options.out / 'gpu_data'
+    shutil.rmtree(data, ignore_errors=True)  # of a part that was stopped, which the next one would refuse to remove
     results, begin = {'machine': machine(), 'parts': {}}, time.monotonic()
     for number, part in enumerate(parts, 1):
         out = options.out / f'{part.name.replace(" ", "_")}.{"xml" if part.file == "junit" else "json"}'
@@ -114,7 +116,7 @@ def run_all(parts, options):
         if part.file.startswith('snap/'):  # a run of an earlier time would be resumed, or refused for other settings
             shutil.rmtree(Path(part.file).parent, ignore_errors=True)
         gpus = 'cpu' if options.rehearse else '0'
-        words = part.words(options.rehearse, out=out, data=options.out / 'data', world=world, python=sys.executable, gpus=gpus)
+        words = part.words(options.rehearse, out=out, data=data, world=world, python=sys.executable, gpus=gpus)
         command = part.shown(options.rehearse, python='python', gpus=gpus)
         limit = part.seconds * (SLOWER if options.rehearse else 1)
         print(f'[{number}/{len(parts)}] {part.name}: at most {limit} s: {command}', flush=True)
