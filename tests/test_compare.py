@@ -124,6 +124,7 @@ def test_the_table_has_means_spreads_baselines_and_costs(made, tmp_path):
     assert rows['trained parameters, M'][1:] == ['1.00'] * 3
     assert rows['pre-training: epochs; steps; CPU s'][1:] == ['3; 750; 100'] * 3
     assert rows['vcr, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '-']
+    assert rows['retrieval, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '3; 750; 100 (*)']
     text = compare.table(results)
     assert '(*) A run was interrupted' in text and '(!) or ...: not complete' in text and 'differ by' not in text
     made['costs'][PRETRAIN]['albef']['parameters'] = 1500000

@@ -404,7 +404,8 @@ def table(results):
     def cost(runs):
         if not (done := [run for run in runs if run]):
             return '...'
-        return f'{done[0]["epochs"]:,}; {done[0]["steps"]:,}; {statistics.mean(run[key] for run in done):,.0f}'
+        mark = ' (*)' if any(run['interrupted'] for run in done) else ''
+        return f'{done[0]["epochs"]:,}; {done[0]["steps"]:,}; {statistics.mean(run[key] for run in done):,.0f}{mark}'
 
     for task, by_model in results['tasks'].items():
         rows.append([f'{task}, {TASKS[task][1]}', f'{results["text_only"][task]:.1f}',
