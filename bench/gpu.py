@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from files.json_files import read_json
 MINUTES = 25  # of all parts together
 SLOWER = 4  # times longer a part may take in a rehearsal, on a CPU that others may use too
 DONE = 'done'
+NO_FIGURES = 'settings', 'command'  # keys of what a comparison writes about itself
 # Endings of the names of figures that are their units.
 UNITS = (r'(?:[:,] )([^:, ]+/s|useful TFLOP/s|s [\w ]+|seconds|MB|GB|hours|per cent[\w ]*|days of .*|times [^:,]*'
          r'|operations[\w ]*|graphs[\w -]*)$')
@@ -74,8 +76,8 @@ PARTS = [
     bench('detector', 60, '--count 20 --device cuda', '--count 1 --device cpu'),
     bench('images', 80, '--folder {data}/images --count 300 --turns 1 --numWorkers 8', '--count 12 --batchSize 4 --numWorkers 1'),
     bench('retrieval', 40, '--folder {data}/retrieval', '--images 20 --captions 40'),
-    Part('compare', 130, 'bash run/compare.bash {gpus} --fast --tasks vqa --dataRoot {world}',
-         '--models lxmert,vlbert --seconds 2 --pretrainSeconds 3', 'snap/compare/fast/results.json'),
+    Part('compare', 130, 'bash run/compare.bash {gpus} --fast --tasks vqa --name gpu --dataRoot {world}',
+         '--models lxmert,vlbert --seconds 2 --pretrainSeconds 3', 'snap/compare/gpu/results.json'),
 ]
 REHEARSAL = Part('rehearsal', 600, 'bash run/bench.bash rehearsal --out {out}', '')
 
@@ -88,9 +90,10 @@ def main(argv=None) -> int:
     parser.add_argument('--parts', help='some of them, separated by commas: ' + ', '.join(part.name for part in PARTS))
     options = parser.parse_args(argv)
     names = options.parts.split(',') if options.parts else None
-    parts = [part for part in [*PARTS, *([REHEARSAL] if options.rehearse else [])] if not names or part.name in names]
-    if not parts:
-        parser.error(f'--parts {options.parts}: expected some of {", ".join(part.name for part in PARTS)}')
+    parts = [*PARTS, *([REHEARSAL] if options.rehearse else [])]
+    if unknown := [name for name in names or () if name not in {part.name for part in parts}]:
+        parser.error(f'--parts {unknown[0]}: expected some of {",".join(part.name for part in parts)}')
+    parts = [part for part in parts if not names or part.name in names]
 
     def work():
         if not options.rehearse and not torch.cuda.is_available():
@@ -104,12 +107,16 @@ def main(argv=None) -> int:
 def run_all(parts, options):
     (options.out / 'logs').mkdir(parents=True, exist_ok=True)
     world = options.out / 'world' if options.rehearse else Path('data/shapes')
+    data = options.out / 'gpu_data'
+    shutil.rmtree(data, ignore_errors=True)  # of a part that was stopped, which the next one would refuse to remove
     results, begin = {'machine': machine(), 'parts': {}}, time.monotonic()
     for number, part in enumerate(parts, 1):
         out = options.out / f'{part.name.replace(" ", "_")}.{"xml" if part.file == "junit" else "json"}'
         out.unlink(missing_ok=True)
+        if part.file.startswith('snap/'):  # a run of an earlier time would be resumed, or refused for other settings
+            shutil.rmtree(Path(part.file).parent, ignore_errors=True)
         gpus = 'cpu' if options.rehearse else '0'
-        words = part.words(options.rehearse, out=out, data=options.out / 'data', world=world, python=sys.executable, gpus=gpus)
+        words = part.words(options.rehearse, out=out, data=data, world=world, python=sys.executable, gpus=gpus)
         command = part.shown(options.rehearse, python='python', gpus=gpus)
         limit = part.seconds * (SLOWER if options.rehearse else 1)
         print(f'[{number}/{len(parts)}] {part.name}: at most {limit} s: {command}', flush=True)
@@ -171,15 +178,15 @@ def gathered(part, out):
         suite = ElementTree.parse(path).getroot().find('testsuite').attrib
         counts = {name: int(suite[name]) for name in ('tests', 'failures', 'errors', 'skipped')}
         return {'passed': counts['tests'] - counts['failures'] - counts['errors'] - counts['skipped'], **counts}, ''
-    content = read_json(path, 'the figures of a measurement')
-    return dict(flat({name: value for name, value in content.items() if name != 'settings'})), ''
+    return dict(flat(read_json(path, 'the figures of a measurement'))), ''
 
 
 def flat(value, name=''):
-    """(name, number or text) of nested dicts and lists, names joined by colons."""
+    """(name, number or text) of nested dicts and lists, names joined by colons; without NO_FIGURES."""
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value, 1):
-            yield from flat(each, f'{name}: {key}' if name else str(key))
+            if key not in NO_FIGURES:
+                yield from flat(each, f'{name}: {key}' if name else str(key))
     elif value is not None:
         yield name, value
 

@@ -181,9 +181,11 @@ def traceable():
     """Padding stays on the CPU too, and steps of the optimizer are fused: a trace knows neither padding nor what is finite."""
     layers.PACK_SEQUENCES.discard('cpu')
     optimizer.FUSED_STEP.add('cpu')
-    yield
-    layers.PACK_SEQUENCES.add('cpu')
-    optimizer.FUSED_STEP.discard('cpu')
+    try:
+        yield
+    finally:
+        layers.PACK_SEQUENCES.add('cpu')
+        optimizer.FUSED_STEP.discard('cpu')
 
 
 def traced(model, task, b, mode, small=False):

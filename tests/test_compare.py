@@ -43,6 +43,7 @@ def test_a_budget_below_a_step_is_refused():
 @pytest.mark.parametrize('flags, message', [
     (['cpu', '--tasks', 'vqa,captioning'], '--tasks captioning: expected some of vqa,gqa'),
     (['cpu', '--models', 'uniter'], '--models uniter: expected some of lxmert,vlbert'),
+    (['cpu', '--models', 'albef', '--tasks', 'vcr'], '--tasks vcr: expected a task that one of --models albef knows'),
     (['gpu0'], "expected cpu or GPU ids such as 0,1, found 'gpu0'")])
 def test_unknown_names_are_named(flags, message, capsys):
     with pytest.raises(SystemExit):
@@ -55,6 +56,7 @@ def test_seeds_and_budgets_have_defaults():
     assert options.seeds == [9595, 1, 2] and options.tasks == ['vqa', 'retrieval'] and options.name == 'default'
     options = compare.parse_args(['0,1', '--fast', '--seconds', '9'])
     assert (options.seeds, options.seconds, options.name) == ([9595], 9, 'fast')
+    assert compare.parse_args(['cpu', '--models', 'albef']).tasks == [task for task in TASKS if task != 'vcr']
 
 
 @pytest.fixture
@@ -122,6 +124,7 @@ def test_the_table_has_means_spreads_baselines_and_costs(made, tmp_path):
     assert rows['trained parameters, M'][1:] == ['1.00'] * 3
     assert rows['pre-training: epochs; steps; CPU s'][1:] == ['3; 750; 100'] * 3
     assert rows['vcr, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '-']
+    assert rows['retrieval, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '3; 750; 100 (*)']
     text = compare.table(results)
     assert '(*) A run was interrupted' in text and '(!) or ...: not complete' in text and 'differ by' not in text
     made['costs'][PRETRAIN]['albef']['parameters'] = 1500000

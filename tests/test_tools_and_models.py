@@ -50,6 +50,7 @@ CELLS = {  # (program, the task of the snapshot) -> of each of models.MODELS
     ('convert from-hf', 'vqa'): [YES, NO_CLASS, NO_CLASS, YES],
     ('convert file', 'vqa'): [YES] * 4,
     ('convert card', 'vqa'): [YES] * 4,
+    ('convert card', 'pretrain'): [YES] * 4,
 }
 REFUSALS = {'maps over patches, no regions': 'draw its maps with run/show.bash attention',
             NO_CLASS: 'for which there are no folders for transformers', CHOICES: 'which does not answer questions',
@@ -195,7 +196,8 @@ def try_card(run, cell):
     assert f'{config.MODEL} ({config.PAPER})' in text and text.startswith('---\nlicense: mit\n')
     cell.monkeypatch.chdir(cell.path.parent)
     exec(re.search(r'```python\n(.*?)```', text, re.S)[1], names := {})
-    assert type(names['predictor'].head.encoder).__module__.startswith(models.MODELS[cell.model])
+    loaded = names['matcher' if cell.task == 'pretrain' else 'predictor']
+    assert type(loaded.head.encoder).__module__.startswith(models.MODELS[cell.model])
     card.write_text('mine')
     with pytest.raises(ValueError, match=r'README\.md: exists with other contents; move it away'):
         run(convert.main, 'card', cell.path)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 LIBRARIES = ['torch.utils.tensorboard', 'PIL.Image', 'matplotlib.pyplot', 'safetensors.torch', 'filelock', 'tqdm.auto']
@@ -23,7 +24,10 @@ SOCKET = 'WARM_PYTHON'
 @contextlib.contextmanager
 def serve(address):
     """Starts a server at a path, which is the value of the environment variable SOCKET for all that runs in it."""
-    with subprocess.Popen([sys.executable, __file__, 'serve', address], start_new_session=True) as server:
+    from cli import end_with_parent  # the server imports nothing of the project
+
+    with subprocess.Popen([sys.executable, __file__, 'serve', address], start_new_session=True,
+                          preexec_fn=partial(end_with_parent, os.getpid())) as server:
         while not Path(address).exists() and server.poll() is None:
             time.sleep(0.02)
         try:

@@ -100,6 +100,10 @@ def parse_args(argv):
         if unknown := [name for name in names if name not in known]:
             parser.error(f'--{flag} {unknown[0]}: expected some of {",".join(known)}')
         setattr(options, flag, [name for name in known if name in names])
+    tasks = [task for task in options.tasks if any(supports(model, task) for model in options.models)]
+    if not tasks:
+        parser.error(f'--tasks {",".join(options.tasks)}: expected a task that one of --models {",".join(options.models)} knows')
+    options.tasks = tasks
     seeds, seconds, pretrain, name = (1, 4, 12, 'fast') if options.fast else (3, 300, 1500, 'default')
     options.seeds = [FIRST_SEED, *range(1, options.seeds or seeds)]
     options.seconds, options.pretrainSeconds = options.seconds or seconds, options.pretrainSeconds or pretrain
@@ -400,7 +404,8 @@ def table(results):
     def cost(runs):
         if not (done := [run for run in runs if run]):
             return '...'
-        return f'{done[0]["epochs"]:,}; {done[0]["steps"]:,}; {statistics.mean(run[key] for run in done):,.0f}'
+        mark = ' (*)' if any(run['interrupted'] for run in done) else ''
+        return f'{done[0]["epochs"]:,}; {done[0]["steps"]:,}; {statistics.mean(run[key] for run in done):,.0f}{mark}'
 
     for task, by_model in results['tasks'].items():
         rows.append([f'{task}, {TASKS[task][1]}', f'{results["text_only"][task]:.1f}',
@@ -417,7 +422,8 @@ def table(results):
     seeds = ', '.join(map(str, results['seeds']))
     lines += ['', f'Scores in per cent after the last epoch, mean ± standard deviation of the seeds {seeds}; each model is '
               f'pre-trained once. Budgets: {settings["pretrainSeconds"]:,} seconds of pre-training, {settings["seconds"]:,} of '
-              'fine-tuning. The seconds of the table are those of whole runs, with their start.']
+              'fine-tuning, from which steps follow. The seconds of the table are those of whole runs, with their start; on a '
+              'machine that is busier than when steps were measured they are more, for the same steps.']
     runs = [run for by_model in results['tasks'].values() for by_seed in by_model.values() for run in by_seed.values()]
     if None in runs or None in results['pretraining'].values():
         lines.append('(!) or ...: not complete. Repeat the command.')

@@ -30,8 +30,8 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
     link = 'softmax(-1)' if softmax else 'sigmoid()'
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
-    load = LOAD_PRETRAINED if Path(weights).stem.endswith('_LXRT') else LOAD
     task, data = run.get('task'), run.get('options', {}).get('train')
+    load = LOAD_PRETRAINED if task == 'pretrain' or Path(weights).stem.endswith('_LXRT') else LOAD
     made = f'Task: {code(task) if task else "not recorded"}; training data: {code(data) if data else "not recorded"}'
     asks = architecture and architecture.endswith('ForQuestionAnswering')
     parts = [
