@@ -40,7 +40,7 @@ case $task in
     vcr) labelled=val unlabelled=test flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 6) ;;
     retrieval) labelled=coco_test unlabelled= flags=($load snap/vqa/$run/BEST --lr 3e-4 --epochs 2)
         question="${picture}1.png \"There is a yellow cross.\"" ;;
-    pretrain) flags=() ;;
+    pretrain) flags=(--lr 3e-4 --epochs 4) ;;  # of what may follow
     *) usage ;;
 esac
 pretrained=snap/pretrain/$run
@@ -65,18 +65,17 @@ case $task,$model in
             step "Text assignment: to which of two pictures does a caption belong? (${pretrained}_nlvr2)"
             pretrain albef_pretrain.bash ${pretrained}_nlvr2 --taskAssign $load $pretrained/Epoch10 --schedule triangle --epochs 2
             flags[1]=${pretrained}_nlvr2/Epoch02
-        fi
-        last=Epoch10 ;;
+        fi ;;
     pretrain,vlbert)
         step "Pre-training VL-BERT on captions and text ($pretrained)"
         pretrain vlbert_pretrain.bash $pretrained --fromScratch --epochs 20
-        last=Epoch20 ;;
+        flags=($load $pretrained/Epoch20 "${flags[@]}") ;;
     pretrain,lxmert)  # in this order: experience_in_pretraining.md
         step "Pre-training LXMERT on questions and region labels (${pretrained}_questions)"
         pretrain lxmert_pretrain.bash ${pretrained}_questions --taskQA --taskObjPredict --fromScratch --epochs 5
         step "Pre-training LXMERT with all its objectives ($pretrained)"
         pretrain lxmert_pretrain.bash $pretrained --load ${pretrained}_questions/Epoch05 --epochs 5
-        load=--loadLXMERT last=Epoch05 ;;
+        flags=($load $pretrained/Epoch05 "${flags[@]}") ;;
     *)
         if [[ ${flags[0]} == "$load" ]] && [ ! -f snap/vqa/${run}_results/test_predict.json ]; then
             run_program bash run/quickstart.bash "$gpus" vqa $model ${4:-}
@@ -88,7 +87,7 @@ if [ $task = pretrain ]; then
 Snapshots and log    $pretrained/    (a file for each epoch, log.log, options.json)
 
 Next, any task from it, such as
-  bash run/entailment_finetune.bash $gpus NAME ${world[*]} --model $model $load $pretrained/$last --lr 3e-4 --batchSize 32 --epochs 4
+  bash run/entailment_finetune.bash $gpus NAME ${world[*]} ${flags[*]}
 TEXT
     exit
 fi

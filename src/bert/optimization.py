@@ -93,7 +93,7 @@ class DeviceAdam(torch.optim.Optimizer):
     """The averages and the step of BertAdam and AdamW. A parameter without gradient is skipped, its decay included."""
 
     # Without the wrapper that keeps torch.compile out of them, whose import takes 2 seconds; no optimizer is compiled here.
-    add_param_group, zero_grad, state_dict, load_state_dict = (method.__wrapped__ for method in (
+    add_param_group, zero_grad, state_dict, load_state_dict = (getattr(method, '__wrapped__', method) for method in (
         torch.optim.Optimizer.add_param_group, torch.optim.Optimizer.zero_grad, torch.optim.Optimizer.state_dict,
         torch.optim.Optimizer.load_state_dict))
 
