@@ -10,8 +10,8 @@
 # images: decoding, augmenting and batching of images from a folder, a zip and a pixel store (10 minutes; --torchvision PYTHON).
 # pixels: training steps of VL-BERT end to end, with and without --checkpointing (3 minutes; --images DIR).
 # albef: training steps of the full-size ALBEF, its memory, and how long its pre-training takes (5 minutes).
-# memory: of training steps at batch sizes 256 and 1,024, without running them (4 minutes on idle cores; --measured 0: one). rehearsal: traces
-# training steps as a GPU takes them (2 minutes).
+# memory: of training steps at batch sizes 256 and 1,024, without running them (4 to 12 minutes; --measured 0: one).
+# rehearsal: traces training steps as a GPU takes them (2 minutes).
 # retrieval: ranking of 1,000 images and 5,000 captions without the model (half a minute).
 source "$(dirname "$0")/launch.bash"
 export PYTHONPATH=$PYTHONPATH:.
