@@ -22,6 +22,7 @@ import importlib
 
 MODELS = {'lxmert': 'lxrt', 'vlbert': 'vlbert', 'albef': 'albef', 'visualbert': 'visualbert'}  # name -> package
 DEFAULT = 'lxmert'
+OTHER_TYPES = ('bert', 'visual_bert')  # model_type in a config.json of transformers whose weights a model of these reads
 # Flag -> the model of its weights.
 FLAG_MODELS = {'loadLXMERT': 'lxmert', 'loadLXMERTQA': 'lxmert', 'loadVLBERT': 'vlbert', 'loadALBEF': 'albef'}
 

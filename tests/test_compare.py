@@ -8,7 +8,7 @@ from PIL import Image
 
 from param import parse_args
 from shapes import compare, step_costs
-from shapes.compare import PRETRAIN, RECIPES, TASKS, Job, Records, plan
+from shapes.compare import FIRST, PRETRAIN, PRETRAINING, RECIPES, TASKS, Job, Records, plan
 
 COST = {'examples': 16000, 'batch': 32, 'parameters': 1000000, 'embeddings': 20000}
 
@@ -66,7 +66,7 @@ def made(tmp_path):
     (tmp_path / 'world/world.json').write_text('{"images": 5}')
     options = compare.parse_args(['cpu', '--tasks', 'vcr,retrieval', '--dataRoot', str(tmp_path / 'world')])
     known = [model for model in RECIPES if compare.supports(model, 'vcr')]
-    counts = {PRETRAIN: [*RECIPES], 'vcr': known, 'retrieval': [*RECIPES]}
+    counts = {FIRST: ['lxmert'], PRETRAIN: [*RECIPES], 'vcr': known, 'retrieval': [*RECIPES]}
     kinds = {kind: costs(**dict.fromkeys(names, 0.1)) for kind, names in counts.items()}
     made = {'settings': compare.settings_of(options), 'costs': kinds, 'text_only': {'vcr': 24.7, 'retrieval': 6.6},
             'share': {kind: dict.fromkeys(names, 0.5) for kind, names in counts.items()},
@@ -79,7 +79,7 @@ def made(tmp_path):
 def test_other_settings_are_refused_and_the_same_resumed(made, tmp_path):
     flags = ['cpu', '--dataRoot', str(tmp_path / 'world'), '--tasks']
     assert compare.make_plan(compare.parse_args([*flags, 'vcr,retrieval', '--seeds', '5']), tmp_path / 'comparison') == made
-    with pytest.raises(ValueError, match=r'tasks .* then, .* now; seconds 300 then, 60 now.*choose another --name'):
+    with pytest.raises(ValueError, match=r'tasks .* then, .* now; seconds 100 then, 60 now.*choose another --name'):
         compare.make_plan(compare.parse_args([*flags, 'retrieval', '--seconds', '60']), tmp_path / 'comparison')
     with pytest.raises(FileNotFoundError, match=r'bash run/shapes\.bash makes a sample world'):
         compare.make_plan(compare.parse_args(['cpu', '--dataRoot', str(tmp_path)]), tmp_path / 'other')
@@ -117,12 +117,17 @@ def test_the_table_has_means_spreads_baselines_and_costs(made, tmp_path):
     results = compare.results_of(made, folder, list(scores), records)
     assert results == json.loads(json.dumps(results))
     run = results['tasks']['retrieval']['lxmert']['1']
-    assert run['score'] == 52 and run['steps'] == 750 and run['cpu_seconds'] == 100 and '--loadLXMERT' in run['command']
+    assert run['score'] == 52 and run['steps'] == 750 and run['cpu_seconds'] == 100
+    assert f'--loadEncoder {folder}/runs/pretrain_lxmert/Epoch03' in ' '.join(run['command'])
+    halves = [results['pretraining'][kind]['lxmert']['command'] for kind in PRETRAINING]
+    assert '--taskMatched' not in halves[0] and '--fromScratch' in halves[0] and '--taskMatched' in halves[1]
+    assert f'--load {folder}/runs/pretrain_first_lxmert/Epoch03' in ' '.join(halves[1])
     rows = {row.split(' | ')[0].strip('| '): row.strip('| ').split(' | ')[1:] for row in compare.table(results).splitlines()}
     assert rows['vcr, val'] == ['24.7', '52.0 ± 2.0', '52.0 ± 2.0', '-']
     assert rows['retrieval, coco_valid'] == ['6.6', '52.0 ± 2.0', '51.0 ± 1.4 (!)', '52.0 ± 2.0 (*)']
     assert rows['trained parameters, M'][1:] == ['1.00'] * 3
-    assert rows['pre-training: epochs; steps; CPU s'][1:] == ['3; 750; 100'] * 3
+    assert rows['first half of pre-training: epochs; steps; CPU s'][1:] == ['3; 750; 100', '-', '-']
+    assert rows['pre-training, or its second half: epochs; steps; CPU s'][1:] == ['3; 750; 100'] * 3
     assert rows['vcr, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '-']
     assert rows['retrieval, 50 % of its data: the same'][1:] == ['3; 750; 100', '3; 750; 100', '3; 750; 100 (*)']
     text = compare.table(results)
@@ -149,9 +154,9 @@ def test_data_is_cut_to_a_share_and_else_that_of_the_world(tmp_path):
 
 def test_a_recipe_has_flags_for_everything_that_its_model_knows(tmp_path):
     for model in RECIPES:
-        for kind in (PRETRAIN, *TASKS):
+        for kind in (*PRETRAINING, *TASKS):
             assert parse_args(compare.training_flags(tmp_path, tmp_path, kind, model)).model == model
-            assert compare.supports(model, kind) or (model, kind) == ('albef', 'vcr')
+            assert compare.supports(model, kind) != ((kind == FIRST and model != 'lxmert') or (model, kind) == ('albef', 'vcr'))
 
 
 def test_steps_are_measured_in_turns(made_world, tmp_path):

@@ -21,6 +21,7 @@ from lxrt.pretraining import LXRTPretraining
 from param import Options
 from tasks.checkpoints import sidecar_files
 from tools import convert
+from tools.model_card import model_card
 
 torch.set_num_threads(1)
 SMALL = {'hidden_size': 12, 'num_attention_heads': 3, 'intermediate_size': 20, 'max_position_embeddings': 22, 'l_layers': 2,
@@ -194,6 +195,15 @@ def test_the_card_tells_options_and_scores(snapshot, tmp_path):
     assert 'Epoch 0: Valid 56.67\nEpoch 0: Best 56.67' in card and 'abc1234' in card
     assert '| `--lr` | 5e-05 |' in card and '| `--epochs` | 4 |' in card and '`--optim`' not in card
     assert '.sigmoid(-1)' not in card and '.sigmoid()' in card
+
+
+@pytest.mark.parametrize(('task', 'usage'), [
+    ('refcoco', "grounder = snapshots.load('BEST.pth')"), ('retrieval', "matcher = snapshots.load('BEST.pth')"),
+    ('vcr', 'bash run/vcr_test.bash cpu NAME --load BEST.pth'), ('pretrain', "matcher = Matcher.from_pretrained('BEST.pth')")])
+def test_the_card_tells_how_a_snapshot_is_used(tmp_path, task, usage):
+    (tmp_path / 'options.json').write_text(json.dumps({'task': task, 'options': {}}))
+    card = model_card(tmp_path / 'BEST.pth', LxrtConfig(), 'name', None)
+    assert usage in card and card.count('```') == 2
 
 
 def test_pth_to_safetensors_and_back(snapshot, tmp_path, made_world):

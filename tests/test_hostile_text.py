@@ -364,6 +364,9 @@ def test_model_type_and_task_are_texts(tmp_path):
     (tmp_path / 'config.json').write_text('{"model_type": []}')
     with pytest.raises(DataError, match='key "model_type": expected str, found '):
         model_type(tmp_path / 'x.pth')
+    (tmp_path / 'config.json').write_text('{"model_type": "uniter"}')
+    with pytest.raises(DataError, match=r"expected one of lxmert, .*, bert, .*, found 'uniter'; add the model"):
+        model_type(tmp_path / 'x.pth')
     (tmp_path / 'options.json').write_text('{"task": [], "options": {}}')
     with pytest.raises(DataError, match='key "task": expected a text, found '):
         read_run(tmp_path)

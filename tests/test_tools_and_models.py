@@ -193,7 +193,7 @@ def try_card(run, cell):
     run(convert.main, 'card', cell.path)
     config = models.package(cell.model).config_from_json(cell.path.with_name('config.json'))
     text = (card := cell.path.with_name('README.md')).read_text()
-    assert f'{config.MODEL} ({config.PAPER})' in text and text.startswith('---\nlicense: mit\n')
+    assert f'{config.MODEL} ({config.PAPER})' in text and (f'\nlicense: {config.LICENSE}\n' in text) == bool(config.LICENSE)
     cell.monkeypatch.chdir(cell.path.parent)
     exec(re.search(r'```python\n(.*?)```', text, re.S)[1], names := {})
     loaded = names['matcher' if cell.task == 'pretrain' else 'predictor']

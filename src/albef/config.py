@@ -61,6 +61,7 @@ class AlbefConfig:
 
     MODEL: ClassVar[str] = 'ALBEF'
     PAPER: ClassVar[str] = '[Li et al., NeurIPS 2021](https://arxiv.org/abs/2107.07651)'
+    LICENSE: ClassVar[str] = 'bsd-3-clause'
 
     def __post_init__(self):
         if not isinstance(self.bert, dict):

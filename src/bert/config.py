@@ -30,6 +30,7 @@ class BertConfig:
 
     MODEL: ClassVar[str]  # the model's name in messages and cards; each subclass has one
     PAPER: ClassVar[str] = ''  # a link in Markdown, for model cards
+    LICENSE: ClassVar[str] = ''  # of the published weights, as the hub names it
     FIXED: ClassVar[dict] = {'hidden_act': ('gelu', "'gelu'")}  # key -> the only value that is possible, and its description
 
     def __post_init__(self):

@@ -23,6 +23,7 @@ class LxrtConfig(BertConfig):
 
     MODEL: ClassVar[str] = 'LXMERT'
     PAPER: ClassVar[str] = '[Tan & Bansal, EMNLP 2019](https://arxiv.org/abs/1908.07490)'
+    LICENSE: ClassVar[str] = 'mit'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'visual_pos_dim': (4, '4, the sides of a box')}
 
     def parameters(self, answers=0):

@@ -29,44 +29,44 @@ from shapes.report import baseline, read_split
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained here. Of pre-training are `launcher`, `program` ('module:class'), the splits `train`, whose
-    annotations are `files` below the world, and `snapshot`, the name of a snapshot by epoch, which the flag `load` loads."""
+    """How a model is trained here. Of pre-training are `launcher`, `program` ('module:class') and the splits `train`, whose
+    annotations are `files` below the world."""
     label: str
     launcher: str
     program: str
     train: str
     files: tuple
-    snapshot: str
-    load: str
     pretraining: tuple  # flags
     finetuning: tuple  # flags
     sizes: dict  # keys of config.json
+    first: tuple = ()  # flags of the first half of pre-training, if it has two
     flags: dict = field(default_factory=dict)  # of tasks, beside those of finetuning
 
 
 # Sizes: layers in about the proportions of the published models (LXMERT 9, 5 and 5; ALBEF 12 of its ViT, 6 of text, 6 that fuse
-# both), and the same number of parameters. Learning rates: fixed before, those of the sample world in docs/results.md.
+# both), and the same number of parameters. Learning rates and LXMERT's order of objectives: fixed before, those of the sample
+# world in docs/results.md and experience_in_pretraining.md.
 RECIPES = {
     'lxmert': Recipe(
         'LXMERT', 'run/lxmert_pretrain.bash', 'pretrain.program:PretrainingProgram', 'mscoco_train,mscoco_nominival,vgnococo',
-        ('lxmert/mscoco_train', 'lxmert/mscoco_nominival', 'lxmert/vgnococo'), 'Epoch{:02d}_LXRT', '--loadLXMERT',
-        ('--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA', '--lr', '5e-4', '--batchSize', '64'), ('--lr', '3e-4'),
-        {'l_layers': 2, 'r_layers': 1, 'x_layers': 2}),
+        ('lxmert/mscoco_train', 'lxmert/mscoco_nominival', 'lxmert/vgnococo'),
+        ('--taskMaskLM', '--taskMatched', '--taskObjPredict', '--taskQA', '--lr', '5e-4'), ('--lr', '3e-4'),
+        {'l_layers': 2, 'r_layers': 1, 'x_layers': 2}, first=('--taskQA', '--taskObjPredict', '--lr', '5e-4')),
     'vlbert': Recipe(
-        'VL-BERT', 'run/vlbert_pretrain.bash', 'pretrain.captions:CaptionProgram', 'train', ('cc/train',), 'Epoch{:02d}',
-        '--loadVLBERT', ('--lr', '5e-4', '--batchSize', '32'), ('--lr', '3e-4'), {'num_hidden_layers': 8},
-        {'vcr': ('--optim', 'adamw')}),  # the published SGD needs more steps
+        'VL-BERT', 'run/vlbert_pretrain.bash', 'pretrain.captions:CaptionProgram', 'train', ('cc/train',),
+        ('--lr', '5e-4'), ('--lr', '3e-4'), {'num_hidden_layers': 8},
+        flags={'vcr': ('--optim', 'adamw')}),  # the published SGD needs more steps
     'albef': Recipe(
-        'ALBEF', 'run/albef_pretrain.bash', 'pretrain.pairs:PairProgram', 'train', ('cc/train',), 'Epoch{:02d}', '--loadALBEF',
-        ('--taskContrast', '--taskMatched', '--taskMaskLM', '--lr', '1e-3', '--schedule', 'triangle', '--batchSize', '32'),
+        'ALBEF', 'run/albef_pretrain.bash', 'pretrain.pairs:PairProgram', 'train', ('cc/train',),
+        ('--taskContrast', '--taskMatched', '--taskMaskLM', '--lr', '1e-3', '--schedule', 'triangle'),
         ('--lr', '5e-4', '--schedule', 'triangle'), {'vision_depth': 2, 'num_hidden_layers': 4, 'fusion_layer': 2}),
 }
 TASKS = {'vqa': ('train', 'minival'), 'gqa': ('train', 'testdev'), 'nlvr2': ('train', 'test'), 'refcoco': ('train', 'val'),
          'vcr': ('train', 'val'), 'entailment': ('train', 'dev'), 'retrieval': ('coco_train', 'coco_valid')}  # trained on, tested
-BATCH = 32  # of fine-tuning
+BATCH = 32
 TOLERANCE = 0.05  # of a budget
 PARAMETERS = 1.1  # largest ratio of two models' parameters
-PRETRAIN = 'pretrain'
+FIRST, PRETRAIN = PRETRAINING = 'pretrain_first', 'pretrain'  # the first half of pre-training; the second one, or all of it
 FIRST_SEED = 9595
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1'}  # of all runs
 NOTES = {
@@ -74,8 +74,8 @@ NOTES = {
                "ALBEF's seconds include reading and decoding pictures.",
     'refcoco': 'RefCOCO: ALBEF chooses a region by Grad-CAM, and is trained without boxes.',
     'nlvr2': 'NLVR2: ALBEF without the text assignment that its authors pre-train before it.',
-    'pretrain': "Pre-training is each model's own: LXMERT has captions, and questions with their answers; VL-BERT captions and a "
-                'corpus of texts; ALBEF captions. All are about the same training pictures.',
+    'pretrain': "Pre-training is each model's own: LXMERT has questions with their answers, which come first, and captions; "
+                'VL-BERT captions and a corpus of texts; ALBEF captions. All are about the same training pictures.',
 }
 
 
@@ -85,8 +85,8 @@ def parse_args(argv):
     parser.add_argument('--models', default=','.join(RECIPES), help='default: %(default)s')
     parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
     parser.add_argument('--seeds', type=positive, help='of fine-tuning: 9595, 1, 2 and so on (3; with --fast 1)')
-    parser.add_argument('--seconds', type=positive, help='of each fine-tuning (300; with --fast 4)')
-    parser.add_argument('--pretrainSeconds', type=positive, help='of each pre-training (1500; with --fast 12)')
+    parser.add_argument('--seconds', type=positive, help='of each fine-tuning (100; with --fast 4)')
+    parser.add_argument('--pretrainSeconds', type=positive, help='of each pre-training (900; with --fast 12)')
     parser.add_argument('--fast', action='store_true', help='try all of it in minutes: too short to learn anything, and with '
                         'a fifth of the tested data')
     parser.add_argument('--jobs', type=positive, help='runs at the same time on the CPU, a thread each (all cores)')
@@ -104,7 +104,7 @@ def parse_args(argv):
     if not tasks:
         parser.error(f'--tasks {",".join(options.tasks)}: expected a task that one of --models {",".join(options.models)} knows')
     options.tasks = tasks
-    seeds, seconds, pretrain, name = (1, 4, 12, 'fast') if options.fast else (3, 300, 1500, 'default')
+    seeds, seconds, pretrain, name = (1, 4, 12, 'fast') if options.fast else (3, 100, 900, 'default')
     options.seeds = [FIRST_SEED, *range(1, options.seeds or seeds)]
     options.seconds, options.pretrainSeconds = options.seconds or seconds, options.pretrainSeconds or pretrain
     options.name = options.name or name
@@ -138,9 +138,12 @@ def plan(costs, budget):
         share *= 0.99
 
 
-def supports(model, task):
+def supports(model, kind):
+    """kind: FIRST, PRETRAIN or a task."""
+    if kind == FIRST:
+        return bool(RECIPES[model].first)
     try:
-        return bool(models.package(model).recipe(task))
+        return bool(models.package(model).recipe(kind))
     except ValueError:
         return False
 
@@ -178,7 +181,8 @@ def make_plan(options, folder):
         write_json(target / 'config.json', config | RECIPES[model].sizes)
     requests = {kind: {model: {'program': RECIPES[model].program, 'flags': [
         *training_flags(folder, options.dataRoot, kind, model), '--fromScratch', '--device', settings['device']]}
-        for model in options.models if supports(model, kind)} for kind in (PRETRAIN, *options.tasks)}
+        for model in options.models if supports(model, kind)} for kind in (*PRETRAINING, *options.tasks)}
+    requests = {kind: by_model for kind, by_model in requests.items() if by_model}
     write_json(folder / 'requests.json', {'device': settings['device'], 'turns': 1 if options.fast else 3,
                                           'steps': 3 if options.fast else 6, 'kinds': requests})
     print('Measuring the steps of all models in turns.', flush=True)
@@ -192,8 +196,13 @@ def make_plan(options, folder):
     for kind, by_model in costs.items():
         made['share'][kind], made['epochs'][kind] = {}, {}
         # Each model is pre-trained on data of its own; a task has the same data for all.
-        for one in ([{model: cost} for model, cost in by_model.items()] if kind == PRETRAIN else [by_model]):
-            share, epochs = plan(one, options.pretrainSeconds if kind == PRETRAIN else options.seconds)
+        if kind in PRETRAINING:
+            plans = [({model: cost}, options.pretrainSeconds / (2 if supports(model, FIRST) else 1))
+                     for model, cost in by_model.items()]
+        else:
+            plans = [(by_model, options.seconds)]
+        for one, budget in plans:
+            share, epochs = plan(one, budget)
             made['share'][kind] |= dict.fromkeys(one, share)
             made['epochs'][kind] |= epochs
     for task in options.tasks:
@@ -201,8 +210,9 @@ def make_plan(options, folder):
                                                    f'{task}/{TASKS[task][1]}': 0.2 if options.fast else 1})
         tested = read_split(folder / 'data' / task, task, TASKS[task][1])
         made['text_only'][task] = baseline(options.dataRoot, task, tested)
-    for model, share in made['share'][PRETRAIN].items():
-        make_data(folder, options.dataRoot, f'{PRETRAIN}_{model}', dict.fromkeys(RECIPES[model].files, share))
+    for kind in PRETRAINING:
+        for model, share in made['share'].get(kind, {}).items():
+            make_data(folder, options.dataRoot, f'{kind}_{model}', dict.fromkeys(RECIPES[model].files, share))
     write_json(path, made)
     return made
 
@@ -243,27 +253,35 @@ class Job:
 def training_flags(folder, data, kind, model):
     """Flags of training, but for initial weights, epochs, seed and output."""
     recipe = RECIPES[model]
-    train, flags = (recipe.train, recipe.pretraining) if kind == PRETRAIN else (
-        TASKS[kind][0], ('--batchSize', str(BATCH), *recipe.finetuning, *recipe.flags.get(kind, ())))
+    if kind in PRETRAINING:
+        train, flags = recipe.train, recipe.first if kind == FIRST else recipe.pretraining
+    else:
+        train, flags = TASKS[kind][0], (*recipe.finetuning, *recipe.flags.get(kind, ()))
     return ['--model', model, '--dataRoot', str(data), '--bert', str(folder / 'bert' / model), '--train', train, '--valid', '',
-            *flags]
+            '--batchSize', str(BATCH), *flags]
 
 
 def jobs_of(made, folder, seeds):
     """The jobs of a plan: all pre-training, then a fine-tuning and its test for each seed, task and model."""
     jobs, epochs, tasks = [], made['epochs'], made['settings']['tasks']
-    for model, count in epochs[PRETRAIN].items():
-        name = f'{PRETRAIN}_{model}'
-        jobs.append(Job(name, [RECIPES[model].launcher, *training_flags(folder, folder / 'data' / name, PRETRAIN, model),
-                               '--fromScratch', '--epochs', str(count), '--output', str(folder / 'runs' / name), '--resume']))
+
+    def snapshot(kind, model):
+        return str(folder / 'runs' / f'{kind}_{model}' / f'Epoch{epochs[kind][model]:02d}')
+
+    for kind in PRETRAINING:
+        for model, count in epochs.get(kind, {}).items():
+            name, after = f'{kind}_{model}', f'{FIRST}_{model}' if kind == PRETRAIN and supports(model, FIRST) else ''
+            start = ['--load', snapshot(FIRST, model)] if after else ['--fromScratch']
+            jobs.append(Job(name, [RECIPES[model].launcher, *training_flags(folder, folder / 'data' / name, kind, model), *start,
+                                   '--epochs', str(count), '--output', str(folder / 'runs' / name), '--resume'], after))
     for seed in seeds:
         for task in tasks:
             for model, count in epochs[task].items():
-                recipe, name, data = RECIPES[model], f'{task}_{model}_{seed}', folder / 'data' / task
-                start = folder / 'runs' / f'{PRETRAIN}_{model}' / recipe.snapshot.format(epochs[PRETRAIN][model])
+                name, data = f'{task}_{model}_{seed}', folder / 'data' / task
                 output = str(folder / 'runs' / name)
-                train = [f'run/{task}_finetune.bash', name, *training_flags(folder, data, task, model), recipe.load, str(start),
-                         '--epochs', str(count), '--seed', str(seed), '--output', output, '--resume']
+                train = [f'run/{task}_finetune.bash', name, *training_flags(folder, data, task, model),
+                         '--loadEncoder', snapshot(PRETRAIN, model), '--epochs', str(count), '--seed', str(seed),
+                         '--output', output, '--resume']
                 test = [f'run/{task}_test.bash', f'{name}_test', '--dataRoot', str(data), '--load', f'{output}/LAST',
                         '--test', TASKS[task][1], '--batchSize', '256', '--output', f'{output}_test']
                 jobs += [Job(name, train, f'{PRETRAIN}_{model}'), Job(f'{name}_test', test, name)]
@@ -359,7 +377,7 @@ def results_of(made, folder, seeds, records):
 
     def run(name, kind, model):
         record, cost = records.read(jobs[name]), costs[kind][model]
-        test = records.read(jobs[f'{name}_test']) if kind != PRETRAIN else {}
+        test = records.read(jobs[f'{name}_test']) if kind not in PRETRAINING else {}
         if not record['complete'] or not test.get('complete', True):
             return None
         figures = {key: record[key] for key in ('cpu_seconds', 'wall_seconds', 'command')}
@@ -374,7 +392,8 @@ def results_of(made, folder, seeds, records):
     return {
         'settings': settings, 'seeds': seeds, 'share': made['share'], 'text_only': made['text_only'],
         'parameters': {model: {key: cost[key] for key in sizes} for model, cost in costs[PRETRAIN].items()},
-        'pretraining': {model: run(f'{PRETRAIN}_{model}', PRETRAIN, model) for model in settings['models']},
+        'pretraining': {kind: {model: run(f'{kind}_{model}', kind, model) for model in costs[kind]} for kind in PRETRAINING
+                        if kind in costs},
         'tasks': {task: {model: {str(seed): run(f'{task}_{model}_{seed}', task, model) for seed in seeds}
                          for model in costs[task]} for task in settings['tasks']},
     }
@@ -388,7 +407,7 @@ def mean_and_spread(runs):
 
 def table(results):
     """The table, in Markdown, with its footnotes."""
-    settings, names = results['settings'], results['settings']['models']
+    settings, names, pretraining = results['settings'], results['settings']['models'], results['pretraining']
     labels = [settings['recipes'][model]['label'] for model in names]
     key, unit = ('cpu_seconds', 'CPU s') if settings['device'] == 'cpu' else ('wall_seconds', 's')
     rows = [['score', 'text only', *labels], ['---'] * (len(names) + 2)]
@@ -412,28 +431,31 @@ def table(results):
                      *(cell(by_model.get(model)) for model in names)])
     counts = [results['parameters'][model]['parameters'] for model in names]
     rows += [['trained parameters, M', '', *(f'{count / 1e6:.2f}' for count in counts)],
-             ['of these embeddings, M', '', *(f'{results["parameters"][model]["embeddings"] / 1e6:.2f}' for model in names)],
-             [f'pre-training: epochs; steps; {unit}', '', *(cost([results['pretraining'][model]]) for model in names)]]
-    for task, by_model in results['tasks'].items():
-        share = max(results['share'][task].values())
-        rows.append([f'{task}, {100 * share:.0f} % of its data: the same', '',
-                     *(cost(by_model[model].values()) if model in by_model else '-' for model in names)])
+             ['of these embeddings, M', '', *(f'{results["parameters"][model]["embeddings"] / 1e6:.2f}' for model in names)]]
+    costs = {('first half of pre-training' if kind == FIRST else 'pre-training, or its second half' if FIRST in pretraining else
+              'pre-training') + f': epochs; steps; {unit}': {model: [run] for model, run in by_model.items()}
+             for kind, by_model in pretraining.items()}
+    costs |= {f'{task}, {100 * max(results["share"][task].values()):.0f} % of its data: the same':
+              {model: by_seed.values() for model, by_seed in by_model.items()} for task, by_model in results['tasks'].items()}
+    rows += [[label, '', *(cost(by_model[model]) if model in by_model else '-' for model in names)]
+             for label, by_model in costs.items()]
     lines = [f'| {" | ".join(row)} |' for row in rows]
     seeds = ', '.join(map(str, results['seeds']))
     lines += ['', f'Scores in per cent after the last epoch, mean ± standard deviation of the seeds {seeds}; each model is '
               f'pre-trained once. Budgets: {settings["pretrainSeconds"]:,} seconds of pre-training, {settings["seconds"]:,} of '
               'fine-tuning, from which steps follow. The seconds of the table are those of whole runs, with their start; on a '
               'machine that is busier than when steps were measured they are more, for the same steps.']
-    runs = [run for by_model in results['tasks'].values() for by_seed in by_model.values() for run in by_seed.values()]
-    if None in runs or None in results['pretraining'].values():
+    runs = [run for by_model in pretraining.values() for run in by_model.values()]
+    runs += [run for by_model in results['tasks'].values() for by_seed in by_model.values() for run in by_seed.values()]
+    if None in runs:
         lines.append('(!) or ...: not complete. Repeat the command.')
-    if any(run['interrupted'] for run in [*runs, *results['pretraining'].values()] if run):
+    if any(run['interrupted'] for run in runs if run):
         lines.append('(*) A run was interrupted: steps that it made twice are in its seconds, what kill -9 ended is not.')
     if max(counts) > PARAMETERS * min(counts):
         lines.append(f'Parameters differ by {max(counts) / min(counts):.2f} times: the budgets are not equal.')
-    larger = [f'{settings["recipes"][model]["label"]} {costs["parameters"] / 1e6:.2f} M in {task}' for task, by_model in
-              results['tasks'].items() for model, runs in by_model.items() for costs in [next(filter(None, runs.values()), None)]
-              if costs and costs['parameters'] > PARAMETERS * results['parameters'][model]['parameters']]
+    larger = [f'{settings["recipes"][model]["label"]} {one["parameters"] / 1e6:.2f} M in {task}' for task, by_model in
+              results['tasks'].items() for model, runs in by_model.items() for one in [next(filter(None, runs.values()), None)]
+              if one and one['parameters'] > PARAMETERS * results['parameters'][model]['parameters']]
     lines += [f'More parameters in fine-tuning: {", ".join(larger)}.'] if larger else []
     lines += [text for name, text in NOTES.items() if name not in TASKS or (name in results['tasks'] and 'albef' in names)]
     return '\n'.join(lines) + '\n'

@@ -169,14 +169,17 @@ def vocabulary_text(tokenizer):
 
 def model_type(weights, default=None):
     """The model of a file of weights: the model_type of the config.json beside it, else the default, else the model that has
-    tensors of these names. weights: path or None."""
+    tensors of these names. weights: path or None. Raises DataError if config.json names an unknown model."""
     if weights is None:
         return default or models.DEFAULT
     path = Path(weights).with_name('config.json')
     config = read_json(path, 'the config of a model', dict) if path.is_file() else {}
     name = field(config, 'model_type', str, path) if 'model_type' in config else None
-    if name in models.MODELS:  # BERT's own config.json says bert
+    if name in models.MODELS:
         return name
+    if name not in (None, *models.OTHER_TYPES):
+        raise DataError(f'{path}: key "model_type": expected one of {", ".join((*models.MODELS, *models.OTHER_TYPES))}, found '
+                        f'{shown(name)}; add the model to src/models.py, or correct the file')
     return default or models.of_names(tensor_names(weights))
 
 

@@ -7,14 +7,21 @@ from pathlib import Path
 from files.text import printable
 from param import Options
 from run_folder import read_run
-from tasks.registry import TASKS, task_class
+from tasks.registry import TASKS, output_of, task_class
 
-LOAD = '''from tasks import snapshots  # src/ of this project in PYTHONPATH
+LOAD = '''```python
+from tasks import snapshots  # src/ of this project in PYTHONPATH
 
-predictor = snapshots.load({path!r})'''
-LOAD_PRETRAINED = '''from tasks.matcher import Matcher  # src/ of this project in PYTHONPATH
+{name} = snapshots.load({path!r})
+```'''
+LOAD_PRETRAINED = '''```python
+from tasks.matcher import Matcher  # src/ of this project in PYTHONPATH
 
-matcher = Matcher.from_pretrained({path!r})'''
+matcher = Matcher.from_pretrained({path!r})
+```'''
+TEST = '''```bash
+bash run/{task}_test.bash cpu NAME --load {path}
+```'''
 
 
 def model_card(weights, config, name, answers, architecture=None, example=None):
@@ -31,18 +38,19 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.is_file() else []
     scores = [printable(line) for line in lines if ': Valid ' in line or ': Best ' in line]
     task, data = run.get('task'), run.get('options', {}).get('train')
-    load = LOAD_PRETRAINED if task == 'pretrain' or Path(weights).stem.endswith('_LXRT') else LOAD
     made = f'Task: {code(task) if task else "not recorded"}; training data: {code(data) if data else "not recorded"}'
     asks = architecture and architecture.endswith('ForQuestionAnswering')
+    head = [f'license: {config.LICENSE}'] if config.LICENSE else []
+    head += ['language: en', *(['library_name: transformers'] if architecture else []), f'tags:\n- {config.MODEL.lower()}',
+             *(['pipeline_tag: visual-question-answering'] if asks else [])]
     parts = [
-        f'---\nlicense: mit\nlanguage: en\n{"library_name: transformers" + chr(10) if architecture else ""}tags:\n- '
-        + config.MODEL.lower() + ('\npipeline_tag: visual-question-answering' if asks else '') + '\n---',
+        '\n'.join(['---', *head, '---']),
         f'# {markdown(name)}',
         f'{config.MODEL}{f" ({config.PAPER})" if config.PAPER else ""} with hidden size '
         f'{getattr(config, "text", config).hidden_size}'
         f'{f", as `{architecture}`" if architecture else ""}{f", {len(answers):,} answers" if answers else ""}. '
         f'Made from `{code(Path(weights).name)}`. {made}.',
-        f'```python\n{example(config, architecture, name, link) if example else load.format(path=Path(weights).name)}\n```',
+        f'```python\n{example(config, architecture, name, link)}\n```' if example else _usage(task, Path(weights)),
         '## Scores\n\n' + ('```\n' + '\n'.join(scores) + '\n```' if scores else 'The run has left no validation scores.'),
         '## Options of the run\n\n' + _options(run),
     ]
@@ -57,6 +65,15 @@ def markdown(value):
 def code(value):
     """A value as one line between backticks, also in a table."""
     return printable(value).replace('`', "'").replace('|', '/')
+
+
+def _usage(task, weights):
+    """How to use a snapshot of a task, or of None, with this project."""
+    if task == 'pretrain' or weights.stem.endswith('_LXRT'):
+        return LOAD_PRETRAINED.format(path=weights.name)
+    output = output_of(task)
+    name = {'region': 'grounder', 'match': 'matcher'}.get(output, 'predictor')
+    return (TEST if output == 'choice' else LOAD).format(path=weights.name, task=task, name=name)
 
 
 def _options(run):

@@ -37,6 +37,7 @@ class VLBertConfig(BertConfig):
 
     MODEL: ClassVar[str] = 'VL-BERT'
     PAPER: ClassVar[str] = '[Su et al., ICLR 2020](https://arxiv.org/abs/1908.08530)'
+    LICENSE: ClassVar[str] = 'mit'
     FIXED: ClassVar[dict] = BertConfig.FIXED | {'type_vocab_size': (3, '3, the segments of VL-BERT')}
 
     def __post_init__(self):
