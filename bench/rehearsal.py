@@ -65,11 +65,15 @@ def rehearse(options, figures):
             operations, unread = trace(model, task, sizes)
             figures[f'{name}: operations in a step'] = len(operations)
             faults += [f'{name}: parameters without gradient: {", ".join(unexpected(unread))}'] if unexpected(unread) else []
+            faults += [f'{name}: does not wait for the device; remove it from WAITS'] if (model, task) in WAITS else []
         except WaitsForDevice as error:
             if (model, task) not in WAITS:
                 faults.append(f'{name}: {error}')
         if not options.without:
-            figures[f'{name}: graphs of --compile'] = compiled_graphs(model, task, sizes)
+            try:
+                figures[f'{name}: graphs of --compile'] = compiled_graphs(model, task, sizes)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                faults.append(f'{name}: graph break: {str(error).strip().splitlines()[0]}')
     print(*faults, sep='\n', file=sys.stderr)
     return 1 if faults else figures.finish()
 

@@ -79,7 +79,7 @@ def made(tmp_path):
 def test_other_settings_are_refused_and_the_same_resumed(made, tmp_path):
     flags = ['cpu', '--dataRoot', str(tmp_path / 'world'), '--tasks']
     assert compare.make_plan(compare.parse_args([*flags, 'vcr,retrieval', '--seeds', '5']), tmp_path / 'comparison') == made
-    with pytest.raises(ValueError, match=r'tasks .* then, .* now; seconds 60 then, 90 now.*choose another --name'):
+    with pytest.raises(ValueError, match=r'tasks .* then, .* now; seconds 100 then, 90 now.*choose another --name'):
         compare.make_plan(compare.parse_args([*flags, 'retrieval', '--seconds', '90']), tmp_path / 'comparison')
     with pytest.raises(FileNotFoundError, match=r'bash run/shapes\.bash makes a sample world'):
         compare.make_plan(compare.parse_args(['cpu', '--dataRoot', str(tmp_path)]), tmp_path / 'other')

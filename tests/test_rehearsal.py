@@ -58,6 +58,20 @@ def test_what_is_compiled_is_one_graph(model, task):
     assert rehearsal.compiled_graphs(model, task) >= 1
 
 
+def test_all_faults_of_a_rehearsal_are_told(monkeypatch, tmp_path, capsys):
+    def broken(model, task, sizes):
+        raise torch._dynamo.exc.TorchDynamoException('call of a list\nin a file')
+
+    monkeypatch.setattr(rehearsal, 'cases', lambda: [(*case, rehearsal.SIZES) for case in (('lxmert', 'vqa'), *rehearsal.WAITS)])
+    monkeypatch.setattr(rehearsal, 'trace', lambda *case: ([], ['x.weight']))
+    monkeypatch.setattr(rehearsal, 'compiled_graphs', broken)
+    assert rehearsal.main(['--out', str(tmp_path / 'out.json')]) == 1
+    told = capsys.readouterr().err
+    assert 'lxmert, vqa: parameters without gradient: x.weight\n' in told
+    assert 'lxmert, vqa: graph break: call of a list\n' in told
+    assert 'albef, text_assignment: does not wait for the device; remove it from WAITS\n' in told
+
+
 @pytest.fixture
 def one_process(tmp_path):
     """A process group of this process alone."""

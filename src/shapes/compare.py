@@ -85,7 +85,7 @@ def parse_args(argv):
     parser.add_argument('--models', default=','.join(RECIPES), help='default: %(default)s')
     parser.add_argument('--tasks', default=','.join(TASKS), help='default: %(default)s')
     parser.add_argument('--seeds', type=positive, help='of fine-tuning: 9595, 1, 2 and so on (3; with --fast 1)')
-    parser.add_argument('--seconds', type=positive, help='of each fine-tuning (60; with --fast 4)')
+    parser.add_argument('--seconds', type=positive, help='of each fine-tuning (100; with --fast 4)')
     parser.add_argument('--pretrainSeconds', type=positive, help='of each pre-training (900; with --fast 12)')
     parser.add_argument('--fast', action='store_true', help='try all of it in minutes: too short to learn anything, and with '
                         'a fifth of the tested data')
@@ -104,7 +104,7 @@ def parse_args(argv):
     if not tasks:
         parser.error(f'--tasks {",".join(options.tasks)}: expected a task that one of --models {",".join(options.models)} knows')
     options.tasks = tasks
-    seeds, seconds, pretrain, name = (1, 4, 12, 'fast') if options.fast else (3, 60, 900, 'default')
+    seeds, seconds, pretrain, name = (1, 4, 12, 'fast') if options.fast else (3, 100, 900, 'default')
     options.seeds = [FIRST_SEED, *range(1, options.seeds or seeds)]
     options.seconds, options.pretrainSeconds = options.seconds or seconds, options.pretrainSeconds or pretrain
     options.name = options.name or name
