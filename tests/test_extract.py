@@ -1,6 +1,7 @@
 """run/extract.bash on the sample world: its regions from its pictures, interrupted runs, broken pictures; detectors by name."""
 
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -33,8 +34,11 @@ def pictures(made_world):
 
 @pytest.fixture
 def run(tmp_path, capsys, monkeypatch):
-    """run(images, *flags, out='x.tsv'): the program with the sample world's detector; (status, printed, errors)."""
+    """run(images, *flags, out='x.tsv'): the program with the sample world's detector; (status, printed, errors). Its worker is a
+    fork, which starts without the seconds that imports take."""
     monkeypatch.setenv('NPROC', '1')
+    fork = multiprocessing.get_context('fork')
+    monkeypatch.setattr(multiprocessing, 'get_context', lambda _: fork)
 
     def run(images, *flags, out='x.tsv', detector='shapes'):
         flags = '--device', 'cpu', '--images', images, '--out', tmp_path / out, '--detector', detector, *flags

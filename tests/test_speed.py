@@ -267,7 +267,8 @@ def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):
 
 def test_the_loop_over_images_is_measured(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'IMAGES', 8)
-    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--features', 'pixels', '--processes', 1)
+    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--features', 'pixels', '--processes', 1,
+                    '--mode', 'fp32')
     assert figures['the loop, s a step'] > 0 and not any('hours' in name for name in figures)
 
 
