@@ -258,7 +258,8 @@ def test_the_steps_of_albef_are_measured(task, tmp_path, monkeypatch):
 
 
 def test_the_loop_is_measured_and_trainings_are_projected(bench, tmp_path):
-    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--task', 'pretrain', '--GBps', 1e9)
+    figures = bench(loop, '--steps', 2, '--turns', 1, '--folder', tmp_path / 'data', '--task', 'pretrain', '--mode', 'fp32',
+                    '--GBps', 1e9)
     assert figures['the loop, examples/s'] > 0 and figures['processes: 2, times as fast as 1'] > 0
     hours = [figures[f'pre-training, 20 epochs, devices: {count}, hours'] for count in (1, 8)]
     assert hours[0] == pytest.approx(8 * hours[1], rel=1e-3)
