@@ -44,6 +44,7 @@ def test_a_budget_below_a_step_is_refused():
     (['cpu', '--tasks', 'vqa,captioning'], '--tasks captioning: expected some of vqa,gqa'),
     (['cpu', '--models', 'uniter'], '--models uniter: expected some of lxmert,vlbert'),
     (['cpu', '--models', 'albef', '--tasks', 'vcr'], '--tasks vcr: expected a task that one of --models albef knows'),
+    (['cpu', '--name', '../..'], "--name '../..': expected the name of a folder below snap/compare"),
     (['gpu0'], "expected cpu or GPU ids such as 0,1, found 'gpu0'")])
 def test_unknown_names_are_named(flags, message, capsys):
     with pytest.raises(SystemExit):
@@ -83,6 +84,23 @@ def test_other_settings_are_refused_and_the_same_resumed(made, tmp_path):
         compare.make_plan(compare.parse_args([*flags, 'retrieval', '--seconds', '90']), tmp_path / 'comparison')
     with pytest.raises(FileNotFoundError, match=r'bash run/shapes\.bash makes a sample world'):
         compare.make_plan(compare.parse_args(['cpu', '--dataRoot', str(tmp_path)]), tmp_path / 'other')
+
+
+def test_the_plan_of_another_version_a_damaged_one_and_a_world_without_a_file_are_named(made, tmp_path):
+    options = compare.parse_args(['cpu', '--dataRoot', str(tmp_path / 'world'), '--tasks', 'vcr,retrieval'])
+    plan_file = tmp_path / 'comparison/plan.json'
+    del made['settings']['recipes']['lxmert']['first']
+    for content, message in ((made, r"version: lxmert, first None then, \['--taskQA', .*\] now\. Scores"),
+                             ({}, r'plan\.json: key "settings": expected dict, found None')):
+        plan_file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            compare.make_plan(options, tmp_path / 'comparison')
+    plan_file.unlink()
+    with pytest.raises(FileNotFoundError, match=r'vcr/train\.json: no such file.*another, for --dataRoot'):
+        compare.make_plan(options, tmp_path / 'comparison')
+    Records(tmp_path).write(Job('a', []), {})
+    with pytest.raises(ValueError, match=r'records/a\.json: expected the keys command, .*, found {}; remove it'):
+        Records(tmp_path).read(Job('a', []))
 
 
 def test_complete_runs_are_kept_and_failed_ones_are_run_again(tmp_path):

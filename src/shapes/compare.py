@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import models
 from cli import end_with_parent, positive, run_main
 from explain.drawing import draw_bars, save
 from files.atomic import locked, write_json, write_text
-from files.json_files import read_json
+from files.json_files import DataError, field, read_json
 from files.text import shown
 from shapes.report import baseline, read_split
 
@@ -40,7 +40,7 @@ class Recipe:
     finetuning: tuple  # flags
     sizes: dict  # keys of config.json
     first: tuple = ()  # flags of the first half of pre-training, if it has two
-    flags: dict = field(default_factory=dict)  # of tasks, beside those of finetuning
+    flags: dict = dataclasses.field(default_factory=dict)  # of tasks, beside those of finetuning
 
 
 # Sizes: layers in about the proportions of the published models (LXMERT 9, 5 and 5; ALBEF 12 of its ViT, 6 of text, 6 that fuse
@@ -95,6 +95,8 @@ def parse_args(argv):
     options = parser.parse_args(argv)
     if not re.fullmatch(r'cpu|\d+(,\d+)*', options.device):
         parser.error(f'first argument: expected cpu or GPU ids such as 0,1, found {shown(options.device)}')
+    if options.name and (options.name == '..' or Path(options.name).name != options.name):
+        parser.error(f'--name {shown(options.name)}: expected the name of a folder below snap/compare, such as default')
     for flag, known in (('models', RECIPES), ('tasks', TASKS)):
         names = getattr(options, flag).split(',')
         if unknown := [name for name in names if name not in known]:
@@ -160,18 +162,32 @@ def settings_of(options):
         'fast': options.fast, 'device': 'cpu' if options.device == 'cpu' else 'cuda', 'world': world, 'recipes': recipes}))
 
 
+def differences(before, settings):
+    """What differs between the settings of a plan and those of now, recipes key by key, for a message."""
+    pairs = {name: (before.get(name), value) for name, value in settings.items() if name != 'recipes'}
+    for model, recipe in settings['recipes'].items():
+        if old := before.get('recipes', {}).get(model):
+            pairs |= {f'{model}, {key}': (old.get(key), recipe.get(key)) for key in old | recipe}
+    return [f'{name} {shown(old)} then, {shown(new)} now' for name, (old, new) in pairs.items() if old != new]
+
+
 def make_plan(options, folder):
     """The plan of a comparison, {'settings', 'costs' {kind: {model: costs}}, 'share' and 'epochs' (the same), 'text_only' {task:
     score}}: that in the folder, else a new one. Raises ValueError if the folder has that of other settings."""
     path, settings = folder / 'plan.json', settings_of(options)
     if path.is_file():
         made = read_json(path, 'the plan of a comparison', dict)
-        before = made['settings']
-        if different := [f'{name} {shown(before.get(name))} then, {shown(value)} now' for name, value in settings.items()
-                         if before.get(name) != value]:
-            raise ValueError(f'{path}: is of a comparison with other settings: {"; ".join(different)}. Scores of both do not '
-                             'belong in one table: repeat the command as it was, or choose another --name')
+        for key in ('settings', 'costs', 'share', 'epochs', 'text_only'):
+            field(made, key, dict, path)
+        if different := differences(made['settings'], settings):
+            raise ValueError(f'{path}: is of a comparison with other settings, or of another version: {"; ".join(different)}. '
+                             'Scores of both do not belong in one table: repeat the command as it was, or choose another --name')
         return made
+    needed = [f'{task}/{split}' for task in options.tasks for split in TASKS[task]]
+    for file in (*needed, *(file for model in options.models for file in RECIPES[model].files)):
+        if not (missing := options.dataRoot / f'{file}.json').is_file():
+            raise FileNotFoundError(f'{missing}: no such file, perhaps as the sample world is of an earlier version; bash '
+                                    'run/shapes.bash --out FOLDER makes another, for --dataRoot')
     source = options.dataRoot / 'bert'
     config = read_json(source / 'config.json', 'the config of a model', dict)
     for model in options.models:
@@ -298,9 +314,12 @@ class Records:
     def read(self, job):
         """The record of a job; raises ValueError if another command was run under its name."""
         path = self.folder / f'{job.name}.json'
+        new = {'command': job.command, 'complete': False, 'started': 0, 'ended': 0, 'cpu_seconds': 0.0, 'wall_seconds': 0.0}
         if not path.is_file():
-            return {'command': job.command, 'complete': False, 'started': 0, 'ended': 0, 'cpu_seconds': 0.0, 'wall_seconds': 0.0}
+            return new
         record = read_json(path, 'the record of a run', dict)
+        if not new.keys() <= record.keys():
+            raise DataError(f'{path}: expected the keys {", ".join(new)}, found {shown(record)}; remove it, and the run goes on')
         if record['command'] != job.command:
             raise ValueError(f'{path}: is of another command than now; choose another --name')
         return record

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+import dist
 from batches import load_batches, training_batches
+from cli import run_main
 from files.atomic import temporary_folder, write_json
 from files.json_files import read_json
 from optimizer import OptimizerStep
@@ -95,8 +97,9 @@ def main(requests, out):
     asked = read_json(requests, 'steps to be measured', dict)
     torch.set_num_threads(1)
     write = partial(write_json, out)
-    write(measure(asked['kinds'], torch.device(asked['device']), asked['turns'], asked['steps']))
+    write(measure(asked['kinds'], dist.start(asked['device']), asked['turns'], asked['steps']))
+    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_main('step_costs', lambda: main(*sys.argv[1:])))
