@@ -14,7 +14,7 @@ usage() {
     echo "Usage: bash run/quickstart.bash [GPUS|cpu] [vqa|gqa|nlvr2|refcoco|vcr|entailment|retrieval|pretrain] [$models] [hard]" >&2
     exit 2
 }
-[ $# -le 4 ] && [[ ${1:-0} != -* ]] || usage
+[ $# -le 4 ] && [[ ${1:-0} =~ ^(cpu|[0-9]+(,[0-9]+)*)$ ]] || usage
 gpus=${1:-0} task=${2:-vqa} model=${3:-lxmert}
 [[ "|$models|" == *"|$model|"* && $task$model != vcralbef && $task$model != pretrainvisualbert ]] || usage
 run=quickstart load=--loadEncoder
