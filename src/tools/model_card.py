@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 from files.text import printable
@@ -20,7 +21,7 @@ from tasks.matcher import Matcher  # src/ of this project in PYTHONPATH
 matcher = Matcher.from_pretrained({path!r})
 ```'''
 TEST = '''```bash
-bash run/{task}_test.bash cpu NAME --load {path}
+bash run/{task}_test.bash cpu NAME --load FOLDER/{path}
 ```'''
 
 
@@ -50,7 +51,7 @@ def model_card(weights, config, name, answers, architecture=None, example=None):
         f'{getattr(config, "text", config).hidden_size}'
         f'{f", as `{architecture}`" if architecture else ""}{f", {len(answers):,} answers" if answers else ""}. '
         f'Made from `{code(Path(weights).name)}`. {made}.',
-        f'```python\n{example(config, architecture, name, link)}\n```' if example else _usage(task, Path(weights)),
+        f'```python\n{example(config, architecture, name, link)}\n```' if example else _usage(run, Path(weights), answers),
         '## Scores\n\n' + ('```\n' + '\n'.join(scores) + '\n```' if scores else 'The run has left no validation scores.'),
         '## Options of the run\n\n' + _options(run),
     ]
@@ -67,13 +68,15 @@ def code(value):
     return printable(value).replace('`', "'").replace('|', '/')
 
 
-def _usage(task, weights):
-    """How to use a snapshot of a task, or of None, with this project."""
-    if task == 'pretrain' or weights.stem.endswith('_LXRT'):
+def _usage(run, weights, answers):
+    """How to use weights with this project. run: of their options.json; without a task and answers they are pre-trained ones."""
+    task = run.get('task')
+    if task == 'pretrain' or weights.stem.endswith('_LXRT') or not (task or answers):
         return LOAD_PRETRAINED.format(path=weights.name)
-    output = output_of(task)
-    name = {'region': 'grounder', 'match': 'matcher'}.get(output, 'predictor')
-    return (TEST if output == 'choice' else LOAD).format(path=weights.name, task=task, name=name)
+    if (output := output_of(task)) == 'choice':
+        flag = ' --rationale' if run['options'].get('rationale') else ''
+        return TEST.format(path=shlex.quote(weights.name) + flag, task=task)
+    return LOAD.format(path=weights.name, name={'region': 'grounder', 'match': 'matcher'}.get(output, 'predictor'))
 
 
 def _options(run):
