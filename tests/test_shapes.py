@@ -602,9 +602,11 @@ def test_captions_tell_several_things_and_differ(caption_sets):
     assert all(words[name] + words[f'{name}.'] > 20 for name in (*scene.COLOURS, *scene.SHAPES))
 
 
-def test_too_many_captions_are_refused():
+def test_a_negative_seed_and_too_many_captions_are_refused():
     with pytest.raises(ValueError, match='--captions 0: expected 1 to 6'):
         world.Settings(captions=0)
+    with pytest.raises(ValueError, match='--seed -5: expected a number from 0 on'):
+        world.Settings(seed=-5)
     with pytest.raises(ValueError, match='few: no more different captions; choose fewer --captions'):
         captions.generate({'few': scene.sample(7, 0)}, 10_000, random.Random(0))
 

@@ -114,6 +114,8 @@ class Settings:
     def __post_init__(self):
         if self.images < 12:
             raise ValueError(f'--images {self.images}: at least 12 are needed, so that every split gets some')
+        if self.seed < 0:
+            raise ValueError(f'--seed {self.seed}: expected a number from 0 on')
         if not 1 <= self.questions <= 20:
             raise ValueError(f'--questions {self.questions}: expected 1 to 20 questions an image')
         if not 1 <= self.captions <= 6:
