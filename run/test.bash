@@ -7,5 +7,4 @@ cd "$(dirname "$0")/.."
 source run/signals.bash
 run_program bash run/setup.bash --tests
 .venv/bin/ruff check .
-workers=$(($(nproc) * 3 / 2))  # some tests wait, for processes that end or start again
-exec .venv/bin/python -m pytest -n "$workers" --maxprocesses 8 --dist worksteal --durations=0 --durations-min=8 "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --durations=0 --durations-min=8 "$@"
