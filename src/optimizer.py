@@ -2,13 +2,14 @@
 
 import torch
 
-from bert.optimization import SCHEDULES, AdamW, BertAdam, DeviceAdam, Schedule, load_averages
+from bert.optimization import SCHEDULES, AdamW, BertAdam, DeviceAdam, Schedule, eager, load_averages
 from bert.speed import ApexAdam
 from bert.weights import WeightsError
 from files.text import shown
 
-OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'adamw_pytorch': torch.optim.AdamW, 'momentum': torch.optim.SGD,
-              'rms': torch.optim.RMSprop, 'adam': torch.optim.Adam, 'adamax': torch.optim.Adamax, 'sgd': torch.optim.SGD}
+OPTIMIZERS = {'bert': BertAdam, 'adamw': AdamW, 'adamw_pytorch': eager(torch.optim.AdamW), 'momentum': eager(torch.optim.SGD),
+              'rms': eager(torch.optim.RMSprop), 'adam': eager(torch.optim.Adam), 'adamax': eager(torch.optim.Adamax),
+              'sgd': eager(torch.optim.SGD)}
 # Device types on which these of PyTorch's optimizers take a fused step, which the device skips where a gradient is not finite. On
 # a CPU nobody waits, and results are those of the step that is not fused.
 FUSED_STEP = {'cuda'}

@@ -16,7 +16,8 @@ from multiprocessing import forkserver
 from unittest.mock import patch
 
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.captions', 'lxrt.heads', 'torch.utils.tensorboard'])
+FORKS.set_forkserver_preload(['pytest', 'processes', 'tasks.vqa', 'pretrain.captions', 'lxrt.heads', 'torch.utils.tensorboard',
+                               'torch._dynamo'])  # which DistributedDataParallel imports
 
 
 @functools.cache

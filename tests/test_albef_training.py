@@ -317,7 +317,7 @@ def test_recipes_and_decay():
     options = Options(batchSize=8, epochs=2)
     options.complete(head.recipe)
     step = OptimizerStep(head, options, 20, torch.device('cpu'))
-    assert type(step.optimizer) is torch.optim.AdamW and step.optimizer.param_groups[0]['weight_decay'] == 0.02
+    assert isinstance(step.optimizer, torch.optim.AdamW) and step.optimizer.param_groups[0]['weight_decay'] == 0.02
     for p in head.parameters():
         p.grad = torch.full_like(p, 3.0) if p.requires_grad else None
     step()

@@ -12,6 +12,7 @@ from torch import nn
 
 from bert.optimization import SCHEDULES, AdamW, BertAdam, Schedule, load_averages
 from bert.weights import WeightsError
+from optimizer import OPTIMIZERS
 
 torch.set_num_threads(1)  # on models this small a second thread only waits
 
@@ -63,8 +64,10 @@ def plain_bert_adam(values, grads_of_steps, lr, schedule, warmup, t_total, b1=0.
 
 STEP = """
 import sys, torch
-from bert.optimization import AdamW, BertAdam
-for kind in (AdamW, BertAdam):
+from bert.optimization import Schedule
+from optimizer import OPTIMIZERS
+Schedule('plateau', 100, 10)
+for kind in OPTIMIZERS.values():
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = kind([parameter], lr=0.1)
     parameter.sum().backward()
@@ -78,6 +81,22 @@ sys.exit('torch._dynamo' in sys.modules)
 def test_no_step_waits_for_the_import_of_the_compiler():
     done = subprocess.run([sys.executable, '-c', STEP], env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize('name', ['adamw_pytorch', 'momentum', 'rms', 'adam', 'adamax', 'sgd'])
+def test_pytorchs_optimizers_make_the_same_steps_without_the_compiler(name):
+    ours, (theirs, *_) = OPTIMIZERS[name], OPTIMIZERS[name].__bases__
+    assert theirs.__module__.startswith('torch.optim') and theirs.__name__ == ours.__name__
+    states = []
+    for kind in (ours, theirs):
+        generator, parameter = torch.Generator().manual_seed(0), torch.nn.Parameter(torch.ones(50))
+        optimizer = kind([parameter], lr=0.1, weight_decay=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (parameter * torch.randn(50, generator=generator)).square().sum().backward()
+            optimizer.step()
+        states.append(parameter)
+    assert torch.equal(*states) and ours.step.__doc__ == theirs.step.__doc__
 
 
 @pytest.mark.parametrize(('schedule', 'warmup', 't_total', 'more'), [

@@ -1,6 +1,7 @@
 """Adam with decoupled weight decay: BertAdam, without bias correction and with a warm-up schedule (Devlin et al., 2019), and
 AdamW as the original code of VL-BERT has it."""
 
+import inspect
 import math
 from collections import defaultdict
 
@@ -27,6 +28,14 @@ def warmup_cosine(x, warmup):
 SCHEDULES = {'warmup_linear': warmup_linear, 'warmup_constant': warmup_constant, 'warmup_cosine': warmup_cosine}
 
 
+def eager(kind):
+    """One of PyTorch's optimizers without the wrappers that keep torch.compile out of its methods: their import of the compiler
+    takes 2 seconds, and no optimizer is compiled here."""
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in ('add_param_group', 'zero_grad', 'state_dict',
+                                                                      'load_state_dict', 'step')}
+    return type(kind.__name__, (kind,), methods | {'step': torch.no_grad()(methods['step'])})
+
+
 class Schedule:
     """The learning rate of an optimizer that has no schedule itself, as a share of its maximum, at step n = 1, 2, ..., total.
 
@@ -49,7 +58,7 @@ class Schedule:
         self.name, self.total, self.warmup, self.milestones, self.warmup_from = name, total, warmup, milestones, warmup_from
         self.least, self.epochs, self.plateau = least, epochs, None
         if name == 'plateau':  # of an optimizer whose rate is the share
-            share = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+            share = eager(torch.optim.SGD)([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
             self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(share, 'max', factor=0.1, patience=1, cooldown=2, eps=0)
 
     def share(self, n):
@@ -89,13 +98,8 @@ class Schedule:
             vars(self.plateau).update({name: value for name, value in state.items() if name != 'share'})
 
 
-class DeviceAdam(torch.optim.Optimizer):
+class DeviceAdam(eager(torch.optim.Optimizer)):
     """The averages and the step of BertAdam and AdamW. A parameter without gradient is skipped, its decay included."""
-
-    # Without the wrapper that keeps torch.compile out of them, whose import takes 2 seconds; no optimizer is compiled here.
-    add_param_group, zero_grad, state_dict, load_state_dict = (getattr(method, '__wrapped__', method) for method in (
-        torch.optim.Optimizer.add_param_group, torch.optim.Optimizer.zero_grad, torch.optim.Optimizer.state_dict,
-        torch.optim.Optimizer.load_state_dict))
 
     @torch.no_grad()
     def step(self, closure=None, divisor=None, skip=None):
