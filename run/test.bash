@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets everything up, checks the style and runs the tests: bash run/test.bash [pytest arguments]
-# All tests take 10 minutes on 2 idle cores of an AMD EPYC. Cases that take over 8 s are listed at the end. Tests that need a GPU,
+# All tests take 10 to 11 minutes on 2 cores of an AMD EPYC. Cases that take over 8 s are listed at the end. Tests that need a GPU,
 # Chromium or sample data that is not here are skipped and say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
